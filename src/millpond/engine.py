@@ -1,0 +1,348 @@
+"""`Engine`, the public object: texts in, vectors out, from any thread and any event loop.
+
+It turns calls into jobs and results into arrays. The model, the queue and the threads behind it
+belong to a `Service`, which several engines may hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import contextmanager
+from itertools import islice
+from types import TracebackType
+from typing import Any, Self, TypedDict, Unpack
+
+import numpy.typing as npt
+from tqdm.auto import tqdm
+
+from .config import EngineConfig, EngineOptions
+from .embeddings import Embeddings, OutputDType
+from .errors import EngineClosed, InvalidOption
+from .info import EngineInfo
+from .loop import Health
+from .models.spec import ModelSpec
+from .request import Request, TextInput, TextsInput
+from .runner import BatchRunner
+from .scheduling.job import Job, Lane, TruncateSide
+from .service import Service
+from .stats import EngineStats, StatsHook
+
+__all__ = ["Engine"]
+
+ITER_JOBS_AHEAD = 3  # slices of embed_iter that wait or run at a time
+
+
+class CallOptions(TypedDict, total=False):
+    """The options of one call, as `Engine.embed` explains them."""
+
+    task: str | None
+    prompt: str | None
+    prompt_name: str | None
+    dimensions: int | None
+    normalize: bool | None
+    truncate: TruncateSide | None
+    output_dtype: OutputDType
+    lane: Lane | str | None
+    timeout: float | None
+
+
+class Engine:
+    """An embedding model served inside this process.
+
+    ```python
+    with Engine("sentence-transformers/all-MiniLM-L6-v2") as engine:
+        vectors = engine.embed(["one text", "another"])   # float32 [2, 384]
+        query = engine.embed("which text?", task="query")  # float32 [384]
+    ```
+
+    `options` are the fields of `EngineConfig`. Raises `ModelNotFound`, `InvalidCheckpoint` or
+    `UnsupportedModel` for the model and `InvalidOption` for the rest.
+
+    An engine that is no longer referenced finishes what it accepted and stops by itself.
+    """
+
+    def __init__(self, model: str | os.PathLike[str], **options: Unpack[EngineOptions]) -> None:
+        self._hold(Service.load(_config(model, options)).acquire())
+
+    @classmethod
+    def shared(cls, model: str | os.PathLike[str], **options: Unpack[EngineOptions]) -> Self:
+        """An engine on the process-wide service for this configuration.
+
+        Equal configurations share one copy of the weights and one queue; the last engine to be
+        closed, or collected, lets them go.
+        """
+        return cls._on(Service.shared(_config(model, options)))
+
+    @classmethod
+    def with_runner(
+        cls, runner: BatchRunner, spec: ModelSpec, **options: Unpack[EngineOptions]
+    ) -> Self:
+        """An engine on a runner of your own: a fake for tests, or another way to run a model."""
+        return cls._on(Service(spec, runner, _config(spec.name, options)).acquire())
+
+    @classmethod
+    def _on(cls, service: Service) -> Self:
+        engine = cls.__new__(cls)
+        engine._hold(service)
+        return engine
+
+    def _hold(self, service: Service) -> None:
+        """Keep an acquired service until this engine is closed or collected."""
+        self._service = service
+        self._info = service.info()
+        self._release = weakref.finalize(self, service.release)
+        self._release.atexit = False  # at exit, services are stopped, not drained
+
+    # Embedding.
+
+    def embed(
+        self,
+        texts: TextsInput,
+        *,
+        task: str | None = None,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        dimensions: int | None = None,
+        normalize: bool | None = None,
+        truncate: TruncateSide | None = None,
+        output_dtype: OutputDType = "float32",
+        lane: Lane | str | None = None,
+        timeout: float | None = None,
+        progress: bool = False,
+    ) -> npt.NDArray[Any]:
+        """Embed one text, `[dim]`, or a list of them, `[n, dim]`; row *i* is text *i*'s.
+
+        A text is a string or its token ids.
+
+        - `task`: "query" or "document"; adds the prompt the model saved for it and takes its route.
+        - `prompt`: text to put in front of every text; wins over `prompt_name`, which wins over
+          the task's prompt.
+        - `dimensions`: keep only the first so many and restore unit length (Matryoshka).
+        - `normalize`: scale vectors to unit length; None leaves that to the model.
+        - `truncate`: cut a text longer than the model reads at its "end" or "start", or raise
+          `TextTooLong` ("error"); None cuts where the checkpoint says, the end as a rule.
+        - `output_dtype`: float32, float16, int8, uint8, binary or ubinary.
+        - `lane`: "interactive" or "bulk"; None is interactive for a single text or a query.
+        - `timeout`: seconds until `DeadlineExceeded`.
+        - `progress`: show a progress bar.
+
+        Raises `InvalidInput` and `InvalidOption` for what cannot be meant, `TextFailed` for a text
+        the model failed on (`TextsFailed` for several), `EngineClosed` and `EngineFailed`.
+        """
+        with _progress_bar(texts, progress) as update:
+            job, single = self._submit(
+                texts,
+                Request(
+                    task=task,
+                    prompt=prompt,
+                    prompt_name=prompt_name,
+                    dimensions=dimensions,
+                    normalize=normalize,
+                    truncate=truncate,
+                    output_dtype=output_dtype,
+                    lane=lane,
+                    timeout=timeout,
+                    progress=update,
+                ),
+            )
+            return _vectors(self._wait(job, timeout), single)
+
+    async def aembed(
+        self, texts: TextsInput, *, progress: bool = False, **options: Unpack[CallOptions]
+    ) -> npt.NDArray[Any]:
+        """`embed` for any event loop. A cancelled call is taken out before its next forward."""
+        with _progress_bar(texts, progress) as update:
+            job, single = self._submit(texts, Request(progress=update, **options))
+            return _vectors(await self._await(job, options.get("timeout")), single)
+
+    async def _await(self, job: Job, timeout: float | None) -> Embeddings:
+        waiting = asyncio.wrap_future(job.future)
+        try:
+            if timeout is not None:
+                done, _ = await asyncio.wait({waiting}, timeout=timeout)
+                if not done:
+                    self._service.loop.expire(job)
+            return await waiting
+        except asyncio.CancelledError:
+            job.future.cancel()
+            raise
+
+    def submit(
+        self, texts: TextsInput, *, wait: bool = True, **options: Unpack[CallOptions]
+    ) -> Future[Embeddings]:
+        """Hand texts in and go on; the future gives `Embeddings`, with an error per failed text.
+
+        Blocks while the lane's queue is full, or raises `QueueFull` where `wait` is False.
+        Cancelling the future takes out the texts that have not run.
+        """
+        job, _ = self._submit(texts, Request(**options), wait=wait, block=wait)
+        return job.future
+
+    def embed_iter(
+        self,
+        texts: Iterable[TextInput],
+        *,
+        chunk_size: int = 1024,
+        **options: Unpack[CallOptions],
+    ) -> Iterator[npt.NDArray[Any]]:
+        """Embed a corpus of any length: a matrix `[≤ chunk_size, dim]` at a time, in order.
+
+        Reads no more than a few chunks ahead of what the caller has taken, so memory does not
+        grow with the corpus.
+        """
+        if isinstance(texts, str) or not isinstance(texts, Iterable):
+            raise InvalidOption("embed_iter takes an iterable of texts; one text goes to embed")
+        if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
+            raise InvalidOption(f"chunk_size={chunk_size!r}: it must be a whole number above 0")
+        return self._embed_chunks(iter(texts), chunk_size, {"lane": Lane.BULK, **options})
+
+    def _embed_chunks(
+        self, texts: Iterator[TextInput], chunk_size: int, options: CallOptions
+    ) -> Iterator[npt.NDArray[Any]]:
+        ahead: deque[Job] = deque()
+        timeout = options.get("timeout")
+        try:
+            while chunk := list(islice(texts, chunk_size)):
+                ahead.append(self._submit(chunk, Request(**options))[0])
+                if len(ahead) == ITER_JOBS_AHEAD:
+                    yield _vectors(self._wait(ahead.popleft(), timeout))
+            while ahead:
+                yield _vectors(self._wait(ahead.popleft(), timeout))
+        finally:
+            for job in ahead:
+                job.future.cancel()
+
+    def _submit(
+        self, texts: TextsInput, request: Request, *, wait: bool = True, block: bool = False
+    ) -> tuple[Job, bool]:
+        if not self._release.alive:
+            raise EngineClosed("the engine is closed; make a new one")
+        service = self._service
+        loop = service.loop
+        job, single = request.job(
+            texts, spec=service.spec, runner=service.runner, now_s=loop.clock()
+        )
+        loop.submit(job, wait=wait, block=block)
+        return job, single
+
+    def _wait(self, job: Job, timeout: float | None) -> Embeddings:
+        try:
+            return job.future.result(timeout)
+        except FutureTimeout:
+            self._service.loop.expire(job)
+            return job.future.result()
+        except BaseException:
+            job.future.cancel()
+            raise
+
+    # About it.
+
+    def info(self) -> EngineInfo:
+        """The model, how it runs and why, and the budgets."""
+        return self._info
+
+    def stats(self) -> EngineStats:
+        """Totals since the model was loaded, and what is waiting now."""
+        return self._service.loop.stats()
+
+    @property
+    def health(self) -> Health:
+        """`ready`, `closing`, `closed`, or `failed` when no call can succeed any more."""
+        health = self._service.loop.health
+        return "closed" if health == "ready" and not self._release.alive else health
+
+    def add_stats_hook(self, hook: StatsHook) -> None:
+        """Call `hook` with a `BatchStats` after every batch, on the engine's own thread."""
+        self._service.loop.add_hook(hook)
+
+    def remove_stats_hook(self, hook: StatsHook) -> None:
+        """Stop calling a hook."""
+        self._service.loop.remove_hook(hook)
+
+    # Its end, and its copies.
+
+    def close(self, *, drain: bool = True) -> None:
+        """Finish what was accepted (`drain`) or fail it with `EngineClosed`, then stop.
+
+        Where other engines share the model, it goes on for them. Closing twice does nothing.
+        """
+        if self._release.detach() is not None:
+            self._service.release(drain=drain, wait=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close(drain=error is None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await asyncio.to_thread(self.close, drain=error is None)
+
+    def __copy__(self) -> Self:
+        return self._on(self._service.acquire())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.__copy__()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickle, (self._service.config,)
+
+    def __repr__(self) -> str:
+        info = self._info
+        return (
+            f"Engine({info.model.name!r}, device={info.device!r}, dtype={info.dtype!r}, "
+            f"execution={info.execution!r}, health={self.health!r})"
+        )
+
+
+def _vectors(result: Embeddings, single: bool = False) -> npt.NDArray[Any]:
+    result.raise_for_errors()
+    vectors: npt.NDArray[Any] = result.vectors[0] if single else result.vectors
+    return vectors
+
+
+class _Bar(tqdm):  # type: ignore[misc]
+    monitor_interval = 0  # tqdm's own thread would outlive the engine
+
+
+@contextmanager
+def _progress_bar(texts: TextsInput, show: bool) -> Iterator[Callable[[int], object] | None]:
+    if not show:
+        yield None
+        return
+    total = 1 if isinstance(texts, str) else len(texts)
+    with _Bar(total=total, unit="text", smoothing=0.1) as bar:
+        yield bar.update
+
+
+def _unpickle(config: EngineConfig) -> Engine:
+    return Engine._on(Service.shared(config))
+
+
+def _config(model: str | os.PathLike[str], options: EngineOptions) -> EngineConfig:
+    known = EngineOptions.__annotations__
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise InvalidOption(
+            f"unknown option {', '.join(unknown)}; an engine takes {', '.join(sorted(known))}"
+        )
+    return EngineConfig(model=os.fspath(model), **options)

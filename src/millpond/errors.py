@@ -1,0 +1,185 @@
+"""Every exception Millpond raises on purpose, and nothing else.
+
+    MillpondError
+    ├── InvalidOption            an engine or call option has a value it cannot have
+    │   ├── InvalidDimensions    `dimensions` is not between 1 and the model's own
+    │   ├── UnknownPrompt        no prompt of that name is saved or configured
+    │   └── UnknownTask          the checkpoint has no route for that task
+    ├── InvalidInput             a text cannot be accepted; `.index` says which
+    │   ├── InvalidText          neither a string nor a list of token ids
+    │   ├── InvalidTokenIds      a token id is outside the vocabulary, or there are none
+    │   └── TextTooLong          longer than the model reads, with truncate="error"
+    ├── ModelError               the model cannot be used
+    │   ├── ModelNotFound        no folder, cache, hub or package has it
+    │   ├── InvalidCheckpoint    a file of it is missing, damaged or contradicts another
+    │   └── UnsupportedModel     it is readable, but not something Millpond can run
+    ├── EngineError              the engine cannot take or finish the call
+    │   ├── EngineClosed         closed before the text was embedded
+    │   ├── EngineFailed         its loop or its device died; `.__cause__` says of what
+    │   ├── QueueFull            the queue bound is reached and the caller would not wait
+    │   └── DeadlineExceeded     the call's `timeout` passed first
+    └── TextFailed               accepted, but no vector could be computed; `.index` says which
+        ├── OutOfMemory          it does not fit in memory even on its own
+        ├── NonFiniteVector      the model gave NaN or infinity for it
+        └── TextsFailed          several at once: `.errors` maps each index to its TextFailed
+
+Where Python has a type for the same mistake, ours is that type too: an
+`InvalidOption` is a `ValueError`, `InvalidText` a `TypeError`, `ModelNotFound` a
+`FileNotFoundError`, `DeadlineExceeded` a `TimeoutError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Self
+
+__all__ = [
+    "DeadlineExceeded",
+    "EngineClosed",
+    "EngineError",
+    "EngineFailed",
+    "InvalidCheckpoint",
+    "InvalidDimensions",
+    "InvalidInput",
+    "InvalidOption",
+    "InvalidText",
+    "InvalidTokenIds",
+    "MillpondError",
+    "ModelError",
+    "ModelNotFound",
+    "NonFiniteVector",
+    "OutOfMemory",
+    "QueueFull",
+    "TextFailed",
+    "TextTooLong",
+    "TextsFailed",
+    "UnknownPrompt",
+    "UnknownTask",
+    "UnsupportedModel",
+]
+
+
+class MillpondError(Exception):
+    """The root of everything Millpond raises on purpose."""
+
+
+class InvalidOption(MillpondError, ValueError):
+    """An engine or call option has a value it cannot have."""
+
+
+class InvalidDimensions(InvalidOption):
+    """`dimensions` is not between 1 and the model's own number of dimensions."""
+
+
+class UnknownPrompt(InvalidOption):
+    """No prompt of that name is saved in the checkpoint or given to the engine."""
+
+
+class UnknownTask(InvalidOption):
+    """The checkpoint routes by task and has no route for this one."""
+
+
+class _AboutOneText(MillpondError):
+    """An error that knows the place of its text in the call."""
+
+    def __init__(self, message: str, *, index: int = 0) -> None:
+        super().__init__(message)
+        self.index = index
+
+    def __str__(self) -> str:
+        return f"text {self.index}: {self.args[0]}"
+
+    def at(self, index: int) -> Self:
+        """The same error for another place: a part's index becomes the whole call's."""
+        return type(self)(self.args[0], index=index).with_traceback(self.__traceback__)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.args[0], self.index)
+
+
+class InvalidInput(_AboutOneText, ValueError):
+    """A text that cannot be accepted. `index` is its place in the call."""
+
+
+class InvalidText(InvalidInput, TypeError):
+    """An input that is neither a string nor a list of token ids."""
+
+
+class InvalidTokenIds(InvalidInput):
+    """Token ids outside the vocabulary, or an empty list of them."""
+
+
+class TextTooLong(InvalidInput):
+    """A text longer than the model reads, embedded with truncate="error"."""
+
+
+class ModelError(MillpondError):
+    """The model cannot be used."""
+
+
+class ModelNotFound(ModelError, FileNotFoundError):
+    """No folder, cache, hub or installed package has the model."""
+
+
+class InvalidCheckpoint(ModelError):
+    """A file of the checkpoint is missing, damaged or contradicts another."""
+
+
+class UnsupportedModel(ModelError):
+    """The checkpoint is readable, but not something Millpond can run."""
+
+
+class EngineError(MillpondError):
+    """The engine cannot take or finish the call."""
+
+
+class EngineClosed(EngineError):
+    """The engine was closed before the text was embedded."""
+
+
+class EngineFailed(EngineError):
+    """The engine's loop or device died; `__cause__` says of what."""
+
+
+class QueueFull(EngineError):
+    """The queue bound is reached and the caller would not wait."""
+
+
+class DeadlineExceeded(EngineError, TimeoutError):
+    """The call's `timeout` passed before its texts were embedded."""
+
+
+class TextFailed(_AboutOneText):
+    """An accepted text for which no vector could be computed. `index` is its place in the call."""
+
+
+class OutOfMemory(TextFailed):
+    """A text that does not fit in memory even in a batch of its own."""
+
+
+class NonFiniteVector(TextFailed):
+    """A text for which the model gave NaN or infinity."""
+
+
+class TextsFailed(TextFailed):
+    """Texts of one call that failed. `errors` maps each index to its `TextFailed`."""
+
+    def __init__(self, errors: Mapping[int, TextFailed]) -> None:
+        self.errors = dict(sorted(errors.items()))
+        first, error = next(iter(self.errors.items()))
+        shown = ", ".join(map(str, list(self.errors)[:10])) + (", …" if len(errors) > 10 else "")
+        super().__init__(
+            f"{len(errors)} of the texts could not be embedded (index {shown}); the first failed "
+            f"with {type(error).__name__}: {error}. `submit` gives the vectors of the others",
+            index=first,
+        )
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.errors,)
+
+
+def _rebuild(error: type[_AboutOneText], message: str, index: int) -> MillpondError:
+    return error(message, index=index)

@@ -1,0 +1,362 @@
+"""`Loop`: the two threads that serve one model, and the lock their state is under.
+
+The tokenising thread keeps a few batches of token ids ahead. The batching thread asks the
+scheduler for a batch only when the runner can take one, so batches grow by themselves under load
+and a lone query runs at once. Planning happens under the lock, work outside it.
+
+The threads know this object and not the engine, so an engine nobody holds any more can be
+collected while they finish what was accepted.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import DeadlineExceeded, EngineClosed, EngineFailed, MillpondError, QueueFull
+from .executor import BatchExecutor
+from .runner import BatchRunner
+from .scheduling.batch import Batch
+from .scheduling.job import Chunk, Job, Lane
+from .scheduling.scheduler import Scheduler
+from .stats import BatchStats, EngineStats, StatsHook
+
+__all__ = ["Health", "Loop"]
+
+Health = Literal["ready", "closing", "closed", "failed"]
+INLINE_TOKENS = 2048  # a query up to this guess is tokenised by its caller, not by the thread
+logger = logging.getLogger("millpond")
+
+
+class Loop:
+    """Accepts jobs, runs them, and ends each exactly once.
+
+    Whoever takes a job out of `_pending`, under the lock, is the one that ends its future.
+    """
+
+    def __init__(
+        self,
+        runner: BatchRunner,
+        scheduler: Scheduler,
+        *,
+        name: str = "millpond",
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.clock = clock
+        self._runner = runner
+        self._executor = BatchExecutor(runner, self, clock=clock)  # the batching thread's own
+        # Everything below is under the lock.
+        self._lock = threading.RLock()
+        self._batching_has_work = threading.Condition(self._lock)
+        self._tokenizing_has_work = threading.Condition(self._lock)
+        self._admission = threading.Condition(self._lock)
+        self._scheduler = scheduler
+        self._pending: dict[int, Job] = {}  # accepted and not ended
+        self._health: Health = "ready"
+        self._cause: BaseException | None = None
+        self._hooks: tuple[StatsHook, ...] = ()
+        self._totals = dict.fromkeys(
+            ("batches", "texts", "tokens", "padded_tokens", "truncated_texts", "failed_texts"), 0
+        )
+        self._cancelled_texts = 0
+        self._forward_s = 0.0
+        self._threads = tuple(
+            threading.Thread(target=self._guarded, args=(work,), name=f"{name}-{role}", daemon=True)
+            for role, work in (("tokenize", self._tokenize_all), ("batch", self._batch_all))
+        )
+        for thread in self._threads:
+            thread.start()
+
+    # Callers.
+
+    def submit(self, job: Job, *, wait: bool = True, block: bool = False) -> None:
+        """Accept a job, or raise.
+
+        Where the queue is full, a job that may not `wait` raises `QueueFull`; one that may waits
+        its turn, and `block` keeps the caller until it is admitted.
+        """
+        self._check_open()
+        if not len(job):
+            _end(job, result_s=self.clock())
+            return
+        chunk = self._tokenize_inline(job)
+        with self._lock:
+            self._check_open()
+            if not wait and not self._scheduler.has_room_for(job):
+                raise self._queue_full(job)
+            self._pending[job.id] = job
+            self._scheduler.submit(job, self.clock(), chunk)
+            self._wake()
+        job.future.add_done_callback(lambda _: self._forget_if_cancelled(job))
+        if block:
+            self._block_until_admitted(job)
+
+    def _tokenize_inline(self, job: Job) -> Chunk | None:
+        """A short query skips the tokenising thread: two thread switches less to wait for."""
+        if job.lane is Lane.BULK or job.waiting_tokens > INLINE_TOKENS:
+            return None
+        return self._runner.tokenize(job, np.arange(len(job)))
+
+    def _queue_full(self, job: Job) -> QueueFull:
+        waiting = self._scheduler.waiting_tokens(job.lane)
+        return QueueFull(
+            f"{waiting} tokens are waiting in the {job.lane.value} lane and this call brings about "
+            f"{job.waiting_tokens} more; try again later, or raise max_queue_tokens"
+        )
+
+    def _block_until_admitted(self, job: Job) -> None:
+        try:
+            with self._lock:
+                while not (job.admitted or job.dead):
+                    self._admission.wait()
+        except BaseException:  # KeyboardInterrupt: nobody will hold the future
+            job.future.cancel()
+            raise
+
+    def _check_open(self) -> None:
+        with self._lock:
+            if self._health == "failed":
+                raise self._failure()
+            if self._health != "ready":
+                raise EngineClosed("the engine is closed; make a new one")
+
+    def _failure(self) -> EngineFailed:
+        error = EngineFailed(
+            f"the engine failed and serves no more calls ({type(self._cause).__name__}: "
+            f"{self._cause}); make a new one"
+        )
+        error.__cause__ = self._cause
+        return error
+
+    def expire(self, job: Job) -> None:
+        """End a job whose caller saw its deadline pass."""
+        with self._lock:
+            ours = self._drop(job)
+        if ours:
+            _end(job, _deadline_error(job))
+
+    def _forget_if_cancelled(self, job: Job) -> None:
+        if not job.future.cancelled():
+            return
+        with self._lock:
+            ours = self._drop(job)
+        if ours:
+            _end(job)  # tells those who wait on several futures at once
+
+    def _drop(self, job: Job) -> bool:
+        """Under the lock: plan nothing more of a job; whether it is the caller's to end."""
+        if self._pending.pop(job.id, None) is None:
+            return False
+        self._cancelled_texts += job.remaining
+        self._scheduler.forget(job)
+        self._wake()
+        return True
+
+    def _wake(self) -> None:
+        self._batching_has_work.notify()
+        self._tokenizing_has_work.notify()
+        self._admission.notify_all()
+
+    def close(self, *, drain: bool, wait: bool = True) -> None:
+        """Stop: finish what was accepted (`drain`), or fail all of it but what is running."""
+        with self._lock:
+            if self._health == "ready":
+                self._health = "closing"
+            abandoned = [] if drain else [j for j in list(self._pending.values()) if self._drop(j)]
+            self._wake()
+        for job in abandoned:
+            _end(job, EngineClosed("the engine was closed before the call was finished"))
+        if wait:
+            for thread in self._threads:
+                if thread is not threading.current_thread():
+                    thread.join()
+
+    def add_hook(self, hook: StatsHook) -> None:
+        """Call `hook` on the batching thread after every batch."""
+        with self._lock:
+            self._hooks = (*self._hooks, hook)
+
+    def remove_hook(self, hook: StatsHook) -> None:
+        """Stop calling a hook. Nothing happens if it was not there."""
+        with self._lock:
+            self._hooks = tuple(known for known in self._hooks if known is not hook)
+
+    @property
+    def health(self) -> Health:
+        """`closing` becomes `closed` when the last accepted text is through."""
+        with self._lock:
+            return self._health
+
+    def stats(self) -> EngineStats:
+        """Totals since the start, and what is waiting now."""
+        with self._lock:
+            return EngineStats(
+                **self._totals,
+                cancelled_texts=self._cancelled_texts,
+                waiting_interactive_tokens=self._scheduler.waiting_tokens(Lane.INTERACTIVE),
+                waiting_bulk_tokens=self._scheduler.waiting_tokens(Lane.BULK),
+                forward_s=self._forward_s,
+            )
+
+    def abandon_in_child(self) -> None:
+        """In a forked child: the threads stayed behind, so nothing pending here will ever run."""
+        pending, self._pending = list(self._pending.values()), {}
+        for job in pending:
+            job.future.fail_in_child(
+                EngineFailed("the process was forked; this call goes on in the parent only")
+            )
+
+    # Both threads.
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:  # nobody may wait for a thread that is gone
+            self._fail(error)
+
+    def _fail(self, cause: BaseException) -> None:
+        with self._lock:
+            if self._health == "failed":
+                return
+            self._health = "failed"
+            self._cause = cause
+            pending = [job for job in list(self._pending.values()) if self._drop(job)]
+            self._wake()
+        logger.error("the engine failed: %s: %s", type(cause).__name__, cause, exc_info=cause)
+        for job in pending:
+            _end(job, self._failure())
+
+    def _is_over(self) -> bool:
+        return self._health == "failed" or (self._health == "closing" and not self._pending)
+
+    # The tokenising thread.
+
+    def _tokenize_all(self) -> None:
+        while (claimed := self._next_to_tokenize()) is not None:
+            job, rows = claimed
+            try:
+                chunk = self._runner.tokenize(job, rows)
+            except MillpondError as error:  # a text of the call cannot be accepted after all
+                with self._lock:
+                    ours = self._drop(job)
+                if ours:
+                    _end(job, error)
+                continue
+            with self._lock:
+                self._scheduler.ready(job, chunk, self.clock())
+                self._batching_has_work.notify()
+
+    def _next_to_tokenize(self) -> tuple[Job, npt.NDArray[np.int64]] | None:
+        with self._lock:
+            while (claimed := self._scheduler.next_to_tokenize()) is None and not self._is_over():
+                self._tokenizing_has_work.wait()
+            return claimed
+
+    # The batching thread.
+
+    def _batch_all(self) -> None:
+        executor = self._executor
+        while True:
+            batch = self._next_batch(wait=not executor)
+            if batch is not None:
+                executor.launch(batch)
+            elif not executor:
+                break
+            if batch is None or executor.is_full:
+                executor.finish_oldest()
+        with self._lock:
+            if self._health == "closing":
+                self._health = "closed"
+            self._wake()
+
+    def _next_batch(self, *, wait: bool) -> Batch | None:
+        """Plan a batch. Where there is none, `wait` for one, or for the end."""
+        while True:
+            with self._lock:
+                now_s = self.clock()
+                expired = [job for job in self._scheduler.expired(now_s) if self._drop(job)]
+                batch = self._scheduler.next_batch(now_s)
+                if batch is None and not expired:
+                    if not wait or self._is_over():
+                        return None
+                    deadline_s = self._scheduler.next_deadline()
+                    timeout_s = None if deadline_s is None else max(0.0, deadline_s - now_s)
+                    self._batching_has_work.wait(timeout_s)
+                self._wake()
+            for job in expired:
+                _end(job, _deadline_error(job))
+            if batch is not None:
+                return batch
+
+    def batch_ran(self, batch: Batch, stats: BatchStats) -> None:
+        """The executor's word: learn from it, count it, pass it on."""
+        with self._lock:
+            self._scheduler.record(batch, stats.forward_s)
+            totals = self._totals
+            totals["batches"] += 1
+            totals["texts"] += stats.texts - stats.failed_texts
+            totals["tokens"] += stats.tokens
+            totals["padded_tokens"] += stats.padded_tokens
+            self._forward_s += stats.forward_s
+            hooks = self._hooks
+        for hook in hooks:
+            try:
+                hook(stats)
+            except Exception:
+                logger.exception("a stats hook raised; the engine goes on")
+
+    def job_completed(self, job: Job) -> None:
+        """The executor's word: the job has nothing left to wait for."""
+        truncated = int(job.truncated.sum())
+        with self._lock:
+            if self._pending.pop(job.id, None) is None:
+                return
+            first = bool(truncated) and not self._totals["truncated_texts"]
+            self._totals["truncated_texts"] += truncated
+            self._totals["failed_texts"] += len(job.errors)
+        if first:
+            logger.warning(
+                "%d of %d texts were longer than the model reads and were truncated "
+                "(logged once; every result says which of its texts were)",
+                truncated,
+                len(job),
+            )
+        _end(job, result_s=self.clock())
+
+    def out_of_memory(self, batch: Batch) -> None:
+        """The executor's word: plan smaller batches from now on."""
+        with self._lock:
+            self._scheduler.shrink(batch.tokens // 2)
+            limit = self._scheduler.max_batch_tokens
+        logger.warning("out of memory: a batch now holds at most %d tokens", limit)
+
+    def __repr__(self) -> str:
+        with self._lock:
+            return (
+                f"Loop(health={self._health!r}, pending_jobs={len(self._pending)}, "
+                f"in_flight={len(self._executor)}, {self._scheduler!r})"
+            )
+
+
+def _deadline_error(job: Job) -> DeadlineExceeded:
+    done = len(job) - job.remaining
+    return DeadlineExceeded(
+        f"the call's timeout passed with {done} of its {len(job)} texts embedded; "
+        "allow more time or send fewer texts"
+    )
+
+
+def _end(job: Job, error: MillpondError | None = None, *, result_s: float = 0.0) -> None:
+    """End a job's future with an error or its result, unless its caller cancelled it."""
+    if not job.future.set_running_or_notify_cancel():
+        return
+    if error is not None:
+        job.future.set_exception(error)
+    else:
+        job.future.set_result(job.result(result_s))

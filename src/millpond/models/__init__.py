@@ -1,0 +1,1 @@
+"""What a checkpoint is and how it runs: resolve, spec, loading, tokenizer, pooling."""

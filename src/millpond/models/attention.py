@@ -1,0 +1,172 @@
+"""One attention function for every model: each sequence of a packed row on its own.
+
+transformers' model code calls it in place of its stock attention once a model's implementation
+is set to `ATTENTION_NAME`, and hands through the `packed_sequences=` keyword that the forward was
+called with. It holds no state, so any number of engines may share its registration.
+
+It knows which rows belong together and nothing of texts, jobs or batches.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+
+__all__ = ["ATTENTION_NAME", "PackedSequences", "register_attention", "uses_varlen"]
+
+ATTENTION_NAME = "millpond"
+_VARLEN_OPTIONS = frozenset(inspect.signature(varlen_attn).parameters)  # more in newer releases
+
+
+@dataclass(frozen=True)
+class PackedSequences:
+    """Where sequences begin and end in a row of `[1, total, …]`.
+
+    `groups` are runs of neighbours of equal length, `(start row, sequences, length)`. `boundaries`
+    is `cu_seqlens`, int32 `[n + 1]` on the model's device, and is needed by the CUDA kernel only.
+    """
+
+    groups: tuple[tuple[int, int, int], ...]
+    longest: int
+    boundaries: Tensor | None = None
+    deterministic: bool = False
+    masks: dict[tuple[int, int, bool], Tensor] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        lengths: npt.NDArray[np.int64],
+        *,
+        boundaries: Tensor | None = None,
+        deterministic: bool = False,
+    ) -> PackedSequences:
+        """Describe sequences of these lengths, in this order."""
+        changes = np.flatnonzero(np.diff(lengths)) + 1
+        firsts = np.concatenate(([0], changes))
+        counts = np.diff(np.concatenate((firsts, [len(lengths)])))
+        starts = np.cumsum(lengths) - lengths
+        groups = zip(
+            starts[firsts].tolist(), counts.tolist(), lengths[firsts].tolist(), strict=True
+        )
+        return cls(tuple(groups), int(lengths.max()), boundaries, deterministic)
+
+    def window_mask(self, length: int, window: int, causal: bool, device: torch.device) -> Tensor:
+        """Which keys each query of a sequence sees, bool `[length, length]`, made once a batch."""
+        key = (length, window, causal)
+        if key not in self.masks:
+            position = torch.arange(length, device=device)
+            distance = position[:, None] - position[None, :]
+            seen = distance.abs() < window
+            self.masks[key] = seen & (distance >= 0) if causal else seen
+        return self.masks[key]
+
+
+def register_attention() -> None:
+    """Make `ATTENTION_NAME` known to transformers. Doing it again changes nothing."""
+    AttentionInterface.register(ATTENTION_NAME, packed_attention)
+    AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """The boundaries say it all."""
+
+
+def uses_varlen(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the variable-length CUDA kernel serves this device and dtype."""
+    half = dtype in (torch.float16, torch.bfloat16)
+    return device.type == "cuda" and half and "window_size" in _VARLEN_OPTIONS
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packed_sequences: PackedSequences,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention over a packed row: `[1, heads, total, size]` in, `[1, total, heads, size]` out.
+
+    Follows transformers' conventions: a module is causal unless it says otherwise, and a window
+    of `w` lets a token see those fewer than `w` positions away.
+    """
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    attend = _varlen if packed_sequences.boundaries is not None else _grouped
+    out = attend(query[0], key[0], value[0], packed_sequences, scaling, sliding_window, causal)
+    return out.unsqueeze(0), None
+
+
+def _varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sequences: PackedSequences,
+    scaling: float | None,
+    window: int | None,
+    causal: bool,
+) -> Tensor:
+    query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+    reach = -1 if window is None else window - 1
+    options: dict[str, Any] = {"window_size": (reach, 0 if causal else reach)}
+    if query.shape[1] != key.shape[1]:
+        if "enable_gqa" in _VARLEN_OPTIONS:
+            options["enable_gqa"] = True
+        else:
+            repeats = query.shape[1] // key.shape[1]
+            key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
+    if sequences.deterministic and "num_splits" in _VARLEN_OPTIONS:
+        options["num_splits"] = 1
+    bounds, longest = sequences.boundaries, sequences.longest
+    assert bounds is not None
+    out = varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scaling, **options)
+    assert isinstance(out, Tensor)
+    return out
+
+
+def _grouped(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sequences: PackedSequences,
+    scaling: float | None,
+    window: int | None,
+    causal: bool,
+) -> Tensor:
+    grouped_queries = query.shape[0] != key.shape[0]
+    parts = []
+    for start, count, length in sequences.groups:
+        mask = None
+        if window is not None and length > window:
+            mask = sequences.window_mask(length, window, causal, query.device)
+        attended = scaled_dot_product_attention(
+            _sequences(query, start, count, length),
+            _sequences(key, start, count, length),
+            _sequences(value, start, count, length),
+            attn_mask=mask,
+            is_causal=causal and mask is None and length > 1,
+            scale=scaling,
+            enable_gqa=grouped_queries,
+        )
+        parts.append(attended.transpose(1, 2).flatten(0, 1))
+    return torch.cat(parts)
+
+
+def _sequences(rows: Tensor, start: int, count: int, length: int) -> Tensor:
+    """Neighbours of equal length as a batch, without a copy: `[count, heads, length, size]`."""
+    heads, _, size = rows.shape
+    run = rows[:, start : start + count * length]
+    return run.view(heads, count, length, size).transpose(0, 1)

@@ -1,0 +1,97 @@
+"""The Hugging Face hub and its cache, as `resolve` needs them.
+
+It knows how to ask and to fetch, never whether the answer makes a model.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import huggingface_hub
+from huggingface_hub import constants
+from tqdm import tqdm
+
+__all__ = ["Hub", "HuggingFaceHub", "Repository"]
+
+_ANSWER_TIMEOUT_S = 5.0  # without a network the answer is wanted now, not after five retries
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repository:
+    """What the hub has under one name and revision."""
+
+    name: str
+    revision: str | None
+    """As asked for; `commit` is what it stands for."""
+    commit: str | None
+    files: tuple[str, ...]
+    """Every file of it, relative to its root."""
+
+
+class Hub(Protocol):
+    """Where models come from that are on no local disk. Its methods may raise anything."""
+
+    def offline(self) -> bool:
+        """Whether the user has forbidden network access."""
+
+    def cached_folder(
+        self, name: str, *, revision: str | None, cache_dir: str | None
+    ) -> Path | None:
+        """The folder of a snapshot that is on disk already, whole or not; None without one."""
+
+    def find(self, name: str, *, revision: str | None) -> Repository:
+        """Ask the hub for a model, quickly or not at all."""
+
+    def fetch(self, repository: Repository, files: Sequence[str], *, cache_dir: str | None) -> Path:
+        """Download these files and return the folder that mirrors the repository's root."""
+
+
+class HuggingFaceHub:
+    """`Hub` through `huggingface_hub`, with its own cache, endpoint and token settings."""
+
+    def offline(self) -> bool:
+        is_offline = getattr(huggingface_hub, "is_offline_mode", None)
+        return bool(is_offline()) if is_offline else bool(constants.HF_HUB_OFFLINE)
+
+    def cached_folder(
+        self, name: str, *, revision: str | None, cache_dir: str | None
+    ) -> Path | None:
+        for file in ("modules.json", "config.json"):
+            found = huggingface_hub.try_to_load_from_cache(
+                name, file, cache_dir=cache_dir, revision=revision
+            )
+            if isinstance(found, str):
+                return Path(found).parent
+        return None
+
+    def find(self, name: str, *, revision: str | None) -> Repository:
+        answer = huggingface_hub.HfApi().model_info(
+            name, revision=revision, timeout=_ANSWER_TIMEOUT_S
+        )
+        files = tuple(sibling.rfilename for sibling in answer.siblings or ())
+        return Repository(name=name, revision=revision, commit=answer.sha, files=files)
+
+    def fetch(self, repository: Repository, files: Sequence[str], *, cache_dir: str | None) -> Path:
+        # By the revision asked for, not the commit: only then does the cache note which
+        # commit it stands for, and finds it again without a network.
+        folder = huggingface_hub.snapshot_download(
+            repository.name,
+            revision=repository.revision,
+            cache_dir=cache_dir,
+            etag_timeout=_ANSWER_TIMEOUT_S,
+            allow_patterns=[glob.escape(file) for file in files],
+            tqdm_class=_SilentBar,
+        )
+        return Path(folder)
+
+
+class _SilentBar(tqdm):  # type: ignore[misc, type-arg, unused-ignore]
+    """A progress bar that shows nothing: the process belongs to somebody else."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.pop("name", None)  # huggingface_hub's own extension of tqdm
+        super().__init__(*args, **{**kwargs, "disable": True})

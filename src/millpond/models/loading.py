@@ -1,0 +1,348 @@
+"""A transformer's weights, on a device and in a precision: `load_transformer`.
+
+The model code is transformers' own. This file chooses the class, checks that every weight
+came from the checkpoint, and finds out what the model is; it never runs it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import platform
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
+from transformers.configuration_utils import PretrainedConfig
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
+
+from ..errors import InvalidCheckpoint, InvalidOption, ModelError, UnsupportedModel
+from .checkpoint_files import find_weights, read_json_object, safetensors_header
+from .quiet import quiet_transformers
+from .spec import Module
+
+__all__ = [
+    "LoadedTransformer",
+    "checkpoint_dtype",
+    "choose_device",
+    "choose_dtype",
+    "load_transformer",
+]
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# Translation and summarising models of which the reference runs the encoder alone. Others of
+# the kind, BART for one, it runs whole, and their vectors are those of the decoder.
+_ENCODER_ONLY = frozenset(
+    {
+        "blenderbot",
+        "blenderbot-small",
+        "longt5",
+        "m2m_100",
+        "marian",
+        "pegasus",
+        "pegasus_x",
+        "prophetnet",
+        "switch_transformers",
+        "t5gemma2",
+    }
+)
+_POSITION_TABLES = frozenset(
+    {
+        "char_position_embeddings",
+        "embed_positions",
+        "position_embeddings",
+        "positions_embed",
+        "wpe",
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedTransformer:
+    """A transformer that is ready to run."""
+
+    model: PreTrainedModel
+    """In eval mode, on its device, in its dtype, keeping no cache."""
+    config: PretrainedConfig
+    hidden_size: int
+    """Width of its last hidden state."""
+    vocab_size: int
+    """Rows of its token embedding table: ids are below this."""
+    max_positions: int | None
+    """Most tokens its learned position table can hold; None where positions have no table."""
+    needs_token_type_ids: bool
+    """It adds an embedding of the token type, so zeros have to be given as the types."""
+
+
+def load_transformer(
+    module: Module, *, device: torch.device, dtype: torch.dtype, trust_remote_code: bool
+) -> LoadedTransformer:
+    """Load the transformer in `module.path`. Prints nothing.
+
+    Raises `InvalidCheckpoint` when weights are missing or have the wrong shape, and
+    `UnsupportedModel` when transformers has no class for it or needs its own code.
+    """
+    path = module.path
+    if not find_weights(path):
+        raise InvalidCheckpoint(
+            f"{path} has no model.safetensors and no pytorch_model.bin, or not all shards of it"
+        )
+    with quiet_transformers():
+        try:
+            config = _load_config(module, trust_remote_code)
+            model, missing = _load_model(module, config, dtype, trust_remote_code)
+        except ModelError:
+            raise
+        # Whatever a damaged checkpoint trips over inside transformers, torch or its own code.
+        except Exception as error:
+            raise _load_error(path, error) from error
+    _check_complete(path, model, missing)
+    torch.nn.Module.to(model.train(False).requires_grad_(False), device)
+    return _describe(model)
+
+
+def _load_config(module: Module, trust_remote_code: bool) -> PretrainedConfig:
+    config = AutoConfig.from_pretrained(
+        module.path,
+        local_files_only=True,
+        trust_remote_code=trust_remote_code,
+        **module.options.get("config_kwargs", {}),
+    )
+    _disable_cache(config)
+    if config.model_type == "t5gemma":
+        config.is_encoder_decoder = False  # its encoder class insists on it
+    return config  # type: ignore[no-any-return]
+
+
+def _disable_cache(config: PretrainedConfig) -> None:
+    """A cache of keys and values would be filled by every forward and read by none."""
+    if hasattr(config, "use_cache"):
+        config.use_cache = False
+    for name in getattr(config, "sub_configs", {}):
+        inner = getattr(config, name, None)
+        if isinstance(inner, PretrainedConfig):
+            _disable_cache(inner)
+
+
+def _load_model(
+    module: Module, config: PretrainedConfig, dtype: torch.dtype, trust_remote_code: bool
+) -> tuple[PreTrainedModel, set[str]]:
+    """The model on the CPU, and the names of the weights that the checkpoint did not have."""
+    loader = _loader(config)
+    model, report = loader.from_pretrained(
+        module.path,
+        config=config,
+        dtype=dtype,
+        local_files_only=True,
+        trust_remote_code=trust_remote_code,
+        output_loading_info=True,
+        **module.options.get("model_kwargs", {}),
+    )
+    missing = set(report["missing_keys"]) | {name for name, *_ in report["mismatched_keys"]}
+    if config.model_type in _ENCODER_ONLY and loader is AutoModel:
+        whole, model = model, model.get_encoder()
+        used = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
+        names = {k for k, v in whole.state_dict(keep_vars=True).items() if id(v) in used}
+        missing &= names
+    return model, missing
+
+
+def _loader(config: PretrainedConfig) -> Any:
+    """The class whose `from_pretrained` reads this checkpoint."""
+    if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
+        return AutoModelForTextEncoding
+    if config.model_type in _ENCODER_ONLY and config.architectures:
+        with torch.device("meta"):
+            whole: Any = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+            encoder = type(whole.get_encoder())
+        if encoder.__name__ in config.architectures:  # saved without the rest of the model
+            return encoder
+    return AutoModel
+
+
+def _check_complete(path: Path, model: PreTrainedModel, missing: set[str]) -> None:
+    """Random weights give vectors that look fine; a pooler is never looked at."""
+    needed = sorted(name for name in missing if "pooler" not in name.split("."))
+    if needed:
+        shown = ", ".join(needed[:3]) + (", …" if len(needed) > 3 else "")
+        raise InvalidCheckpoint(
+            f"{path}: {len(needed)} weights of {type(model).__name__} are missing from the "
+            f"checkpoint or have another shape ({shown}); it belongs to another model, or its "
+            "config.json does"
+        )
+
+
+def _load_error(path: Path, error: Exception) -> ModelError:
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    reason = f"{type(error).__name__}: {reason[:300]}"
+    if "trust_remote_code" in str(error):
+        return UnsupportedModel(
+            f"{path} comes with Python code of its own; pass trust_remote_code=True if you trust "
+            "it to run in this process"
+        )
+    if isinstance(error, ImportError):
+        return UnsupportedModel(f"{path} needs a package that is not installed ({reason})")
+    if "does not recognize this architecture" in str(error) or "Unrecognized" in str(error):
+        return UnsupportedModel(
+            f"{path}: the installed transformers does not know this kind of model; a newer one "
+            f"may ({reason})"
+        )
+    return InvalidCheckpoint(f"{path} cannot be loaded ({reason})")
+
+
+def _describe(model: PreTrainedModel) -> LoadedTransformer:
+    config = model.config
+    inner = (config, config.get_text_config(), getattr(config, "encoder", None))
+    text_config = next((part for part in inner if hasattr(part, "hidden_size")), None)
+    if text_config is None:
+        raise UnsupportedModel(
+            f"{model.name_or_path}: a {config.model_type} has no hidden state for each token"
+        )
+    return LoadedTransformer(
+        model=model,
+        config=config,
+        hidden_size=int(text_config.hidden_size),
+        vocab_size=_vocab_size(model, text_config),
+        max_positions=_max_positions(model),
+        needs_token_type_ids=_needs_token_type_ids(model),
+    )
+
+
+def _vocab_size(model: PreTrainedModel, config: PretrainedConfig) -> int:
+    try:
+        weight: Any = model.get_input_embeddings().weight
+    except (NotImplementedError, AttributeError):
+        return int(config.vocab_size)
+    return len(weight)
+
+
+def _max_positions(model: PreTrainedModel) -> int | None:
+    """The rows of the position table, less those in front of the first token's position.
+
+    RoBERTa begins after the padding id, BART and OPT after a fixed offset, Nystromformer
+    after the first of its saved position ids.
+    """
+    limits = []
+    for path, table in model.named_modules():
+        parent, _, name = path.rpartition(".")
+        if name not in _POSITION_TABLES or not isinstance(table, torch.nn.Embedding):
+            continue
+        position_ids = getattr(model.get_submodule(parent), "position_ids", None)
+        skipped = [0, int(getattr(table, "offset", 0))]
+        if table.padding_idx is not None:
+            skipped.append(table.padding_idx + 1)
+        if isinstance(position_ids, torch.Tensor) and position_ids.numel():
+            skipped.append(int(position_ids.min()))
+        limits.append(table.num_embeddings - max(skipped))
+    return min(limits) if limits else None
+
+
+def _needs_token_type_ids(model: PreTrainedModel) -> bool:
+    if "token_type_ids" not in inspect.signature(model.forward).parameters:
+        return False
+    return any(name.endswith("token_type_embeddings") for name, _ in model.named_modules())
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` (CUDA, then MPS, then CPU), `cpu`, `cuda`, `cuda:N` or `mps`.
+
+    Raises `InvalidOption` for a device that is not there, listing those that are.
+    """
+    available = _available_devices()
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if kind in available)
+    if name not in available:
+        raise InvalidOption(
+            f"device={name!r} is not there; choose auto or one of {', '.join(available)}"
+        )
+    if name == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device(name)
+
+
+def _available_devices() -> list[str]:
+    names = ["cpu"]
+    if torch.cuda.is_available():
+        names += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    mps: Any = torch.backends.mps
+    if mps.is_available():
+        names.append("mps")
+    return names
+
+
+def choose_dtype(
+    name: str, *, device: torch.device, checkpoint_dtype: torch.dtype | None
+) -> torch.dtype:
+    """The precision of the transformer, for `auto`, `float32`, `float16` or `bfloat16`.
+
+    `auto` on CUDA: the checkpoint's own half type, and float16 for any other checkpoint; on a
+    CPU that computes in bfloat16: bfloat16; elsewhere float32.
+    """
+    if name not in ("auto", *_DTYPES):
+        raise InvalidOption(f"dtype={name!r}: choose one of auto, {', '.join(_DTYPES)}")
+    if name == "float16" and device.type == "cpu":
+        logger.warning("float16 is several times slower than float32 on a CPU; use dtype='auto'")
+    if name != "auto":
+        return _DTYPES[name]
+    if device.type == "cuda":
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        keeps_own = checkpoint_dtype == torch.bfloat16 and has_bfloat16
+        return torch.bfloat16 if keeps_own else torch.float16
+    if device.type == "cpu" and _cpu_computes_bfloat16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def _cpu_computes_bfloat16() -> bool:
+    """Whether the CPU has bfloat16 products of its own and torch's kernels use them."""
+    mkldnn: Any = torch.backends.mkldnn
+    if not mkldnn.is_available():
+        return False
+    # torch asks the processor itself, but only by private names that come and go.
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        probe: Callable[[], bool] | None = getattr(torch.cpu, name, None)
+        if probe is not None and probe():
+            return True
+    return platform.system() == "Linux" and _linux_lists_bfloat16(Path("/proc/cpuinfo"))
+
+
+def _linux_lists_bfloat16(cpuinfo: Path) -> bool:
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.split()))
+
+
+def checkpoint_dtype(module: Module) -> torch.dtype | None:
+    """The precision the weights were saved in: by config.json, else by the weights themselves."""
+    config = read_json_object(module.path / "config.json")
+    for place in (config, config.get("text_config")):
+        for key in ("dtype", "torch_dtype"):
+            saved = place.get(key) if isinstance(place, dict) else None
+            if isinstance(saved, str) and saved.removeprefix("torch.") in _DTYPES:
+                return _DTYPES[saved.removeprefix("torch.")]
+    return _weights_dtype(module.path)
+
+
+def _weights_dtype(folder: Path) -> torch.dtype | None:
+    """The dtype that most of the numbers in the folder's first safetensors file have."""
+    first = next(iter(find_weights(folder)), None)
+    if first is None or first.suffix != ".safetensors":
+        return None
+    numbers: Counter[torch.dtype] = Counter()
+    for entry in safetensors_header(first).values():
+        dtype = _SAFETENSORS_DTYPES.get(entry.get("dtype"))
+        if dtype is not None:
+            numbers[dtype] += prod(entry.get("shape", ()))
+    return numbers.most_common(1)[0][0] if numbers else None

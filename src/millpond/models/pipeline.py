@@ -1,0 +1,222 @@
+"""`Pipeline`: one route from token ids to vectors, and the loading of all routes of a model.
+
+ids ──▶ Transformer, packed or padded ──▶ Head ──▶ vectors
+ids ──▶ StaticEmbeddings ─────────────────▶ Head.finish ──▶ vectors
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..config import EngineConfig
+from ..errors import UnsupportedModel
+from .attention import PackedSequences
+from .head import Head
+from .loading import LoadedTransformer, checkpoint_dtype, choose_dtype, load_transformer
+from .selfcheck import Execution, prove_execution
+from .spec import ModelSpec, Module, Route
+from .static import StaticEmbeddings
+from .tokenizer import TextTokenizer
+from .transformer import Transformer
+
+__all__ = ["ExecutionKind", "Pipeline", "RouteInfo", "TokenRows", "load_pipelines"]
+
+logger = logging.getLogger("millpond")
+ExecutionKind = Literal["packed", "padded", "equal_length", "static"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouteInfo:
+    """One way through the model; most models have one, a Router has one per task."""
+
+    name: str
+    execution: ExecutionKind
+    """`packed` (no padding), `padded`, `equal_length` (padding would leak into the texts) or
+    `static` (no transformer)."""
+    reason: str
+    dimension: int
+    """Dimensions of a vector."""
+    max_length: int | None
+    """Longest text in tokens, special tokens included; None for no limit."""
+    same_bits: bool
+    """Whether a text's vector is the same to the bit whatever it is batched with."""
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Where the texts of a batch stand in its rows; int64 `[n]` tensors on the device."""
+
+    starts: Tensor
+    lengths: Tensor
+    prompt_lengths: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """Everything one route needs. `transformer` and `execution` are None for a static model."""
+
+    name: str
+    tokenizer: TextTokenizer
+    encoder: Transformer | StaticEmbeddings
+    head: Head
+    execution: Execution | None
+
+    @property
+    def is_static(self) -> bool:
+        """Whether a table takes the place of a transformer."""
+        return self.execution is None
+
+    @property
+    def pad_to(self) -> int | None:
+        """What texts of a batch are padded to a multiple of; None when packed."""
+        return None if self.execution is None else self.execution.pad_to
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the encoder."""
+        return torch.float32 if isinstance(self.encoder, StaticEmbeddings) else self.encoder.dtype
+
+    def packed(
+        self, ids: Tensor, positions: Tensor, sequences: PackedSequences | None, texts: TokenRows
+    ) -> Tensor:
+        """Vectors of texts end to end, int64 `[total]` in, float32 `[n, dimension]` out.
+
+        What follows the last text in `ids` is computed and ignored.
+        """
+        if isinstance(self.encoder, StaticEmbeddings):
+            return self.head.finish(self.encoder(ids, texts.starts, texts.lengths))
+        assert sequences is not None
+        hidden = self.encoder.packed(ids, positions, sequences)
+        return self.head(hidden, texts.starts, texts.lengths, texts.prompt_lengths)
+
+    def padded(self, ids: Tensor, mask: Tensor, texts: TokenRows) -> Tensor:
+        """Vectors of padded texts, int64 `[rows, length]` in, float32 `[n, dimension]` out."""
+        assert isinstance(self.encoder, Transformer)
+        hidden = self.encoder.padded(ids, mask)
+        return self.head(hidden, texts.starts, texts.lengths, texts.prompt_lengths)
+
+    def prompt_tokens(self, prompt: str) -> int:
+        """Tokens of the prompt that pooling leaves out: 0 unless the checkpoint excludes it."""
+        return self.tokenizer.prompt_length(prompt) if self.head.excludes_prompt else 0
+
+    def info(self) -> RouteInfo:
+        """How it runs."""
+        kind: ExecutionKind = "static" if self.execution is None else self.execution.kind
+        return RouteInfo(
+            name=self.name,
+            execution=kind,
+            reason="no transformer to run" if self.execution is None else self.execution.reason,
+            dimension=self.head.dimension,
+            max_length=self.tokenizer.max_length,
+            same_bits=self.execution is None or self.execution.same_bits,
+        )
+
+
+@dataclass
+class _Encoders:
+    """Encoders by folder, so that a module shared by two routes is loaded once."""
+
+    config: EngineConfig
+    device: torch.device
+    loaded: dict[Path, tuple[Transformer | StaticEmbeddings, TextTokenizer, Execution | None]]
+
+    def get(
+        self, module: Module, *, all_layers: bool
+    ) -> tuple[Transformer | StaticEmbeddings, TextTokenizer, Execution | None]:
+        if module.path not in self.loaded:
+            load = self._static if module.kind == "StaticEmbedding" else self._transformer
+            self.loaded[module.path] = load(module)
+        found = self.loaded[module.path]
+        if all_layers and isinstance(found[0], Transformer):
+            found[0].all_layers = True
+        return found
+
+    def _tokenizer(
+        self, module: Module, *, vocab_size: int, max_positions: int | None
+    ) -> TextTokenizer:
+        return TextTokenizer.load(
+            module,
+            max_length=self.config.max_length,
+            max_positions=max_positions,
+            hidden_vocab_size=vocab_size,
+            trust_remote_code=self.config.trust_remote_code,
+        )
+
+    def _static(self, module: Module) -> tuple[StaticEmbeddings, TextTokenizer, None]:
+        table = StaticEmbeddings.load(module, self.device)
+        return table, self._tokenizer(module, vocab_size=table.vocab_size, max_positions=None), None
+
+    def _transformer(self, module: Module) -> tuple[Transformer, TextTokenizer, Execution]:
+        dtype = choose_dtype(
+            self.config.dtype, device=self.device, checkpoint_dtype=checkpoint_dtype(module)
+        )
+        transformer, tokenizer, execution = self._load_and_prove(module, dtype)
+        if not execution.finite and self.config.dtype == "auto" and dtype == torch.float16:
+            logger.info("%s overflows in float16; running it in bfloat16", module.path)
+            del transformer
+            transformer, tokenizer, execution = self._load_and_prove(module, torch.bfloat16)
+        if execution.kind != "packed":
+            logger.info("%s runs %s: %s", module.path, execution.kind, execution.reason)
+        return transformer, tokenizer, execution
+
+    def _load_and_prove(
+        self, module: Module, dtype: torch.dtype
+    ) -> tuple[Transformer, TextTokenizer, Execution]:
+        loaded = load_transformer(
+            module,
+            device=self.device,
+            dtype=dtype,
+            trust_remote_code=self.config.trust_remote_code,
+        )
+        tokenizer = self._tokenizer(
+            module, vocab_size=loaded.vocab_size, max_positions=loaded.max_positions
+        )
+        transformer = Transformer(loaded)
+        execution = prove_execution(
+            transformer, token_ids=_ordinary_ids(loaded, tokenizer), pad_id=tokenizer.pad_id
+        )
+        return transformer, tokenizer, execution
+
+
+def load_pipelines(
+    spec: ModelSpec, config: EngineConfig, device: torch.device
+) -> tuple[Pipeline, ...]:
+    """Load the weights of every route onto the device and prove how each may run.
+
+    Raises the `ModelError`s of its parts.
+    """
+    encoders = _Encoders(config, device, {})
+    return tuple(_load_pipeline(route, encoders) for route in spec.routes)
+
+
+def _load_pipeline(route: Route, encoders: _Encoders) -> Pipeline:
+    all_layers = any(module.kind == "WeightedLayerPooling" for module in route.head)
+    encoder, tokenizer, execution = encoders.get(route.encoder, all_layers=all_layers)
+    static = isinstance(encoder, StaticEmbeddings)
+    head = Head.load(
+        route.head,
+        hidden_size=encoder.width,
+        device=encoders.device,
+        normalize=encoders.config.normalize,
+        trust_remote_code=encoders.config.trust_remote_code,
+        pooled=static,
+    )
+    return Pipeline(
+        name=route.name, tokenizer=tokenizer, encoder=encoder, head=head, execution=execution
+    )
+
+
+def _ordinary_ids(loaded: LoadedTransformer, tokenizer: TextTokenizer) -> Sequence[int]:
+    """Ids to make the self-check's texts of: no special ones, whose presence may change a model."""
+    special = tokenizer.special_ids
+    found = [i for i in range(min(loaded.vocab_size, 4096)) if i not in special]
+    if not found:
+        raise UnsupportedModel("the checkpoint's vocabulary has nothing but special tokens")
+    return found

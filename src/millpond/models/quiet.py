@@ -1,0 +1,84 @@
+"""Keeping transformers from writing to the terminal while a model is loaded.
+
+It puts everything back as it was; other threads keep their bars and messages.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers.utils import logging as transformers_logging
+
+__all__ = ["quiet_transformers"]
+
+_LOCK = threading.Lock()  # held while transformers' setting for progress bars is ours
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' progress bar and load report from this thread off the terminal.
+
+    Other threads of the process may be loading models of their own and keep theirs. What was
+    in place before is put back.
+    """
+    thread = threading.get_ident()
+
+    def drop(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    library = logging.getLogger("transformers")
+    # A logger's filters see only its own records, a handler's those of all loggers below it.
+    places: list[logging.Filterer] = [logging.getLogger("transformers.modeling_utils")]
+    places += library.handlers
+    for place in places:
+        place.addFilter(drop)
+    try:
+        with _no_progress_bar(thread):
+            yield
+    finally:
+        for place in places:
+            place.removeFilter(drop)
+
+
+@contextmanager
+def _no_progress_bar(thread: int) -> Iterator[None]:
+    # Two at once would put each other's setting back in the wrong order.
+    with _LOCK:
+        if hasattr(transformers_logging, "set_tqdm_hook"):
+            with _hooked(thread):
+                yield
+        else:
+            with _all_bars_off():
+                yield
+
+
+@contextmanager
+def _hooked(thread: int) -> Iterator[None]:
+    previous: Any = None
+
+    def make_bar(factory: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if threading.get_ident() == thread:
+            kwargs = {**kwargs, "disable": True}
+        return previous(factory, args, kwargs) if previous else factory(*args, **kwargs)
+
+    previous = transformers_logging.set_tqdm_hook(make_bar)
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(previous)
+
+
+@contextmanager
+def _all_bars_off() -> Iterator[None]:
+    """For a transformers without that hook: its switch for the whole process, put back after."""
+    was_on = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
+    try:
+        yield
+    finally:
+        if was_on:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]

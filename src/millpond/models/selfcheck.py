@@ -1,0 +1,174 @@
+"""Every model is proven at load: packed if it can be, padded if not, and never wrong.
+
+A few sequences run packed, and the same ones run one by one through the model's stock attention.
+If the hidden states agree, the model runs packed. If not, the same question is put to padding;
+a model whose padding leaks into its texts (a convolution over tokens, say) only ever sees texts
+of equal length together. No list of architectures is kept anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .attention import PackedSequences, uses_varlen
+from .transformer import HiddenStates, Transformer
+
+__all__ = ["Execution", "prove_execution"]
+
+PAD_TO = 16
+MOST_WINDOW_TOKENS = 1024  # a sliding window up to this is checked with a text longer than it
+MIN_ROWS = 16  # below this many rows, CPU matrix products round differently
+LENGTHS = (9, 4, 13, 1, 9, 6)
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 8e-2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a model runs, and why."""
+
+    kind: Literal["packed", "padded", "equal_length"]
+    reason: str
+    finite: bool = True
+    """Whether every hidden state of the check was finite; float16 overflows in some models."""
+    same_bits: bool = True
+    """Whether a text had the same bits alone and in company."""
+
+    @property
+    def pad_to(self) -> int | None:
+        """What texts of a batch are padded to a multiple of; None when packed."""
+        return {"packed": None, "padded": PAD_TO, "equal_length": 1}[self.kind]
+
+
+@torch.inference_mode()
+def prove_execution(
+    transformer: Transformer, *, token_ids: Sequence[int], pad_id: int
+) -> Execution:
+    """Find the fastest way of running the model that gives its own results.
+
+    `token_ids` are ordinary ids of the vocabulary to make texts of. The transformer is left with
+    the attention that the result needs.
+    """
+    texts = _texts(transformer, token_ids)
+    expected = [_alone(transformer, text) for text in texts]
+    finite = all(bool(rows.isfinite().all()) for rows in expected)
+    try:
+        packed_reason, same_bits = _check_packed(transformer, texts, expected, pad_id)
+    except Exception as error:  # whatever a model's code objects with, it can still run padded
+        packed_reason, same_bits = f"{type(error).__name__}: {_first_line(error)}", True
+    if packed_reason is None:
+        reason = "hidden states equal the one-by-one run"
+        return Execution(kind="packed", reason=reason, finite=finite, same_bits=same_bits)
+    transformer.use_stock_attention()
+    padded_reason = _check_padded(transformer, texts, expected, pad_id)
+    if padded_reason is None:
+        return Execution(kind="padded", reason=f"not packed: {packed_reason}", finite=finite)
+    reason = f"not packed: {packed_reason}; not padded: {padded_reason}"
+    return Execution(kind="equal_length", reason=reason, finite=finite)
+
+
+def _texts(transformer: Transformer, token_ids: Sequence[int]) -> list[list[int]]:
+    random = np.random.default_rng(20)
+    lengths = [*LENGTHS, *(window + 5 for window in _windows(transformer))]
+    return [random.choice(token_ids, length).tolist() for length in lengths]
+
+
+def _windows(transformer: Transformer) -> list[int]:
+    """The model's sliding windows, as far as a text longer than one fits and is cheap."""
+    config = transformer.model.config
+    room = getattr(config, "max_position_embeddings", None) or MOST_WINDOW_TOKENS
+    names = ("sliding_window", "local_attention")
+    found = {getattr(config, name, None) for name in names}
+    most = min(MOST_WINDOW_TOKENS, room - 8)
+    return [window for window in found if isinstance(window, int) and 0 < window <= most]
+
+
+def _alone(transformer: Transformer, text: list[int]) -> Tensor:
+    ids = torch.tensor([text], device=transformer.device)
+    return last_layer(transformer.padded(ids, torch.ones_like(ids)))
+
+
+def _check_packed(
+    transformer: Transformer, texts: list[list[int]], expected: list[Tensor], pad_id: int
+) -> tuple[str | None, bool]:
+    if not (transformer.takes_positions and transformer.takes_boundaries):
+        return "its forward takes no position ids or no further arguments", True
+    transformer.use_packed_attention()
+    longest = max(range(len(texts)), key=lambda i: len(texts[i]))
+    reason = None
+    for offset in _position_offsets(transformer, pad_id, len(texts[longest])):
+        transformer.position_offset = offset
+        rows = _packed(transformer, texts)
+        reason = _disagreement(rows, expected)
+        if reason is None:
+            return None, _same_bits(transformer, texts[longest], rows[longest])
+    return reason, True
+
+
+def _position_offsets(transformer: Transformer, pad_id: int, longest: int) -> list[int]:
+    """Where positions may start: at 0, or after the padding id, as in RoBERTa and its kin."""
+    positions = getattr(transformer.model.config, "max_position_embeddings", None) or 0
+    return [0] if pad_id + 1 + longest > positions else [0, pad_id + 1]
+
+
+def _packed(transformer: Transformer, texts: list[list[int]]) -> list[Tensor]:
+    lengths = np.array([len(text) for text in texts], dtype=np.int64)
+    device = transformer.device
+    boundaries = None
+    if uses_varlen(device, transformer.dtype):
+        edges = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
+        boundaries = torch.from_numpy(edges).to(device)
+    ids = torch.tensor([token for text in texts for token in text], device=device)
+    positions = torch.cat([torch.arange(len(text), device=device) for text in texts])
+    rows = transformer.packed(ids, positions, PackedSequences.of(lengths, boundaries=boundaries))
+    return list(torch.split(last_layer(rows), lengths.tolist()))
+
+
+def _same_bits(transformer: Transformer, text: list[int], in_company: Tensor) -> bool:
+    filler = [text[:1]] * max(0, MIN_ROWS - len(text))
+    return torch.equal(_packed(transformer, [text, *filler])[0], in_company)
+
+
+def _check_padded(
+    transformer: Transformer, texts: list[list[int]], expected: list[Tensor], pad_id: int
+) -> str | None:
+    texts, expected = texts[: len(LENGTHS)], expected[: len(LENGTHS)]
+    ids = torch.full((len(texts), PAD_TO), pad_id, device=transformer.device)
+    mask = torch.zeros_like(ids)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = torch.tensor(text)
+        mask[row, : len(text)] = 1
+    try:
+        rows = last_layer(transformer.padded(ids, mask)).view(*ids.shape, -1)
+    except Exception as error:
+        return f"{type(error).__name__}: {_first_line(error)}"
+    return _disagreement([rows[i, : len(text)] for i, text in enumerate(texts)], expected)
+
+
+def _disagreement(rows: list[Tensor], expected: list[Tensor]) -> str | None:
+    """The worst token's distance relative to its length, if it is more than rounding explains."""
+    worst = 0.0
+    for got, wanted in zip(rows, expected, strict=True):
+        got, wanted = got.float(), wanted.float()
+        if not torch.equal(got.isfinite(), wanted.isfinite()):
+            return "hidden states are not finite"
+        distance = (got - wanted).nan_to_num().norm(dim=-1)
+        scale = wanted.nan_to_num().norm(dim=-1).clamp(min=1e-6)
+        worst = max(worst, float((distance / scale).max()))
+    if worst <= TOLERANCE[expected[0].dtype]:
+        return None
+    return f"hidden states differ from the one-by-one run by {worst:.2g} of their length"
+
+
+def last_layer(hidden: HiddenStates) -> Tensor:
+    """The hidden states of the last layer, `[rows, hidden]`."""
+    return hidden if isinstance(hidden, Tensor) else hidden[-1]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:200]

@@ -1,0 +1,81 @@
+"""`Transformer`: one transformers model, called on packed or on padded rows.
+
+It turns integers into the model's own keyword arguments and gives back hidden states. Which of
+the two ways is right for the model is `selfcheck`'s to find out.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .attention import ATTENTION_NAME, PackedSequences, register_attention
+from .loading import LoadedTransformer
+
+__all__ = ["HiddenStates", "Transformer"]
+
+HiddenStates = Tensor | list[Tensor]
+"""`[rows, hidden]`, or one of them per layer when the head needs all layers."""
+
+
+class Transformer:
+    """A loaded model and the state of its attention: stock, or Millpond's."""
+
+    def __init__(self, loaded: LoadedTransformer, *, all_layers: bool = False) -> None:
+        self.model = loaded.model
+        self.width = loaded.hidden_size
+        self.needs_token_type_ids = loaded.needs_token_type_ids
+        self.all_layers = all_layers
+        self.position_offset = 0
+        parameters = inspect.signature(self.model.forward).parameters
+        any_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        self.takes_positions = "position_ids" in parameters or any_name
+        self.takes_boundaries = any_name
+        self._stock_attention = self.model.config._attn_implementation
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    def use_packed_attention(self) -> None:
+        """Switch to Millpond's attention. Raises whatever transformers objects with."""
+        register_attention()
+        self.model.set_attn_implementation(ATTENTION_NAME)
+
+    def use_stock_attention(self) -> None:
+        """Switch back to the attention the model was loaded with."""
+        self.model.set_attn_implementation(self._stock_attention)
+
+    def packed(self, ids: Tensor, positions: Tensor, sequences: PackedSequences) -> HiddenStates:
+        """Hidden states of a packed row: int64 `[total]` ids and positions from 0, no padding."""
+        ids = ids.unsqueeze(0)
+        output = self._forward(
+            input_ids=ids,
+            position_ids=(positions + self.position_offset).unsqueeze(0),
+            packed_sequences=sequences,
+        )
+        return self._rows(output)
+
+    def padded(self, ids: Tensor, mask: Tensor) -> HiddenStates:
+        """Hidden states of padded texts, `[n, length]` in, `n × length` rows out."""
+        return self._rows(self._forward(input_ids=ids, attention_mask=mask))
+
+    def _forward(self, *, input_ids: Tensor, **inputs: Any) -> Any:
+        if self.needs_token_type_ids:
+            inputs["token_type_ids"] = torch.zeros_like(input_ids)
+        if self.all_layers:
+            inputs["output_hidden_states"] = True
+        return self.model(input_ids=input_ids, return_dict=True, **inputs)
+
+    def _rows(self, output: Any) -> HiddenStates:
+        if self.all_layers:
+            return [layer.flatten(0, 1) for layer in output.hidden_states]
+        hidden: Tensor = output.last_hidden_state
+        return hidden.flatten(0, 1)

@@ -1,0 +1,87 @@
+"""`Batch`, an immutable plan of one forward pass: which texts of which jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from .job import Chunk, Job, Lane
+
+__all__ = ["Batch", "Segment"]
+
+
+class Segment(NamedTuple):
+    """The texts `start:stop` of one chunk of one job."""
+
+    job: Job
+    chunk: Chunk
+    start: int
+    stop: int
+
+    @property
+    def texts(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def tokens(self) -> int:
+        return int(self.chunk.offsets[self.stop] - self.chunk.offsets[self.start])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass. All its texts take the same route through the model.
+
+    `padded_length` is the common length texts are padded to, or None for a packed batch.
+    `queue_s` is the longest any of them was ready and waiting, in seconds.
+    """
+
+    route: int
+    segments: tuple[Segment, ...]
+    padded_length: int | None = None
+    queue_s: float = 0.0
+
+    @cached_property
+    def texts(self) -> int:
+        return sum(segment.texts for segment in self.segments)
+
+    @cached_property
+    def tokens(self) -> int:
+        """Real tokens, padding not counted."""
+        return sum(segment.tokens for segment in self.segments)
+
+    @cached_property
+    def jobs(self) -> tuple[Job, ...]:
+        """The jobs it holds texts of, each once."""
+        return tuple({segment.job.id: segment.job for segment in self.segments}.values())
+
+    def lane_texts(self, lane: Lane) -> int:
+        """Texts of one lane."""
+        return sum(segment.texts for segment in self.segments if segment.job.lane is lane)
+
+    def alive(self) -> Batch:
+        """The plan without the texts of jobs that ended meanwhile."""
+        return self._with(segment for segment in self.segments if not segment.job.dead)
+
+    def halves(self) -> tuple[Batch, Batch]:
+        """Two plans with half of the texts each. Needs at least two texts."""
+        half = self.texts // 2
+        first, second, seen = [], [], 0
+        for segment in self.segments:
+            cut = min(max(half - seen, 0), segment.texts) + segment.start
+            if cut > segment.start:
+                first.append(segment._replace(stop=cut))
+            if cut < segment.stop:
+                second.append(segment._replace(start=cut))
+            seen += segment.texts
+        return self._with(first), self._with(second)
+
+    def _with(self, segments: Iterable[Segment]) -> Batch:
+        return Batch(self.route, tuple(segments), self.padded_length, self.queue_s)
+
+    def __repr__(self) -> str:
+        return (
+            f"Batch(texts={self.texts}, tokens={self.tokens}, route={self.route}, "
+            f"padded_length={self.padded_length}, jobs={len(self.jobs)})"
+        )

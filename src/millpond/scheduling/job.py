@@ -1,0 +1,212 @@
+"""`Job`, one call and its progress, and `Chunk`, some of its texts as token ids.
+
+A job is one object with one future and one array of rows, however many texts it has.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ..embeddings import Embeddings, OutputFormat, Timings
+from ..errors import TextFailed
+
+__all__ = ["Chunk", "Job", "JobFuture", "Lane", "Span", "TruncateSide"]
+
+IntArray = npt.NDArray[np.integer]
+TruncateSide = Literal["end", "start", "error"]
+
+CHARACTERS_PER_TOKEN = 4  # a guess for the queue bound, replaced when the text is tokenised
+_job_ids = itertools.count()
+
+
+class Lane(enum.Enum):
+    """Who is waiting: a person, or an index build."""
+
+    INTERACTIVE = "interactive"
+    BULK = "bulk"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """Tokenised texts of one job, longest first.
+
+    `rows[i]` is the text's index in the job and `ids[offsets[i]:offsets[i + 1]]` its tokens.
+    """
+
+    rows: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    offsets: npt.NDArray[np.int64]
+    ids: npt.NDArray[np.int32]
+    tokenize_s: float
+
+    @classmethod
+    def build(
+        cls, rows: IntArray, ids: npt.NDArray[np.int32], lengths: IntArray, tokenize_s: float = 0.0
+    ) -> Chunk:
+        """Sort texts given in any order, their ids end to end, longest first."""
+        order = np.argsort(-lengths, kind="stable")
+        sorted_lengths = lengths[order].astype(np.int64)
+        offsets = np.concatenate(([0], np.cumsum(sorted_lengths)))
+        starts = (np.cumsum(lengths) - lengths)[order]
+        take = np.repeat(starts - offsets[:-1], sorted_lengths) + np.arange(offsets[-1])
+        return cls(
+            rows=np.asarray(rows, dtype=np.int64)[order],
+            lengths=sorted_lengths,
+            offsets=offsets,
+            ids=ids[take],
+            tokenize_s=tokenize_s,
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(slots=True, eq=False)
+class Span:
+    """The texts `start:stop` of a chunk that no batch has taken yet."""
+
+    chunk: Chunk
+    start: int
+    stop: int
+    ready_s: float
+    """When they became ready, on the engine's clock."""
+
+
+class JobFuture(Future[Embeddings]):
+    """The future of a job. Cancelling it takes the texts that have not run out of the queue."""
+
+    def fail_in_child(self, error: BaseException) -> None:
+        """End the copy that a forked child has, whose old lock a lost thread may hold."""
+        self._condition = threading.Condition()
+        if not self.done():
+            self.set_exception(error)
+
+
+class Job:
+    """One call: its texts, its future, and the array its vectors are written to.
+
+    The queue side (`order`, `cursor`, `spans`, `waiting_tokens`, `admitted`, `dead`) belongs to
+    the scheduler and changes only under the engine's lock. The result side (`rows`, `errors`,
+    `remaining`, times) belongs to the loop thread.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str] | Sequence[npt.NDArray[np.int32]],
+        *,
+        lane: Lane,
+        output: OutputFormat,
+        route: int = 0,
+        prompt: str = "",
+        prompt_tokens: int = 0,
+        truncate: TruncateSide | None = None,
+        tokenized: bool = False,
+        progress: Callable[[int], object] | None = None,
+        arrived_s: float = 0.0,
+        deadline_s: float | None = None,
+    ) -> None:
+        self.id = next(_job_ids)
+        self.texts = texts
+        self.lane = lane
+        self.output = output
+        self.route = route
+        self.prompt = prompt
+        self.prompt_tokens = prompt_tokens
+        self.truncate = truncate
+        self.tokenized = tokenized
+        self.progress = progress
+        self.arrived_s = arrived_s
+        self.deadline_s = deadline_s
+        self.future = JobFuture()
+
+        count = len(texts)
+        sizes = np.fromiter(map(len, texts), dtype=np.int64, count=count)
+        self.size_guesses = sizes if tokenized else sizes // CHARACTERS_PER_TOKEN + 2
+
+        # Queue side.
+        self.order = np.argsort(-sizes, kind="stable")
+        self.cursor = 0
+        self.spans: deque[Span] = deque()
+        self.waiting_tokens = int(self.size_guesses.sum())
+        self.admitted = False
+        self.dead = False
+
+        # Result side.
+        self.rows = output.allocate(count)
+        self.token_counts = np.zeros(count, dtype=np.int32)
+        self.truncated = np.zeros(count, dtype=np.bool_)
+        self.errors: dict[int, TextFailed] = {}
+        self.remaining = count
+        self.started_s: float | None = None
+        self.tokenize_s = 0.0
+        self.forward_s = 0.0
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def untokenized(self) -> int:
+        """Texts that no one has started to tokenise."""
+        return len(self) - self.cursor
+
+    def next_rows(self, most_tokens: int) -> npt.NDArray[np.int64]:
+        """Claim the next texts to tokenise: about `most_tokens` by guess, at least one."""
+        guesses = np.cumsum(self.size_guesses[self.order[self.cursor : self.cursor + most_tokens]])
+        count = max(1, int(np.searchsorted(guesses, most_tokens, side="right")))
+        rows = self.order[self.cursor : self.cursor + count]
+        self.cursor += len(rows)
+        return rows
+
+    def adopt(self, chunk: Chunk, now_s: float) -> None:
+        """Take in all texts at once, tokenised before the job was submitted."""
+        self.cursor = len(self)
+        self.waiting_tokens = int(chunk.offsets[-1])
+        self.spans.append(Span(chunk, 0, len(chunk), now_s))
+
+    def write(self, rows: npt.NDArray[np.int64], vectors: npt.NDArray[np.float32]) -> None:
+        """Keep the model's vectors `[len(rows), dimension]` of these texts."""
+        self.rows[rows] = self.output.rows(vectors)
+        self._finished(len(rows))
+
+    def fail(self, row: int, error: TextFailed) -> None:
+        """Keep a text's error in place of its vector."""
+        self.errors[row] = error
+        self._finished(1)
+
+    def _finished(self, texts: int) -> None:
+        self.remaining -= texts
+        if self.progress is not None:
+            self.progress(texts)
+
+    def result(self, now_s: float) -> Embeddings:
+        """What the future resolves to once nothing remains."""
+        started_s = now_s if self.started_s is None else self.started_s
+        return Embeddings(
+            rows=self.rows,
+            output=self.output,
+            token_counts=self.token_counts,
+            truncated=self.truncated,
+            errors=self.errors,
+            timings=Timings(
+                queue_s=started_s - self.arrived_s,
+                tokenize_s=self.tokenize_s,
+                forward_s=self.forward_s,
+                total_s=now_s - self.arrived_s,
+            ),
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"Job(id={self.id}, lane={self.lane.value}, texts={len(self)}, "
+            f"untokenized={self.untokenized}, remaining={self.remaining}, dead={self.dead})"
+        )

@@ -1,0 +1,178 @@
+"""`Scheduler`: waiting jobs and a token budget in, the next `Batch` out.
+
+The policy, all of it:
+
+- A batch is planned only when the runner can take one, so it holds whatever came meanwhile.
+- Queries first. While none is waiting, bulk texts run; a batch serves both lanes only when
+  bulk is due and takes the queries along.
+- While queries come in, a bulk batch is cut to what runs in half of `max_query_wait_s`, by the
+  speed seen so far. A query that just missed one batch then waits for that one, and at most as
+  long again for bulk that is due in its own.
+- Bulk is due when queries have kept it waiting for `BULK_PATIENCE` times `max_query_wait_s`.
+- Jobs of a lane take turns, so a small job does not wait for a large one to end.
+
+It never reads a clock, and every method is called under the engine's lock.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from .batch import Batch
+from .job import Chunk, Job, Lane
+from .lane_queue import BatchShape, LaneQueue, Plan
+
+__all__ = ["BatchShape", "Scheduler"]
+
+BULK_PATIENCE = 4.0
+QUERY_MEMORY_S = 5.0  # how long after a query bulk batches stay short
+FIRST_SHORT_BATCH_TOKENS = 256  # a short batch before any speed is known
+SPEED_MEMORY = 0.7  # weight of what was known against the batch just measured
+TOKENIZE_AHEAD_BATCHES = 4
+
+
+class Scheduler:
+    """Who runs next. `shapes[route]` says how texts of that route stand in a batch."""
+
+    def __init__(
+        self,
+        shapes: Sequence[BatchShape],
+        *,
+        max_batch_tokens: int,
+        max_queue_tokens: int,
+        max_query_wait_s: float,
+    ) -> None:
+        self.shapes = tuple(shapes)
+        self.max_batch_tokens = max_batch_tokens
+        self.max_query_wait_s = max_query_wait_s
+        self.lanes = {lane: LaneQueue(max_queue_tokens) for lane in Lane}
+        self._deadlines: list[tuple[float, int, Job]] = []
+        self._tie = itertools.count()
+        self._last_query_s = -float("inf")
+        self._bulk_waits_since_s: float | None = None  # None while no bulk text is ready
+        self._bulk_tokens_per_s: float | None = None
+
+    # Jobs in.
+
+    def has_room_for(self, job: Job) -> bool:
+        """Whether the job would be admitted at once."""
+        return self.lanes[job.lane].has_room_for(job)
+
+    def submit(self, job: Job, now_s: float, chunk: Chunk | None = None) -> None:
+        """Take a job in; `chunk` holds all of its texts when they are tokenised already."""
+        if job.deadline_s is not None:
+            heapq.heappush(self._deadlines, (job.deadline_s, next(self._tie), job))
+        if chunk is not None:
+            job.adopt(chunk, now_s)
+        self.lanes[job.lane].enter(job)
+        self._note_ready(job, now_s)
+
+    def next_to_tokenize(self) -> tuple[Job, npt.NDArray[np.int64]] | None:
+        """Claim the next texts to tokenise: queries at once, bulk a few batches ahead."""
+        most = self.max_batch_tokens * TOKENIZE_AHEAD_BATCHES
+        claimed = self.lanes[Lane.INTERACTIVE].next_to_tokenize(most)
+        if claimed is None and self.lanes[Lane.BULK].ready_tokens < most:
+            claimed = self.lanes[Lane.BULK].next_to_tokenize(most)
+        return claimed
+
+    def ready(self, job: Job, chunk: Chunk, now_s: float) -> None:
+        """Texts that were claimed are tokenised. Nothing happens if the job ended meanwhile."""
+        if not job.dead:
+            self.lanes[job.lane].ready(job, chunk, now_s)
+            self._note_ready(job, now_s)
+
+    def _note_ready(self, job: Job, now_s: float) -> None:
+        if job.lane is Lane.INTERACTIVE:
+            self._last_query_s = now_s
+        elif self._bulk_waits_since_s is None and self.lanes[Lane.BULK].has_ready:
+            self._bulk_waits_since_s = now_s
+
+    # Jobs out.
+
+    def forget(self, job: Job) -> None:
+        """A job ended early: nothing more of it is planned."""
+        if not job.dead:
+            lane = self.lanes[job.lane]
+            lane.forget(job)
+            lane.admit()
+
+    def expired(self, now_s: float) -> list[Job]:
+        """The jobs whose deadline has passed, each named once; nothing more of them is planned."""
+        expired = []
+        while self._deadlines and self._deadlines[0][0] <= now_s:
+            job = heapq.heappop(self._deadlines)[2]
+            if not job.dead and job.remaining:
+                self.forget(job)
+                expired.append(job)
+        return expired
+
+    def next_deadline(self) -> float | None:
+        """The earliest deadline of a job that has not ended."""
+        while self._deadlines:
+            deadline_s, _, job = self._deadlines[0]
+            if job.remaining and not job.dead:
+                return deadline_s
+            heapq.heappop(self._deadlines)
+        return None
+
+    # Batches.
+
+    def next_batch(self, now_s: float) -> Batch | None:
+        """Plan one forward pass, or None when no text is ready."""
+        interactive, bulk = self.lanes[Lane.INTERACTIVE], self.lanes[Lane.BULK]
+        plan = Plan(self.shapes, self.max_batch_tokens, now_s)
+        if bulk.has_ready and (not interactive.has_ready or self._bulk_is_due(now_s)):
+            plan.tokens_left = bulk_budget = self._bulk_budget(now_s)
+            bulk.fill(plan)
+            bulk.admit()
+            self._bulk_waits_since_s = now_s if bulk.has_ready else None
+            plan.tokens_left += self.max_batch_tokens - bulk_budget
+        if interactive.has_ready:
+            interactive.fill(plan)
+            interactive.admit()
+        if not plan.segments:
+            return None
+        assert plan.route is not None
+        queue_s = now_s - plan.oldest_ready_s
+        return Batch(plan.route, tuple(plan.segments), plan.padded_length, queue_s)
+
+    def _bulk_is_due(self, now_s: float) -> bool:
+        since_s = self._bulk_waits_since_s
+        return since_s is not None and now_s - since_s >= BULK_PATIENCE * self.max_query_wait_s
+
+    def _bulk_budget(self, now_s: float) -> int:
+        if now_s - self._last_query_s > QUERY_MEMORY_S:
+            return self.max_batch_tokens
+        if self._bulk_tokens_per_s is None:
+            return min(self.max_batch_tokens, FIRST_SHORT_BATCH_TOKENS)
+        tokens = int(self._bulk_tokens_per_s * self.max_query_wait_s / 2)
+        return max(1, min(self.max_batch_tokens, tokens))
+
+    def record(self, batch: Batch, seconds: float) -> None:
+        """Learn from a finished batch how many tokens a second bulk runs at."""
+        if seconds <= 0 or not batch.lane_texts(Lane.BULK):
+            return
+        seen = batch.tokens / seconds
+        known = self._bulk_tokens_per_s
+        self._bulk_tokens_per_s = (
+            seen if known is None else SPEED_MEMORY * known + (1 - SPEED_MEMORY) * seen
+        )
+
+    def shrink(self, max_batch_tokens: int) -> None:
+        """A batch did not fit in memory: plan no larger one than this from now on."""
+        self.max_batch_tokens = max(1, min(self.max_batch_tokens, max_batch_tokens))
+
+    def waiting_tokens(self, lane: Lane) -> int:
+        """Tokens admitted to a lane and in no batch yet; guessed until tokenised."""
+        return self.lanes[lane].waiting_tokens
+
+    def __repr__(self) -> str:
+        return (
+            f"Scheduler(max_batch_tokens={self.max_batch_tokens}, "
+            f"interactive={self.lanes[Lane.INTERACTIVE]!r}, bulk={self.lanes[Lane.BULK]!r})"
+        )

@@ -1,0 +1,65 @@
+"""What the engine tells about its work: `BatchStats`, one per forward pass, and `EngineStats`.
+
+Metrics systems are adapters of `StatsHook`; the engine knows none of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+__all__ = ["BatchStats", "EngineStats", "StatsHook"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchStats:
+    """One forward pass."""
+
+    interactive_texts: int
+    bulk_texts: int
+    tokens: int
+    """Real tokens of the texts."""
+    padded_tokens: int
+    """Tokens computed beside them and thrown away."""
+    queue_s: float
+    """Longest time a text of the batch waited between being ready and its forward pass, seconds."""
+    tokenize_s: float
+    """Time spent tokenising the texts of the batch, seconds."""
+    forward_s: float
+    """From the launch of the forward pass until its vectors were on the host, seconds."""
+    failed_texts: int = 0
+
+    @property
+    def texts(self) -> int:
+        return self.interactive_texts + self.bulk_texts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineStats:
+    """Totals since the engine was made, and what is waiting now."""
+
+    batches: int
+    texts: int
+    """Texts that got a vector."""
+    tokens: int
+    padded_tokens: int
+    truncated_texts: int
+    failed_texts: int
+    cancelled_texts: int
+    """Texts whose call was cancelled or whose deadline passed before they ran."""
+    waiting_interactive_tokens: int
+    waiting_bulk_tokens: int
+    """Tokens accepted and not yet run; estimated from characters until a text is tokenised."""
+    forward_s: float
+
+    @property
+    def padding_waste(self) -> float:
+        """The share of computed tokens that were padding, between 0 and 1."""
+        computed = self.tokens + self.padded_tokens
+        return self.padded_tokens / computed if computed else 0.0
+
+
+class StatsHook(Protocol):
+    """Called on the engine's loop thread after every batch; it must be quick and not raise."""
+
+    def __call__(self, batch: BatchStats, /) -> None: ...
