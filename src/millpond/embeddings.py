@@ -135,7 +135,8 @@ def quantize(
         ranges = _ranges(vectors)
     lowest, highest = np.asarray(ranges, dtype=np.float32)
     steps = (highest - lowest) / 255
-    levels = np.clip(np.floor((vectors - lowest) / np.where(steps == 0, 1, steps)), 0, 255)
+    levels = np.floor((vectors - lowest) / np.where(steps == 0, 1, steps))
+    levels = np.clip(np.nan_to_num(levels), 0, 255)  # a failed text is NaN
     quantized: npt.NDArray[Any] = (
         levels.astype(np.uint8) if dtype == "uint8" else (levels - 128).astype(np.int8)
     )

@@ -68,6 +68,7 @@ class Request:
             prompt=prompt,
             prompt_tokens=runner.prompt_tokens(route, prompt) if prompt else 0,
             truncate=self.truncate,
+            max_length=spec.max_length_for(self.task),
             tokenized=tokenized,
             progress=self.progress,
             arrived_s=now_s,

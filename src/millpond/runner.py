@@ -151,6 +151,7 @@ class Runner:
         device: torch.device,
         max_batch_tokens: int,
         deterministic: bool = False,
+        max_length: int | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.pipelines = tuple(pipelines)
@@ -163,6 +164,7 @@ class Runner:
         self.depth = 2 if device.type == "cuda" else 1
         self._fixed_rows = max_batch_tokens if deterministic and device.type == "cuda" else None
         self._stream = _new_stream(device)
+        self._max_length = max_length  # the user's; a checkpoint may set lower ones for a task
         self._clock = clock
 
     @classmethod
@@ -180,6 +182,7 @@ class Runner:
             device=device,
             max_batch_tokens=max_batch_tokens,
             deterministic=config.deterministic,
+            max_length=config.max_length,
         )
 
     @property
@@ -199,12 +202,15 @@ class Runner:
         started_s = self._clock()
         tokenizer = self.pipelines[job.route].tokenizer
         texts = [job.texts[row] for row in rows.tolist()]
+        limit = job.max_length
+        if limit is not None and self._max_length is not None:
+            limit = min(limit, self._max_length)
         try:
             if job.tokenized:
-                tokens = tokenizer.fit_ids(texts, truncate=job.truncate)
+                tokens = tokenizer.fit_ids(texts, job.truncate, max_length=limit)
             else:
                 prompted = [job.prompt + text for text in texts] if job.prompt else texts
-                tokens = tokenizer.encode(prompted, truncate=job.truncate)
+                tokens = tokenizer.encode(prompted, truncate=job.truncate, max_length=limit)
         except InvalidInput as error:
             raise error.at(int(rows[error.index])) from None
         job.token_counts[rows] = tokens.lengths

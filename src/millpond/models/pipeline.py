@@ -207,6 +207,7 @@ def _load_pipeline(route: Route, encoders: _Encoders) -> Pipeline:
         normalize=encoders.config.normalize,
         trust_remote_code=encoders.config.trust_remote_code,
         pooled=static,
+        fixed_shapes=encoders.config.deterministic or None,
     )
     return Pipeline(
         name=route.name, tokenizer=tokenizer, encoder=encoder, head=head, execution=execution

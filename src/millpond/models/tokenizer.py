@@ -29,6 +29,7 @@ __all__ = ["TextTokenizer", "TokenizedTexts", "Truncate"]
 
 Truncate = Literal["end", "start", "error"]
 Ids = npt.NDArray[np.int32]
+_RUST_PANIC = "PanicException"  # no Exception, and importable from nowhere
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -188,16 +189,25 @@ class TextTokenizer:
                 raise InvalidText(f"it is {type(text).__name__}, not a string", index=index)
         try:
             return self._source.tokenize(list(texts), self._source.add_special_tokens)
-        except (TypeError, UnicodeEncodeError) as error:
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != _RUST_PANIC:
+                raise
+            raise self._blamed(texts, error) from error
+
+    def _blamed(self, texts: Sequence[str], error: BaseException) -> InvalidText:
+        """The error of the first text that the tokenizer fails on."""
+        if len(texts) > 1:
             for index, text in enumerate(texts):
-                if _is_broken_unicode(text):
-                    raise InvalidText(
-                        "it holds half of a surrogate pair, which is no Unicode text; "
-                        "replace it, for example with "
-                        'text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")',
-                        index=index,
-                    ) from error
-            raise
+                try:
+                    self._tokenize([text])
+                except InvalidText as found:
+                    return found.at(index)
+        if _is_broken_unicode(texts[0]):
+            return InvalidText(
+                "it holds half of a surrogate pair, which is no Unicode text; replace it, for "
+                'example with text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
+            )
+        return InvalidText(f"the tokenizer failed on it with {type(error).__name__}: {error}")
 
     def _fitted(
         self, rows: Sequence[Any], limit: int, side: Literal["end", "start"]

@@ -110,6 +110,7 @@ class Job:
         prompt: str = "",
         prompt_tokens: int = 0,
         truncate: TruncateSide | None = None,
+        max_length: int | None = None,
         tokenized: bool = False,
         progress: Callable[[int], object] | None = None,
         arrived_s: float = 0.0,
@@ -123,6 +124,7 @@ class Job:
         self.prompt = prompt
         self.prompt_tokens = prompt_tokens
         self.truncate = truncate
+        self.max_length = max_length
         self.tokenized = tokenized
         self.progress = progress
         self.arrived_s = arrived_s
