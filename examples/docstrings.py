@@ -35,7 +35,7 @@ QUESTIONS = (
 )
 SKIPPED_FOLDERS = {"site-packages", "test", "tests", "idle_test", "idlelib", "lib2to3"}
 SHORTEST_CHARACTERS = 60
-CHUNK_WORDS = 150  # all-MiniLM-L6-v2 reads 256 tokens
+CHUNK_WORDS = 120  # all-MiniLM-L6-v2 reads 256 tokens
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 

@@ -233,7 +233,9 @@ class Loop:
             _end(job, self._failure())
 
     def _is_over(self) -> bool:
-        return self._health == "failed" or (self._health == "closing" and not self._pending)
+        return self._health in ("closed", "failed") or (
+            self._health == "closing" and not self._pending
+        )
 
     # The tokenising thread.
 

@@ -229,9 +229,9 @@ class Runner:
 
     def _launch_packed(self, batch: Batch, layout: _Layout) -> _Launched:
         pipeline = self.pipelines[batch.route]
-        fillers = 0 if pipeline.is_static else self._filler_rows(batch.tokens)
-        lengths = np.append(layout.lengths, fillers) if fillers else layout.lengths
-        ids = np.append(layout.ids, np.full(fillers, pipeline.tokenizer.pad_id))
+        fillers = () if pipeline.is_static else self._filler_lengths(layout.lengths)
+        lengths = np.append(layout.lengths, fillers).astype(np.int64)
+        ids = np.append(layout.ids, np.full(sum(fillers), pipeline.tokenizer.pad_id))
         starts = np.cumsum(lengths) - lengths
         positions = np.arange(len(ids)) - np.repeat(starts, lengths)
         edges = np.append(starts, len(ids))
@@ -247,7 +247,7 @@ class Runner:
                 deterministic=self._fixed_rows is not None,
             )
         vectors = pipeline.packed(device_ids, device_positions, sequences, TokenRows(*texts))
-        return self._launched(vectors, layout, fillers, staging)
+        return self._launched(vectors, layout, sum(fillers), staging)
 
     def _launch_padded(self, batch: Batch, layout: _Layout) -> _Launched:
         pipeline = self.pipelines[batch.route]
@@ -268,10 +268,16 @@ class Runner:
         )
         return self._launched(vectors, layout, rows * width - batch.tokens, staging)
 
-    def _filler_rows(self, tokens: int) -> int:
+    def _filler_lengths(self, lengths: npt.NDArray[np.int64]) -> Sequence[int]:
+        """Sequences to add so that the rows are as many as the same bits need."""
+        tokens, shortest = int(lengths.sum()), int(lengths[-1])
         if self._fixed_rows is not None:
-            return -tokens % self._fixed_rows
-        return max(0, MIN_CPU_ROWS - tokens) if self.device.type == "cpu" else 0
+            whole, rest = divmod(-tokens % self._fixed_rows, shortest)
+            return [shortest] * whole + [rest] * (rest > 0)
+        if self.device.type != "cpu" or tokens >= MIN_CPU_ROWS:
+            return ()
+        # As long as the shortest text, they share its attention call.
+        return [shortest] * -(-(MIN_CPU_ROWS - tokens) // shortest)
 
     def _stage(self, *arrays: npt.NDArray[np.int64]) -> tuple[Tensor, ...]:
         """All integers of a batch to the device in one copy: the host side first, then each."""

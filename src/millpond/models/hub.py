@@ -9,11 +9,12 @@ import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import huggingface_hub
 from huggingface_hub import constants
-from tqdm import tqdm
+
+from .quiet import SilentBar
 
 __all__ = ["Hub", "HuggingFaceHub", "Repository"]
 
@@ -84,14 +85,6 @@ class HuggingFaceHub:
             cache_dir=cache_dir,
             etag_timeout=_ANSWER_TIMEOUT_S,
             allow_patterns=[glob.escape(file) for file in files],
-            tqdm_class=_SilentBar,
+            tqdm_class=SilentBar,
         )
         return Path(folder)
-
-
-class _SilentBar(tqdm):  # type: ignore[misc, type-arg, unused-ignore]
-    """A progress bar that shows nothing: the process belongs to somebody else."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.pop("name", None)  # huggingface_hub's own extension of tqdm
-        super().__init__(*args, **{**kwargs, "disable": True})

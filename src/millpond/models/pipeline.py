@@ -18,6 +18,7 @@ from torch import Tensor
 from ..config import EngineConfig
 from ..errors import UnsupportedModel
 from .attention import PackedSequences
+from .cpu_linear import prepack_linears
 from .head import Head
 from .loading import LoadedTransformer, checkpoint_dtype, choose_dtype, load_transformer
 from .selfcheck import Execution, prove_execution
@@ -178,6 +179,8 @@ class _Encoders:
         tokenizer = self._tokenizer(
             module, vocab_size=loaded.vocab_size, max_positions=loaded.max_positions
         )
+        if self.device.type == "cpu":
+            prepack_linears(loaded.model)
         transformer = Transformer(loaded)
         execution = prove_execution(
             transformer, token_ids=_ordinary_ids(loaded, tokenizer), pad_id=tokenizer.pad_id

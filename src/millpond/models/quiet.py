@@ -11,11 +11,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-__all__ = ["quiet_transformers"]
+__all__ = ["SilentBar", "quiet_transformers"]
 
 _LOCK = threading.Lock()  # held while transformers' setting for progress bars is ours
+
+
+class SilentBar(tqdm):  # type: ignore[misc]
+    """A progress bar that shows nothing and starts no thread."""
+
+    monitor_interval = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.pop("name", None)  # huggingface_hub's own extension of tqdm
+        super().__init__(*args, **{**kwargs, "disable": True})
 
 
 @contextmanager
@@ -62,7 +73,7 @@ def _hooked(thread: int) -> Iterator[None]:
 
     def make_bar(factory: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if threading.get_ident() == thread:
-            kwargs = {**kwargs, "disable": True}
+            return SilentBar(*args, **kwargs)
         return previous(factory, args, kwargs) if previous else factory(*args, **kwargs)
 
     previous = transformers_logging.set_tqdm_hook(make_bar)

@@ -1,0 +1,105 @@
+"""`Chunk` sorts texts longest first without losing one; `Job` hands them out and takes them back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from millpond.embeddings import OutputFormat
+from millpond.errors import NonFiniteVector
+from millpond.scheduling.job import Chunk, Job, Lane
+
+OUTPUT = OutputFormat(dimension=2)
+
+
+def job_of(*texts: str, **options: object) -> Job:
+    return Job(texts, lane=Lane.BULK, output=OUTPUT, **options)  # type: ignore[arg-type]
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=20))
+def test_a_chunk_is_sorted_longest_first_and_keeps_every_texts_ids(sizes: list[int]) -> None:
+    rows = np.arange(len(sizes)) + 100
+    lengths = np.array(sizes, dtype=np.int32)
+    ids = np.repeat(rows, lengths).astype(np.int32)
+
+    chunk = Chunk.build(rows, ids, lengths)
+
+    assert sorted(chunk.rows) == sorted(rows)
+    assert (np.diff(chunk.lengths) <= 0).all()
+    for place, row in enumerate(chunk.rows):
+        own = chunk.ids[chunk.offsets[place] : chunk.offsets[place + 1]]
+        assert own.tolist() == [row] * sizes[row - 100]
+        assert chunk.lengths[place] == len(own)
+    assert len(chunk) == len(sizes)
+
+
+def test_texts_of_one_length_stay_in_the_order_they_came() -> None:
+    chunk = Chunk.build(np.arange(4), np.zeros(8, np.int32), np.full(4, 2))
+    assert chunk.rows.tolist() == [0, 1, 2, 3]
+
+
+@given(st.lists(st.text(max_size=60), min_size=1, max_size=30), st.integers(1, 40))
+def test_every_text_is_claimed_once_longest_first(texts: list[str], most_tokens: int) -> None:
+    job = job_of(*texts)
+    claimed: list[int] = []
+    while job.untokenized:
+        rows = job.next_rows(most_tokens)
+        assert len(rows)
+        assert len(rows) == 1 or job.size_guesses[rows].sum() <= most_tokens
+        claimed.extend(rows.tolist())
+
+    assert sorted(claimed) == list(range(len(texts)))
+    sizes = [len(texts[row]) for row in claimed]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_the_guess_for_token_ids_is_exact() -> None:
+    job = job_of([1, 2, 3], [4], tokenized=True)  # type: ignore[arg-type]
+    assert job.waiting_tokens == 4
+
+
+def test_a_job_keeps_vectors_and_errors_by_row_and_counts_down() -> None:
+    seen: list[int] = []
+    job = job_of("a", "b", "c", progress=seen.append, arrived_s=1.0)
+    job.started_s = 2.0
+    job.write(np.array([2, 0]), np.array([[5.0, 6.0], [1.0, 2.0]], dtype=np.float32))
+    assert job.remaining == 1
+    error = NonFiniteVector("it is not finite", index=1)
+    job.fail(1, error)
+    assert job.remaining == 0
+    assert seen == [2, 1]
+
+    result = job.result(4.0)
+    np.testing.assert_array_equal(result.vectors, [[1, 2], [np.nan, np.nan], [5, 6]])
+    assert result.errors == {1: error}
+    assert (result.timings.queue_s, result.timings.total_s) == (1.0, 3.0)
+
+
+def test_a_progress_bar_that_cannot_be_drawn_does_no_harm() -> None:
+    def broken(texts: int) -> None:
+        raise ValueError("I/O operation on closed file")
+
+    job = job_of("a", progress=broken)
+    job.write(np.array([0]), np.zeros((1, 2), dtype=np.float32))
+    assert job.remaining == 0
+
+
+def test_the_copy_of_a_future_in_a_forked_child_fails_though_its_lock_is_lost() -> None:
+    future = job_of("a").future
+    future._condition.acquire()
+    error = RuntimeError("it stayed behind")
+    future.fail_in_child(error)
+    assert future.exception(timeout=0) is error
+
+
+def test_a_job_says_how_far_it_is() -> None:
+    job = job_of("a", "b")
+    job.next_rows(1)
+    assert repr(job).startswith(f"Job(id={job.id}, lane=bulk, texts=2, untokenized=1, remaining=2")
+
+
+@pytest.mark.parametrize("lane", list(Lane))
+def test_a_lane_is_found_by_its_name(lane: Lane) -> None:
+    assert Lane(lane.value) is lane
