@@ -40,7 +40,7 @@ from .errors import (
 from .stats import BatchStats, EngineStats, StatsHook
 
 if typing.TYPE_CHECKING:
-    from .embeddings import Embeddings
+    from .embeddings import Embeddings, quantize
     from .engine import Engine
     from .info import EngineInfo
     from .scheduling.job import Lane
@@ -79,6 +79,7 @@ __all__ = [
     "UnknownTask",
     "UnsupportedModel",
     "__version__",
+    "quantize",
 ]
 
 _LAZY_NAMES = {
@@ -86,6 +87,7 @@ _LAZY_NAMES = {
     "Engine": "millpond.engine",
     "EngineInfo": "millpond.info",
     "Lane": "millpond.scheduling.job",
+    "quantize": "millpond.embeddings",
 }
 
 
