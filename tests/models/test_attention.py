@@ -1,0 +1,150 @@
+"""The one attention function, on its own: against the plain formula, and both of its paths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from millpond.models import attention
+from millpond.models.attention import PackedSequences, packed_attention
+
+LENGTHS = [7, 7, 5, 1, 3, 3, 3]
+SIZE = 8
+
+
+def rows(heads: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, heads, sum(LENGTHS), SIZE, generator=generator)
+
+
+def plain(
+    query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None, causal: bool
+) -> Tensor:
+    """The formula, one sequence at a time: `[1, total, heads, size]`."""
+    repeats = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
+    parts, start = [], 0
+    for length in LENGTHS:
+        q, k, v = (x[0, :, start : start + length] for x in (query, key, value))
+        start += length
+        scores = q @ k.transpose(1, 2) * scale
+        distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
+        hidden = torch.zeros(length, length, dtype=torch.bool)
+        if causal:
+            hidden |= distance < 0
+        if window is not None:
+            hidden |= distance.abs() >= window
+        parts.append((scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(parts).unsqueeze(0)
+
+
+def attend(sequences: PackedSequences, kv_heads: int, **options: Any) -> tuple[Tensor, Tensor]:
+    """What the function gives, and what the formula gives."""
+    query, key, value = rows(4, 0), rows(kv_heads, 1), rows(kv_heads, 2)
+    module = nn.Module()
+    module.is_causal = options["causal"]
+    found, weights = packed_attention(
+        module,
+        query,
+        key,
+        value,
+        None,
+        packed_sequences=sequences,
+        scaling=options["scale"],
+        sliding_window=options["window"],
+    )
+    assert weights is None
+    return found, plain(query, key, value, **options)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [None, 2, 4, 50])
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_every_sequence_is_attended_to_on_its_own(
+    causal: bool, window: int | None, kv_heads: int
+) -> None:
+    sequences = PackedSequences.of(np.array(LENGTHS))
+    found, expected = attend(sequences, kv_heads, scale=0.3, window=window, causal=causal)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def reference_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int],
+    enable_gqa: bool = False,
+    num_splits: int | None = None,
+) -> Tensor:
+    """What torch documents of `varlen_attn`: `(left, right)` neighbours are seen, -1 is all."""
+    assert max_q == max_k == max(LENGTHS)
+    assert query.shape[1] == key.shape[1] or enable_gqa
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    out = torch.empty_like(query)
+    left, right = window_size
+    for start, stop in zip(cu_seq_q.tolist(), cu_seq_q.tolist()[1:], strict=False):
+        q, k, v = (x[start:stop].transpose(0, 1) for x in (query, key, value))
+        distance = torch.arange(stop - start)[:, None] - torch.arange(stop - start)[None, :]
+        hidden = torch.zeros_like(distance, dtype=torch.bool)
+        if left >= 0:
+            hidden |= distance > left
+        if right >= 0:
+            hidden |= -distance > right
+        scores = (q @ k.transpose(1, 2) * scale).masked_fill(hidden, -torch.inf)
+        out[start:stop] = (scores.softmax(-1) @ v).transpose(0, 1)
+    return out
+
+
+@pytest.mark.parametrize("options", [{"enable_gqa", "num_splits", "window_size"}, {"window_size"}])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [None, 2, 4])
+def test_the_cuda_kernel_is_asked_for_the_same(
+    monkeypatch: pytest.MonkeyPatch, options: set[str], causal: bool, window: int | None
+) -> None:
+    """In today's torch, and in 2.11, whose kernel takes neither grouped queries nor splits."""
+    calls = []
+
+    def record(*args: Any, **kwargs: Any) -> Tensor:
+        calls.append(set(kwargs) - {"scale"})
+        return reference_varlen(*args, **kwargs)
+
+    monkeypatch.setattr(attention, "varlen_attn", record)
+    monkeypatch.setattr(attention, "_VARLEN_OPTIONS", frozenset(options))
+    edges = torch.tensor(np.concatenate(([0], np.cumsum(LENGTHS))), dtype=torch.int32)
+    sequences = PackedSequences.of(np.array(LENGTHS), boundaries=edges, deterministic=True)
+    found, expected = attend(sequences, 2, scale=0.3, window=window, causal=causal)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert calls == [options]
+
+
+def test_neighbours_of_equal_length_share_a_group() -> None:
+    sequences = PackedSequences.of(np.array(LENGTHS))
+    assert sequences.groups == ((0, 2, 7), (14, 1, 5), (19, 1, 1), (20, 3, 3))
+    assert sequences.longest == 7
+
+
+def test_only_half_precision_on_cuda_takes_the_kernel() -> None:
+    cuda, cpu = torch.device("cuda", 0), torch.device("cpu")
+    assert attention.uses_varlen(cuda, torch.bfloat16)
+    assert attention.uses_varlen(cuda, torch.float16)
+    assert not attention.uses_varlen(cuda, torch.float32)
+    assert not attention.uses_varlen(cpu, torch.bfloat16)
+
+
+def test_registering_twice_is_registering_once() -> None:
+    attention.register_attention()
+    before = dict(AttentionInterface._global_mapping)
+    attention.register_attention()
+    assert before == AttentionInterface._global_mapping
+    assert before[attention.ATTENTION_NAME] is packed_attention

@@ -1,0 +1,119 @@
+"""The proof at load, on models made to pass or fail each part of it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from millpond.models.attention import PackedSequences
+from millpond.models.selfcheck import PAD_TO, Execution, prove_execution
+from millpond.models.transformer import Transformer
+
+PAD = 1
+IDS = range(2, 40)
+
+
+class MeanOfText(nn.Module):
+    """A toy model whose every token sees its whole text, with a learned table of positions.
+
+    `respects` says what keeps texts apart: boundaries, a padding mask, both or nothing.
+    """
+
+    def __init__(self, *, respects: set[str], first_position: int = 0, fault: str = "") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens = nn.Embedding(40, 8)
+        self.positions = nn.Embedding(64, 8)
+        self.config = SimpleNamespace(_attn_implementation="sdpa", max_position_embeddings=64)
+        self.respects, self.first_position, self.fault = respects, first_position, fault
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+
+    def set_attn_implementation(self, name: str) -> None:
+        if self.fault == "refuses":
+            raise ValueError("this model has its own attention")
+        self.config._attn_implementation = name
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        packed_sequences: PackedSequences | None = None,
+        return_dict: bool = True,
+        **_: Any,
+    ) -> SimpleNamespace:
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1])[None] + self.first_position
+        rows = self.tokens(input_ids) + self.positions(position_ids)
+        if packed_sequences is not None and "boundaries" in self.respects:
+            lengths = [n for _, count, n in packed_sequences.groups for _ in range(count)]
+            parts = rows.split(lengths, dim=1)
+            mixed = torch.cat([part + part.mean(dim=1, keepdim=True) for part in parts], dim=1)
+        else:
+            mask = torch.ones_like(input_ids)
+            if attention_mask is not None and "mask" in self.respects:
+                mask = attention_mask
+            weight = mask.unsqueeze(-1) / mask.sum(dim=1)[:, None, None]
+            mixed = rows + (rows * weight).sum(dim=1, keepdim=True)
+        if self.fault == "overflows":
+            mixed[0, 0, 0] = torch.inf
+        return SimpleNamespace(last_hidden_state=mixed)
+
+
+def prove(model: nn.Module) -> tuple[Execution, Transformer]:
+    loaded = SimpleNamespace(model=model, hidden_size=8, needs_token_type_ids=False)
+    transformer = Transformer(loaded)  # type: ignore[arg-type]
+    return prove_execution(transformer, token_ids=IDS, pad_id=PAD), transformer
+
+
+def test_a_model_that_keeps_packed_texts_apart_runs_packed() -> None:
+    execution, transformer = prove(MeanOfText(respects={"boundaries", "mask"}))
+    assert (execution.kind, execution.pad_to, execution.finite) == ("packed", None, True)
+    assert transformer.position_offset == 0
+    assert transformer.model.config._attn_implementation == "millpond"
+
+
+def test_positions_may_begin_after_the_padding_id() -> None:
+    execution, transformer = prove(MeanOfText(respects={"boundaries"}, first_position=PAD + 1))
+    assert execution.kind == "packed"
+    assert transformer.position_offset == PAD + 1
+
+
+def test_a_model_that_mixes_packed_texts_runs_padded_and_says_why() -> None:
+    execution, transformer = prove(MeanOfText(respects={"mask"}))
+    assert (execution.kind, execution.pad_to) == ("padded", PAD_TO)
+    assert "differ from the one-by-one run" in execution.reason
+    assert transformer.model.config._attn_implementation == "sdpa"
+
+
+def test_a_model_whose_padding_leaks_only_sees_equal_lengths() -> None:
+    execution, _ = prove(MeanOfText(respects=set()))
+    assert (execution.kind, execution.pad_to) == ("equal_length", 1)
+    assert "not packed" in execution.reason
+    assert "not padded" in execution.reason
+
+
+def test_a_model_that_refuses_the_attention_runs_padded() -> None:
+    execution, _ = prove(MeanOfText(respects={"mask"}, fault="refuses"))
+    assert execution.kind == "padded"
+    assert "ValueError: this model has its own attention" in execution.reason
+
+
+def test_overflow_is_reported() -> None:
+    execution, _ = prove(MeanOfText(respects={"boundaries", "mask"}, fault="overflows"))
+    assert not execution.finite
+
+
+def test_a_forward_that_takes_no_positions_is_not_asked() -> None:
+    class Narrow(MeanOfText):
+        def forward(  # type: ignore[override]
+            self, input_ids: Tensor, attention_mask: Tensor | None = None, return_dict: bool = True
+        ) -> SimpleNamespace:
+            return super().forward(input_ids, attention_mask)
+
+    execution, _ = prove(Narrow(respects={"mask"}))
+    assert execution.kind == "padded"
+    assert "takes no position ids" in execution.reason
