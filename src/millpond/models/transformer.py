@@ -50,8 +50,9 @@ class Transformer:
         self.model.set_attn_implementation(ATTENTION_NAME)
 
     def use_stock_attention(self) -> None:
-        """Switch back to the attention the model was loaded with."""
-        self.model.set_attn_implementation(self._stock_attention)
+        """Switch back to the attention the model was loaded with, if it was ever left."""
+        if self.model.config._attn_implementation != self._stock_attention:
+            self.model.set_attn_implementation(self._stock_attention)
 
     def packed(self, ids: Tensor, positions: Tensor, sequences: PackedSequences) -> HiddenStates:
         """Hidden states of a packed row: int64 `[total]` ids and positions from 0, no padding."""
