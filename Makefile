@@ -1,6 +1,9 @@
 # The first target run on a fresh machine makes .venv and installs the pinned versions into it.
 # Set-up is repeated only when pyproject.toml or constraints.txt changes.
 #
+# The adapters under integrations/ are tested as the wheels that users get: `make adapters` builds
+# and installs them, and is repeated when one of their sources changes.
+#
 #   make demo PYTHON=python3.12        choose the interpreter (for the first run, or after clean)
 #   make test ARGS="-k scheduler -x"   pass arguments to pytest
 
@@ -9,13 +12,18 @@ ARGS ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
-PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+ADAPTERS := .venv/.adapters
+# Folders too, so that a deleted file counts as a change.
+ADAPTER_SOURCES := $(shell find integrations -mindepth 2 \
+	\( -name tests -o -name __pycache__ -o -name '.*' \) -prune -o -print)
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PIP_INSTALL := $(PIP) install --quiet -c constraints.txt
 
-.PHONY: help setup demo test lint typecheck format check clean
+.PHONY: help setup adapters demo test lint typecheck format check clean
 
 help:
 	@echo "make demo       embed and search the standard library's documentation"
-	@echo "make test       run the test suite"
+	@echo "make test       run the test suite, the adapters' included"
 	@echo "make check      lint, typecheck and test"
 	@echo "make lint       check style and formatting; 'make format' repairs them"
 	@echo "make typecheck  check types"
@@ -33,15 +41,26 @@ $(READY): pyproject.toml constraints.txt
 	@echo "  millpond and what it is tested with"
 	@$(PIP_INSTALL) hatchling editables
 	@$(PIP_INSTALL) --no-build-isolation -e '.[test,dev]'
+	@$(PIP_INSTALL) --no-deps langchain-huggingface
 	@touch $(READY)
 
-# The model comes from an installed package, so neither asks the network for anything.
+adapters: $(ADAPTERS)
+
+$(ADAPTERS): $(READY) $(ADAPTER_SOURCES)
+	@rm -rf dist/adapters
+	@$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist/adapters ./integrations/*/
+	@$(PIP) install --quiet --no-deps --force-reinstall dist/adapters/*.whl
+	@touch $(ADAPTERS)
+
+# The model comes from an installed package, so nothing is asked of the network.
 demo test: export HF_HUB_OFFLINE = 1
+test: export ANONYMIZED_TELEMETRY = False
+test: export LANGSMITH_TRACING = false
 
 demo: setup
 	@$(BIN)/python examples/docstrings.py
 
-test: setup
+test: adapters
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: setup
@@ -59,4 +78,4 @@ check: lint typecheck test
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
-	find src tests examples -type d -name __pycache__ -exec rm -rf {} +
+	find src tests examples benchmarks integrations -type d -name __pycache__ -exec rm -rf {} +

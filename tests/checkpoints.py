@@ -1,13 +1,8 @@
-"""Tiny checkpoints with random weights, written by transformers and sentence-transformers.
-
-`FAMILIES` lists the architectures. Their weights are drawn wide enough that attention decides
-what comes out: with the usual 0.02 a model that mixes up its texts would hardly be noticed.
-"""
+"""Tiny checkpoints with random weights, written by transformers and sentence-transformers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,20 +22,17 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
+from families import ENCODER, MAX_LENGTH, WIDTH, Family
+
 __all__ = [
-    "FAMILIES",
-    "MAX_LENGTH",
     "TEXTS",
-    "WIDTH",
-    "Family",
+    "TOKENIZERS",
     "reference",
     "save_checkpoint",
     "save_family",
     "save_transformer",
 ]
 
-WIDTH = 32
-MAX_LENGTH = 40
 VOCABULARY = 400
 
 _SENTENCES = (
@@ -65,7 +57,7 @@ TEXTS = (
     "  two  spaces,\ta tab\nand a line ",
     "x" * 300,
     "the stone grinds the grain",
-    " ".join(_SENTENCES),
+    " ".join(reversed(_SENTENCES)),
     "",
 )
 """No text, one word, emoji, CJK, word orders, longer than `MAX_LENGTH`, unknown, duplicates."""
@@ -91,12 +83,17 @@ def _framed(tokenizer: Tokenizer, single: str) -> None:
 @cache
 def _word_piece() -> PreTrainedTokenizerFast:
     """BERT's: `[PAD]` is 0, and a text stands between `[CLS]` and `[SEP]`."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    # Not trained, because two trainings on the same sentences give two vocabularies.
+    text = " ".join(_SENTENCES).lower()
+    letters = sorted({*text} - {" "})
+    pieces = [*letters, *(f"##{letter}" for letter in letters), "##ing", "##ts", "##in"]
+    words = dict.fromkeys(word for word in text.split()[::2] if word.isalpha())
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys([*special, *pieces, *words]))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-    _trained(tokenizer, trainers.WordPieceTrainer, special)
     _framed(tokenizer, "[CLS] $A [SEP]")
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -176,169 +173,7 @@ TOKENIZERS: Mapping[str, Callable[[], PreTrainedTokenizerFast]] = {
 }
 
 
-# Architectures.
-
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """An architecture, tiny."""
-
-    name: str
-    model: str
-    """The class of transformers."""
-    tokenizer: str = "word_piece"
-    pooling: str = "mean"
-    execution: str = "packed"
-    reference_batch: int = 32
-    """1 where the padding of a batch changes the reference's own vectors."""
-    config: Mapping[str, Any] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return self.name
-
-
-_ENCODER = {
-    "hidden_size": WIDTH,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.3,
-}
-_GROUPED = {**_ENCODER, "num_key_value_heads": 2}
-_HEADED = {**_GROUPED, "head_dim": 8}
-_LOCAL_AND_GLOBAL = {
-    **_HEADED,
-    "query_pre_attn_scalar": 8,
-    "sliding_window": 6,
-    "layer_types": ["sliding_attention", "full_attention"],
-}
-
-
-def _family(name: str, model: str, config: Mapping[str, Any], **options: Any) -> Family:
-    """An encoder, or a decoder where `config` groups its keys."""
-    if "num_key_value_heads" in config:
-        options = {"tokenizer": "decoder", "pooling": "lasttoken", **options}
-    return Family(name=name, model=f"{model}Model", config=config, **options)
-
-
-FAMILIES: tuple[Family, ...] = (
-    _family("bert", "Bert", _ENCODER),
-    _family("roberta", "Roberta", _ENCODER, tokenizer="roberta"),
-    _family("xlm_roberta", "XLMRoberta", _ENCODER, tokenizer="roberta", pooling="cls"),
-    _family("xlm_roberta_xl", "XLMRobertaXL", _ENCODER, tokenizer="roberta"),
-    _family("camembert", "Camembert", _ENCODER, tokenizer="roberta"),
-    _family("electra", "Electra", {**_ENCODER, "embedding_size": 16}),
-    _family("albert", "Albert", {**_ENCODER, "embedding_size": 16, "num_hidden_groups": 1}),
-    _family("ernie", "Ernie", _ENCODER, pooling="cls"),
-    _family(
-        "distilbert",
-        "DistilBert",
-        {
-            "dim": WIDTH,
-            "hidden_dim": 48,
-            "n_layers": 2,
-            "n_heads": 4,
-            "max_position_embeddings": 64,
-            "initializer_range": 0.3,
-        },
-    ),
-    _family("data2vec_text", "Data2VecText", _ENCODER, tokenizer="roberta"),
-    _family("bert_generation", "BertGenerationEncoder", _ENCODER),
-    _family("roberta_prelayernorm", "RobertaPreLayerNorm", _ENCODER, tokenizer="roberta"),
-    _family("nomic_bert", "NomicBert", _ENCODER),
-    _family("gte", "Gte", _ENCODER, pooling="cls", tokenizer="roberta"),
-    _family("jina_embeddings_v3", "JinaEmbeddingsV3", _ENCODER, tokenizer="roberta"),
-    _family("layoutlm", "LayoutLM", _ENCODER),
-    _family("eurobert", "EuroBert", _GROUPED, pooling="mean", tokenizer="left_padding_decoder"),
-    _family(
-        "modernbert",
-        "ModernBert",
-        {
-            **_ENCODER,
-            "num_hidden_layers": 3,
-            "local_attention": 8,
-            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
-            "initializer_cutoff_factor": 3.0,
-        },
-        pooling="cls",
-    ),
-    _family("qwen2", "Qwen2", _GROUPED),
-    _family("qwen3", "Qwen3", _HEADED, tokenizer="left_padding_decoder"),
-    _family("llama", "Llama", _GROUPED, pooling="mean"),
-    _family("mistral", "Mistral", {**_HEADED, "sliding_window": 6}),
-    _family("gemma", "Gemma", _HEADED),
-    _family("gemma2", "Gemma2", _LOCAL_AND_GLOBAL, tokenizer="left_padding_decoder"),
-    _family("gemma3_text", "Gemma3Text", _LOCAL_AND_GLOBAL, tokenizer="left_padding_decoder"),
-    _family(
-        "gemma3_text_bidirectional",
-        "Gemma3Text",
-        {**_LOCAL_AND_GLOBAL, "use_bidirectional_attention": True},
-        tokenizer="left_padding_decoder",
-        pooling="mean",
-    ),
-    _family("phi3", "Phi3", _GROUPED),
-    _family("granite", "Granite", {**_GROUPED, "attention_multiplier": 0.2}),
-    _family("olmo2", "Olmo2", _GROUPED),
-    _family("smollm3", "SmolLM3", _GROUPED),
-    _family("glm4", "Glm4", _HEADED),
-    _family("cohere2", "Cohere2", {**_LOCAL_AND_GLOBAL, "logit_scale": 1.0}),
-    _family(
-        "gpt2",
-        "GPT2",
-        {
-            "n_embd": WIDTH,
-            "n_layer": 2,
-            "n_head": 4,
-            "n_positions": 64,
-            "initializer_range": 0.3,
-        },
-        tokenizer="decoder",
-        pooling="weightedmean",
-    ),
-    _family("mpnet", "MPNet", _ENCODER, tokenizer="roberta", execution="padded"),
-    _family(
-        "deberta_v2",
-        "DebertaV2",
-        {**_ENCODER, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
-        execution="padded",
-    ),
-    _family(
-        "t5",
-        "T5Encoder",
-        {
-            "d_model": WIDTH,
-            "d_kv": 8,
-            "d_ff": 48,
-            "num_layers": 2,
-            "num_heads": 4,
-            "relative_attention_num_buckets": 8,
-            "relative_attention_max_distance": 16,
-        },
-        tokenizer="unigram",
-        execution="padded",
-    ),
-    _family("roformer", "RoFormer", _ENCODER, execution="padded"),
-    _family("megatron_bert", "MegatronBert", _ENCODER, execution="padded"),
-    _family(
-        "mobilebert",
-        "MobileBert",
-        {**_ENCODER, "embedding_size": 16, "intra_bottleneck_size": 16},
-        execution="padded",
-    ),
-    _family(
-        "convbert",
-        "ConvBert",
-        {**_ENCODER, "embedding_size": 16, "conv_kernel_size": 3},
-        execution="equal_length",
-        reference_batch=1,
-    ),
-)
-
-
-def _config_class(model: type) -> type:
-    config_class: type = model.config_class  # type: ignore[attr-defined]
-    return config_class
+# Models.
 
 
 @torch.no_grad()
@@ -358,7 +193,7 @@ def save_transformer(
     *,
     model: str = "BertModel",
     tokenizer: str = "word_piece",
-    config: Mapping[str, Any] = _ENCODER,
+    config: Mapping[str, Any] = ENCODER,
     seed: int = 20,
 ) -> Path:
     """A model and its tokenizer as transformers saves them, without modules.json."""

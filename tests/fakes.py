@@ -22,7 +22,7 @@ import numpy.typing as npt
 from millpond.engine import Engine
 from millpond.errors import InvalidInput, TextTooLong
 from millpond.models.pipeline import RouteInfo
-from millpond.models.spec import ModelSpec, Route
+from millpond.models.spec import ModelSpec, Module, Route
 from millpond.scheduling.batch import Batch
 from millpond.scheduling.job import Chunk, Job
 from millpond.scheduling.lane_queue import BatchShape
@@ -280,12 +280,14 @@ def fake_spec(runner: FakeRunner | None = None, **facts: Any) -> ModelSpec:
     """The checkpoint of a model that does not exist."""
     names = ("default",) if runner is None else runner.route_names
     several = len(names) > 1
+    folder = Path("no-such-folder")
+    encoder = Module(kind="Transformer", path=folder, options={}, class_name="Fake")
     known: dict[str, Any] = {
         "name": "fake/model",
-        "path": Path("no-such-folder"),
+        "path": folder,
         "source": "folder",
         "revision": None,
-        "routes": tuple(Route(name=name, modules=()) for name in names),
+        "routes": tuple(Route(name=name, modules=(encoder,)) for name in names),
         "prompts": {"query": "ask: ", "document": "", "title": "title: "},
         "default_prompt_name": None,
         "similarity_fn_name": None,
@@ -299,7 +301,7 @@ def fake_spec(runner: FakeRunner | None = None, **facts: Any) -> ModelSpec:
 def start_engine(
     runner: FakeRunner, *, spec: dict[str, Any] | None = None, **options: Any
 ) -> Engine:
-    """An engine on the runner; `spec` has facts about the checkpoint, `options` are the engine's."""
+    """An engine on the runner; `spec` has facts about the checkpoint."""
     return Engine.with_runner(runner, fake_spec(runner, **(spec or {})), **options)
 
 

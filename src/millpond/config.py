@@ -7,7 +7,7 @@ that opens it to say.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, get_args
 
@@ -121,9 +121,10 @@ class EngineOptions(TypedDict, total=False):
 
 
 def _frozen_prompts(prompts: Any) -> tuple[tuple[str, str], ...]:
-    pairs = prompts.items() if isinstance(prompts, Mapping) else prompts
-    _require(isinstance(pairs, Iterable), f"prompts={prompts!r}: it must map names to texts")
-    frozen = dict(pairs)
+    try:
+        frozen = dict(prompts)
+    except (TypeError, ValueError):
+        raise InvalidOption(f"prompts={prompts!r}: it must map names to texts") from None
     for name, text in frozen.items():
         _require(
             isinstance(name, str) and isinstance(text, str),

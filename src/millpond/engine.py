@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from .config import EngineConfig, EngineOptions
 from .embeddings import Embeddings, OutputDType
-from .errors import EngineClosed, InvalidOption
+from .errors import EngineClosed, EngineError, InvalidInput, InvalidOption, TextFailed
 from .info import EngineInfo
 from .loop import Health
 from .models.spec import ModelSpec
@@ -198,6 +198,11 @@ class Engine:
         """
         if isinstance(texts, str) or not isinstance(texts, Iterable):
             raise InvalidOption("embed_iter takes an iterable of texts; one text goes to embed")
+        if options.get("output_dtype") in ("int8", "uint8"):
+            raise InvalidOption(
+                "each slice would be quantised by ranges of its own: let embed_iter give float32 "
+                "and call millpond.quantize with ranges of your own"
+            )
         if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
             raise InvalidOption(f"chunk_size={chunk_size!r}: it must be a whole number above 0")
         return self._embed_chunks(iter(texts), chunk_size, {"lane": Lane.BULK, **options})
@@ -205,17 +210,25 @@ class Engine:
     def _embed_chunks(
         self, texts: Iterator[TextInput], chunk_size: int, options: CallOptions
     ) -> Iterator[npt.NDArray[Any]]:
-        ahead: deque[Job] = deque()
-        timeout = options.get("timeout")
+        ahead: deque[tuple[int, Job]] = deque()  # with the place of the slice's first text
+
+        def oldest() -> npt.NDArray[Any]:
+            start, job = ahead.popleft()
+            with _counted_from(start):
+                return _vectors(self._wait(job, options.get("timeout")))
+
+        start = 0
         try:
             while chunk := list(islice(texts, chunk_size)):
-                ahead.append(self._submit(chunk, Request(**options))[0])
+                with _counted_from(start):
+                    ahead.append((start, self._submit(chunk, Request(**options))[0]))
+                start += len(chunk)
                 if len(ahead) == ITER_JOBS_AHEAD:
-                    yield _vectors(self._wait(ahead.popleft(), timeout))
+                    yield oldest()
             while ahead:
-                yield _vectors(self._wait(ahead.popleft(), timeout))
+                yield oldest()
         finally:
-            for job in ahead:
+            for _, job in ahead:
                 job.future.cancel()
 
     def _submit(
@@ -232,6 +245,11 @@ class Engine:
         return job, single
 
     def _wait(self, job: Job, timeout: float | None) -> Embeddings:
+        if self._service.loop.owns_this_thread and not job.future.done():
+            job.future.cancel()
+            raise EngineError(
+                "a callback on the engine's own thread cannot wait for the engine; use submit"
+            )
         try:
             return job.future.result(timeout)
         except FutureTimeout:
@@ -320,6 +338,15 @@ def _vectors(result: Embeddings, single: bool = False) -> npt.NDArray[Any]:
     return vectors
 
 
+@contextmanager
+def _counted_from(start: int) -> Iterator[None]:
+    """An error about a text of a slice names the text's place in all of them."""
+    try:
+        yield
+    except (InvalidInput, TextFailed) as error:
+        raise error.at(start + error.index) from error.__cause__
+
+
 class _Bar(tqdm):  # type: ignore[misc]
     monitor_interval = 0  # tqdm's own thread would outlive the engine
 
@@ -329,7 +356,10 @@ def _progress_bar(texts: TextsInput, show: bool) -> Iterator[Callable[[int], obj
     if not show:
         yield None
         return
-    total = 1 if isinstance(texts, str) else len(texts)
+    try:
+        total = 1 if isinstance(texts, str) else len(texts)
+    except TypeError:  # no texts at all, as the call is about to say
+        total = 0
     with _Bar(total=total, unit="text", smoothing=0.1) as bar:
         yield bar.update
 

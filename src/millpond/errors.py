@@ -91,7 +91,11 @@ class _AboutOneText(MillpondError):
 
     def at(self, index: int) -> Self:
         """The same error for another place: a part's index becomes the whole call's."""
-        return type(self)(self.args[0], index=index).with_traceback(self.__traceback__)
+        return self._moved(type(self)(self.args[0], index=index))
+
+    def _moved(self, there: Self) -> Self:
+        there.__cause__ = self.__cause__
+        return there.with_traceback(self.__traceback__)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.args[0], self.index)
@@ -173,6 +177,12 @@ class TextsFailed(TextFailed):
             f"with {type(error).__name__}: {error}. `submit` gives the vectors of the others",
             index=first,
         )
+
+    def at(self, index: int) -> Self:
+        """The same errors further on: the first one's place becomes `index`."""
+        offset = index - self.index
+        errors = {place + offset: error.at(place + offset) for place, error in self.errors.items()}
+        return self._moved(type(self)(errors))
 
     def __str__(self) -> str:
         return str(self.args[0])

@@ -7,10 +7,11 @@ the good texts are through and the bad one is alone. It plans nothing and holds 
 from __future__ import annotations
 
 import logging
+import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +44,8 @@ class Listener(Protocol):
 class _Flight:
     batch: Batch
     launched_s: float
+    alone: bool
+    """Whether it was launched with no other in flight."""
     ticket: Ticket | None = None
     error: Exception | None = None
 
@@ -68,6 +71,10 @@ class BatchExecutor:
         """Whether a batch must come home before another is launched."""
         return len(self._flights) >= self._runner.depth
 
+    def __repr__(self) -> str:
+        texts = sum(flight.batch.texts for flight in list(self._flights))
+        return f"BatchExecutor(batches={len(self._flights)}, texts={texts})"
+
     def launch(self, batch: Batch) -> None:
         """Start a batch. What goes wrong shows when it comes home."""
         self._flights.append(self._start(batch))
@@ -77,7 +84,7 @@ class BatchExecutor:
         self._finish(self._flights.popleft())
 
     def _start(self, batch: Batch) -> _Flight:
-        flight = _Flight(batch, self._clock())
+        flight = _Flight(batch, self._clock(), alone=not self._flights)
         for segment in batch.segments:
             if segment.job.started_s is None:
                 segment.job.started_s = flight.launched_s
@@ -94,7 +101,7 @@ class BatchExecutor:
             assert flight.ticket is not None
             vectors = self._runner.collect(flight.ticket)
         except Exception as error:
-            self._recover(flight.batch, error)
+            self._recover(flight, error)
             return
         done_s = self._clock()
         # With two batches in flight, the second one's time starts when the first is done.
@@ -107,28 +114,33 @@ class BatchExecutor:
 
     def _deliver(self, batch: Batch, vectors: npt.NDArray[np.float32], forward_s: float) -> int:
         """Write the vectors of a batch to its jobs; how many were not finite is returned."""
-        finite = np.logical_and.reduce(np.isfinite(vectors), axis=1)
-        place = 0
+        place = failed = 0
         for segment in batch.segments:
-            part = slice(place, place + segment.texts)
+            failed += _write(segment, vectors[place : place + segment.texts])
             place += segment.texts
-            _write(segment, vectors[part], finite[part])
         for job in batch.jobs:
             job.forward_s += forward_s
-        return int(len(finite) - finite.sum())
+        return failed
 
     def _end_completed(self, batch: Batch) -> None:
         for job in batch.jobs:
             if not job.remaining:
                 self._listener.job_completed(job)
 
-    def _recover(self, batch: Batch, error: Exception) -> None:
+    def _recover(self, flight: _Flight, error: Exception) -> None:
         """Split a failed batch until its good texts are through and its bad one is alone."""
         if self._runner.is_fatal(error):
             raise error
+        traceback.clear_frames(error.__traceback__)  # they hold the tensors of the failed pass
+        batch = flight.batch
         out_of_memory = self._runner.is_out_of_memory(error)
         if out_of_memory:
+            while self._flights:  # they take memory too
+                self.finish_oldest()
             self._runner.free_memory()
+        if batch.texts == 1 and out_of_memory and not flight.alone:
+            self._finish(self._start(batch))
+            return
         if batch.texts == 1:
             self._fail_text(batch.segments[0], error, out_of_memory=out_of_memory)
             self._end_completed(batch)
@@ -157,18 +169,30 @@ class BatchExecutor:
         logger.warning("a text failed: %s", failure)
 
 
-def _write(
-    segment: Segment, vectors: npt.NDArray[np.float32], finite: npt.NDArray[np.bool_]
-) -> None:
+def _write(segment: Segment, vectors: npt.NDArray[np.float32]) -> int:
+    """Write the vectors of a segment to its job; how many were not finite is returned."""
     job, chunk = segment.job, segment.chunk
-    rows = chunk.rows[segment.start : segment.stop]
+    texts = chunk.rows[segment.start : segment.stop]
+    with np.errstate(all="ignore"):  # what comes of it is looked at below
+        output_rows = job.output.rows(vectors)
+    computed, finite = _finite(vectors), _finite(output_rows)
+    finite &= computed
     job.tokenize_s += _tokenize_s(segment)
-    job.write(rows[finite], vectors[finite])
-    for row in rows[~finite].tolist():
-        error = NonFiniteVector(
-            "the model gave NaN or infinity for it; try dtype='bfloat16' or 'float32'", index=row
+    job.write(texts[finite], output_rows[finite])
+    for place in np.flatnonzero(~finite).tolist():
+        reason = (
+            f"its vector is too long for {job.output.dtype}; ask for output_dtype='float32'"
+            if computed[place]
+            else "the model gave NaN or infinity for it; try dtype='bfloat16' or 'float32'"
         )
-        job.fail(row, error)
+        row = int(texts[place])
+        job.fail(row, NonFiniteVector(reason, index=row))
+    return len(texts) - int(finite.sum())
+
+
+def _finite(rows: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    finite: npt.NDArray[np.bool_] = np.isfinite(rows).all(axis=1)
+    return finite
 
 
 def _tokenize_s(segment: Segment) -> float:

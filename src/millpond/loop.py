@@ -19,7 +19,14 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from .errors import DeadlineExceeded, EngineClosed, EngineFailed, MillpondError, QueueFull
+from .errors import (
+    DeadlineExceeded,
+    EngineClosed,
+    EngineError,
+    EngineFailed,
+    MillpondError,
+    QueueFull,
+)
 from .executor import BatchExecutor
 from .runner import BatchRunner
 from .scheduling.batch import Batch
@@ -94,14 +101,14 @@ class Loop:
             self._scheduler.submit(job, self.clock(), chunk)
             self._wake()
         job.future.add_done_callback(lambda _: self._forget_if_cancelled(job))
-        if block:
+        if block and not self.owns_this_thread:
             self._block_until_admitted(job)
 
     def _tokenize_inline(self, job: Job) -> Chunk | None:
         """A short query skips the tokenising thread: two thread switches less to wait for."""
         if job.lane is Lane.BULK or job.waiting_tokens > INLINE_TOKENS:
             return None
-        return self._runner.tokenize(job, np.arange(len(job)))
+        return self._tokenize(job, np.arange(len(job)))
 
     def _queue_full(self, job: Job) -> QueueFull:
         waiting = self._scheduler.waiting_tokens(job.lane)
@@ -172,10 +179,14 @@ class Loop:
             self._wake()
         for job in abandoned:
             _end(job, EngineClosed("the engine was closed before the call was finished"))
-        if wait:
+        if wait and not self.owns_this_thread:
             for thread in self._threads:
-                if thread is not threading.current_thread():
-                    thread.join()
+                thread.join()
+
+    @property
+    def owns_this_thread(self) -> bool:
+        """Whether the caller is a callback on a thread of ours, where waiting would be for ever."""
+        return threading.current_thread() in self._threads
 
     def add_hook(self, hook: StatsHook) -> None:
         """Call `hook` on the batching thread after every batch."""
@@ -228,9 +239,9 @@ class Loop:
             self._cause = cause
             pending = [job for job in list(self._pending.values()) if self._drop(job)]
             self._wake()
-        logger.error("the engine failed: %s: %s", type(cause).__name__, cause, exc_info=cause)
         for job in pending:
             _end(job, self._failure())
+        logger.error("the engine failed: %s: %s", type(cause).__name__, cause, exc_info=cause)
 
     def _is_over(self) -> bool:
         return self._health in ("closed", "failed") or (
@@ -243,7 +254,7 @@ class Loop:
         while (claimed := self._next_to_tokenize()) is not None:
             job, rows = claimed
             try:
-                chunk = self._runner.tokenize(job, rows)
+                chunk = self._tokenize(job, rows)
             except MillpondError as error:  # a text of the call cannot be accepted after all
                 with self._lock:
                     ours = self._drop(job)
@@ -253,6 +264,16 @@ class Loop:
             with self._lock:
                 self._scheduler.ready(job, chunk, self.clock())
                 self._batching_has_work.notify()
+
+    def _tokenize(self, job: Job, rows: npt.NDArray[np.int64]) -> Chunk:
+        try:
+            return self._runner.tokenize(job, rows)
+        except MillpondError:
+            raise
+        except Exception as error:  # nobody foresaw it: this call fails, the engine goes on
+            raise EngineError(
+                f"the tokenizer failed with {type(error).__name__}: {error}"
+            ) from error
 
     def _next_to_tokenize(self) -> tuple[Job, npt.NDArray[np.int64]] | None:
         with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -83,11 +84,14 @@ class Request:
                 "for the checkpoint's own side"
             )
         if self.timeout is not None and not (
-            isinstance(self.timeout, int | float) and self.timeout > 0
+            isinstance(self.timeout, int | float) and 0 < self.timeout <= threading.TIMEOUT_MAX
         ):
-            raise InvalidOption(f"timeout={self.timeout!r}: it must be a number of seconds above 0")
+            raise InvalidOption(
+                f"timeout={self.timeout!r}: it must be a number of seconds above 0; "
+                "leave it out to wait as long as it takes"
+            )
         known = {"query", "document", *spec.task_routes}
-        if self.task is not None and self.task not in known:
+        if self.task is not None and not (isinstance(self.task, str) and self.task in known):
             names = ", ".join(sorted(repr(name) for name in known if name is not None))
             raise UnknownTask(f"task={self.task!r}: this model knows {names}")
         for name in ("prompt", "prompt_name"):
@@ -120,7 +124,8 @@ def _normalized(texts: TextsInput) -> tuple[Sequence[Any], bool, bool]:
     """The texts as a list, whether the caller gave one alone, and whether they are token ids."""
     if isinstance(texts, str):
         return [texts], True, False
-    if isinstance(texts, bytes) or not isinstance(texts, Sequence | np.ndarray):
+    is_sequence = isinstance(texts, Sequence) or (isinstance(texts, np.ndarray) and texts.ndim > 0)
+    if isinstance(texts, bytes) or not is_sequence:
         raise InvalidText(
             f"expected a string, a list of strings or token ids, not {type(texts).__name__}; "
             "a generator or an iterator of texts goes to embed_iter"
@@ -150,7 +155,10 @@ def _token_ids(ids: Any, index: int) -> npt.NDArray[np.int32]:
         raise InvalidText(
             f"expected a string or a list of token ids, not {type(ids).__name__}", index=index
         )
-    array = np.asarray(ids)
+    try:
+        array = np.asarray(ids)
+    except ValueError:  # lists of several lengths
+        array = np.empty((0, 0))
     if array.ndim != 1 or not len(array) or array.dtype.kind not in "iu":
         raise InvalidTokenIds("expected a flat, non-empty list of whole numbers", index=index)
     limits = np.iinfo(np.int32)

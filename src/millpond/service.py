@@ -70,6 +70,9 @@ class Service:
             if ours:
                 _load_into(loading, config)
             service = loading.result()
+            if service.loop.health == "failed":  # those who hold it keep it; others get a new one
+                _unregister(config, loading)
+                continue
             try:
                 return service.acquire()
             except EngineClosed:  # the last holder let go in between

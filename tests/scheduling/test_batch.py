@@ -60,7 +60,7 @@ def test_halving_again_and_again_ends_at_each_text_alone(batch: Batch) -> None:
 
 
 @given(batches(), st.data())
-def test_only_texts_of_jobs_that_have_not_ended_stay_alive(batch: Batch, data: st.DataObject) -> None:
+def test_only_texts_of_jobs_that_go_on_stay_alive(batch: Batch, data: st.DataObject) -> None:
     for job in batch.jobs:
         job.dead = data.draw(st.booleans())
     alive = batch.alive()

@@ -1,4 +1,4 @@
-"""`Chunk` sorts texts longest first without losing one; `Job` hands them out and takes them back."""
+"""`Chunk` sorts texts longest first; `Job` hands them out and takes their vectors in."""
 
 from __future__ import annotations
 

@@ -25,6 +25,8 @@ __all__ = ["ATTENTION_NAME", "PackedSequences", "register_attention", "uses_varl
 
 ATTENTION_NAME = "millpond"
 _VARLEN_OPTIONS = frozenset(inspect.signature(varlen_attn).parameters)  # more in newer releases
+# They change the scores, by too little at times for a comparison at load to notice.
+_SCORE_OPTIONS = ("softcap", "s_aux", "position_bias")
 
 
 @dataclass(frozen=True)
@@ -97,13 +99,17 @@ def packed_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     is_causal: bool | None = None,
-    **_: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention over a packed row: `[1, heads, total, size]` in, `[1, total, heads, size]` out.
 
     Follows transformers' conventions: a module is causal unless it says otherwise, and a window
-    of `w` lets a token see those fewer than `w` positions away.
+    of `w` lets a token see those fewer than `w` positions away. Raises `NotImplementedError` for
+    an option that neither of the kernels has.
     """
+    for name in _SCORE_OPTIONS:
+        if options.get(name) is not None:
+            raise NotImplementedError(f"its attention has {name}")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     attend = _varlen if packed_sequences.boundaries is not None else _grouped
     out = attend(query[0], key[0], value[0], packed_sequences, scaling, sliding_window, causal)

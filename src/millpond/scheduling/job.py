@@ -5,6 +5,7 @@ A job is one object with one future and one array of rows, however many texts it
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import itertools
 import threading
@@ -12,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -175,9 +176,9 @@ class Job:
         self.waiting_tokens = int(chunk.offsets[-1])
         self.spans.append(Span(chunk, 0, len(chunk), now_s))
 
-    def write(self, rows: npt.NDArray[np.int64], vectors: npt.NDArray[np.float32]) -> None:
-        """Keep the model's vectors `[len(rows), dimension]` of these texts."""
-        self.rows[rows] = self.output.rows(vectors)
+    def write(self, rows: npt.NDArray[np.int64], output_rows: npt.NDArray[Any]) -> None:
+        """Keep what `output.rows` made of the vectors of these texts."""
+        self.rows[rows] = output_rows
         self._finished(len(rows))
 
     def fail(self, row: int, error: TextFailed) -> None:
@@ -188,7 +189,8 @@ class Job:
     def _finished(self, texts: int) -> None:
         self.remaining -= texts
         if self.progress is not None:
-            self.progress(texts)
+            with contextlib.suppress(Exception):  # a terminal that is gone stops no one's work
+                self.progress(texts)
 
     def result(self, now_s: float) -> Embeddings:
         """What the future resolves to once nothing remains."""

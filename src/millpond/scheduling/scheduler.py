@@ -73,12 +73,14 @@ class Scheduler:
         self._note_ready(job, now_s)
 
     def next_to_tokenize(self) -> tuple[Job, npt.NDArray[np.int64]] | None:
-        """Claim the next texts to tokenise: queries at once, bulk a few batches ahead."""
+        """Claim the next texts to tokenise: queries first, either lane a few batches ahead."""
         most = self.max_batch_tokens * TOKENIZE_AHEAD_BATCHES
-        claimed = self.lanes[Lane.INTERACTIVE].next_to_tokenize(most)
-        if claimed is None and self.lanes[Lane.BULK].ready_tokens < most:
-            claimed = self.lanes[Lane.BULK].next_to_tokenize(most)
-        return claimed
+        for lane in (self.lanes[Lane.INTERACTIVE], self.lanes[Lane.BULK]):
+            if lane.ready_tokens < most:
+                claimed = lane.next_to_tokenize(most)
+                if claimed is not None:
+                    return claimed
+        return None
 
     def ready(self, job: Job, chunk: Chunk, now_s: float) -> None:
         """Texts that were claimed are tokenised. Nothing happens if the job ended meanwhile."""
@@ -100,19 +102,20 @@ class Scheduler:
             lane = self.lanes[job.lane]
             lane.forget(job)
             lane.admit()
+            if not self.lanes[Lane.BULK].has_ready:
+                self._bulk_waits_since_s = None
 
     def expired(self, now_s: float) -> list[Job]:
         """The jobs whose deadline has passed, each named once; nothing more of them is planned."""
         expired = []
-        while self._deadlines and self._deadlines[0][0] <= now_s:
+        while (deadline_s := self.next_deadline()) is not None and deadline_s <= now_s:
             job = heapq.heappop(self._deadlines)[2]
-            if not job.dead and job.remaining:
-                self.forget(job)
-                expired.append(job)
+            self.forget(job)
+            expired.append(job)
         return expired
 
     def next_deadline(self) -> float | None:
-        """The earliest deadline of a job that has not ended."""
+        """The earliest deadline of a job that has not ended. Lets go of those before it."""
         while self._deadlines:
             deadline_s, _, job = self._deadlines[0]
             if job.remaining and not job.dead:

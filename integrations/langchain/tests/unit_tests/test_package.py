@@ -1,0 +1,67 @@
+"""What the wheel holds, and what the module imports and says of itself."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+from pydantic_core import PydanticUndefined
+
+import langchain_millpond
+import millpond
+from langchain_millpond import MillpondEmbeddings
+
+SOURCE = Path(langchain_millpond.__file__).parent
+
+
+def test_the_wheel_is_typed_and_has_its_licence() -> None:
+    names = {Path(file).name for file in distribution("langchain-millpond").files or ()}
+    assert {"py.typed", "LICENSE", "__init__.py", "embeddings.py"} <= names
+    assert (SOURCE / "py.typed").is_file()
+
+
+def test_one_name_is_exported() -> None:
+    assert langchain_millpond.__all__ == ["MillpondEmbeddings"]
+
+
+def test_only_public_names_of_millpond_are_imported() -> None:
+    imported = set()
+    for path in SOURCE.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("millpond"):
+                assert node.module == "millpond"
+                imported |= {alias.name for alias in node.names}
+            if isinstance(node, ast.Import):
+                assert not any(alias.name.startswith("millpond") for alias in node.names)
+    assert "Engine" in imported
+    assert imported <= set(millpond.__all__)
+
+
+def test_every_option_of_the_engine_is_a_field_with_its_default() -> None:
+    options = {field.name: field.default for field in dataclasses.fields(millpond.EngineConfig)}
+    del options["model"], options["prompts"]  # the prompts are the call's: query and document
+    options["cache_folder"] = options.pop("cache_dir")
+    fields = MillpondEmbeddings.model_fields
+    defaults = {name: fields[name].get_default(call_default_factory=True) for name in options}
+    assert PydanticUndefined not in defaults.values()
+    assert defaults == options
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        "Setup:",
+        "Key init args — embedding params:",
+        "Key init args — engine params:",
+        "Instantiate:",
+        "Embed single text:",
+        "Embed multiple texts:",
+        "Async:",
+    ],
+)
+def test_the_docstring_has_the_sections_of_the_api_reference(section: str) -> None:
+    assert f"\n{section}\n" in inspect.getdoc(MillpondEmbeddings)

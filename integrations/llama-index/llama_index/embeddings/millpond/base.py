@@ -1,0 +1,253 @@
+"""`MillpondEmbedding`: LlamaIndex's embedding interface on a shared Millpond engine.
+
+What lives here is a translation: LlamaIndex's fields to the options of an engine and of a call,
+and arrays to lists of floats. Batching, threads and devices are the engine's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any, Literal
+
+import numpy.typing as npt
+from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
+
+from millpond import Engine, EngineConfig, InvalidOption
+
+MAX_EMBED_BATCH_SIZE = 2048  # the most that BaseEmbedding allows
+ROWS_PER_TURN = 64  # vectors made into lists before the event loop gets its turn, about 1 ms
+
+_ENGINE_OPTIONS = {
+    "model_name": "model",
+    "device": "device",
+    "dtype": "dtype",
+    "revision": "revision",
+    "trust_remote_code": "trust_remote_code",
+    "max_length": "max_length",
+    "pooling": "pooling",
+    "prompts": "prompts",
+    "max_batch_tokens": "max_batch_tokens",
+    "max_queue_tokens": "max_queue_tokens",
+    "max_query_wait_ms": "max_query_wait_ms",
+    "deterministic": "deterministic",
+    "cache_folder": "cache_dir",
+}
+"""The fields that configure the engine, and the engine's own names for them."""
+
+
+class MillpondEmbedding(BaseEmbedding):
+    """
+    Embeddings from a Millpond engine inside this process.
+
+    Objects with the same engine options share one engine: the weights are loaded once, and the
+    calls of all threads and event loops are batched together. Queries do not wait behind
+    ingestion. Texts longer than the model reads are cut, which is logged once with the count.
+
+    The options that configure the engine cannot be changed afterwards. Pickles and copies find
+    or make the shared engine of the same options.
+
+    Args:
+        model_name (str): A folder, the name of a model on the Hugging Face hub, or a name that an
+            installed package carries.
+        engine (Optional[Engine], optional): An engine that is already built. It is used as it is,
+            and the options of the engine are read from it. Defaults to None.
+        device (str, optional): "auto", "cpu", "cuda", "cuda:N" or "mps". Defaults to "auto".
+        dtype (str, optional): "auto", "float32", "bfloat16" or "float16". Defaults to "auto".
+        revision (Optional[str], optional): Branch, tag or commit on the hub. Defaults to None.
+        trust_remote_code (bool, optional): Run Python code that comes with the checkpoint.
+            Defaults to False.
+        max_length (Optional[int], optional): Longest text in tokens. Defaults to the model's own.
+        pooling (Optional[Union[str, Tuple[str, ...]]], optional): Instead of the checkpoint's
+            pooling. Defaults to None.
+        prompts (Optional[Dict[str, str]], optional): Prompts by name, over those the checkpoint
+            saves. Defaults to None.
+        max_batch_tokens (Union[int, str], optional): Most tokens in one forward pass.
+            Defaults to "auto".
+        max_queue_tokens (int, optional): Most tokens waiting in each lane.
+        max_query_wait_ms (float, optional): Longest a query may wait behind ingestion.
+        deterministic (bool, optional): On CUDA, the same bits whatever else is in flight. On CPU
+            this is always so. Defaults to False.
+        cache_folder (Optional[str], optional): Where downloaded models are kept. Defaults to
+            Hugging Face's own cache.
+        query_instruction (Optional[str], optional): Text to put in front of every query. Defaults
+            to the prompt the checkpoint saves for queries; "" for none.
+        text_instruction (Optional[str], optional): Text to put in front of every text. Defaults to
+            the prompt the checkpoint saves for documents; "" for none.
+        normalize (bool, optional): Scale vectors to unit length. False leaves them as the model
+            gives them. Defaults to True.
+        dimensions (Optional[int], optional): Keep only the first so many and restore unit length
+            (Matryoshka). Defaults to None.
+        truncate (Optional[str], optional): Cut texts that are too long at their "end" or "start",
+            or raise `TextTooLong` ("error"). Defaults to where the checkpoint says.
+        show_progress_bar (bool, optional): Whether to show a progress bar per call.
+            Defaults to False.
+        embed_batch_size (int, optional): Texts handed to the engine at a time; the engine forms
+            its own batches of them. Defaults to 2048, the most there can be.
+        callback_manager (Optional[CallbackManager], optional): Callback manager.
+        num_workers (Optional[int], optional): Calls of `embed_batch_size` texts in flight at a
+            time in async methods. Defaults to all of them.
+
+    Raises:
+        MillpondError: One of its kinds. Errors about one text carry its `index` in the call.
+
+    Examples:
+        `pip install llama-index-embeddings-millpond`
+
+        ```python
+        from llama_index.core import Settings
+        from llama_index.embeddings.millpond import MillpondEmbedding
+
+        Settings.embed_model = MillpondEmbedding(
+            model_name="sentence-transformers/all-MiniLM-L6-v2"
+        )
+
+        vector = Settings.embed_model.get_query_embedding("Where is bread sold?")
+        ```
+
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    model_name: str = Field(frozen=True, description="Folder or name of the model.")
+    embed_batch_size: int = Field(
+        default=MAX_EMBED_BATCH_SIZE,
+        gt=0,
+        le=MAX_EMBED_BATCH_SIZE,
+        description="Texts handed to the engine at a time.",
+    )
+
+    # The engine's: fixed once it is built.
+    device: str = Field("auto", frozen=True, description="Device to run on.")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto", frozen=True, description="Precision of the transformer."
+    )
+    revision: str | None = Field(None, frozen=True, description="Branch, tag or commit.")
+    trust_remote_code: bool = Field(
+        False, frozen=True, description="Run Python code that comes with the checkpoint."
+    )
+    max_length: int | None = Field(None, frozen=True, description="Longest text in tokens.")
+    pooling: str | tuple[str, ...] | None = Field(
+        None, frozen=True, description="Instead of the checkpoint's pooling."
+    )
+    prompts: dict[str, str] | None = Field(
+        None, frozen=True, description="Prompts by name, over those the checkpoint saves."
+    )
+    max_batch_tokens: int | Literal["auto"] = Field(
+        EngineConfig.max_batch_tokens, frozen=True, description="Most tokens in a forward pass."
+    )
+    max_queue_tokens: int = Field(
+        EngineConfig.max_queue_tokens, frozen=True, description="Most tokens waiting in a lane."
+    )
+    max_query_wait_ms: float = Field(
+        EngineConfig.max_query_wait_ms,
+        frozen=True,
+        description="Longest a query may wait behind ingestion.",
+    )
+    deterministic: bool = Field(
+        False, frozen=True, description="On CUDA: the same bits whatever else is in flight."
+    )
+    cache_folder: str | None = Field(
+        None, frozen=True, description="Where downloaded models are kept."
+    )
+
+    # The call's.
+    query_instruction: str | None = Field(None, description="Text in front of every query.")
+    text_instruction: str | None = Field(None, description="Text in front of every text.")
+    normalize: bool = Field(True, description="Scale vectors to unit length.")
+    dimensions: int | None = Field(None, description="Keep only the first so many.")
+    truncate: Literal["end", "start", "error"] | None = Field(
+        None, description="Where to cut texts that are too long, or to refuse them."
+    )
+    show_progress_bar: bool = Field(False, description="Whether to show a progress bar.")
+
+    _engine: Engine = PrivateAttr()
+
+    def __init__(
+        self,
+        model_name: str | os.PathLike[str] | None = None,
+        *,
+        engine: Engine | None = None,
+        **options: Any,
+    ) -> None:
+        options.pop("class_name", None)  # part of what `model_dump` gives
+        if model_name is not None:
+            options["model_name"] = os.fspath(model_name)
+        if engine is not None:
+            options = _options_of(engine) | options
+        super().__init__(**options)
+        chosen = {option: getattr(self, field) for field, option in _ENGINE_OPTIONS.items()}
+        if engine is None:
+            engine = Engine.shared(**chosen)
+        elif (config := EngineConfig(**chosen)) != _config_of(engine):
+            raise InvalidOption(
+                f"the engine is built with {_config_of(engine)}, and the options given say "
+                f"{config}; leave out `engine` or the options, and give `normalize` here"
+            )
+        self._engine = engine
+        engine.embed([], **self._call("document"))  # refuses bad options now
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Name of the class in serialised form."""
+        return "MillpondEmbedding"
+
+    @property
+    def engine(self) -> Engine:
+        """The engine behind this object, for its `info()`, `stats()` and hooks."""
+        return self._engine
+
+    def _call(self, task: Literal["query", "document"]) -> dict[str, Any]:
+        query = task == "query"
+        return {
+            "task": task,
+            "prompt": self.query_instruction if query else self.text_instruction,
+            "lane": "interactive" if query else "bulk",
+            "dimensions": self.dimensions,
+            "normalize": self.normalize,
+            "truncate": self.truncate,
+        }
+
+    def _get_query_embedding(self, query: str) -> Embedding:
+        return _floats(self._engine.embed(query, **self._call("query")))
+
+    async def _aget_query_embedding(self, query: str) -> Embedding:
+        return _floats(await self._engine.aembed(query, **self._call("query")))
+
+    def _get_text_embedding(self, text: str) -> Embedding:
+        return _floats(self._engine.embed(text, **self._call("document")))
+
+    async def _aget_text_embedding(self, text: str) -> Embedding:
+        return _floats(await self._engine.aembed(text, **self._call("document")))
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        options = self._call("document")
+        rows = self._engine.embed(texts, progress=self.show_progress_bar, **options)
+        return list(map(_floats, rows))
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        options = self._call("document")
+        rows = await self._engine.aembed(texts, progress=self.show_progress_bar, **options)
+        vectors: list[Embedding] = []
+        for start in range(0, len(rows), ROWS_PER_TURN):
+            vectors.extend(map(_floats, rows[start : start + ROWS_PER_TURN]))
+            await asyncio.sleep(0)  # thousands of lists at once would hold up the loop
+        return vectors
+
+
+def _floats(vector: npt.NDArray[Any]) -> Embedding:
+    floats: Embedding = vector.tolist()
+    return floats
+
+
+def _config_of(engine: Engine) -> EngineConfig:
+    _, (config,) = engine.__reduce__()  # an engine pickles to its configuration
+    assert isinstance(config, EngineConfig)
+    return config
+
+
+def _options_of(engine: Engine) -> dict[str, Any]:
+    config = _config_of(engine)
+    options = {field: getattr(config, option) for field, option in _ENGINE_OPTIONS.items()}
+    return options | {"prompts": None if config.prompts is None else dict(config.prompts)}

@@ -1,0 +1,70 @@
+"""The door: a call becomes a job with everything the runner and the scheduler need to know."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fakes import FakeRunner, fake_spec
+from millpond import Engine, InvalidOption, Lane
+from millpond.engine import CallOptions
+from millpond.request import Request
+from millpond.scheduling.job import Job
+from millpond.scheduling.lane_queue import BatchShape
+
+RUNNER = FakeRunner(route_names=("query", "document"), shapes=(BatchShape(), BatchShape()))
+
+
+def job_for(texts: Any, **options: Any) -> tuple[Job, bool]:
+    spec = fake_spec(RUNNER)
+    return Request(**options).job(texts, spec=spec, runner=RUNNER, now_s=50.0)
+
+
+def test_the_options_of_a_call_are_the_same_everywhere() -> None:
+    call = set(CallOptions.__annotations__)
+    assert {field.name for field in dataclasses.fields(Request)} == call | {"progress"}
+    embed = set(Engine.embed.__annotations__) - {"texts", "return"}
+    assert embed == call | {"progress"}
+
+
+def test_a_call_becomes_a_job() -> None:
+    job, single = job_for(["a", "bb"], prompt="say this: ", task="document", timeout=2, lane="bulk")
+    assert not single
+    assert job.texts == ["a", "bb"]
+    assert (job.prompt, job.prompt_tokens, job.route) == ("say this: ", 2, 1)
+    assert (job.arrived_s, job.deadline_s) == (50.0, 52.0)
+    assert (job.lane, job.tokenized) == (Lane.BULK, False)
+
+
+def test_without_a_timeout_there_is_no_deadline() -> None:
+    assert job_for("a")[0].deadline_s is None
+
+
+@pytest.mark.parametrize(("texts", "single"), [("a", True), (["a"], False), ([1, 2], True)])
+def test_a_single_text_is_told_from_a_list_of_one(texts: Any, single: bool) -> None:
+    assert job_for(texts)[1] is single
+
+
+def test_the_job_keeps_texts_of_its_own() -> None:
+    texts = ["a", "b"]
+    job, _ = job_for(texts)
+    texts[0] = "changed"
+    assert job.texts[0] == "a"
+
+
+def test_token_ids_are_kept_as_integers_of_32_bits() -> None:
+    ids = np.array([1, 2, 3])
+    job, _ = job_for([ids, [4]])
+    assert job.tokenized
+    assert [text.dtype for text in job.texts] == [np.int32, np.int32]  # type: ignore[union-attr]
+    ids[0] = 99
+    assert list(job.texts[0]) == [1, 2, 3]
+
+
+def test_a_single_vector_cannot_be_calibrated_and_is_refused_at_the_door() -> None:
+    with pytest.raises(InvalidOption, match="one vector has none"):
+        job_for(["a"], output_dtype="uint8")
+    assert len(job_for(["a", "b"], output_dtype="uint8")[0]) == 2
