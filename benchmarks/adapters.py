@@ -121,7 +121,7 @@ def queries_during_ingestion(embeddings: Any, queries: list[str], texts: list[st
 
 def run_langchain(model: str, rounds: int) -> Results:
     peers = langchain_peers(model)
-    queries, passages = workloads.queries(256), workloads.passages(512)
+    queries, passages = workloads.queries(256), workloads.passages(256)
     check_vectors(peers, passages[:64] + queries[:64])
     return measure(peers, rounds, lambda peer: concurrent_queries(peer, queries)) | measure(
         peers, rounds, lambda peer: queries_during_ingestion(peer, queries, passages)
@@ -147,7 +147,7 @@ def chunks(count: int, seed: int = 3) -> list[str]:
     """Chunks of real text as a splitter leaves them: 170 tokens in the mean."""
     words = [word for passage in gather_passages() for word in passage.text.split()]
     rng = random.Random(seed)
-    lengths = [rng.randint(50, 110) for _ in range(count)]
+    lengths = [rng.randint(70, 140) for _ in range(count)]
     starts = [rng.randrange(len(words) - length) for length in lengths]
     return [" ".join(words[start : start + n]) for start, n in zip(starts, lengths, strict=True)]
 

@@ -130,6 +130,7 @@ class FakeRunner:
     def __post_init__(self) -> None:
         self._changed = threading.Condition()
         self._permits: int | None = None  # batches that may still come home; None for all
+        self._held = False  # a batch stands before `let`
         self._on_device = 0
 
     # Control.
@@ -149,6 +150,12 @@ class FakeRunner:
         """Wait until so many batches have been launched."""
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.batches) >= count, PATIENCE_S), self
+
+    def wait_until_held(self) -> None:
+        """Wait until a batch stands before `let`, and so the whole engine with it."""
+        with self._changed:
+            held = self._changed.wait_for(lambda: self._held and self._permits == 0, PATIENCE_S)
+            assert held, self
 
     @property
     def ran(self) -> list[str]:
@@ -232,7 +239,10 @@ class FakeRunner:
     def collect(self, ticket: Any) -> npt.NDArray[np.float32]:
         self.threads.add(threading.get_ident())
         with self._changed:
+            self._held = True
+            self._changed.notify_all()
             assert self._changed.wait_for(lambda: self._permits != 0, PATIENCE_S), "never let"
+            self._held = False
             if self._permits is not None:
                 self._permits -= 1
         batch: Batch = ticket.batch

@@ -14,7 +14,7 @@ import transformers
 
 __all__ = ["ENCODER", "FAMILIES", "MAX_LENGTH", "WIDTH", "Family"]
 
-WIDTH = 32
+WIDTH = 64
 MAX_LENGTH = 40
 
 
@@ -40,15 +40,15 @@ ENCODER: Mapping[str, Any] = {
     "hidden_size": WIDTH,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "intermediate_size": 48,
+    "intermediate_size": 96,
     "max_position_embeddings": 64,
     "initializer_range": 0.3,
 }
 _GROUPED = {**ENCODER, "num_key_value_heads": 2}
-_HEADED = {**_GROUPED, "head_dim": 8}
+_HEADED = {**_GROUPED, "head_dim": 16}
 _LOCAL_AND_GLOBAL = {
     **_HEADED,
-    "query_pre_attn_scalar": 8,
+    "query_pre_attn_scalar": 16,
     "sliding_window": 6,
     "layer_types": ["sliding_attention", "full_attention"],
 }
@@ -76,7 +76,7 @@ FAMILIES: tuple[Family, ...] = (
         "DistilBert",
         {
             "dim": WIDTH,
-            "hidden_dim": 48,
+            "hidden_dim": 96,
             "n_layers": 2,
             "n_heads": 4,
             "max_position_embeddings": 64,
@@ -160,7 +160,7 @@ FAMILIES: tuple[Family, ...] = (
     _family(
         "opt",
         "OPT",
-        {**ENCODER, "ffn_dim": 48, "word_embed_proj_dim": WIDTH},
+        {**ENCODER, "ffn_dim": 96, "word_embed_proj_dim": WIDTH},
         tokenizer="decoder",
         pooling="lasttoken",
     ),
@@ -176,8 +176,8 @@ FAMILIES: tuple[Family, ...] = (
         "T5Encoder",
         {
             "d_model": WIDTH,
-            "d_kv": 8,
-            "d_ff": 48,
+            "d_kv": 16,
+            "d_ff": 96,
             "num_layers": 2,
             "num_heads": 4,
             "relative_attention_num_buckets": 8,
@@ -206,7 +206,7 @@ FAMILIES: tuple[Family, ...] = (
         "XLNet",
         {
             "d_model": WIDTH,
-            "d_inner": 48,
+            "d_inner": 96,
             "n_layer": 2,
             "n_head": 4,
             "initializer_range": 0.3,

@@ -118,7 +118,7 @@ def test_the_pooling_option_is_that_of_a_checkpoint(
 HEADS: dict[str, Callable[[], Sequence[Any]]] = {
     "dense": lambda: [Dense(WIDTH, 24)],
     "dense_without_bias": lambda: [
-        Dense(WIDTH, 48, bias=False, activation_function=torch.nn.Identity())
+        Dense(WIDTH, 80, bias=False, activation_function=torch.nn.Identity())
     ],
     "dense_residual": lambda: [Dense(WIDTH, 16, use_residual=True)],
     "dense_gelu": lambda: [Dense(WIDTH, 16, activation_function=torch.nn.GELU())],
@@ -126,7 +126,7 @@ HEADS: dict[str, Callable[[], Sequence[Any]]] = {
     "normalize_dense": lambda: [Normalize(), Dense(WIDTH, 16)],
     "layer_norm": lambda: [LayerNorm(WIDTH)],
     "layer_norm_dense_normalize": lambda: [LayerNorm(WIDTH), Dense(WIDTH, 20), Normalize()],
-    "dense_dense_layer_norm": lambda: [Dense(WIDTH, 64), Dense(64, 7), LayerNorm(7)],
+    "dense_dense_layer_norm": lambda: [Dense(WIDTH, 128), Dense(128, 7), LayerNorm(7)],
     "normalize_layer_norm": lambda: [Normalize(), LayerNorm(WIDTH)],
 }
 
@@ -225,7 +225,7 @@ def test_a_language_model_without_modules_json_gives_its_last_token(tmp_path: Pa
 
 
 def test_of_a_whole_t5_the_encoder_is_run(tmp_path: Path) -> None:
-    config = {"d_model": WIDTH, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    config = {"d_model": WIDTH, "d_kv": 16, "d_ff": 96, "num_layers": 2, "num_heads": 4}
     bare = save_transformer(
         tmp_path / "bare", model="T5ForConditionalGeneration", tokenizer="unigram", config=config
     )
@@ -239,7 +239,7 @@ def test_capped_scores_are_never_packed(tmp_path: Path) -> None:
     config = {
         **ENCODER,
         "num_key_value_heads": 2,
-        "head_dim": 8,
+        "head_dim": 16,
         "initializer_range": 0.02,
         "attn_logit_softcapping": 50.0,
     }

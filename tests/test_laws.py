@@ -487,20 +487,17 @@ def test_a_query_during_ingestion_is_in_the_next_batch_planned(depth: int) -> No
     runner = FakeRunner(max_batch_tokens=8, depth=depth)
     with held_engine(runner) as engine:
         bulk = engine.submit([text_of(4, n) for n in range(200)], lane="bulk")
-        launched = depth
-        runner.wait_for_batches(launched)
         for number in range(20):
-            query = engine.submit(f"query{number}")
-            assert len(runner.batches) == launched, "the runner can take no more"
+            runner.wait_until_held()
+            launched = len(runner.batches)
+            engine.submit(f"query{number}")
             runner.let(1)
-            launched += 1
-            runner.wait_for_batches(launched)
-            assert f"query{number}" in runner.batches[-1]
-            assert not query.cancelled()
+            runner.wait_for_batches(launched + 1)
+            assert f"query{number}" in runner.batches[launched]
+            runner.wait_until_held()
             runner.let(1)
-            launched += 1
-            runner.wait_for_batches(launched)
         assert not bulk.done()
+        assert any(set(batch.lanes) == {"bulk"} for batch in runner.batches[2:])
 
 
 def test_ingestion_goes_on_under_steady_queries() -> None:
@@ -664,6 +661,23 @@ def test_a_cancelled_await_is_not_run() -> None:
         runner.let()
         engine.embed("after")
         assert runner.ran == ["first", "after"]
+
+
+def test_what_was_cancelled_is_not_run_again_when_its_batch_is_split() -> None:
+    runner = FakeRunner(max_batch_tokens=16, raises_on=["poison"])
+    with held_engine(runner) as engine:
+        engine.submit("first")
+        runner.wait_for_batches(1)
+        kept = engine.submit(["poison", "good"], lane="interactive")
+        cancelled = engine.submit(["lost", "gone"], lane="interactive")
+        runner.let(1)
+        runner.wait_for_batches(2)
+        assert len(runner.batches[1]) == 4
+        cancelled.cancel()
+        runner.let()
+        assert list(kept.result(PATIENCE_S).errors) == [0]
+        again = [text for batch in runner.batches[2:] for text in batch.texts]
+        assert set(again) == {"good", "poison"}
 
 
 @pytest.mark.parametrize("way", ["embed", "aembed", "submit"])

@@ -479,6 +479,22 @@ def test_a_pickle_holds_no_weights(model: MillpondEmbedding) -> None:
     assert len(pickle.dumps(model)) < 4000
 
 
+def test_a_pickle_loads_its_model_at_the_first_call(tiny: str, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    moved.symlink_to(tiny)
+    stored = pickle.dumps(MillpondEmbedding(model_name=moved))
+    gc.collect()
+    moved.unlink()
+    sync, awaited = pickle.loads(stored), pickle.loads(stored)
+    with pytest.raises(millpond.ModelNotFound):
+        sync.get_text_embedding("a pond")
+    with pytest.raises(millpond.ModelNotFound):
+        asyncio.run(awaited.aget_query_embedding("a pond"))
+    moved.symlink_to(tiny)
+    vector = sync.get_text_embedding("a pond")
+    assert asyncio.run(awaited.aget_text_embedding("a pond")) == vector
+
+
 OPTIONS: dict[str, Any] = {
     "device": "cpu",
     "dtype": "float32",

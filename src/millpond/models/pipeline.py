@@ -18,6 +18,7 @@ from torch import Tensor
 from ..config import EngineConfig
 from ..errors import UnsupportedModel
 from .attention import PackedSequences
+from .cpu_activation import steady_activations
 from .cpu_linear import prepack_linears
 from .head import Head
 from .loading import LoadedTransformer, checkpoint_dtype, choose_dtype, load_transformer
@@ -181,6 +182,7 @@ class _Encoders:
         )
         if self.device.type == "cpu":
             prepack_linears(loaded.model)
+            steady_activations(loaded.model)
         transformer = Transformer(loaded)
         execution = prove_execution(
             transformer, token_ids=_ordinary_ids(loaded, tokenizer), pad_id=tokenizer.pad_id

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy.typing as npt
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
+from llama_index.core.schema import BaseComponent
 
 from millpond import Engine, EngineConfig, InvalidOption
 
@@ -45,8 +46,8 @@ class MillpondEmbedding(BaseEmbedding):
     calls of all threads and event loops are batched together. Queries do not wait behind
     ingestion. Texts longer than the model reads are cut, which is logged once with the count.
 
-    The options that configure the engine cannot be changed afterwards. Pickles and copies find
-    or make the shared engine of the same options.
+    The options that configure the engine cannot be changed afterwards. Copies use the same
+    engine. A pickle holds the options, and finds or makes the shared engine at its first call.
 
     Args:
         model_name (str): A folder, the name of a model on the Hugging Face hub, or a name that an
@@ -162,7 +163,7 @@ class MillpondEmbedding(BaseEmbedding):
     )
     show_progress_bar: bool = Field(False, description="Whether to show a progress bar.")
 
-    _engine: Engine = PrivateAttr()
+    _engine: Engine | None = PrivateAttr(None)  # None from a pickle until the first call
 
     def __init__(
         self,
@@ -177,16 +178,15 @@ class MillpondEmbedding(BaseEmbedding):
         if engine is not None:
             options = _options_of(engine) | options
         super().__init__(**options)
-        chosen = {option: getattr(self, field) for field, option in _ENGINE_OPTIONS.items()}
-        if engine is None:
-            engine = Engine.shared(**chosen)
-        elif (config := EngineConfig(**chosen)) != _config_of(engine):
+        if engine is not None and (config := EngineConfig(**self._engine_options())) != _config_of(
+            engine
+        ):
             raise InvalidOption(
                 f"the engine is built with {_config_of(engine)}, and the options given say "
                 f"{config}; leave out `engine` or the options, and give `normalize` here"
             )
         self._engine = engine
-        engine.embed([], **self._call("document"))  # refuses bad options now
+        self.engine.embed([], **self._call("document"))  # refuses bad options now
 
     @classmethod
     def class_name(cls) -> str:
@@ -196,7 +196,28 @@ class MillpondEmbedding(BaseEmbedding):
     @property
     def engine(self) -> Engine:
         """The engine behind this object, for its `info()`, `stats()` and hooks."""
+        if self._engine is None:
+            self._engine = Engine.shared(**self._engine_options())
         return self._engine
+
+    async def _loaded_engine(self) -> Engine:
+        if self._engine is None:  # loading takes long, and the event loop is not to wait
+            return await asyncio.to_thread(lambda: self.engine)
+        return self._engine
+
+    def _engine_options(self) -> dict[str, Any]:
+        return {option: getattr(self, field) for field, option in _ENGINE_OPTIONS.items()}
+
+    # LlamaIndex's own `__setstate__` calls `__init__`. A model that cannot be loaded would then
+    # fail while a worker process reads its task, and multiprocessing's Pool waits for ever.
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        state["__pydantic_private__"] = {"_engine": None}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super(BaseComponent, self).__setstate__(state)
 
     def _call(self, task: Literal["query", "document"]) -> dict[str, Any]:
         query = task == "query"
@@ -210,25 +231,28 @@ class MillpondEmbedding(BaseEmbedding):
         }
 
     def _get_query_embedding(self, query: str) -> Embedding:
-        return _floats(self._engine.embed(query, **self._call("query")))
+        return _floats(self.engine.embed(query, **self._call("query")))
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
-        return _floats(await self._engine.aembed(query, **self._call("query")))
+        engine = await self._loaded_engine()
+        return _floats(await engine.aembed(query, **self._call("query")))
 
     def _get_text_embedding(self, text: str) -> Embedding:
-        return _floats(self._engine.embed(text, **self._call("document")))
+        return _floats(self.engine.embed(text, **self._call("document")))
 
     async def _aget_text_embedding(self, text: str) -> Embedding:
-        return _floats(await self._engine.aembed(text, **self._call("document")))
+        engine = await self._loaded_engine()
+        return _floats(await engine.aembed(text, **self._call("document")))
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         options = self._call("document")
-        rows = self._engine.embed(texts, progress=self.show_progress_bar, **options)
+        rows = self.engine.embed(texts, progress=self.show_progress_bar, **options)
         return list(map(_floats, rows))
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        engine = await self._loaded_engine()
         options = self._call("document")
-        rows = await self._engine.aembed(texts, progress=self.show_progress_bar, **options)
+        rows = await engine.aembed(texts, progress=self.show_progress_bar, **options)
         vectors: list[Embedding] = []
         for start in range(0, len(rows), ROWS_PER_TURN):
             vectors.extend(map(_floats, rows[start : start + ROWS_PER_TURN]))
