@@ -335,7 +335,16 @@ def test_a_saved_number_of_dimensions(prompted: Callable[..., Path]) -> None:
     with engine_on(folder) as engine:
         vectors = engine.embed(TEXTS)
     assert vectors.shape == (len(TEXTS), 12)
-    agree(vectors, reference(folder).encode(list(TEXTS), normalize_embeddings=True))
+    agree(vectors, reference(folder).encode(list(TEXTS)))
+
+
+def test_a_saved_number_of_dimensions_with_unit_length(prompted: Callable[..., Path]) -> None:
+    folder = prompted(truncate_dim=12)
+    expected = reference(folder).encode(list(TEXTS), normalize_embeddings=True)
+    with engine_on(folder) as engine:
+        agree(engine.embed(TEXTS, normalize=True), expected)
+    with engine_on(folder, normalize=True) as engine:
+        agree(engine.embed(TEXTS), expected)
 
 
 def test_normalize(bare_bert: Path, tmp_path: Path) -> None:

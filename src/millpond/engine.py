@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
@@ -238,6 +239,8 @@ class Engine:
             raise EngineClosed("the engine is closed; make a new one")
         service = self._service
         loop = service.loop
+        if request.normalize is None:
+            request = replace(request, normalize=service.config.normalize)
         job, single = request.job(
             texts, spec=service.spec, runner=service.runner, now_s=loop.clock()
         )

@@ -46,6 +46,8 @@ class _Flight:
     launched_s: float
     alone: bool
     """Whether it was launched with no other in flight."""
+    is_part: bool = False
+    """Whether it is a part of a batch that failed."""
     ticket: Ticket | None = None
     error: Exception | None = None
 
@@ -145,12 +147,14 @@ class BatchExecutor:
             self._fail_text(batch.segments[0], error, out_of_memory=out_of_memory)
             self._end_completed(batch)
             return
-        if out_of_memory:
+        if out_of_memory and not flight.is_part:
             self._listener.out_of_memory(batch)
         for half in batch.halves():
             alive = half.alive()
             if alive.segments:
-                self._finish(self._start(alive))
+                part = self._start(alive)
+                part.is_part = True
+                self._finish(part)
 
     def _fail_text(self, segment: Segment, error: Exception, *, out_of_memory: bool) -> None:
         row = int(segment.chunk.rows[segment.start])

@@ -353,11 +353,11 @@ class Loop:
         _end(job, result_s=self.clock())
 
     def out_of_memory(self, batch: Batch) -> None:
-        """The executor's word: plan smaller batches from now on."""
+        """The executor's word: plan smaller batches for now."""
         with self._lock:
-            self._scheduler.shrink(batch.tokens // 2)
+            self._scheduler.shrink(batch.computed_tokens // 2)
             limit = self._scheduler.max_batch_tokens
-        logger.warning("out of memory: a batch now holds at most %d tokens", limit)
+        logger.warning("out of memory: for now a batch holds at most %d tokens", limit)
 
     def __repr__(self) -> str:
         with self._lock:

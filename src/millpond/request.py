@@ -56,7 +56,8 @@ class Request:
         prompt = self._prompt(spec, tokenized)
         output = OutputFormat(
             dimension=runner.routes[route].dimension,
-            dimensions=self._dimensions(spec),
+            dimensions=self.dimensions,
+            saved_dimensions=spec.truncate_dim,
             normalize=self.normalize,
             dtype=self.output_dtype,
         )
@@ -107,9 +108,6 @@ class Request:
                 "the ids hold it already, or pass strings"
             )
         return prompt
-
-    def _dimensions(self, spec: ModelSpec) -> int | None:
-        return spec.truncate_dim if self.dimensions is None else self.dimensions
 
     def _lane(self, texts: int) -> Lane:
         if self.lane is None:

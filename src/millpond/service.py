@@ -14,7 +14,7 @@ import weakref
 from concurrent.futures import Future
 
 from .config import EngineConfig
-from .errors import EngineClosed, EngineFailed
+from .errors import EngineClosed, EngineError, EngineFailed
 from .info import EngineInfo
 from .loop import Loop
 from .models.resolve import resolve_checkpoint
@@ -85,6 +85,7 @@ class Service:
             max_batch_tokens=self.runner.max_batch_tokens,
             max_queue_tokens=config.max_queue_tokens,
             max_query_wait_s=config.max_query_wait_ms / 1000,
+            depth=self.runner.depth,
         )
         return Loop(self.runner, scheduler)
 
@@ -162,9 +163,13 @@ _services: weakref.WeakSet[Service] = weakref.WeakSet()
 def _load_into(loading: Future[Service], config: EngineConfig) -> None:
     try:
         loading.set_result(Service.load(config))
-    except BaseException as error:
+    except Exception as error:
         _unregister(config, loading)
         loading.set_exception(error)
+    except BaseException:  # an interrupt is for this thread, not for those that wait with it
+        _unregister(config, loading)
+        loading.set_exception(EngineError("loading the model was interrupted; try again"))
+        raise
 
 
 def _unregister(config: EngineConfig, loading: Future[Service]) -> None:

@@ -169,8 +169,8 @@ def test_jobs_take_turns_in_batches() -> None:
 
 
 def test_a_job_that_did_not_fit_goes_first_next_time() -> None:
-    first, wide, narrow = job_of(6, 6), job_of(8), job_of(4, 4)
-    queue = ready_queue(first, wide, narrow)
+    first, wide, narrow, late = job_of(6, 6), job_of(8), job_of(4, 4), job_of(8)
+    queue = ready_queue(first, wide, narrow, late)
     assert taken(fill(queue, 10)) == [(first.id, [6]), (narrow.id, [4])]
     assert taken(fill(queue, 10))[0] == (wide.id, [8])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -438,7 +440,22 @@ def test_a_slow_model_still_gets_a_text_a_batch() -> None:
     assert tokens(scheduler.next_batch(0.0)) == 10
 
 
-def test_after_running_out_of_memory_batches_are_smaller_for_good() -> None:
+def test_after_running_out_of_memory_batches_grow_back_by_and_by() -> None:
+    scheduler = scheduler_of(max_batch_tokens=100)
+    submit_ready(scheduler, job_of(*[1] * 5000))
+    scheduler.shrink(40)
+    sizes = []
+    for _ in range(60):
+        batch = scheduler.next_batch(0.0)
+        assert batch is not None
+        sizes.append(batch.tokens)
+        scheduler.record(batch, 1.0)
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1]) == (40, 100)
+    assert max(later / earlier for earlier, later in itertools.pairwise(sizes)) < 1.05
+
+
+def test_after_running_out_of_memory_batches_are_smaller() -> None:
     scheduler = scheduler_of(max_batch_tokens=100)
     submit_ready(scheduler, job_of(*[1] * 500))
     scheduler.shrink(40)

@@ -26,11 +26,11 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for line in FILTERS:
-        config.addinivalue_line("filterwarnings", line)
-
-
-FILTERS: tuple[str, ...] = ()
+    # Python 3.12 says so of the processes that `IngestionPipeline.arun` forks.
+    config.addinivalue_line(
+        "filterwarnings",
+        "ignore:This process .* is multi-threaded, use of fork:DeprecationWarning",
+    )
 
 
 @pytest.fixture(scope="session")

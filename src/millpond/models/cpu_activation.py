@@ -46,7 +46,7 @@ class _Steady(nn.Module):
         if missing:
             elements = pad(elements, (0, missing))
         out = torch.empty_like(elements)
-        for piece, place in zip(elements.split(PIECE), out.split(PIECE), strict=True):
+        for piece, place in zip(torch.split(elements, PIECE), torch.split(out, PIECE), strict=True):
             place.copy_(self.activation(piece))
         return out[: input.numel()].view(input.shape)
 

@@ -159,7 +159,21 @@ class _Encoders:
         dtype = choose_dtype(
             self.config.dtype, device=self.device, checkpoint_dtype=checkpoint_dtype(module)
         )
-        transformer, tokenizer, execution = self._load_and_prove(module, dtype)
+        try:
+            transformer, tokenizer, execution = self._load_and_prove(module, dtype)
+        except RuntimeError as error:  # a CPU has not every operator in every precision
+            if self.device.type != "cpu":
+                raise
+            reason = (str(error).splitlines() or [""])[0]
+            if self.config.dtype != "auto" or dtype == torch.float32:
+                raise UnsupportedModel(
+                    f"{module.path} does not run in {dtype} here ({reason}); try another dtype"
+                ) from error
+            logger.info(
+                "%s does not run in %s (%s); running in float32", module.path, dtype, reason
+            )
+            dtype = torch.float32
+            transformer, tokenizer, execution = self._load_and_prove(module, dtype)
         if not execution.finite and self.config.dtype == "auto" and dtype == torch.float16:
             logger.info("%s overflows in float16; running it in bfloat16", module.path)
             del transformer

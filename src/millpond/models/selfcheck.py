@@ -66,10 +66,12 @@ def prove_execution(
         return Execution(kind="packed", reason=reason, finite=finite, same_bits=same_bits)
     transformer.use_stock_attention()
     padded_reason = _check_padded(transformer, texts, expected, pad_id)
+    same_bits = all(_same_bits_in_every_row(transformer, text) for text in texts)
     if padded_reason is None:
-        return Execution(kind="padded", reason=f"not packed: {packed_reason}", finite=finite)
+        reason = f"not packed: {packed_reason}"
+        return Execution(kind="padded", reason=reason, finite=finite, same_bits=same_bits)
     reason = f"not packed: {packed_reason}; not padded: {padded_reason}"
-    return Execution(kind="equal_length", reason=reason, finite=finite)
+    return Execution(kind="equal_length", reason=reason, finite=finite, same_bits=same_bits)
 
 
 def _texts(transformer: Transformer, token_ids: Sequence[int]) -> list[list[int]]:
@@ -132,6 +134,12 @@ def _packed(transformer: Transformer, texts: list[list[int]]) -> list[Tensor]:
 def _same_bits(transformer: Transformer, text: list[int], in_company: Tensor) -> bool:
     filler = [text[:1]] * max(0, MIN_ROWS - len(text))
     return torch.equal(_packed(transformer, [text, *filler])[0], in_company)
+
+
+def _same_bits_in_every_row(transformer: Transformer, text: list[int]) -> bool:
+    ids = torch.tensor([text] * MIN_ROWS, device=transformer.device)
+    rows = last_layer(transformer.padded(ids, torch.ones_like(ids))).view(*ids.shape, -1)
+    return torch.equal(rows, rows[:1].expand_as(rows))
 
 
 def _check_padded(

@@ -51,6 +51,12 @@ class Batch:
         """Real tokens, padding not counted."""
         return sum(segment.tokens for segment in self.segments)
 
+    @property
+    def computed_tokens(self) -> int:
+        """Real tokens and padding."""
+        padded = self.padded_length
+        return self.tokens if padded is None else self.texts * padded
+
     @cached_property
     def jobs(self) -> tuple[Job, ...]:
         """The jobs it holds texts of, each once."""

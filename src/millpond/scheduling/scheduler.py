@@ -5,9 +5,9 @@ The policy, all of it:
 - A batch is planned only when the runner can take one, so it holds whatever came meanwhile.
 - Queries first. While none is waiting, bulk texts run; a batch serves both lanes only when
   bulk is due and takes the queries along.
-- While queries come in, a bulk batch is cut to what runs in half of `max_query_wait_s`, by the
-  speed seen so far. A query that just missed one batch then waits for that one, and at most as
-  long again for bulk that is due in its own.
+- While queries come in, a bulk batch is cut to what runs in a share of `max_query_wait_s`, by the
+  speed seen so far: a half, or a third where the runner takes two batches at a time. A query waits
+  for those ahead of it, and at most as long again as one of them for bulk that is due in its own.
 - Bulk is due when queries have kept it waiting for `BULK_PATIENCE` times `max_query_wait_s`.
 - Jobs of a lane take turns, so a small job does not wait for a large one to end.
 
@@ -34,10 +34,15 @@ QUERY_MEMORY_S = 5.0  # how long after a query bulk batches stay short
 FIRST_SHORT_BATCH_TOKENS = 256  # a short batch before any speed is known
 SPEED_MEMORY = 0.7  # weight of what was known against the batch just measured
 TOKENIZE_AHEAD_BATCHES = 4
+REGROWTH = 1.02  # after running out of memory, a batch that fits lets the next be larger by this
 
 
 class Scheduler:
-    """Who runs next. `shapes[route]` says how texts of that route stand in a batch."""
+    """Who runs next.
+
+    `shapes[route]` says how texts of that route stand in a batch, and `depth` how many batches the
+    runner takes before the first is done.
+    """
 
     def __init__(
         self,
@@ -46,10 +51,14 @@ class Scheduler:
         max_batch_tokens: int,
         max_queue_tokens: int,
         max_query_wait_s: float,
+        depth: int = 1,
     ) -> None:
         self.shapes = tuple(shapes)
         self.max_batch_tokens = max_batch_tokens
+        self._most_batch_tokens = max_batch_tokens
         self.max_query_wait_s = max_query_wait_s
+        # A query may find `depth` bulk batches before it, and a part that is due in its own.
+        self._short_batch_s = max_query_wait_s / (depth + 1)
         self.lanes = {lane: LaneQueue(max_queue_tokens) for lane in Lane}
         self._deadlines: list[tuple[float, int, Job]] = []
         self._tie = itertools.count()
@@ -153,11 +162,14 @@ class Scheduler:
             return self.max_batch_tokens
         if self._bulk_tokens_per_s is None:
             return min(self.max_batch_tokens, FIRST_SHORT_BATCH_TOKENS)
-        tokens = int(self._bulk_tokens_per_s * self.max_query_wait_s / 2)
+        tokens = int(self._bulk_tokens_per_s * self._short_batch_s)
         return max(1, min(self.max_batch_tokens, tokens))
 
     def record(self, batch: Batch, seconds: float) -> None:
-        """Learn from a finished batch how many tokens a second bulk runs at."""
+        """Learn from a finished batch what fits, and how many tokens a second bulk runs at."""
+        if batch.computed_tokens * 2 > self.max_batch_tokens:
+            grown = int(self.max_batch_tokens * REGROWTH) + 1
+            self.max_batch_tokens = min(self._most_batch_tokens, grown)
         if seconds <= 0 or not batch.lane_texts(Lane.BULK):
             return
         seen = batch.tokens / seconds
@@ -167,7 +179,7 @@ class Scheduler:
         )
 
     def shrink(self, max_batch_tokens: int) -> None:
-        """A batch did not fit in memory: plan no larger one than this from now on."""
+        """A batch did not fit in memory: plan no larger one than this, and grow back slowly."""
         self.max_batch_tokens = max(1, min(self.max_batch_tokens, max_batch_tokens))
 
     def waiting_tokens(self, lane: Lane) -> int:

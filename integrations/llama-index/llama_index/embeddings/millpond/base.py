@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy.typing as npt
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
-from llama_index.core.schema import BaseComponent
 
 from millpond import Engine, EngineConfig, InvalidOption
 
@@ -47,7 +46,7 @@ class MillpondEmbedding(BaseEmbedding):
     ingestion. Texts longer than the model reads are cut, which is logged once with the count.
 
     The options that configure the engine cannot be changed afterwards. Copies use the same
-    engine. A pickle holds the options, and finds or makes the shared engine at its first call.
+    engine. A pickle holds the options, and finds or makes the shared engine where it is loaded.
 
     Args:
         model_name (str): A folder, the name of a model on the Hugging Face hub, or a name that an
@@ -163,7 +162,7 @@ class MillpondEmbedding(BaseEmbedding):
     )
     show_progress_bar: bool = Field(False, description="Whether to show a progress bar.")
 
-    _engine: Engine | None = PrivateAttr(None)  # None from a pickle until the first call
+    _engine: Engine | None = PrivateAttr(None)  # None only in a pickle
 
     def __init__(
         self,
@@ -200,24 +199,15 @@ class MillpondEmbedding(BaseEmbedding):
             self._engine = Engine.shared(**self._engine_options())
         return self._engine
 
-    async def _loaded_engine(self) -> Engine:
-        if self._engine is None:  # loading takes long, and the event loop is not to wait
-            return await asyncio.to_thread(lambda: self.engine)
-        return self._engine
-
     def _engine_options(self) -> dict[str, Any]:
         return {option: getattr(self, field) for field, option in _ENGINE_OPTIONS.items()}
 
-    # LlamaIndex's own `__setstate__` calls `__init__`. A model that cannot be loaded would then
-    # fail while a worker process reads its task, and multiprocessing's Pool waits for ever.
-
     def __getstate__(self) -> dict[str, Any]:
+        # LlamaIndex's `__setstate__` calls `__init__` and passes over its errors. So a model that
+        # cannot be loaded is reported by the first call. An error while a worker process reads
+        # its task would have multiprocessing's Pool wait for ever.
         state: dict[str, Any] = super().__getstate__()
-        state["__pydantic_private__"] = {"_engine": None}
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super(BaseComponent, self).__setstate__(state)
+        return state | {"__pydantic_private__": {"_engine": None}}
 
     def _call(self, task: Literal["query", "document"]) -> dict[str, Any]:
         query = task == "query"
@@ -234,15 +224,13 @@ class MillpondEmbedding(BaseEmbedding):
         return _floats(self.engine.embed(query, **self._call("query")))
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
-        engine = await self._loaded_engine()
-        return _floats(await engine.aembed(query, **self._call("query")))
+        return _floats(await self.engine.aembed(query, **self._call("query")))
 
     def _get_text_embedding(self, text: str) -> Embedding:
         return _floats(self.engine.embed(text, **self._call("document")))
 
     async def _aget_text_embedding(self, text: str) -> Embedding:
-        engine = await self._loaded_engine()
-        return _floats(await engine.aembed(text, **self._call("document")))
+        return _floats(await self.engine.aembed(text, **self._call("document")))
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         options = self._call("document")
@@ -250,9 +238,8 @@ class MillpondEmbedding(BaseEmbedding):
         return list(map(_floats, rows))
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        engine = await self._loaded_engine()
         options = self._call("document")
-        rows = await engine.aembed(texts, progress=self.show_progress_bar, **options)
+        rows = await self.engine.aembed(texts, progress=self.show_progress_bar, **options)
         vectors: list[Embedding] = []
         for start in range(0, len(rows), ROWS_PER_TURN):
             vectors.extend(map(_floats, rows[start : start + ROWS_PER_TURN]))
