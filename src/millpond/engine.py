@@ -125,7 +125,8 @@ class Engine:
         - `prompt`: text to put in front of every text; wins over `prompt_name`, which wins over
           the task's prompt.
         - `dimensions`: keep only the first so many and restore unit length (Matryoshka).
-        - `normalize`: scale vectors to unit length; None leaves that to the model.
+        - `normalize`: scale vectors to unit length (True), or not even those cut short (False);
+          None leaves that to the model.
         - `truncate`: cut a text longer than the model reads at its "end" or "start", or raise
           `TextTooLong` ("error"); None cuts where the checkpoint says, the end as a rule.
         - `output_dtype`: float32, float16, int8, uint8, binary or ubinary.
