@@ -339,6 +339,11 @@ def test_a_copy_is_another_handle_on_the_same_model(copied: Any) -> None:
     assert own_threads() == before
 
 
+def test_an_engine_on_a_runner_of_its_own_does_not_pickle() -> None:
+    with start_engine(FakeRunner()) as engine, pytest.raises(TypeError, match="with_runner"):
+        pickle.dumps(engine)
+
+
 def test_an_engine_pickles_to_its_configuration(loads: list[EngineConfig]) -> None:
     options: dict[str, Any] = {"max_length": 5, "prompts": {"a": "b"}, "pooling": "mean"}
     with Engine.shared("model", **options) as engine:
@@ -412,6 +417,7 @@ engine.close()
 @needs_fork
 def test_a_pickled_engine_is_made_elsewhere_and_after_a_fork_parent_and_child_embed() -> None:
     with start_engine(FakeRunner(), spec={"name": MODEL}) as engine:
+        engine._service.reloadable = True  # spares this process the real model
         data = pickle.dumps(engine).hex()
     assert outcome(PICKLED_AND_FORKED, data) == (0, "", "")
 

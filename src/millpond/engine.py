@@ -85,7 +85,8 @@ class Engine:
         cls, runner: BatchRunner, spec: ModelSpec, **options: Unpack[EngineOptions]
     ) -> Self:
         """An engine on a runner of your own: a fake for tests, or another way to run a model."""
-        return cls._on(Service(spec, runner, _config(spec.name, options)).acquire())
+        service = Service(spec, runner, _config(spec.name, options), reloadable=False)
+        return cls._on(service.acquire())
 
     @classmethod
     def _on(cls, service: Service) -> Self:
@@ -269,6 +270,11 @@ class Engine:
         """The model, how it runs and why, and the budgets."""
         return self._info
 
+    @property
+    def config(self) -> EngineConfig:
+        """What it was asked for; an equal configuration shares the model, see `shared`."""
+        return self._service.config
+
     def stats(self) -> EngineStats:
         """Totals since the model was loaded, and what is waiting now."""
         return self._service.loop.stats()
@@ -326,6 +332,8 @@ class Engine:
         return self.__copy__()
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if not self._service.reloadable:
+            raise TypeError("an engine made with_runner cannot be pickled")
         return _unpickle, (self._service.config,)
 
     def __repr__(self) -> str:

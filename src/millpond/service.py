@@ -28,7 +28,15 @@ __all__ = ["Service"]
 class Service:
     """A model, the runner that holds its weights, and the loop that serves it."""
 
-    def __init__(self, spec: ModelSpec, runner: BatchRunner, config: EngineConfig) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        runner: BatchRunner,
+        config: EngineConfig,
+        *,
+        reloadable: bool = True,
+    ) -> None:
+        self.reloadable = reloadable  # whether the configuration is all it takes to load it again
         self.spec = spec
         self.runner = runner
         self.config = config

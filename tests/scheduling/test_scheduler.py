@@ -62,6 +62,7 @@ def scheduler_of(
         max_batch_tokens=max_batch_tokens,
         max_queue_tokens=max_queue_tokens,
         max_query_wait_s=WAIT_S,
+        min_short_batch_tokens=1,
     )
 
 

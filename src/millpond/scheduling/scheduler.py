@@ -31,6 +31,8 @@ __all__ = ["BatchShape", "Scheduler"]
 
 BULK_PATIENCE = 4.0
 QUERY_MEMORY_S = 5.0  # how long after a query bulk batches stay short
+# Shorter ones are mostly overhead, and would make the speed they are cut by look ever lower.
+MIN_SHORT_BATCH_TOKENS = 64
 FIRST_SHORT_BATCH_TOKENS = 256  # a short batch before any speed is known
 SPEED_MEMORY = 0.7  # weight of what was known against the batch just measured
 TOKENIZE_AHEAD_BATCHES = 4
@@ -52,6 +54,7 @@ class Scheduler:
         max_queue_tokens: int,
         max_query_wait_s: float,
         depth: int = 1,
+        min_short_batch_tokens: int = MIN_SHORT_BATCH_TOKENS,
     ) -> None:
         self.shapes = tuple(shapes)
         self.max_batch_tokens = max_batch_tokens
@@ -59,6 +62,7 @@ class Scheduler:
         self.max_query_wait_s = max_query_wait_s
         # A query may find `depth` bulk batches before it, and a part that is due in its own.
         self._short_batch_s = max_query_wait_s / (depth + 1)
+        self._min_short_batch_tokens = min_short_batch_tokens
         self.lanes = {lane: LaneQueue(max_queue_tokens) for lane in Lane}
         self._deadlines: list[tuple[float, int, Job]] = []
         self._tie = itertools.count()
@@ -163,7 +167,7 @@ class Scheduler:
         if self._bulk_tokens_per_s is None:
             return min(self.max_batch_tokens, FIRST_SHORT_BATCH_TOKENS)
         tokens = int(self._bulk_tokens_per_s * self._short_batch_s)
-        return max(1, min(self.max_batch_tokens, tokens))
+        return min(self.max_batch_tokens, max(self._min_short_batch_tokens, tokens))
 
     def record(self, batch: Batch, seconds: float) -> None:
         """Learn from a finished batch what fits, and how many tokens a second bulk runs at."""

@@ -177,11 +177,12 @@ class MillpondEmbedding(BaseEmbedding):
         if engine is not None:
             options = _options_of(engine) | options
         super().__init__(**options)
-        if engine is not None and (config := EngineConfig(**self._engine_options())) != _config_of(
-            engine
+        if (
+            engine is not None
+            and (config := EngineConfig(**self._engine_options())) != engine.config
         ):
             raise InvalidOption(
-                f"the engine is built with {_config_of(engine)}, and the options given say "
+                f"the engine is built with {engine.config}, and the options given say "
                 f"{config}; leave out `engine` or the options, and give `normalize` here"
             )
         self._engine = engine
@@ -252,13 +253,7 @@ def _floats(vector: npt.NDArray[Any]) -> Embedding:
     return floats
 
 
-def _config_of(engine: Engine) -> EngineConfig:
-    _, (config,) = engine.__reduce__()  # an engine pickles to its configuration
-    assert isinstance(config, EngineConfig)
-    return config
-
-
 def _options_of(engine: Engine) -> dict[str, Any]:
-    config = _config_of(engine)
+    config = engine.config
     options = {field: getattr(config, option) for field, option in _ENGINE_OPTIONS.items()}
     return options | {"prompts": None if config.prompts is None else dict(config.prompts)}
