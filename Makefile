@@ -19,11 +19,12 @@ ADAPTER_SOURCES := $(shell find integrations -mindepth 2 \
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PIP_INSTALL := $(PIP) install --quiet -c constraints.txt
 
-.PHONY: help setup adapters demo test lint typecheck format check clean
+.PHONY: help setup adapters demo test bench lint typecheck format check clean
 
 help:
 	@echo "make demo       embed and search the standard library's documentation"
 	@echo "make test       run the test suite, the adapters' included"
+	@echo "make bench      measure Millpond beside sentence-transformers"
 	@echo "make check      lint, typecheck and test"
 	@echo "make lint       check style and formatting; 'make format' repairs them"
 	@echo "make typecheck  check types"
@@ -53,7 +54,7 @@ $(ADAPTERS): $(READY) $(ADAPTER_SOURCES)
 	@touch $(ADAPTERS)
 
 # The model comes from an installed package, so nothing is asked of the network.
-demo test: export HF_HUB_OFFLINE = 1
+demo test bench: export HF_HUB_OFFLINE = 1
 test: export ANONYMIZED_TELEMETRY = False
 test: export LANGSMITH_TRACING = false
 
@@ -62,6 +63,9 @@ demo: setup
 
 test: adapters
 	@$(BIN)/python -m pytest $(ARGS)
+
+bench: setup
+	@$(BIN)/python benchmarks/run.py $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -38,9 +38,9 @@ def test_coroutines_share_forward_passes(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_demo_answers_from_docstrings_and_reports(capsys: pytest.CaptureFixture[str]) -> None:
     demo = load("docstrings")
-    assert len(demo.gather_passages()) > 2000
     demo.main(["--limit", "80", "what is a hash table?"])
     out = capsys.readouterr().out
+    assert out.startswith("80 passages")
     assert "what is a hash table?" in out
     assert "packed, padding waste" in out
     assert out.count("\n  0.") == 3

@@ -102,6 +102,14 @@ def test_a_model_that_refuses_the_attention_runs_padded() -> None:
     assert "ValueError: this model has its own attention" in execution.reason
 
 
+def test_attention_in_chunks_is_not_packed_whatever_short_texts_show() -> None:
+    model = MeanOfText(respects={"boundaries", "mask"})
+    model.config.attention_chunk_size = 8192
+    execution, _ = prove(model)
+    assert execution.kind == "padded"
+    assert "works in chunks" in execution.reason
+
+
 def test_overflow_is_reported() -> None:
     execution, _ = prove(MeanOfText(respects={"boundaries", "mask"}, fault="overflows"))
     assert not execution.finite

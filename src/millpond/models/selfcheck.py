@@ -100,6 +100,9 @@ def _check_packed(
 ) -> tuple[str | None, bool]:
     if not (transformer.takes_positions and transformer.takes_boundaries):
         return "its forward takes no position ids or no further arguments", True
+    if getattr(transformer.model.config, "attention_chunk_size", None):
+        # Only texts longer than a chunk would show it, and they are too long to check at load.
+        return "its attention works in chunks", True
     transformer.use_packed_attention()
     longest = max(range(len(texts)), key=lambda i: len(texts[i]))
     reason = None
