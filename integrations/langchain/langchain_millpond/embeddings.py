@@ -155,7 +155,7 @@ class MillpondEmbeddings(BaseModel, Embeddings):
 
         def __init__(self, **options: Any) -> None:
             # Not in a validator: pydantic would turn Millpond's ValueErrors into its own.
-            super().__init__(**_with_facts_of_engine(options))
+            super().__init__(**_with_options_of_engine(options))
             self._engine = self.engine or self._shared_engine()
             self._engine.embed([], **self._call("document"))  # refuses bad options now
 
@@ -241,14 +241,13 @@ def _strings(texts: Iterable[str]) -> list[str]:
     return strings
 
 
-def _with_facts_of_engine(options: dict[str, Any]) -> dict[str, Any]:
+def _with_options_of_engine(options: dict[str, Any]) -> dict[str, Any]:
     engine = options.get("engine")
     if not isinstance(engine, Engine):
         return options
     taken = {"model", "model_name", "cache_folder", *ENGINE_OPTIONS} & options.keys()
     if taken:
-        raise InvalidOption(
-            f"{', '.join(sorted(taken))}: `engine` is built already and has its own"
-        )
-    info = engine.info()
-    return options | {"model": info.model.name, "device": info.device, "dtype": info.dtype}
+        raise InvalidOption(f"{', '.join(sorted(taken))}: `engine` is built and has its own")
+    config = engine.config
+    own = {name: getattr(config, name) for name in ENGINE_OPTIONS}
+    return options | own | {"model": config.model, "cache_folder": config.cache_dir}

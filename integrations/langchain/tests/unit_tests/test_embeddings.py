@@ -366,15 +366,23 @@ def test_a_progress_bar_is_shown_for_documents(
 # The engine.
 
 
-def test_a_given_engine_is_described_and_stays_open(engine: Engine) -> None:
+def test_a_given_engine_stays_open_and_out_of_sight(engine: Engine) -> None:
     embeddings = MillpondEmbeddings(engine=engine)
-    assert embeddings.model == engine.info().model.name
-    assert (embeddings.device, embeddings.dtype) == (engine.info().device, engine.info().dtype)
     assert "engine" not in embeddings.model_dump()
     assert "engine" not in repr(embeddings)
     del embeddings
     gc.collect()
     assert engine.health == "ready"
+
+
+def test_a_given_engine_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MILLPOND_DEVICE", "no such device")
+    options = {"max_length": 9, "max_query_wait_ms": 5.0, "device": "cpu", "pooling": ("cls",)}
+    with start_engine(FakeRunner(), cache_dir="models", **options) as engine:
+        embeddings = MillpondEmbeddings(engine=engine)
+    assert embeddings.model == engine.info().model.name
+    assert embeddings.cache_folder == "models"
+    assert {name: getattr(embeddings, name) for name in options} == options
 
 
 def test_a_closed_engine_says_so(engine: Engine) -> None:
