@@ -25,6 +25,7 @@ LADDER = (
     {"info"},
     {"runner"},
     {"executor", "request"},
+    {"progress"},
     {"loop"},
     {"service"},
     {"engine"},

@@ -68,6 +68,17 @@ class EngineConfig:
             set_field(self, "prompts", _frozen_prompts(self.prompts))
         self._validate()
 
+    @classmethod
+    def of(cls, model: str | os.PathLike[str], options: EngineOptions) -> EngineConfig:
+        """From keyword arguments. Raises `InvalidOption` for one that is not known, too."""
+        known = EngineOptions.__annotations__
+        unknown = sorted(set(options) - set(known))
+        _require(
+            not unknown,
+            f"unknown option {', '.join(unknown)}; an engine takes {', '.join(sorted(known))}",
+        )
+        return cls(model=_path_string("model", model), **options)
+
     def _validate(self) -> None:
         _require(bool(self.model), "model is empty; name a folder or a model on the hub")
         _require(

@@ -10,7 +10,7 @@ import asyncio
 import os
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
@@ -20,7 +20,6 @@ from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
 
 import numpy.typing as npt
-from tqdm.auto import tqdm
 
 from .config import EngineConfig, EngineOptions
 from .embeddings import Embeddings, OutputDType
@@ -28,6 +27,7 @@ from .errors import EngineClosed, EngineError, InvalidInput, InvalidOption, Text
 from .info import EngineInfo
 from .loop import Health
 from .models.spec import ModelSpec
+from .progress import progress_bar
 from .request import Request, TextInput, TextsInput
 from .runner import BatchRunner
 from .scheduling.job import Job, Lane, TruncateSide
@@ -69,7 +69,7 @@ class Engine:
     """
 
     def __init__(self, model: str | os.PathLike[str], **options: Unpack[EngineOptions]) -> None:
-        self._hold(Service.load(_config(model, options)).acquire())
+        self._hold(Service.load(EngineConfig.of(model, options)).acquire())
 
     @classmethod
     def shared(cls, model: str | os.PathLike[str], **options: Unpack[EngineOptions]) -> Self:
@@ -78,14 +78,14 @@ class Engine:
         Equal configurations share one copy of the weights and one queue; the last engine to be
         closed, or collected, lets them go.
         """
-        return cls._on(Service.shared(_config(model, options)))
+        return cls._on(Service.shared(EngineConfig.of(model, options)))
 
     @classmethod
     def with_runner(
         cls, runner: BatchRunner, spec: ModelSpec, **options: Unpack[EngineOptions]
     ) -> Self:
         """An engine on a runner of your own: a fake for tests, or another way to run a model."""
-        service = Service(spec, runner, _config(spec.name, options), reloadable=False)
+        service = Service(spec, runner, EngineConfig.of(spec.name, options), reloadable=False)
         return cls._on(service.acquire())
 
     @classmethod
@@ -138,7 +138,7 @@ class Engine:
         Raises `InvalidInput` and `InvalidOption` for what cannot be meant, `TextFailed` for a text
         the model failed on (`TextsFailed` for several), `EngineClosed` and `EngineFailed`.
         """
-        with _progress_bar(texts, progress) as update:
+        with progress_bar(texts, show=progress) as update:
             job, single = self._submit(
                 texts,
                 Request(
@@ -160,7 +160,7 @@ class Engine:
         self, texts: TextsInput, *, progress: bool = False, **options: Unpack[CallOptions]
     ) -> npt.NDArray[Any]:
         """`embed` for any event loop. A cancelled call is taken out before its next forward."""
-        with _progress_bar(texts, progress) as update:
+        with progress_bar(texts, show=progress) as update:
             job, single = self._submit(texts, Request(progress=update, **options))
             return _vectors(await self._await(job, options.get("timeout")), single)
 
@@ -359,32 +359,5 @@ def _counted_from(start: int) -> Iterator[None]:
         raise error.at(start + error.index) from error.__cause__
 
 
-class _Bar(tqdm):  # type: ignore[misc]
-    monitor_interval = 0  # tqdm's own thread would outlive the engine
-
-
-@contextmanager
-def _progress_bar(texts: TextsInput, show: bool) -> Iterator[Callable[[int], object] | None]:
-    if not show:
-        yield None
-        return
-    try:
-        total = 1 if isinstance(texts, str) else len(texts)
-    except TypeError:  # no texts at all, as the call is about to say
-        total = 0
-    with _Bar(total=total, unit="text", smoothing=0.1) as bar:
-        yield bar.update
-
-
 def _unpickle(config: EngineConfig) -> Engine:
     return Engine._on(Service.shared(config))
-
-
-def _config(model: str | os.PathLike[str], options: EngineOptions) -> EngineConfig:
-    known = EngineOptions.__annotations__
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise InvalidOption(
-            f"unknown option {', '.join(unknown)}; an engine takes {', '.join(sorted(known))}"
-        )
-    return EngineConfig(model=os.fspath(model), **options)

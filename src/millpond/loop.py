@@ -32,7 +32,7 @@ from .runner import BatchRunner
 from .scheduling.batch import Batch
 from .scheduling.job import Chunk, Job, Lane
 from .scheduling.scheduler import Scheduler
-from .stats import BatchStats, EngineStats, StatsHook
+from .stats import BatchStats, EngineStats, StatsHook, Totals
 
 __all__ = ["Health", "Loop"]
 
@@ -68,11 +68,7 @@ class Loop:
         self._health: Health = "ready"
         self._cause: BaseException | None = None
         self._hooks: tuple[StatsHook, ...] = ()
-        self._totals = dict.fromkeys(
-            ("batches", "texts", "tokens", "padded_tokens", "truncated_texts", "failed_texts"), 0
-        )
-        self._cancelled_texts = 0
-        self._forward_s = 0.0
+        self._totals = Totals()
         self._threads = tuple(
             threading.Thread(target=self._guarded, args=(work,), name=f"{name}-{role}", daemon=True)
             for role, work in (("tokenize", self._tokenize_all), ("batch", self._batch_all))
@@ -160,7 +156,7 @@ class Loop:
         """Under the lock: plan nothing more of a job; whether it is the caller's to end."""
         if self._pending.pop(job.id, None) is None:
             return False
-        self._cancelled_texts += job.remaining
+        self._totals.cancelled_texts += job.remaining
         self._scheduler.forget(job)
         self._wake()
         return True
@@ -207,12 +203,9 @@ class Loop:
     def stats(self) -> EngineStats:
         """Totals since the start, and what is waiting now."""
         with self._lock:
-            return EngineStats(
-                **self._totals,
-                cancelled_texts=self._cancelled_texts,
+            return self._totals.snapshot(
                 waiting_interactive_tokens=self._scheduler.waiting_tokens(Lane.INTERACTIVE),
                 waiting_bulk_tokens=self._scheduler.waiting_tokens(Lane.BULK),
-                forward_s=self._forward_s,
             )
 
     def abandon_in_child(self) -> None:
@@ -321,12 +314,7 @@ class Loop:
         """The executor's word: learn from it, count it, pass it on."""
         with self._lock:
             self._scheduler.record(batch, stats.forward_s)
-            totals = self._totals
-            totals["batches"] += 1
-            totals["texts"] += stats.texts - stats.failed_texts
-            totals["tokens"] += stats.tokens
-            totals["padded_tokens"] += stats.padded_tokens
-            self._forward_s += stats.forward_s
+            self._totals.add(stats)
             hooks = self._hooks
         for hook in hooks:
             try:
@@ -340,9 +328,9 @@ class Loop:
         with self._lock:
             if self._pending.pop(job.id, None) is None:
                 return
-            first = bool(truncated) and not self._totals["truncated_texts"]
-            self._totals["truncated_texts"] += truncated
-            self._totals["failed_texts"] += len(job.errors)
+            first = bool(truncated) and not self._totals.truncated_texts
+            self._totals.truncated_texts += truncated
+            self._totals.failed_texts += len(job.errors)
         if first:
             logger.warning(
                 "%d of %d texts were longer than the model reads and were truncated "

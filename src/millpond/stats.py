@@ -5,10 +5,10 @@ Metrics systems are adapters of `StatsHook`; the engine knows none of them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
-__all__ = ["BatchStats", "EngineStats", "StatsHook"]
+__all__ = ["BatchStats", "EngineStats", "StatsHook", "Totals"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +57,36 @@ class EngineStats:
         """The share of computed tokens that were padding, between 0 and 1."""
         computed = self.tokens + self.padded_tokens
         return self.padded_tokens / computed if computed else 0.0
+
+
+@dataclass(slots=True)
+class Totals:
+    """The sums behind `EngineStats`. Whoever holds it guards it."""
+
+    batches: int = 0
+    texts: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    truncated_texts: int = 0
+    failed_texts: int = 0
+    cancelled_texts: int = 0
+    forward_s: float = 0.0
+
+    def add(self, batch: BatchStats) -> None:
+        """Count a batch that ran."""
+        self.batches += 1
+        self.texts += batch.texts - batch.failed_texts
+        self.tokens += batch.tokens
+        self.padded_tokens += batch.padded_tokens
+        self.forward_s += batch.forward_s
+
+    def snapshot(self, *, waiting_interactive_tokens: int, waiting_bulk_tokens: int) -> EngineStats:
+        """The sums so far, with what is waiting now."""
+        return EngineStats(
+            **asdict(self),
+            waiting_interactive_tokens=waiting_interactive_tokens,
+            waiting_bulk_tokens=waiting_bulk_tokens,
+        )
 
 
 class StatsHook(Protocol):
