@@ -6,9 +6,11 @@ Laws 1 to 3 are about the arithmetic of real models and are tested with those.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import random
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import (
     FIRST_EXCEPTION,
@@ -765,3 +767,15 @@ def test_futures_of_an_aborted_engine_end_typed() -> None:
         closing.join(PATIENCE_S)
         assert not closing.is_alive()
         assert len(runner.batches) == 1
+
+
+def test_vectors_that_nobody_holds_are_freed_without_the_collector() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        with start_engine(FakeRunner()) as engine:
+            kept = [weakref.ref(engine.submit(["a", "b"]).result(PATIENCE_S)) for _ in range(20)]
+            assert engine.embed(["c"], lane="bulk").shape == (1, DIMENSION)
+            assert [ref() for ref in kept] == [None] * len(kept)
+    finally:
+        gc.enable()

@@ -14,11 +14,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from .embeddings import Embeddings
 from .errors import (
     DeadlineExceeded,
     EngineClosed,
@@ -96,7 +99,8 @@ class Loop:
             self._pending[job.id] = job
             self._scheduler.submit(job, self.clock(), chunk)
             self._wake()
-        job.future.add_done_callback(lambda _: self._forget_if_cancelled(job))
+        # By its id: a future that held its job would be a cycle, and keep the vectors for long.
+        job.future.add_done_callback(partial(self._forget_if_cancelled, job.id))
         if block and not self.owns_this_thread:
             self._block_until_admitted(job)
 
@@ -144,12 +148,13 @@ class Loop:
         if ours:
             _end(job, _deadline_error(job))
 
-    def _forget_if_cancelled(self, job: Job) -> None:
-        if not job.future.cancelled():
+    def _forget_if_cancelled(self, job_id: int, future: Future[Embeddings]) -> None:
+        if not future.cancelled():
             return
         with self._lock:
-            ours = self._drop(job)
-        if ours:
+            job = self._pending.get(job_id)
+            ours = job is not None and self._drop(job)
+        if job is not None and ours:
             _end(job)  # tells those who wait on several futures at once
 
     def _drop(self, job: Job) -> bool:
@@ -244,19 +249,26 @@ class Loop:
     # The tokenising thread.
 
     def _tokenize_all(self) -> None:
-        while (claimed := self._next_to_tokenize()) is not None:
-            job, rows = claimed
-            try:
-                chunk = self._tokenize(job, rows)
-            except MillpondError as error:  # a text of the call cannot be accepted after all
-                with self._lock:
-                    ours = self._drop(job)
-                if ours:
-                    _end(job, error)
-                continue
+        while self._tokenize_next():
+            pass  # a round of its own keeps nothing of the last job while it waits for the next
+
+    def _tokenize_next(self) -> bool:
+        claimed = self._next_to_tokenize()
+        if claimed is None:
+            return False
+        job, rows = claimed
+        try:
+            chunk = self._tokenize(job, rows)
+        except MillpondError as error:  # a text of the call cannot be accepted after all
             with self._lock:
-                self._scheduler.ready(job, chunk, self.clock())
-                self._batching_has_work.notify()
+                ours = self._drop(job)
+            if ours:
+                _end(job, error)
+            return True
+        with self._lock:
+            self._scheduler.ready(job, chunk, self.clock())
+            self._batching_has_work.notify()
+        return True
 
     def _tokenize(self, job: Job, rows: npt.NDArray[np.int64]) -> Chunk:
         try:
@@ -277,19 +289,23 @@ class Loop:
     # The batching thread.
 
     def _batch_all(self) -> None:
-        executor = self._executor
-        while True:
-            batch = self._next_batch(wait=not executor)
-            if batch is not None:
-                executor.launch(batch)
-            elif not executor:
-                break
-            if batch is None or executor.is_full:
-                executor.finish_oldest()
+        while self._run_next():
+            pass
         with self._lock:
             if self._health == "closing":
                 self._health = "closed"
             self._wake()
+
+    def _run_next(self) -> bool:
+        executor = self._executor
+        batch = self._next_batch(wait=not executor)
+        if batch is not None:
+            executor.launch(batch)
+        elif not executor:
+            return False
+        if batch is None or executor.is_full:
+            executor.finish_oldest()
+        return True
 
     def _next_batch(self, *, wait: bool) -> Batch | None:
         """Plan a batch. Where there is none, `wait` for one, or for the end."""
