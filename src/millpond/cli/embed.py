@@ -1,0 +1,233 @@
+"""`millpond embed IN -o OUT`: a file of texts becomes a file of vectors.
+
+Here is what its flags may not be together, and what the user is told.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from .embed_options import (
+    ChunkSizeOption,
+    ColumnOption,
+    InputArgument,
+    InputFormatOption,
+    NormalizeOption,
+    OutputColumnOption,
+    OutputFormatOption,
+    OutputOption,
+    OutputTypeOption,
+    ProgressOption,
+    RestartOption,
+    ResumeOption,
+    TruncateOption,
+    VectorsOnlyOption,
+)
+from .errors import CommandError
+from .formats import Layout
+from .options import (
+    DEFAULT_MODEL,
+    DeviceOption,
+    DimensionsOption,
+    DTypeOption,
+    MaxLengthOption,
+    ModelOption,
+    PromptNameOption,
+    PromptOption,
+    RevisionOption,
+    TaskOption,
+    TrustOption,
+    open_engine,
+)
+
+if TYPE_CHECKING:
+    from ..engine import CallOptions, Engine
+    from .file_run import FileRun
+    from .partial_output import PartialOutput
+
+__all__ = ["embed"]
+
+INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
+
+
+def embed(
+    source: InputArgument,
+    *,
+    output: OutputOption,
+    input_format: InputFormatOption = None,
+    output_format: OutputFormatOption = None,
+    column: ColumnOption = "text",
+    output_column: OutputColumnOption = "embedding",
+    vectors_only: VectorsOnlyOption = False,
+    model: ModelOption = DEFAULT_MODEL,
+    task: TaskOption = None,
+    prompt: PromptOption = None,
+    prompt_name: PromptNameOption = None,
+    dimensions: DimensionsOption = None,
+    normalize: NormalizeOption = None,
+    truncate: TruncateOption = None,
+    output_dtype: OutputTypeOption = "float32",
+    device: DeviceOption = "auto",
+    dtype: DTypeOption = "auto",
+    max_length: MaxLengthOption = None,
+    revision: RevisionOption = None,
+    trust_remote_code: TrustOption = False,
+    chunk_size: ChunkSizeOption = 1024,
+    resume: ResumeOption = False,
+    restart: RestartOption = False,
+    progress: ProgressOption = None,
+) -> None:
+    """Embed a file of texts: lines, JSON lines or Parquet in; .npy, JSON lines or Parquet out.
+
+    The file may be larger than memory. OUT appears when it is complete. After an interruption the
+    same command with --resume goes on, and OUT becomes the same to the byte.
+
+    \b
+    Example:
+      millpond embed reviews.jsonl -o reviews.parquet --column body --task document
+    """
+    path = None if str(source) == "-" else source
+    _refuse_contradictions(path, output, resume=resume, restart=restart)
+    resume = _has_rows_to_resume(output, resume=resume, restart=restart)
+    layout = Layout.of(
+        path,
+        output,
+        input_format=input_format,
+        output_format=output_format,
+        column=column,
+        output_column=output_column,
+        vectors_only=vectors_only,
+    )
+    options: CallOptions = {
+        "task": task,
+        "prompt": prompt,
+        "prompt_name": prompt_name,
+        "dimensions": dimensions,
+        "normalize": normalize,
+        "truncate": truncate,
+        "output_dtype": output_dtype,
+    }
+    run = _file_run(path, output, layout, options, chunk_rows=chunk_size)
+    with open_engine(
+        model,
+        device=device,
+        dtype=dtype,
+        max_length=max_length,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    ) as engine:
+        show = sys.stderr.isatty() if progress is None else progress
+        _carry_out(run, engine, resume=resume, show_progress=show)
+
+
+def _file_run(
+    path: Path | None, output: Path, layout: Layout, options: CallOptions, *, chunk_rows: int
+) -> FileRun:
+    """The run, its input read through once. Raises `CommandError` for a row that has no text."""
+    from .file_run import FileRun, survey
+
+    dtype = options["output_dtype"]
+    if dtype in ("int8", "uint8"):
+        raise CommandError(
+            f"{dtype} takes each dimension's range from all vectors at once: write float32 and "
+            "call millpond.quantize on it"
+        )
+    source = layout.source(path)
+    return FileRun(
+        source=source,
+        encoding=layout.encoding(),
+        output=output,
+        chunk_rows=chunk_rows,
+        options=options,
+        facts=None if path is None else survey(path, source, chunk_rows=chunk_rows),
+        layout=asdict(layout),
+    )
+
+
+def _refuse_contradictions(path: Path | None, output: Path, *, resume: bool, restart: bool) -> None:
+    if resume and restart:
+        raise CommandError("--resume goes on with a run and --restart throws it away: choose one")
+    if resume and path is None:
+        raise CommandError("standard input cannot be read again, so --resume needs a file as IN")
+    if output.is_dir():
+        raise CommandError(f"{output} is a folder: name a file")
+    if not output.parent.is_dir():
+        raise CommandError(f"{output.parent} is not a folder: make it first")
+    if path is not None and output.exists() and path.exists() and output.samefile(path):
+        raise CommandError(f"{output} would replace its own input: name another file")
+
+
+def _has_rows_to_resume(output: Path, *, resume: bool, restart: bool) -> bool:
+    """Whether to go on from what an earlier run left. Left rows are not thrown away unasked."""
+    from .partial_output import rows_left
+
+    if restart:
+        return False
+    rows = rows_left(output)
+    if rows and not resume:
+        raise CommandError(
+            f"an interrupted run left {rows:,} rows of {output}: go on with --resume, or throw "
+            "them away with --restart"
+        )
+    return resume and bool(rows)
+
+
+def _carry_out(run: FileRun, engine: Engine, *, resume: bool, show_progress: bool) -> None:
+    """Embed what is left of the input, and say on stderr how it went."""
+    from ..progress import ProgressBar
+
+    partial = run.open(engine, resume=resume)
+    if partial is None:
+        _say(f"{run.output} was complete already")
+        return
+    before, started_s = partial.rows, time.monotonic()
+    try:
+        with ProgressBar(
+            desc=run.output.name,
+            total=run.facts and run.facts.rows,
+            initial=before,
+            unit="text",
+            disable=not show_progress,
+        ) as bar:
+            run.embed(engine, partial, on_rows=bar.update)
+    except BaseException as error:
+        if run.facts is None or not partial.rows:
+            partial.discard()  # there is nothing to go on from
+        if isinstance(error, KeyboardInterrupt):
+            _say(_interruption(run, partial))
+            raise typer.Exit(INTERRUPTED) from None
+        raise
+    _say(_summary(run, partial, engine, before=before, seconds=time.monotonic() - started_s))
+
+
+def _interruption(run: FileRun, partial: PartialOutput) -> str:
+    if run.facts is None or not partial.rows:
+        return "interrupted; nothing was kept"
+    return (
+        f"interrupted; {partial.rows:,} of {run.facts.rows:,} rows are safe, and the same command "
+        "with --resume goes on from there"
+    )
+
+
+def _summary(
+    run: FileRun, partial: PartialOutput, engine: Engine, *, before: int, seconds: float
+) -> str:
+    embedded = partial.rows - before
+    noun = "text" if embedded == 1 else "texts"
+    summary = f"{embedded:,} {noun} in {seconds:.1f} s → {run.output}"
+    if before:
+        summary += f", with {before:,} from before"
+    truncated = engine.stats().truncated_texts
+    if truncated:
+        summary += f"; {truncated:,} were longer than the model reads and lost a part"
+    return summary
+
+
+def _say(message: str) -> None:
+    print(f"millpond: {message}", file=sys.stderr)

@@ -1,0 +1,43 @@
+"""`.npy` files, written from front to back by someone who does not know how long they will be."""
+
+from __future__ import annotations
+
+import os
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from .rows import Rows, Vectors
+
+__all__ = ["NpyEncoding"]
+
+
+class NpyEncoding:
+    """A matrix `[rows, width]`; its header counts the rows and is written again at the end.
+
+    numpy leaves room in a header for the first dimension to grow, so its length stays the same:
+    https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+    """
+
+    def head(self, rows: Rows, vectors: Vectors) -> bytes:
+        return _header(vectors, rows=0)
+
+    def encode(self, rows: Rows, vectors: Vectors) -> bytes:
+        return vectors.tobytes()
+
+    def finish(self, part: Path, vectors: Vectors, *, rows: int) -> Path:
+        header = _header(vectors, rows=rows)
+        assert len(header) == len(_header(vectors, rows=0))
+        with part.open("r+b") as file:
+            file.write(header)
+            file.flush()
+            os.fsync(file.fileno())
+        return part
+
+
+def _header(vectors: Vectors, *, rows: int) -> bytes:
+    file = BytesIO()
+    header = np.lib.format.header_data_from_array_1_0(vectors)
+    np.lib.format.write_array_header_1_0(file, {**header, "shape": (rows, vectors.shape[1])})
+    return file.getvalue()

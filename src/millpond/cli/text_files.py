@@ -1,0 +1,132 @@
+"""Text lines and JSON lines, read and written."""
+
+from __future__ import annotations
+
+import codecs
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import orjson
+
+from .errors import CommandError
+from .rows import Rows, Vectors
+
+__all__ = ["JsonLinesEncoding", "LineSource", "json_record", "text_record"]
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineSource:
+    """A file with a row a line, or standard input where there is no path."""
+
+    path: Path | None
+    record: Callable[[str, str], Record | None]
+    """A line and the name of the text's column in, the row out; None where there is no row."""
+    column: str
+    """Which column is the text."""
+    new_column: str | None = None
+    """What the vectors will be called where the rows are kept; no row may have it already."""
+
+    def chunks(self, size: int, *, skip: int = 0) -> Iterator[Rows]:
+        with self._open() as file:
+            records = islice(self._records(file), skip, None)
+            while chunk := list(islice(records, size)):
+                texts = [record[self.column] for record in chunk]
+                yield Rows(texts=texts, columns=chunk if self.new_column is not None else None)
+
+    def empty(self) -> Rows:
+        return Rows(texts=[], columns=[] if self.new_column is not None else None)
+
+    @contextmanager
+    def _open(self) -> Iterator[BinaryIO]:
+        if self.path is None:
+            yield sys.stdin.buffer
+            return
+        with self.path.open("rb") as file:
+            yield file
+
+    def _records(self, file: BinaryIO) -> Iterator[Record]:
+        for number, line in enumerate(file, start=1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            try:
+                record = self.record(line.decode("utf-8"), self.column)
+            except ValueError as error:  # not UTF-8, not JSON, or not a row
+                raise CommandError(f"{self._name}, line {number}: {error}") from None
+            if record is None:
+                continue
+            if self.new_column is not None and self.new_column in record:
+                raise CommandError(
+                    f"{self._name}, line {number} has a {self.new_column!r} already: name another "
+                    "with --output-column, or leave the input's columns out with --vectors-only"
+                )
+            yield record
+
+    @property
+    def _name(self) -> str:
+        return "standard input" if self.path is None else str(self.path)
+
+
+def text_record(line: str, column: str) -> Record:
+    """Every line is a text, an empty one too."""
+    return {column: line.removesuffix("\n").removesuffix("\r")}
+
+
+def json_record(line: str, column: str) -> Record | None:
+    """A JSON object with a text in `column`, or a JSON string; blank lines are no rows.
+
+    Raises `ValueError` for anything else.
+    """
+    if not line.strip():
+        return None
+    value = orjson.loads(line)
+    if isinstance(value, str):
+        return {column: value}
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an object or a string, not {line.strip()[:40]}")
+    if column not in value:
+        known = ", ".join(map(repr, value)) or "nothing"
+        raise ValueError(f"there is no {column!r}, only {known}: name the text with --column")
+    if not isinstance(value[column], str):
+        raise ValueError(f"{column!r} is {orjson.dumps(value[column]).decode()[:40]}, not a string")
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonLinesEncoding:
+    """An object a line: the row's columns and, under `new_column`, its vector."""
+
+    new_column: str
+
+    def head(self, rows: Rows, vectors: Vectors) -> bytes:
+        return b""
+
+    def encode(self, rows: Rows, vectors: Vectors) -> bytes:
+        options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
+        vectors = np.ascontiguousarray(vectors)  # orjson reads nothing else
+        try:
+            return b"".join(
+                orjson.dumps({**record, self.new_column: vector}, option=options)
+                for record, vector in zip(_records(rows), vectors, strict=True)
+            )
+        except TypeError as error:
+            raise CommandError(
+                f"a column cannot be written as JSON ({error}): write Parquet, or leave the "
+                "input's columns out with --vectors-only"
+            ) from None
+
+    def finish(self, part: Path, vectors: Vectors, *, rows: int) -> Path:
+        return part
+
+
+def _records(rows: Rows) -> list[Record]:
+    if rows.columns is None:
+        return [{}] * len(rows)
+    return rows.columns if isinstance(rows.columns, list) else rows.columns.to_pylist()

@@ -1,0 +1,43 @@
+"""Running the command line in the tests' own process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner, Result
+
+from millpond.cli import app
+
+__all__ = ["refusal", "run", "with_settings"]
+
+
+def run(*arguments: object, stdin: str | bytes | None = None) -> Result:
+    """Call `millpond` with these arguments; an exception that it does not tell is raised."""
+    return CliRunner().invoke(
+        app,
+        [str(argument) for argument in arguments],
+        input=stdin,
+        catch_exceptions=False,
+        prog_name="millpond",
+    )
+
+
+def refusal(*arguments: object, stdin: str | bytes | None = None) -> str:
+    """The one line that a call is refused with."""
+    result = run(*arguments, stdin=stdin)
+    lines = result.stderr.splitlines()
+    assert (result.exit_code, len(lines), result.stdout) == (2, 1, ""), result.output
+    return lines[0].removeprefix("millpond: error: ")
+
+
+def with_settings(folder: Path, copy: Path, **settings: Any) -> Path:
+    """The checkpoint in `folder` with other settings in its config_sentence_transformers.json."""
+    copy.mkdir()
+    for path in folder.iterdir():
+        (copy / path.name).symlink_to(path)
+    saved = copy / "config_sentence_transformers.json"
+    saved.unlink()
+    saved.write_text(json.dumps(settings), encoding="utf-8")
+    return copy
