@@ -1,0 +1,122 @@
+"""`create_app`: the ASGI application over engines that somebody else loaded and will close."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from importlib.metadata import version as installed_version
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from .auth import KeyGuard
+from .body_limit import BodyLimit
+from .embeddings_route import EmbeddingsRoute
+from .errors import register_handlers
+from .lifecycle import Lifecycle
+from .metrics import Metrics
+from .observer import Observer
+from .other_routes import ModelRoutes, StateRoutes, TokenRoutes
+from .schemas import ErrorResponse
+from .served import ServedModel, ServedModels
+from .settings import AppSettings
+
+__all__ = ["create_app"]
+
+_ABOUT = {
+    400: "The request cannot be meant; `param` names the field.",
+    401: "The API key is missing or wrong.",
+    404: "The model is not served here.",
+    405: "Another method is meant.",
+    413: "The body or the list of inputs is too large.",
+    422: "The model could not embed a text.",
+    429: "The queue is full; `Retry-After` says when to come again.",
+    500: "The server made a mistake.",
+    503: "The server is shutting down, or an engine has failed.",
+    504: "It took longer than the server allows.",
+}
+_EXPOSED_HEADERS = (
+    "x-request-id",
+    "x-millpond-queue-ms",
+    "x-millpond-tokenize-ms",
+    "x-millpond-forward-ms",
+    "x-millpond-truncated-texts",
+    "retry-after",
+)
+
+
+def create_app(
+    models: Sequence[ServedModel],
+    settings: AppSettings | None = None,
+    *,
+    lifecycle: Lifecycle | None = None,
+) -> FastAPI:
+    """The application that serves these models. Raises `InvalidOption` for a name given twice."""
+    settings = settings or AppSettings()
+    lifecycle = lifecycle or Lifecycle()
+    served = ServedModels(models)
+    metrics = Metrics(served)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        metrics.close()
+
+    app = FastAPI(
+        title="Millpond",
+        summary="Embeddings over HTTP, as OpenAI's API has them.",
+        version=installed_version("millpond"),
+        lifespan=lifespan,
+        redoc_url=None,
+        strict_content_type=False,
+    )
+    app.include_router(_router(served, metrics, lifecycle, settings))
+    register_handlers(app)
+    _add_middleware(app, settings, metrics)
+    return app
+
+
+def _router(
+    models: ServedModels, metrics: Metrics, lifecycle: Lifecycle, settings: AppSettings
+) -> APIRouter:
+    router = APIRouter()
+    EmbeddingsRoute(
+        models,
+        metrics=metrics,
+        lifecycle=lifecycle,
+        allow_raw_token_ids=settings.allow_raw_token_ids,
+    ).add_to(router, _responses(*_ABOUT))
+    ModelRoutes(models).add_to(router, _responses(401, 404, 405, 500, 504))
+    TokenRoutes(models, lifecycle=lifecycle).add_to(router, _responses(*_ABOUT))
+    state = StateRoutes(
+        models, metrics=metrics, lifecycle=lifecycle, version=installed_version("millpond")
+    )
+    state.add_to(router, _responses(401, 405, 500, 503, 504))
+    return router
+
+
+def _responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": ErrorResponse, "description": _ABOUT[status]} for status in statuses}
+
+
+def _add_middleware(app: FastAPI, settings: AppSettings, metrics: Metrics) -> None:
+    """The last one added is the outermost."""
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    if settings.api_keys:
+        open_paths = ["/health"] if settings.protect_metrics else ["/health", "/metrics"]
+        app.add_middleware(KeyGuard, keys=settings.api_keys, open_paths=open_paths)
+    app.add_middleware(
+        Observer,
+        metrics=metrics,
+        timeout_s=settings.request_timeout_s,
+        root_path=settings.root_path,
+    )
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=_EXPOSED_HEADERS,
+        )

@@ -1,0 +1,137 @@
+"""`POST /v1/embeddings`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+from fastapi import APIRouter, Request, Response
+
+from ..embeddings import Embeddings
+from ..errors import QueueFull
+from ..stats import EngineStats
+from .encoding import embedding_body
+from .errors import ApiError
+from .exchange import Exchange
+from .lifecycle import Lifecycle
+from .metrics import Metrics
+from .schemas import EmbeddingRequest, EmbeddingResponse
+from .served import ServedModel, ServedModels
+from .waiting import answer_or_hang_up
+
+__all__ = ["EmbeddingsRoute"]
+
+MAX_RETRY_AFTER_S = 60
+
+
+class EmbeddingsRoute:
+    """Turns requests into calls of the engines, and results into answers."""
+
+    def __init__(
+        self,
+        models: ServedModels,
+        *,
+        metrics: Metrics,
+        lifecycle: Lifecycle,
+        allow_raw_token_ids: bool,
+    ) -> None:
+        self._models = models
+        self._metrics = metrics
+        self._lifecycle = lifecycle
+        self._allow_raw_token_ids = allow_raw_token_ids
+
+    def add_to(self, router: APIRouter, responses: dict[int | str, dict[str, Any]]) -> None:
+        """Declare the route."""
+        router.add_api_route(
+            "/v1/embeddings",
+            self.embed,
+            methods=["POST"],
+            response_model=EmbeddingResponse,
+            responses=responses,
+            summary="Embed one text or several",
+            operation_id="create_embedding",
+        )
+
+    async def embed(self, body: EmbeddingRequest, request: Request) -> Response:
+        """OpenAI's embeddings, with a few options of Millpond's own."""
+        self._lifecycle.require_open()
+        model = self._models.find(body.model)
+        name = body.model or model.name
+        exchange = Exchange.of(request.scope)
+        exchange.notes["model"] = name
+        lane = _lane(body)
+        with self._metrics.in_lane(model, lane):
+            call = self._submit(model, body, lane)
+            result = await answer_or_hang_up(call, request.receive)
+        result.raise_for_errors()
+        tokens = int(result.token_counts.sum())
+        content = embedding_body(
+            result.vectors,
+            model=name,
+            tokens=tokens,
+            as_base64=body.encoding_format == "base64",
+        )
+        timings = _timings(result)
+        exchange.notes.update(texts=len(result), tokens=tokens, **timings)
+        headers = {f"x-millpond-{part.replace('_', '-')}": str(ms) for part, ms in timings.items()}
+        headers["x-millpond-truncated-texts"] = str(int(result.truncated.sum()))
+        return Response(content, headers=headers, media_type="application/json")
+
+    def _submit(self, model: ServedModel, body: EmbeddingRequest, lane: str) -> Any:
+        texts = cast(Any, body.input)
+        options: dict[str, Any] = {}
+        if _is_tokens(texts):
+            if not self._allow_raw_token_ids:
+                model.special_ends.require(texts if isinstance(texts[0], list) else [texts])
+            if body.input_type is None and body.prompt_name is None:
+                options["prompt"] = ""  # ids are whole texts, a default prompt among them
+        try:
+            return model.engine.submit(
+                texts,
+                wait=False,
+                task=body.input_type,
+                prompt_name=body.prompt_name,
+                dimensions=body.dimensions,
+                normalize=body.normalize,
+                truncate=body.truncate,
+                lane=lane,
+                **options,
+            )
+        except QueueFull as error:
+            self._metrics.rejected(model)
+            raise _full(error, model) from error
+
+
+def _lane(body: EmbeddingRequest) -> str:
+    if body.priority is not None:
+        return body.priority
+    texts = cast(Any, body.input)
+    alone = isinstance(texts, str) or len(texts) == 1 or isinstance(texts[0], int)
+    return "interactive" if alone or body.input_type == "query" else "bulk"
+
+
+def _is_tokens(texts: str | Sequence[Any]) -> bool:
+    return not isinstance(texts, str) and isinstance(texts[0], int | list)
+
+
+def _timings(result: Embeddings) -> dict[str, float]:
+    timings = result.timings
+    return {
+        "queue_ms": round(timings.queue_s * 1000, 3),
+        "tokenize_ms": round(timings.tokenize_s * 1000, 3),
+        "forward_ms": round(timings.forward_s * 1000, 3),
+    }
+
+
+def _full(error: QueueFull, model: ServedModel) -> ApiError:
+    answer = ApiError.of(error)
+    answer.headers = {"retry-after": str(_retry_after_s(model.engine.stats()))}
+    return answer
+
+
+def _retry_after_s(stats: EngineStats) -> int:
+    """How long what waits takes at the speed so far, in whole seconds."""
+    waiting = stats.waiting_interactive_tokens + stats.waiting_bulk_tokens
+    seconds = waiting * stats.forward_s / stats.tokens if stats.tokens else 1.0
+    return max(1, min(MAX_RETRY_AFTER_S, math.ceil(seconds)))

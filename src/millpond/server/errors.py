@@ -1,0 +1,182 @@
+"""Every error answer, in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`.
+
+`ApiError` is what the server itself raises. What the engine raises and what FastAPI finds wrong
+with a request become one here, so that official clients raise their own typed exceptions.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from ..errors import (
+    DeadlineExceeded,
+    EngineClosed,
+    EngineFailed,
+    InvalidDimensions,
+    InvalidInput,
+    InvalidOption,
+    InvalidTokenIds,
+    MillpondError,
+    QueueFull,
+    TextFailed,
+    TextTooLong,
+    UnknownPrompt,
+    UnknownTask,
+)
+from .schemas import MAX_INPUTS, EmbeddingRequest
+
+__all__ = ["FOREIGN_IDS_HINT", "ApiError", "error_response", "register_handlers"]
+
+logger = logging.getLogger("millpond.server")
+
+FOREIGN_IDS_HINT = (
+    "LangChain's OpenAIEmbeddings sends token ids of another tokenizer: give it "
+    "check_embedding_ctx_length=False, and it sends texts"
+)
+_TYPES = {
+    401: "authentication_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "service_unavailable_error",
+    504: "timeout_error",
+}
+_CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+# The first that fits: what the engine raises -> status, param, code.
+_FROM_ENGINE: tuple[tuple[type[MillpondError], int, str | None, str], ...] = (
+    (TextTooLong, 400, "input", "context_length_exceeded"),
+    (InvalidTokenIds, 400, "input", "invalid_token_ids"),
+    (InvalidInput, 400, "input", "invalid_input"),
+    (InvalidDimensions, 400, "dimensions", "invalid_dimensions"),
+    (UnknownPrompt, 400, "prompt_name", "unknown_prompt"),
+    (UnknownTask, 400, "input_type", "unknown_input_type"),
+    (InvalidOption, 400, None, "invalid_option"),
+    (TextFailed, 422, "input", "text_failed"),
+    (QueueFull, 429, None, "queue_full"),
+    (DeadlineExceeded, 504, None, "timeout"),
+    (EngineClosed, 503, None, "unavailable"),
+    (EngineFailed, 503, None, "unavailable"),
+)
+
+
+class ApiError(HTTPException):
+    """An answer that is an error. Its message says what to change."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, detail=message, headers=dict(headers or {}))
+        self.code = code or _CODES.get(status)
+        self.param = param
+
+    @classmethod
+    def of(cls, error: MillpondError) -> ApiError:
+        """What the engine raised, as an answer."""
+        for kind, status, param, code in _FROM_ENGINE:
+            if isinstance(error, kind):
+                message = str(error)
+                if kind is InvalidTokenIds:
+                    message = f"{message}. {FOREIGN_IDS_HINT}"
+                return cls(status, message, code=code, param=param)
+        return cls.unexpected()
+
+    @classmethod
+    def unexpected(cls) -> ApiError:
+        """Our own mistake; its details are in the log and not in the answer."""
+        return cls(500, "the server failed; its log has the details", code="internal_error")
+
+
+def error_response(error: ApiError) -> Response:
+    """The answer, `application/json`."""
+    body = {
+        "message": error.detail,
+        "type": _TYPES.get(error.status_code, "invalid_request_error"),
+        "param": error.param,
+        "code": error.code,
+    }
+    return Response(
+        json.dumps({"error": body}),  # it escapes what is no Unicode, which a client may send
+        status_code=error.status_code,
+        headers=dict(error.headers or {}),
+        media_type="application/json",
+    )
+
+
+def register_handlers(app: Any) -> None:
+    """Give the application's every error this shape."""
+    app.add_exception_handler(StarletteHTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_invalid_request)
+    app.add_exception_handler(MillpondError, _on_engine_error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    if isinstance(error, ApiError):
+        return error_response(error)
+    assert isinstance(error, StarletteHTTPException)
+    path = request.url.path
+    message = {
+        404: f"there is nothing at {path}; /docs lists the routes",
+        405: f"{request.method} is not a method of {path}",
+    }.get(error.status_code, str(error.detail))
+    return error_response(ApiError(error.status_code, message, headers=error.headers))
+
+
+async def _on_engine_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, MillpondError)
+    answer = ApiError.of(error)
+    if answer.status_code >= 500:
+        logger.error("a request failed: %s: %s", type(error).__name__, error)
+    return error_response(answer)
+
+
+async def _on_invalid_request(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return error_response(_invalid(error.errors()[0]))
+
+
+def _invalid(problem: Mapping[str, Any]) -> ApiError:
+    """The first problem of a request. What the client sent is not repeated to it."""
+    kind, place = problem["type"], problem["loc"]
+    if kind == "json_invalid":
+        return ApiError(400, f"the body is not JSON: {problem['ctx']['error']}", code="bad_json")
+    param = _named(place)
+    if param is None:
+        return ApiError(
+            400,
+            "the body must be a JSON object, sent as Content-Type: application/json",
+            code="bad_json",
+        )
+    if kind == "too_long" and param == "input":
+        return ApiError(
+            413, f"at most {MAX_INPUTS} inputs a request; send several requests", param=param
+        )
+    if kind == "extra_forbidden":
+        message = f"{param} is not known here{_did_you_mean(param)}"
+        return ApiError(400, message, param=param, code="unknown_parameter")
+    return ApiError(400, f"{param}: {problem['msg']}", param=param, code="invalid_value")
+
+
+def _named(place: Sequence[str | int]) -> str | None:
+    """`("body", "input", "texts", 3)` is `input[3]`: what stands between is a branch of ours."""
+    names = place[1:]
+    if not names:
+        return None
+    return str(names[0]) + "".join(f"[{step}]" for step in names[1:] if isinstance(step, int))
+
+
+def _did_you_mean(param: str) -> str:
+    close = difflib.get_close_matches(param, EmbeddingRequest.model_fields, n=1)
+    return f"; did you mean {close[0]}?" if close else ""

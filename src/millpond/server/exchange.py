@@ -1,0 +1,69 @@
+"""`Exchange`: one request and its answer, as the access log and the metrics tell of them."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.types import Scope
+
+__all__ = ["HUNG_UP", "Exchange"]
+
+HUNG_UP = 499  # in log and metrics, for a client that did not wait; no client sees it
+_SCOPE_KEY = "millpond.exchange"
+_USABLE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+
+
+@dataclass
+class Exchange:
+    """Written by the task of its request alone."""
+
+    scope: Scope
+    request_id: str
+    started_s: float = field(default_factory=time.perf_counter)
+    status: int | None = None
+    """None until the answer starts."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """What the route adds to the log line."""
+
+    @classmethod
+    def begin(cls, scope: Scope) -> Exchange:
+        """With the client's own x-request-id where it can stand in a header and a log line."""
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        usable = _USABLE_ID.fullmatch(given)
+        exchange = cls(scope, given.decode("ascii") if usable else uuid.uuid4().hex)
+        scope[_SCOPE_KEY] = exchange
+        return exchange
+
+    @staticmethod
+    def of(scope: Scope) -> Exchange:
+        """The exchange that a request belongs to."""
+        exchange: Exchange = scope[_SCOPE_KEY]
+        return exchange
+
+    @property
+    def seconds(self) -> float:
+        """Since the request began."""
+        return time.perf_counter() - self.started_s
+
+    @property
+    def route(self) -> str:
+        """The path as the OpenAPI document has it: one value a route, whatever was asked."""
+        path: str = getattr(self.scope.get("route"), "path", "unmatched")
+        return path
+
+    def fields(self) -> dict[str, Any]:
+        """What the log line has beside its message."""
+        client = self.scope.get("client")
+        return {
+            "request_id": self.request_id,
+            "client": client[0] if client else "local",
+            "method": self.scope["method"],
+            "path": self.scope["path"],
+            "status": self.status,
+            "ms": round(self.seconds * 1000, 2),
+            **self.notes,
+        }

@@ -1,0 +1,119 @@
+"""The flags of `serve`, each with its help. What they mean is said in docs/server.md."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+__all__ = [
+    "AllowRawTokenIds",
+    "ApiKey",
+    "CorsOrigin",
+    "DType",
+    "Device",
+    "DrainTimeout",
+    "Host",
+    "LogFormat",
+    "LogLevel",
+    "MaxBatchTokens",
+    "MaxBodyBytes",
+    "MaxModelLen",
+    "MaxQueryWait",
+    "MaxQueuedTokens",
+    "MemoryUtilization",
+    "ModelFlags",
+    "Models",
+    "Port",
+    "ProtectMetrics",
+    "RequestTimeout",
+    "Revision",
+    "RootPath",
+    "ServedNames",
+    "SslCertfile",
+    "SslKeyfile",
+    "TensorParallelSize",
+    "TrustRemoteCode",
+    "Uds",
+]
+
+Names = list[str] | None
+
+Models = Annotated[Names, typer.Argument(metavar="MODEL", help="Folders, or names on the hub.")]
+ModelFlags = Annotated[Names, typer.Option("--model", help="The same; may be repeated.")]
+ServedNames = Annotated[
+    Names,
+    typer.Option(
+        "--served-model-name",
+        help="Names that clients use: all for one model, or one for each of several.",
+    ),
+]
+Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every one.")]
+Port = Annotated[int, typer.Option(help="Port to listen on; 0 for any that is free.")]
+Uds = Annotated[str | None, typer.Option(help="Unix domain socket instead of host and port.")]
+DType = Annotated[
+    Literal["auto", "float32", "float16", "bfloat16", "float", "half"],
+    typer.Option("--dtype", help="Precision of the transformer."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with a checkpoint.")
+]
+MaxModelLen = Annotated[int | None, typer.Option("--max-model-len", help="Longest text in tokens.")]
+MaxBatchTokens = Annotated[
+    int | None,
+    typer.Option("--max-num-batched-tokens", help="Most tokens in one forward pass."),
+]
+MaxQueuedTokens = Annotated[
+    int,
+    typer.Option(
+        "--max-queued-tokens", help="Most tokens waiting in a lane before requests get a 429."
+    ),
+]
+MaxQueryWait = Annotated[
+    float,
+    typer.Option("--max-query-wait-ms", help="Longest a query may wait behind bulk requests."),
+]
+MemoryUtilization = Annotated[
+    float | None,
+    typer.Option(
+        "--gpu-memory-utilization", help="Share of the device's memory for keys and values."
+    ),
+]
+TensorParallelSize = Annotated[
+    int, typer.Option("--tensor-parallel-size", help="Devices a model is spread over: only 1.")
+]
+ApiKey = Annotated[
+    Names,
+    typer.Option(
+        "--api-key",
+        envvar="MILLPOND_API_KEY",
+        help="Key that clients must send; may be repeated. Better given in the environment, "
+        "where no list of processes shows it.",
+    ),
+]
+ProtectMetrics = Annotated[
+    bool, typer.Option("--protect-metrics", help="Ask for the API key at /metrics too.")
+]
+AllowRawTokenIds = Annotated[
+    bool,
+    typer.Option(
+        "--allow-raw-token-ids", help="Take token ids that do not look like the model's own."
+    ),
+]
+CorsOrigin = Annotated[
+    Names, typer.Option("--cors-origin", help="Origin whose pages may call; may be repeated.")
+]
+RootPath = Annotated[str, typer.Option(help="Prefix under which a proxy publishes the server.")]
+SslCertfile = Annotated[str | None, typer.Option(help="Certificate chain, to speak HTTPS.")]
+SslKeyfile = Annotated[str | None, typer.Option(help="Its private key.")]
+MaxBodyBytes = Annotated[int, typer.Option(help="Largest request body.")]
+RequestTimeout = Annotated[float, typer.Option(help="Longest a request may take.")]
+DrainTimeout = Annotated[
+    float, typer.Option(help="Longest the server goes on answering after SIGTERM.")
+]
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"], typer.Option(help="What is logged.")
+]
+LogFormat = Annotated[Literal["text", "json"], typer.Option(help="How a log line looks.")]

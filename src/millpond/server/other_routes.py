@@ -1,0 +1,160 @@
+"""The small routes: models, tokens, health, metrics, version."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from .errors import ApiError
+from .lifecycle import Lifecycle
+from .metrics import Metrics
+from .schemas import (
+    DetokenizeRequest,
+    DetokenizeResponse,
+    HealthResponse,
+    ModelCard,
+    ModelList,
+    TokenizeRequest,
+    TokenizeResponse,
+    VersionResponse,
+)
+from .served import ServedModel, ServedModels
+
+__all__ = ["ModelRoutes", "StateRoutes", "TokenRoutes"]
+
+Responses = dict[int | str, dict[str, Any]]
+
+
+class ModelRoutes:
+    """`GET /v1/models` and `/v1/models/{id}`."""
+
+    def __init__(self, models: ServedModels) -> None:
+        self._models = models
+
+    def add_to(self, router: APIRouter, responses: Responses) -> None:
+        """Declare the routes."""
+        router.add_api_route(
+            "/v1/models", self.all, summary="The models that are served", responses=responses
+        )
+        router.add_api_route(
+            "/v1/models/{model_id:path}", self.one, summary="One of them", responses=responses
+        )
+
+    async def all(self) -> ModelList:
+        """Every name a model can be asked for by."""
+        return ModelList(data=[_card(name, model) for name, model in self._models.by_name()])
+
+    async def one(self, model_id: str) -> ModelCard:
+        """The model of that name."""
+        return _card(model_id, self._models.find(model_id))
+
+
+def _card(name: str, model: ServedModel) -> ModelCard:
+    info = model.engine.info()
+    return ModelCard(
+        id=name,
+        created=model.created,
+        root=info.model.name,
+        dimension=info.dimension,
+        max_model_len=info.max_length,
+        device=info.device,
+        dtype=info.dtype,
+        execution=info.execution,
+    )
+
+
+class TokenRoutes:
+    """`POST /tokenize` and `/detokenize`, in vLLM's shape."""
+
+    def __init__(self, models: ServedModels, *, lifecycle: Lifecycle) -> None:
+        self._models = models
+        self._lifecycle = lifecycle
+
+    def add_to(self, router: APIRouter, responses: Responses) -> None:
+        """Declare the routes."""
+        router.add_api_route(
+            "/tokenize",
+            self.tokenize,
+            methods=["POST"],
+            summary="The token ids of a text",
+            responses=responses,
+        )
+        router.add_api_route(
+            "/detokenize",
+            self.detokenize,
+            methods=["POST"],
+            summary="The text of token ids",
+            responses=responses,
+        )
+
+    def tokenize(self, body: TokenizeRequest) -> TokenizeResponse:
+        """The ids that `/v1/embeddings` would embed for this text, were it not cut."""
+        self._lifecycle.require_open()
+        engine = self._models.find(body.model).engine
+        (ids,) = engine.tokenize(
+            [body.prompt],
+            task=body.input_type,
+            prompt_name=body.prompt_name,
+            special_tokens=body.add_special_tokens,
+        )
+        return TokenizeResponse(
+            count=len(ids),
+            max_model_len=engine.info().max_length,
+            tokens=ids,
+            token_strs=engine.detokenize([[one] for one in ids])
+            if body.return_token_strs
+            else None,
+        )
+
+    def detokenize(self, body: DetokenizeRequest) -> DetokenizeResponse:
+        """The text of these ids, special tokens spelled out."""
+        self._lifecycle.require_open()
+        (text,) = self._models.find(body.model).engine.detokenize([body.tokens])
+        return DetokenizeResponse(prompt=text)
+
+
+class StateRoutes:
+    """`GET /health`, `/metrics` and `/version`."""
+
+    def __init__(
+        self, models: ServedModels, *, metrics: Metrics, lifecycle: Lifecycle, version: str
+    ) -> None:
+        self._models = models
+        self._metrics = metrics
+        self._lifecycle = lifecycle
+        self._version = version
+
+    def add_to(self, router: APIRouter, responses: Responses) -> None:
+        """Declare the routes."""
+        router.add_api_route(
+            "/health", self.health, summary="Whether it serves", responses=responses
+        )
+        router.add_api_route(
+            "/metrics",
+            self.metrics,
+            summary="For Prometheus",
+            response_class=Response,
+            responses={**responses, 200: {"content": {"text/plain": {"schema": _TEXT}}}},
+        )
+        router.add_api_route("/version", self.version, summary="Its version", responses=responses)
+
+    async def health(self) -> HealthResponse:
+        """200 while every engine takes calls; 503 once one has failed, or while draining."""
+        self._lifecycle.require_open()
+        states = {model.name: model.engine.health for model in self._models}
+        for name, state in states.items():
+            if state != "ready":
+                raise ApiError(503, f"the engine of {name} is {state}", code="unhealthy")
+        return HealthResponse(models={name: str(state) for name, state in states.items()})
+
+    async def metrics(self) -> Response:
+        """Counters, gauges and histograms in Prometheus' text format."""
+        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def version(self) -> VersionResponse:
+        """The version of Millpond that answers."""
+        return VersionResponse(version=self._version)
+
+
+_TEXT = {"type": "string"}

@@ -1,0 +1,195 @@
+"""`run`: the server as a process, from loading the models to the last answer.
+
+The application knows nothing of sockets and signals; they are here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import ssl
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from types import FrameType
+from typing import NoReturn
+
+import uvicorn
+
+from ..config import EngineConfig, EngineOptions
+from ..engine import Engine
+from ..errors import InvalidOption
+from .access_log import configure_logging
+from .app import create_app
+from .lifecycle import Lifecycle
+from .served import ServedModel
+from .settings import AppSettings, ListenSettings
+
+__all__ = ["DrainingServer", "ModelPlan", "run"]
+
+logger = logging.getLogger("millpond.server")
+
+KEEP_ALIVE_S = 75  # longer than load balancers keep an idle connection, so that they close it
+LAST_ANSWERS_S = 5.0  # for telling those who are cut off at the end of the drain time
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelPlan:
+    """A model to load, and the names to serve it under; none for its own."""
+
+    model: str
+    options: EngineOptions
+    names: tuple[str, ...] = ()
+
+
+def run(plans: Sequence[ModelPlan], app_settings: AppSettings, listen: ListenSettings) -> int:
+    """Load the models, serve them until a signal comes, and give the exit status.
+
+    0 when everything accepted was answered, 1 when the drain time did not suffice. Raises
+    `MillpondError` for a model or an option, and `OSError` for an address or a certificate.
+    """
+    for plan in plans:  # mistakes in options are found before minutes of loading
+        EngineConfig.of(plan.model, plan.options)
+    configure_logging(listen.log_level, listen.log_format)
+    signal.signal(signal.SIGTERM, _stop_loading)  # the first process of a container ignores it
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(sock) for sock in _bound_sockets(listen)]
+        _require_certificate(listen)
+        models = [_load(plan, stack) for plan in plans]
+        lifecycle = Lifecycle()
+        app = create_app(models, app_settings, lifecycle=lifecycle)
+        server = DrainingServer(_uvicorn_config(app, listen), models, lifecycle, listen)
+        server.run(sockets=sockets or None)
+        if listen.uds is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(listen.uds)
+    return 1 if server.abandoned else 0
+
+
+def _stop_loading(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _load(plan: ModelPlan, stack: ExitStack) -> ServedModel:
+    logger.info("loading %s", plan.model)
+    engine = Engine(plan.model, **plan.options)
+    stack.callback(engine.close, drain=False)  # what was accepted has been answered by then
+    return ServedModel.of(engine, plan.names)
+
+
+def _bound_sockets(listen: ListenSettings) -> list[socket.socket]:
+    """Bound and not listening: a taken port is found before loading, and nobody is kept waiting."""
+    if listen.uds is not None:
+        return []
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    sock = socket.socket(family)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((listen.host, listen.port))
+    except OSError as error:
+        sock.close()
+        raise InvalidOption(
+            f"cannot listen on {listen.host}:{listen.port}: {error.strerror or error}"
+        ) from error
+    return [sock]
+
+
+def _require_certificate(listen: ListenSettings) -> None:
+    if listen.ssl_certfile is None:
+        return
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(listen.ssl_certfile, listen.ssl_keyfile)
+    except OSError as error:
+        raise InvalidOption(
+            f"no certificate can be read from {listen.ssl_certfile}: {error.strerror or error}"
+        ) from error
+
+
+def _uvicorn_config(app: object, listen: ListenSettings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        uds=listen.uds,
+        ssl_certfile=listen.ssl_certfile,
+        ssl_keyfile=listen.ssl_keyfile,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="none",
+        timeout_keep_alive=KEEP_ALIVE_S,
+        # uvicorn's own end, behind ours, for requests that are still being sent.
+        timeout_graceful_shutdown=int(listen.drain_timeout_s + LAST_ANSWERS_S),
+    )
+
+
+class DrainingServer(uvicorn.Server):
+    """Told to stop, it answers what it accepted; told a second time, it is gone at once."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        models: Sequence[ServedModel],
+        lifecycle: Lifecycle,
+        listen: ListenSettings,
+    ) -> None:
+        super().__init__(config)
+        self.abandoned = False  # whether the drain time passed with answers owing
+        self._models = tuple(models)
+        self._lifecycle = lifecycle
+        self._listen = listen
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for model in self._models:
+            logger.info("serving %s on %s", " and ".join(model.names), _engine_line(model.engine))
+        logger.info("ready at %s", self._address(sockets))
+
+    def _address(self, sockets: list[socket.socket] | None) -> str:
+        if not sockets:
+            return f"unix:{self._listen.uds}"
+        scheme = "https" if self._listen.ssl_certfile else "http"
+        host, port = sockets[0].getsockname()[:2]
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """uvicorn's hook for SIGTERM and SIGINT. Not noted with uvicorn, which would raise the
+        signal again at the end and so hide the exit status."""
+        if self.should_exit:
+            os._exit(128 + sig)
+        self._lifecycle.draining = True
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let go of the sockets and wait for the answers, for so long."""
+        logger.info("draining: no more requests are taken")
+        loop = asyncio.get_running_loop()
+        limit = loop.call_later(self._listen.drain_timeout_s, self._abandon)
+        await super().shutdown(sockets)
+        limit.cancel()
+        logger.info("stopped")
+
+    def _abandon(self) -> None:
+        """End what the engines still hold, so that its clients get a 503."""
+        if not self.server_state.tasks:
+            return
+        self.abandoned = True
+        logger.warning(
+            "the drain time is over with %d requests unanswered", len(self.server_state.tasks)
+        )
+        for model in self._models:
+            asyncio.get_running_loop().run_in_executor(None, _close_now, model.engine)
+
+    def __repr__(self) -> str:
+        return f"DrainingServer(models={len(self._models)}, draining={self.should_exit})"
+
+
+def _close_now(engine: Engine) -> None:
+    engine.close(drain=False)
+
+
+def _engine_line(engine: Engine) -> str:
+    info = engine.info()
+    return f"{info.device} in {info.dtype}, {info.execution}, {info.dimension} dimensions"

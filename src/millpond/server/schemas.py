@@ -1,0 +1,187 @@
+"""The bodies that arrive and leave, as the OpenAPI document has them.
+
+The embedding answer is declared here and built in `encoding`, from arrays.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+__all__ = [
+    "MAX_INPUTS",
+    "DetokenizeRequest",
+    "DetokenizeResponse",
+    "EmbeddingRequest",
+    "EmbeddingResponse",
+    "ErrorResponse",
+    "HealthResponse",
+    "ModelCard",
+    "ModelList",
+    "TokenizeRequest",
+    "TokenizeResponse",
+    "VersionResponse",
+]
+
+MAX_INPUTS = 2048
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+
+
+def _input_kind(value: Any) -> str:
+    if isinstance(value, str):
+        return "text"
+    first = value[0] if isinstance(value, list) and value else None
+    if isinstance(first, list):
+        return "token_lists"
+    return "tokens" if isinstance(first, int) else "texts"
+
+
+Input = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS), Tag("texts")]
+    | Annotated[TokenIds, Tag("tokens")]
+    | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_INPUTS), Tag("token_lists")],
+    Discriminator(_input_kind),
+]
+OptionalModel = Annotated[
+    str | None,
+    Field(description="A name of `/v1/models`. May be left out where one model is served."),
+]
+InputType = Annotated[
+    Literal["query", "document"] | None,
+    Field(description="Millpond's own. Puts the prompt in front that the model saved for it."),
+]
+PromptName = Annotated[
+    str | None, Field(description="Millpond's own. Name of a prompt that the model saved.")
+]
+
+
+class _Request(BaseModel):
+    # A misspelt option is an error; "5" is not 5.
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class EmbeddingRequest(_Request):
+    """OpenAI's request, with Millpond's own options beside it."""
+
+    input: Annotated[
+        Input,
+        Field(description="One text or several, or the model's own token ids of one or several."),
+    ]
+    model: OptionalModel = None
+    encoding_format: Annotated[
+        Literal["float", "base64"] | None,
+        Field(description="`base64` is that of little-endian float32, and much smaller."),
+    ] = "float"
+    dimensions: Annotated[
+        int | None,
+        Field(ge=1, description="Keep the first so many, and restore unit length."),
+    ] = None
+    user: Annotated[str | None, Field(description="Accepted and ignored.")] = None
+    input_type: InputType = None
+    prompt_name: PromptName = None
+    truncate: Annotated[
+        Literal["end", "start", "error"] | None,
+        Field(
+            description="Millpond's own. Where a text that is too long loses tokens, or `error`; "
+            "by default as the model says, the end as a rule."
+        ),
+    ] = None
+    normalize: Annotated[
+        bool | None,
+        Field(description="Millpond's own. Unit length, or not; by default as the model says."),
+    ] = None
+    priority: Annotated[
+        Literal["interactive", "bulk"] | None,
+        Field(
+            description="Millpond's own. Interactive requests never wait for bulk ones; by default "
+            "a single text or a query is interactive."
+        ),
+    ] = None
+
+
+class Embedding(BaseModel):
+    object: Literal["embedding"]
+    index: int
+    embedding: Annotated[list[float] | str, Field(description="A string where base64 was asked.")]
+
+
+class Usage(BaseModel):
+    prompt_tokens: Annotated[int, Field(description="Tokens the model read, special ones too.")]
+    total_tokens: int
+
+
+class EmbeddingResponse(BaseModel):
+    """OpenAI's answer."""
+
+    object: Literal["list"]
+    data: Annotated[list[Embedding], Field(description="In the order of the input.")]
+    model: str
+    usage: Usage
+
+
+class ModelCard(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: Annotated[int, Field(description="When the server loaded it, Unix seconds.")]
+    owned_by: Literal["millpond"] = "millpond"
+    root: Annotated[str, Field(description="The checkpoint behind the name.")]
+    dimension: int
+    max_model_len: int | None
+    device: str
+    dtype: str
+    execution: Annotated[str, Field(description="`packed`, or how else it runs.")]
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class TokenizeRequest(_Request):
+    prompt: Annotated[str, Field(description="One text; nothing of it is cut.")]
+    model: OptionalModel = None
+    add_special_tokens: bool = True
+    return_token_strs: bool | None = False
+    input_type: InputType = None
+    prompt_name: PromptName = None
+
+
+class TokenizeResponse(BaseModel):
+    count: int
+    max_model_len: int | None
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class DetokenizeRequest(_Request):
+    tokens: list[TokenId]
+    model: OptionalModel = None
+
+
+class DetokenizeResponse(BaseModel):
+    prompt: str
+
+
+class HealthResponse(BaseModel):
+    status: Literal["ready"] = "ready"
+    models: Annotated[dict[str, str], Field(description="The state of each model's engine.")]
+
+
+class VersionResponse(BaseModel):
+    version: str
+
+
+class ErrorBody(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(BaseModel):
+    """OpenAI's error."""
+
+    error: ErrorBody

@@ -1,0 +1,72 @@
+"""What the operator asked for: `AppSettings` for the application, `ListenSettings` for its process.
+
+They know no engine; the options of an engine are an `EngineConfig`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..errors import InvalidOption
+
+__all__ = ["AppSettings", "ListenSettings", "LogFormat"]
+
+LogFormat = Literal["text", "json"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppSettings:
+    """How requests are treated. Raises `InvalidOption` when a value cannot be meant."""
+
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    """Any of them opens the guarded routes; none leaves every route open."""
+    protect_metrics: bool = False
+    """Whether `/metrics` needs a key too."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may call; `*` for any."""
+    root_path: str = ""
+    """The prefix under which a proxy publishes the server."""
+    max_body_bytes: int = 16 * 2**20
+    request_timeout_s: float = 300.0
+    allow_raw_token_ids: bool = False
+    """Take token ids that do not look like the model's own tokenisation."""
+
+    def __post_init__(self) -> None:
+        _require(all(self.api_keys), "an API key is empty")
+        _require(self.max_body_bytes >= 1, "max_body_bytes must be at least 1")
+        _require(self.request_timeout_s > 0, "request_timeout_s must be above 0")
+        _require(
+            not self.root_path or (self.root_path[0] == "/" and self.root_path[-1] != "/"),
+            f"root_path={self.root_path!r}: it starts with a slash and does not end with one",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListenSettings:
+    """Where the server listens, what it logs and how it stops."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0 for any free port; the log says which."""
+    uds: str | None = None
+    """Path of a Unix domain socket, instead of host and port."""
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+    drain_timeout_s: float = 30.0
+    """Longest the server goes on with what it accepted, once it is told to stop."""
+    log_level: str = "info"
+    log_format: LogFormat = "text"
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.port <= 65535, f"port={self.port}: choose 0 to 65535")
+        _require(self.drain_timeout_s >= 0, "drain_timeout_s must not be negative")
+        _require(
+            bool(self.ssl_certfile) or not self.ssl_keyfile,
+            "ssl_keyfile needs ssl_certfile beside it",
+        )
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InvalidOption(message)

@@ -1,0 +1,317 @@
+"""The application around the routes: keys, ids, origins, log, metrics, and the small routes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
+
+import millpond
+from fakes import DIMENSION, FakeRunner, held_engine, start_engine, token_ids
+from millpond import InvalidOption
+from millpond.server.access_log import JsonFormatter, TextFormatter
+from millpond.server.app import create_app
+from millpond.server.auth import KeyGuard
+from millpond.server.served import ServedModel, ServedModels
+from millpond.server.settings import AppSettings, ListenSettings
+from serving import NAME, client_of, embed, error_of, fake_app, request
+
+
+@pytest.fixture
+def app() -> Any:
+    with fake_app() as app:
+        yield app
+
+
+# The API key.
+
+GUARDED = ("/v1/models", "/version", "/docs", "/openapi.json", "/nowhere")
+
+
+@pytest.mark.parametrize("path", GUARDED)
+def test_a_key_guards_every_route_but_health_and_metrics(path: str) -> None:
+    with fake_app(settings=AppSettings(api_keys=("first", "second"))) as app:
+        for headers in ({}, *({"authorization": text} for text in ("Bearer no", "Basic first"))):
+            answer = request(app, "GET", path, headers=headers)
+            assert answer.status_code == 401
+            assert error_of(answer)["code"] == "invalid_api_key"
+            assert answer.headers["www-authenticate"] == "Bearer"
+        for key in ("first", "second"):
+            answer = request(app, "GET", path, headers={"authorization": f"Bearer {key}"})
+            assert answer.status_code == (404 if path == "/nowhere" else 200)
+        assert request(app, "GET", "/health").status_code == 200
+        assert request(app, "GET", "/metrics").status_code == 200
+
+
+def test_without_a_key_nothing_is_embedded() -> None:
+    runner = FakeRunner()
+    with fake_app(runner, AppSettings(api_keys=("key",))) as app:
+        assert embed(app, {"input": "a"}).status_code == 401
+        assert runner.ran == []
+        assert embed(app, {"input": "a"}, headers={"authorization": "bearer key"}).is_success
+
+
+def test_metrics_may_be_guarded_too() -> None:
+    with fake_app(settings=AppSettings(api_keys=("key",), protect_metrics=True)) as app:
+        assert request(app, "GET", "/metrics").status_code == 401
+        assert request(app, "GET", "/health").status_code == 200
+
+
+def test_a_key_is_never_shown(caplog: pytest.LogCaptureFixture) -> None:
+    settings = AppSettings(api_keys=("open-sesame",))
+    with fake_app(settings=settings) as app, caplog.at_level(logging.DEBUG):
+        for sent in ("open-sesame", "open-barley"):
+            request(app, "GET", "/version", headers={"authorization": f"Bearer {sent}"})
+    assert "open-" not in caplog.text
+    assert "open-" not in repr(settings)
+    assert "open-" not in repr(KeyGuard(app, keys=settings.api_keys, open_paths=()))
+
+
+# Ids, timings, log lines.
+
+
+def test_a_requests_id_is_given_back_or_made() -> None:
+    with fake_app() as app:
+        answer = request(app, "GET", "/version", headers={"x-request-id": "mine-7"})
+        assert answer.headers["x-request-id"] == "mine-7"
+        made = {request(app, "GET", "/version").headers["x-request-id"] for _ in range(3)}
+        assert len(made) == 3
+        for unusable in ("two words", "x" * 129, "naïve"):
+            headers = {"x-request-id": unusable.encode()}
+            answer = request(app, "GET", "/version", headers=headers)
+            assert answer.headers["x-request-id"] != unusable
+
+
+def test_headers_tell_the_timings(app: FastAPI) -> None:
+    headers = embed(app, {"input": "a"}).headers
+    for part in ("queue", "tokenize", "forward"):
+        assert float(headers[f"x-millpond-{part}-ms"]) >= 0
+    assert headers["x-millpond-truncated-texts"] == "0"
+
+
+def log_record(app: FastAPI, caplog: pytest.LogCaptureFixture) -> logging.LogRecord:
+    with caplog.at_level(logging.INFO, "millpond.access"):
+        embed(app, {"input": ["a b", "c"]}, headers={"x-request-id": "id-1"})
+    (record,) = (one for one in caplog.records if one.name == "millpond.access")
+    return record
+
+
+def test_a_request_is_one_log_line(app: FastAPI, caplog: pytest.LogCaptureFixture) -> None:
+    line = TextFormatter().format(log_record(app, caplog))
+    assert "INFO millpond.access: POST /v1/embeddings 200 request_id=id-1 " in line
+    assert f" model={NAME} texts=2 tokens=3 queue_ms=" in line
+    assert "\n" not in line
+
+
+def test_a_log_line_may_be_json(app: FastAPI, caplog: pytest.LogCaptureFixture) -> None:
+    line = json.loads(JsonFormatter().format(log_record(app, caplog)))
+    assert line["message"] == "POST /v1/embeddings 200"
+    assert (line["status"], line["texts"], line["tokens"]) == (200, 2, 3)
+    assert line["request_id"] == "id-1"
+    assert line["ms"] >= 0
+
+
+# Metrics.
+
+
+def samples(app: FastAPI) -> dict[tuple[str, ...], float]:
+    answer = request(app, "GET", "/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    return parsed(answer.text)
+
+
+def parsed(text: str) -> dict[tuple[str, ...], float]:
+    return {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_metrics_count_requests_batches_and_texts() -> None:
+    with fake_app(FakeRunner(max_length=2)) as app:
+        embed(app, {"input": ["a", "b c d"]})
+        embed(app, {"input": 7})
+        request(app, "GET", "/nowhere/at/all")
+        found = samples(app)
+    route = "/v1/embeddings"
+    assert found["millpond_http_requests_total", route, "200", "POST"] == 1
+    assert found["millpond_http_requests_total", route, "400", "POST"] == 1
+    assert found["millpond_http_requests_total", "404", "GET", "unmatched"] == 1
+    assert found["millpond_http_request_seconds_count", route] == 2
+    assert found["millpond_http_requests_in_progress",] == 1  # this very scrape
+    assert found["millpond_batch_texts_sum", NAME] == 2
+    assert found["millpond_batch_tokens_sum", NAME] == 3
+    assert found["millpond_batch_padded_tokens_sum", NAME] == 0
+    assert found["millpond_batch_forward_seconds_count", NAME] >= 1
+    assert found["millpond_batch_tokenize_seconds_sum", NAME] >= 0.001
+    assert found["millpond_texts_total", NAME] == 2
+    assert found["millpond_truncated_texts_total", NAME] == 1
+    assert found["millpond_cancelled_texts_total", NAME] == 0
+    assert found["millpond_rejected_requests_total", NAME] == 0
+    assert found["millpond_engine_ready", NAME] == 1
+    for lane in ("interactive", "bulk"):
+        assert found["millpond_queue_tokens", *sorted((NAME, lane))] == 0
+        assert found["millpond_lane_requests", *sorted((NAME, lane))] == 0
+
+
+def test_metrics_tell_what_waits() -> None:
+    runner = FakeRunner(max_batch_tokens=1)
+
+    async def look(app: FastAPI) -> tuple[dict[tuple[str, ...], float], int]:
+        async with client_of(app) as client:
+            asking = asyncio.ensure_future(
+                client.post("/v1/embeddings", json={"input": ["a b", "c"]})
+            )
+            while engine.stats().waiting_bulk_tokens < 3:
+                await asyncio.sleep(0)
+            found = parsed((await client.get("/metrics")).text)
+            runner.let()
+            return found, (await asking).status_code
+
+    with held_engine(runner) as engine:
+        app = create_app([ServedModel.of(engine)])
+        engine.submit("first")
+        runner.wait_for_batches(1)
+        found, status = asyncio.run(look(app))
+    assert status == 200
+    assert found["millpond_queue_tokens", "bulk", NAME] >= 3
+    assert found["millpond_lane_requests", "bulk", NAME] == 1
+    assert found["millpond_lane_requests", NAME, "interactive"] == 0
+
+
+def test_two_applications_count_apart() -> None:
+    with fake_app() as one, fake_app() as other:
+        embed(one, {"input": "a"})
+        assert samples(one)["millpond_texts_total", NAME] == 1
+        assert samples(other)["millpond_texts_total", NAME] == 0
+
+
+# The small routes.
+
+
+def test_models_are_listed_and_found_by_name() -> None:
+    with start_engine(FakeRunner(max_length=9)) as engine:
+        app = create_app([ServedModel.of(engine, ["org/name", "alias"])])
+        listed = request(app, "GET", "/v1/models").json()
+        assert listed["object"] == "list"
+        assert [card["id"] for card in listed["data"]] == ["org/name", "alias"]
+        for path in ("org/name", "org%2Fname"):
+            card = request(app, "GET", f"/v1/models/{path}").json()
+            assert card.pop("created") > 1_600_000_000
+            assert card == {
+                "id": "org/name",
+                "object": "model",
+                "owned_by": "millpond",
+                "root": "fake/model",
+                "dimension": DIMENSION,
+                "max_model_len": 9,
+                "device": "fake",
+                "dtype": "float32",
+                "execution": "packed",
+            }
+        missing = request(app, "GET", "/v1/models/nobody")
+        assert missing.status_code == 404
+        assert error_of(missing)["code"] == "model_not_found"
+
+
+def test_a_text_is_tokenised_in_vllms_shape() -> None:
+    with fake_app(FakeRunner(special_ends=([101], [102]), max_length=2)) as app:
+        a, b = (int(token_ids(word)[0]) for word in "ab")
+        answer = request(app, "POST", "/tokenize", json={"model": NAME, "prompt": "a b"})
+        assert answer.json() == {
+            "count": 4,
+            "max_model_len": 2,
+            "tokens": [101, a, b, 102],
+            "token_strs": None,
+        }
+        bare = {"prompt": "a b", "add_special_tokens": False, "return_token_strs": True}
+        answer = request(app, "POST", "/tokenize", json=bare).json()
+        assert (answer["tokens"], answer["token_strs"]) == ([a, b], ["a", "b"])
+        asked = request(app, "POST", "/tokenize", json={"prompt": "a", "input_type": "query"})
+        assert asked.json()["count"] == 4
+
+
+def test_token_ids_become_text(app: FastAPI) -> None:
+    ids = request(app, "POST", "/tokenize", json={"prompt": "a b"}).json()["tokens"]
+    answer = request(app, "POST", "/detokenize", json={"tokens": ids})
+    assert answer.json() == {"prompt": "a b"}
+    unknown = request(app, "POST", "/detokenize", json={"tokens": [1]})
+    assert unknown.status_code == 400
+    assert error_of(unknown)["code"] == "invalid_token_ids"
+
+
+def test_the_version_is_millponds(app: FastAPI) -> None:
+    assert request(app, "GET", "/version").json() == {"version": millpond.__version__}
+
+
+def test_the_documentation_is_served(app: FastAPI) -> None:
+    assert "swagger" in request(app, "GET", "/docs").text
+    document = request(app, "GET", "/openapi.json").json()
+    fields = document["components"]["schemas"]["EmbeddingRequest"]["properties"]
+    assert all(field.get("description") for field in fields.values())
+    assert document["info"]["version"] == millpond.__version__
+
+
+# Origins and prefixes.
+
+
+def test_pages_of_an_allowed_origin_may_call() -> None:
+    settings = AppSettings(cors_origins=("https://a.example",), api_keys=("key",))
+    preflight = {
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization",
+    }
+    with fake_app(settings=settings) as app:
+        for origin, allowed in (("https://a.example", True), ("https://b.example", False)):
+            headers = {"origin": origin, **preflight}
+            answer = request(app, "OPTIONS", "/v1/embeddings", headers=headers)
+            assert answer.is_success is allowed
+        answer = embed(app, {"input": "a"}, headers={"origin": "https://a.example"})
+        assert answer.status_code == 401  # and the page may read why
+        assert answer.headers["access-control-allow-origin"] == "https://a.example"
+        assert "x-request-id" in answer.headers["access-control-expose-headers"]
+
+
+@pytest.mark.parametrize("prefix", ["", "/embed"])
+def test_a_proxy_may_strip_the_prefix_or_leave_it(prefix: str) -> None:
+    settings = AppSettings(root_path="/embed", api_keys=("key",))
+    with fake_app(settings=settings) as app:
+        assert request(app, "GET", f"{prefix}/health").status_code == 200
+        assert request(app, "GET", f"{prefix}/version").status_code == 401
+        headers = {"authorization": "Bearer key"}
+        assert request(app, "GET", f"{prefix}/version", headers=headers).status_code == 200
+
+
+# What the operator asks for.
+
+
+@pytest.mark.parametrize(
+    ("settings", "options"),
+    [
+        (AppSettings, {"api_keys": ("",)}),
+        (AppSettings, {"max_body_bytes": 0}),
+        (AppSettings, {"request_timeout_s": 0}),
+        (AppSettings, {"root_path": "embed"}),
+        (AppSettings, {"root_path": "/embed/"}),
+        (ListenSettings, {"port": 70_000}),
+        (ListenSettings, {"drain_timeout_s": -1}),
+        (ListenSettings, {"ssl_keyfile": "key.pem"}),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(settings: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidOption):
+        settings(**options)
+
+
+def test_a_name_is_served_once() -> None:
+    with start_engine(FakeRunner()) as engine:
+        model = ServedModel.of(engine, ["one"])
+        with pytest.raises(InvalidOption, match="'one'"):
+            create_app([model, ServedModel.of(engine, ["two", "one"])])
+        assert repr(ServedModels([model])) == "ServedModels(models=1, names=['one'])"

@@ -1,0 +1,189 @@
+"""Real clients against a real process with the real model, beside the engine in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import requests
+from langchain_openai import OpenAIEmbeddings
+from llama_index.embeddings.openai_like import OpenAILikeEmbedding
+
+from millpond import Engine
+from server_process import ServerProcess, server_process
+
+MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+NAME = "embedding-model"
+KEY = "key-of-the-tests"
+TEXTS = ["Hello, world!", "A mill pond drives the wheel.", "", "東京 🦊", "word " * 400]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    flags = ["--model", MODEL, "--served-model-name", NAME, "--dtype", "auto"]
+    with server_process(*flags, MILLPOND_API_KEY=KEY) as server:
+        yield server
+    assert KEY not in "\n".join(server.lines)
+
+
+@pytest.fixture(scope="module")
+def engine(one_thread: None) -> Iterator[Engine]:
+    with Engine(MODEL) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def expected(engine: Engine) -> np.ndarray:
+    return engine.embed(TEXTS)
+
+
+def assert_same(found: object, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(np.array(found, dtype=np.float32), expected, atol=1e-6)
+
+
+def client_of(server: ServerProcess, key: str = KEY) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0)
+
+
+def test_the_openai_client(server: ServerProcess, engine: Engine, expected: np.ndarray) -> None:
+    with client_of(server) as client:
+        assert [model.id for model in client.models.list()] == [NAME]
+        assert client.models.retrieve(NAME).id == NAME
+        default = client.embeddings.create(model=NAME, input=TEXTS)  # base64 on the wire
+        assert_same([item.embedding for item in default.data], expected)
+        assert [item.index for item in default.data] == list(range(len(TEXTS)))
+        tokens = sum(map(len, engine.tokenize(TEXTS[:4]))) + 256  # the last one is cut
+        assert default.usage.prompt_tokens == default.usage.total_tokens == tokens
+        floats = client.embeddings.create(model=NAME, input=TEXTS, encoding_format="float")
+        assert_same([item.embedding for item in floats.data], expected)
+        short = client.embeddings.create(model=NAME, input="Hello, world!", dimensions=64)
+        assert_same(short.data[0].embedding, engine.embed("Hello, world!", dimensions=64))
+        ids = engine.tokenize(["Hello, world!"])
+        from_ids = client.embeddings.create(model=NAME, input=ids)
+        assert_same(from_ids.data[0].embedding, expected[0])
+
+
+def test_the_openai_client_raises_its_own_errors(server: ServerProcess) -> None:
+    with client_of(server, key="wrong") as client, pytest.raises(openai.AuthenticationError):
+        client.embeddings.create(model=NAME, input="a")
+    with client_of(server) as client:
+        with pytest.raises(openai.NotFoundError) as missing:
+            client.embeddings.create(model="text-embedding-3-small", input="a")
+        assert missing.value.code == "model_not_found"
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.embeddings.create(model=NAME, input="a", dimensions=385)
+        assert refused.value.param == "dimensions"
+        with pytest.raises(openai.BadRequestError) as broken:
+            client.post(
+                "/embeddings",
+                body=None,
+                options={},
+                cast_to=httpx.Response,
+                content=rb'{"input": "half \ud800 a pair"}',
+            )
+        assert broken.value.code == "invalid_input"
+        with pytest.raises(openai.APIStatusError) as large:
+            client.embeddings.create(model=NAME, input=["a"] * 2049)
+        assert large.value.status_code == 413
+
+
+def test_the_asynchronous_openai_client(server: ServerProcess, expected: np.ndarray) -> None:
+    async def call() -> list[list[float]]:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=KEY) as client:
+            answers = await asyncio.gather(
+                *(client.embeddings.create(model=NAME, input=text) for text in TEXTS)
+            )
+        return [answer.data[0].embedding for answer in answers]
+
+    assert_same(asyncio.run(call()), expected)
+
+
+def test_langchain(server: ServerProcess, expected: np.ndarray) -> None:
+    embeddings = OpenAIEmbeddings(
+        model=NAME, base_url=f"{server.url}/v1", api_key=KEY, check_embedding_ctx_length=False
+    )
+    assert_same(embeddings.embed_documents(TEXTS), expected)
+    assert_same(embeddings.embed_query(TEXTS[1]), expected[1])
+
+
+def test_langchain_with_its_defaults_is_told_what_to_change(server: ServerProcess) -> None:
+    ids = [9906, 11, 1917, 0]  # "Hello, world!" as tiktoken's cl100k_base has it
+    with client_of(server) as client, pytest.raises(openai.BadRequestError) as refused:
+        client.embeddings.create(model=NAME, input=[ids])
+    assert "check_embedding_ctx_length=False" in refused.value.message
+
+
+def test_llama_index(server: ServerProcess, expected: np.ndarray) -> None:
+    embedding = OpenAILikeEmbedding(model_name=NAME, api_base=f"{server.url}/v1", api_key=KEY)
+    kept = [0, 1, 3]  # it refuses empty texts and reads no long ones here
+    assert_same(
+        embedding.get_text_embedding_batch([TEXTS[place] for place in kept]), expected[kept]
+    )
+    assert_same(embedding.get_query_embedding(TEXTS[0]), expected[0])
+
+
+def test_the_request_of_a_vllm_tutorial(server: ServerProcess, expected: np.ndarray) -> None:
+    response = requests.post(
+        f"{server.url}/v1/embeddings",
+        headers={"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"},
+        json={"input": "Hello, world!", "model": "embedding-model"},
+        timeout=30,
+    )
+    assert response.status_code == 200
+    assert_same(response.json()["data"][0]["embedding"], expected[0])
+
+
+NODE_PROGRAM = """
+import OpenAI from "openai";
+const [baseURL, apiKey, model, texts] = process.argv.slice(2);
+const client = new OpenAI({ baseURL, apiKey, maxRetries: 0 });
+const input = JSON.parse(texts);
+const answer = await client.embeddings.create({ model, input });
+let refused = null;
+try { await client.embeddings.create({ model: "nobody", input }); }
+catch (error) { refused = error instanceof OpenAI.NotFoundError ? error.code : String(error); }
+console.log(JSON.stringify({ vectors: answer.data.map((one) => one.embedding), refused }));
+"""
+
+
+def node_folder() -> Path | None:
+    """Where the npm package `openai` is: in NODE_PATH, here or above, or in npm's global folder."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        return None
+    listed = subprocess.run(["npm", "root", "-g"], capture_output=True, text=True, check=False)
+    roots = [
+        *map(Path, filter(None, os.environ.get("NODE_PATH", "").split(os.pathsep))),
+        *(up / "node_modules" for up in Path(__file__).parents),
+        Path(listed.stdout.strip()),
+    ]
+    return next((root for root in roots if (root / "openai" / "package.json").exists()), None)
+
+
+def test_the_openai_client_for_node(
+    server: ServerProcess, expected: np.ndarray, tmp_path: Path
+) -> None:
+    folder = node_folder()
+    if folder is None:
+        pytest.skip("node and its package openai are not installed (npm install -g openai)")
+    (tmp_path / "node_modules").symlink_to(folder)
+    (tmp_path / "ask.mjs").write_text(NODE_PROGRAM)
+    result = subprocess.run(
+        ["node", "ask.mjs", f"{server.url}/v1", KEY, NAME, json.dumps(TEXTS)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert_same(found["vectors"], expected)
+    assert found["refused"] == "model_not_found"

@@ -1,0 +1,104 @@
+"""docs/server.md and deploy/ name what there is, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import typer.main
+from fastapi import FastAPI
+
+from millpond.server.app import _ABOUT, _EXPOSED_HEADERS
+from millpond.server.errors import _FROM_ENGINE
+from millpond.server.main import serve
+from millpond.server.schemas import EmbeddingRequest
+from serving import embed, fake_app, request
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
+DEPLOY = ROOT / "deploy"
+
+
+@pytest.fixture
+def app() -> Any:
+    with fake_app() as app:
+        yield app
+
+
+def flags() -> set[str]:
+    command = typer.Typer()
+    command.command()(serve)
+    parameters = typer.main.get_command(command).params
+    options = {name for parameter in parameters for name in parameter.opts}
+    return {name for name in options if name.startswith("--")} - {
+        "--install-completion",
+        "--show-completion",
+    }
+
+
+def test_every_flag_is_in_the_table_and_every_flag_of_the_page_exists() -> None:
+    assert len(flags()) > 25
+    assert set(re.findall(r"^\| `(--[a-z-]+)`", PAGE, flags=re.MULTILINE)) == flags()
+    elsewhere = {"--build-arg", "--rm", "--gpus"}  # docker's
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGE)) - elsewhere == flags()
+
+
+def test_every_default_in_the_table_is_the_flags_own() -> None:
+    defaults = dict(re.findall(r"^\| `--([a-z-]+)` \| `?([\w.]+)`? \|", PAGE, flags=re.MULTILINE))
+    signature = typer.main.get_params_from_function(serve)
+    shown = {
+        name: str(parameter.default)
+        for name, parameter in signature.items()
+        if isinstance(parameter.default, str | float) and not isinstance(parameter.default, bool)
+    }
+    for name, default in shown.items():
+        if default:
+            assert defaults[name.replace("_", "-")] == default.removesuffix(".0")
+
+
+def test_every_field_header_status_and_code_is_described() -> None:
+    for name in (*EmbeddingRequest.model_fields, *_EXPOSED_HEADERS[:-1]):
+        assert f"| `{name}` |" in PAGE
+    for status in _ABOUT:
+        assert f"| {status} |" in PAGE
+    assert {"`queue_full`", "`text_failed`"} <= {f"`{row[3]}`" for row in _FROM_ENGINE}
+
+
+def test_every_route_is_in_the_table(app: FastAPI) -> None:
+    paths = request(app, "GET", "/openapi.json").json()["paths"]
+    for path in paths:
+        assert f"`{path.replace('{model_id}', '{id}')}`" in PAGE.replace("GET ", "`").replace(
+            "POST ", "`"
+        )
+
+
+def metrics_of(app: FastAPI) -> set[str]:
+    embed(app, {"input": "a"})
+    text = request(app, "GET", "/metrics").text
+    found = set(re.findall(r"^(millpond_\w+)", text, flags=re.MULTILINE))
+    return {name for name in found if not name.endswith("_created")}
+
+
+def test_every_metric_is_described(app: FastAPI) -> None:
+    families = {re.sub("_(bucket|sum|count)$", "", name) for name in metrics_of(app)}
+    assert set(re.findall(r"`(millpond_\w+)`", PAGE)) == families
+
+
+def test_the_dashboard_asks_for_metrics_there_are(app: FastAPI) -> None:
+    dashboard = json.loads((DEPLOY / "grafana-dashboard.json").read_text(encoding="utf-8"))
+    asked = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+    names = set(re.findall(r"millpond_\w+", asked))
+    assert names <= metrics_of(app)
+    assert len(names) > 15
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "millpond.service"])
+def test_what_starts_the_server_uses_flags_there_are(name: str) -> None:
+    text = (DEPLOY / name).read_text(encoding="utf-8")
+    started = re.findall(r"^(?:ENTRYPOINT|ExecStart=|#\s+MILLPOND_FLAGS=).*$", text, re.MULTILINE)
+    assert started
+    assert set(re.findall(r"--[a-z-]+", " ".join(started))) <= flags()

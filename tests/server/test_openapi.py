@@ -1,0 +1,85 @@
+"""What the OpenAPI document says is what the server does, whatever is sent to it.
+
+schemathesis makes requests out of the document, right ones and wrong ones. No answer may be a 5xx,
+and none may have a status, a type or a shape that the document does not declare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from millpond import Engine
+from millpond.server.app import create_app
+from millpond.server.served import ServedModel
+
+MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+]
+
+
+@pytest.fixture(scope="module")
+def document(one_thread: None) -> Iterator[Any]:
+    with Engine(MODEL) as engine:
+        app = create_app([ServedModel.of(engine, ["model"])])
+        yield schemathesis.openapi.from_asgi("/openapi.json", app)
+
+
+OPERATIONS = [
+    ("POST", "/v1/embeddings", 250),
+    ("GET", "/v1/models", 5),
+    ("GET", "/v1/models/{model_id}", 50),
+    ("POST", "/tokenize", 100),
+    ("POST", "/detokenize", 100),
+    ("GET", "/health", 5),
+    ("GET", "/metrics", 5),
+    ("GET", "/version", 5),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "examples"), OPERATIONS)
+@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
+def test_no_5xx_and_nothing_undeclared(
+    document: Any, method: str, path: str, examples: int, mode: GenerationMode
+) -> None:
+    @given(case=document[path][method].as_strategy(generation_mode=mode))
+    @settings(
+        max_examples=examples,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    def check(case: Any) -> None:
+        case.call_and_validate(checks=CHECKS)
+
+    try:
+        check()
+    except Unsatisfiable:  # nothing about this operation can be wrong
+        assert mode is GenerationMode.NEGATIVE
+        assert method == "GET"
+
+
+def test_every_operation_is_tried(document: Any) -> None:
+    declared = {
+        (method.upper(), path)
+        for path, methods in document.raw_schema["paths"].items()
+        for method in methods
+    }
+    assert declared == {(method, path) for method, path, _ in OPERATIONS}

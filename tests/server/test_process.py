@@ -1,0 +1,194 @@
+"""The server as a process: its command line, how it drains, and what it logs."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from millpond import Engine
+from millpond.errors import InvalidOption
+from millpond.server import process
+from millpond.server.main import _named, main
+from millpond.server.settings import ListenSettings
+from server_process import ServerProcess, server_process
+
+MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+CLIENTS = 12
+SENTENCE = "The mill pond gathers water until the wheel of the mill can turn again."
+
+
+@pytest.fixture(scope="module")
+def engine(one_thread: None) -> Iterator[Engine]:
+    with Engine(MODEL) as engine:
+        yield engine
+
+
+def texts_of(client: int, count: int = 40) -> list[str]:
+    """Texts that no other client sends."""
+    return [f"client {client} text {n}: {SENTENCE * (n % 3 + 1)}" for n in range(count)]
+
+
+def ask(url: str, client: int, count: int = 40) -> httpx.Response:
+    body = {"input": texts_of(client, count)}
+    return httpx.post(f"{url}/v1/embeddings", json=body, timeout=60)
+
+
+def vectors_in(response: httpx.Response) -> np.ndarray:
+    return np.array([item["embedding"] for item in response.json()["data"]], dtype=np.float32)
+
+
+def in_progress(url: str) -> int:
+    """Requests that the server has accepted and not answered, beside this question."""
+    text = httpx.get(f"{url}/metrics", timeout=60).text
+    (value,) = (
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "millpond_http_requests_in_progress"
+    )
+    return int(value) - 1
+
+
+def begin_load(
+    pool: ThreadPoolExecutor, server: ServerProcess, *, count: int = 40
+) -> list[Future[httpx.Response]]:
+    """Requests of many clients, all of them accepted and few of them answered."""
+    asked = [pool.submit(ask, server.url, client, count) for client in range(CLIENTS)]
+    while in_progress(server.url) < CLIENTS - sum(one.done() for one in asked):
+        pass  # each round is a request of its own
+    return asked
+
+
+def test_sigterm_under_load_loses_nothing_that_was_accepted(engine: Engine) -> None:
+    with server_process(MODEL) as server, ThreadPoolExecutor(CLIENTS) as pool:
+        asked = begin_load(pool, server)
+        server.signal(signal.SIGTERM)
+        server.wait_for("draining")
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{server.url}/health")
+        answers = [one.result() for one in asked]
+        assert [answer.status_code for answer in answers] == [200] * CLIENTS
+        for client, answer in enumerate(answers):
+            np.testing.assert_allclose(
+                vectors_in(answer), engine.embed(texts_of(client)), atol=1e-6
+            )
+        assert server.wait() == 0
+        logged = [line for line in server.lines if " POST /v1/embeddings 200 " in line]
+        assert len(logged) == CLIENTS
+
+
+def test_a_second_sigterm_ends_it_at_once() -> None:
+    with server_process(MODEL) as server, ThreadPoolExecutor(CLIENTS) as pool:
+        asked = begin_load(pool, server, count=400)
+        server.signal(signal.SIGTERM)
+        server.wait_for("draining")
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 128 + signal.SIGTERM
+        assert any(isinstance(one.exception(), httpx.TransportError) for one in asked)
+
+
+def test_what_the_drain_time_does_not_suffice_for_gets_a_503() -> None:
+    flags = [MODEL, "--drain-timeout-s", "0"]
+    with server_process(*flags) as server, ThreadPoolExecutor(CLIENTS) as pool:
+        asked = begin_load(pool, server, count=400)
+        server.signal(signal.SIGTERM)
+        statuses = [one.result().status_code for one in asked]
+        assert set(statuses) <= {200, 503}
+        assert 503 in statuses
+        assert server.wait() == 1
+
+
+def test_flags_reach_the_server(tmp_path: Path) -> None:
+    path = tmp_path / "pond.sock"
+    flags = ["--model", MODEL, "--model", MODEL, "--served-model-name", "one"]
+    flags += ["--served-model-name", "two", "--uds", str(path), "--log-format", "json"]
+    flags += ["--max-model-len", "16", "--dtype", "float", "--max-body-bytes", "500"]
+    with server_process(*flags) as server:
+        assert json.loads(server.lines[-1])["message"] == f"ready at unix:{path}"
+        transport = httpx.HTTPTransport(uds=str(path))
+        with httpx.Client(transport=transport, base_url="http://pond") as client:
+            cards = client.get("/v1/models").json()["data"]
+            assert [card["id"] for card in cards] == ["one", "two"]
+            assert {(card["max_model_len"], card["dtype"]) for card in cards} == {(16, "float32")}
+            assert client.post("/v1/embeddings", content=b" " * 501).status_code == 413
+        line = json.loads(server.wait_for("413"))
+        assert (line["logger"], line["method"], line["status"]) == ("millpond.access", "POST", 413)
+        server.signal(signal.SIGINT)
+        assert server.wait() == 0
+    assert not path.exists()
+
+
+# The command line.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--tensor-parallel-size", "2"], "--tensor-parallel-size 2"),
+        (["--port", "here"], "'--port'"),
+        (["--port", "70000"], "port=70000"),
+        (["--nonsense"], "--nonsense"),
+        (["--max-num-batched-tokens", "0"], "max_batch_tokens=0"),
+        (["--dtype", "int3"], "int3"),
+        (["a", "b", "--served-model-name", "c"], "2 models and 1 names"),
+        (["--ssl-keyfile", "key.pem"], "ssl_keyfile"),
+        (["--root-path", "embed"], "root_path='embed'"),
+        (["--ssl-certfile", "/nowhere/cert.pem"], "/nowhere/cert.pem"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_and_exit_status_2(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(process, "configure_logging", lambda *_: None)
+    monkeypatch.setattr(process.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as exited:
+        main(["--port", "0", *arguments])
+    assert exited.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("millpond: error: ")
+    assert said in line
+
+
+def test_a_port_that_is_taken_is_found_before_loading() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = ListenSettings(port=taken.getsockname()[1])
+        with pytest.raises(InvalidOption, match="cannot listen on"):
+            process._bound_sockets(listen)
+
+
+@pytest.mark.parametrize(
+    ("models", "names", "expected"),
+    [
+        (["a"], [], [("a", ())]),
+        (["a"], ["x", "y"], [("a", ("x", "y"))]),
+        (["a", "b"], [], [("a", ()), ("b", ())]),
+        (["a", "b"], ["x", "y"], [("a", ("x",)), ("b", ("y",))]),
+    ],
+)
+def test_names_belong_to_models(models: Any, names: Any, expected: Any) -> None:
+    assert _named(models, names) == expected
+
+
+def test_help_has_an_example_and_loads_no_model() -> None:
+    program = (
+        "import sys\nfrom millpond.server.main import main\n"
+        "try: main(['--help'])\n"
+        "finally: print(*sorted({'torch', 'fastapi', 'uvicorn'} & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert "Example:" in result.stdout
+    assert result.stdout.splitlines()[-1] == ""
