@@ -1,0 +1,8 @@
+#!/bin/sh
+# Every GPU figure, in minutes, on a machine with torch, transformers and sentence-transformers.
+# Usage: benchmarks/gpu.sh [FOLDER]; options of gpu.py may follow the folder.
+set -eu
+cd "$(dirname "$0")/.."
+folder="${1:-benchmarks/results/gpu}"
+[ $# -gt 0 ] && shift
+PYTHONPATH=src exec "${PYTHON:-python3}" benchmarks/gpu.py "$folder" "$@"

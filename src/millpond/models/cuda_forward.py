@@ -1,0 +1,136 @@
+"""`BucketedForward`: a packed batch through a pipeline on a GPU, in a bucket.
+
+One copy takes all integers of a batch to the device, into memory that stays where it is, and the
+forward pass of the bucket reads them there. It never waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .attention import PackedSequences, uses_varlen
+from .cuda_buckets import Bucket, bucket_for, query_buckets
+from .cuda_graphs import RecordedForwards, Recorder, record_cuda_graph
+from .cuda_staging import PinnedBuffers
+from .pipeline import Pipeline, TokenRows
+
+__all__ = ["BucketedForward", "bucketed_forwards", "forward_bucket", "is_bucketed"]
+
+WARM_UP_TOKENS = 8
+IntArray = npt.NDArray[np.int64]
+
+
+class BucketRun(NamedTuple):
+    """A forward pass that was started."""
+
+    vectors: Tensor
+    """`[≥ n, dimension]`, valid until the next run on the stream."""
+    rows: int
+    """Rows computed, of texts and of padding."""
+    staging: Tensor
+    """The pinned buffer that the device may still be reading."""
+
+
+class BucketedForward:
+    """Runs texts of one pipeline; `fixed_rows` makes their bits independent of company.
+
+    Batches beyond `most_tokens` run plainly, in memory of their own.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        *,
+        device: torch.device,
+        buffers: PinnedBuffers,
+        recorder: Recorder,
+        most_tokens: int,
+        fixed_rows: int | None = None,
+    ) -> None:
+        self._pipeline = pipeline
+        self._device = device
+        self._buffers = buffers
+        self._fixed_rows = fixed_rows
+        self._most_rows = bucket_for(most_tokens, 1, 1, fixed_rows=fixed_rows).rows
+        largest = Bucket(self._most_rows, self._most_rows, 1)
+        self._integers = torch.zeros(sum(largest.sizes), dtype=torch.int64, device=device)
+        self._recorded = RecordedForwards(self._forward, recorder)
+
+    def run(
+        self, ids: npt.NDArray[np.integer], lengths: IntArray, prompt_lengths: IntArray
+    ) -> BucketRun:
+        """Start the forward pass of texts end to end, longest first."""
+        bucket = bucket_for(len(ids), len(lengths), int(lengths[0]), fixed_rows=self._fixed_rows)
+        count = sum(bucket.sizes)
+        staging = self._buffers.take(count, torch.int64)
+        pad_id = self._pipeline.tokenizer.pad_id
+        bucket.fill(staging[:count].numpy(), ids, lengths, prompt_lengths, pad_id=pad_id)
+        if count > len(self._integers) or bucket.rows > self._most_rows:
+            integers = staging[:count].to(self._device, non_blocking=True)
+            return BucketRun(self._forward(bucket, integers), bucket.rows, staging)
+        self._integers[:count].copy_(staging[:count], non_blocking=True)
+        vectors = self._recorded.run(bucket, self._integers, len(lengths))
+        return BucketRun(vectors, bucket.rows, staging)
+
+    def warm_up(self) -> None:
+        """Record the buckets that a few queries need."""
+        pad_id = self._pipeline.tokenizer.pad_id
+        text, length = np.full(WARM_UP_TOKENS, pad_id), np.array([WARM_UP_TOKENS])
+        for bucket in query_buckets(self._most_rows, fixed_rows=self._fixed_rows):
+            integers = np.empty(sum(bucket.sizes), dtype=np.int64)
+            bucket.fill(integers, text, length, np.zeros(1, dtype=np.int64), pad_id=pad_id)
+            self._integers[: len(integers)].copy_(torch.from_numpy(integers))
+            for _ in range(2):  # the second time is when it is recorded
+                self._recorded.run(bucket, self._integers, 1)
+
+    def free_memory(self) -> None:
+        """Let go of the graphs and what they hold."""
+        self._recorded.clear()
+
+    def _forward(self, bucket: Bucket, integers: Tensor) -> Tensor:
+        return forward_bucket(
+            self._pipeline, bucket, integers, deterministic=self._fixed_rows is not None
+        )
+
+    def __repr__(self) -> str:
+        return f"BucketedForward(rows≤{self._most_rows}, {self._recorded!r})"
+
+
+def bucketed_forwards(
+    pipelines: Sequence[Pipeline], *, device: torch.device, **options: Any
+) -> tuple[BucketedForward | None, ...]:
+    """One for each pipeline that the variable-length kernel serves; `options` are the class's."""
+    recorder = record_cuda_graph() if device.type == "cuda" else None
+    return tuple(
+        BucketedForward(pipeline, device=device, recorder=recorder, **options)
+        if recorder is not None and is_bucketed(pipeline, device)
+        else None
+        for pipeline in pipelines
+    )
+
+
+def is_bucketed(pipeline: Pipeline, device: torch.device) -> bool:
+    """Whether the variable-length kernel serves it."""
+    packed = pipeline.pad_to is None and not pipeline.is_static
+    return packed and uses_varlen(device, pipeline.dtype)
+
+
+def forward_bucket(
+    pipeline: Pipeline, bucket: Bucket, integers: Tensor, *, deterministic: bool = False
+) -> Tensor:
+    """The vectors `[texts, dimension]` of a bucket's integers, int64 on the device."""
+    parts = torch.split(integers[: sum(bucket.sizes)], list(bucket.sizes))
+    ids, positions, starts, lengths, prompt_lengths, edges = parts
+    sequences = PackedSequences(
+        groups=(),
+        longest=bucket.longest,
+        boundaries=edges.to(torch.int32),
+        deterministic=deterministic,
+    )
+    return pipeline.packed(ids, positions, sequences, TokenRows(starts, lengths, prompt_lengths))

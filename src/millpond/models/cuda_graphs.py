@@ -1,0 +1,139 @@
+"""`RecordedForwards`: CUDA graphs of one forward function, a graph for each bucket.
+
+Python needs longer to launch the kernels of a small batch than the device to run them. A graph
+launches all of them in one call, on the very tensors it was recorded with. A bucket is recorded
+when it comes back, and what was recorded is compared with the plain run before it is trusted;
+a model that cannot be recorded runs plainly.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .cuda_buckets import Bucket
+
+__all__ = ["RecordedForwards", "Recorder", "Recording", "record_cuda_graph"]
+
+logger = logging.getLogger("millpond")
+MOST_GRAPHS = 96
+RELATIVE, ABSOLUTE = 1e-2, 1e-3  # half precision; a wrong tensor is further away
+
+
+class Recording(Protocol):
+    """Work that was recorded."""
+
+    def replay(self) -> None:
+        """Do it again, on the same tensors."""
+
+
+Recorder = Callable[[Callable[[], Tensor]], tuple[Recording, Tensor]]
+"""Records work without doing it; gives the recording and the tensor that a replay fills."""
+
+
+def record_cuda_graph() -> Recorder:
+    """A recorder of CUDA graphs on the current stream, all in one pool of memory.
+
+    They share it because no two run at a time and their results are fetched in between.
+    """
+    pool = torch.cuda.graph_pool_handle()
+
+    def record(work: Callable[[], Tensor]) -> tuple[Recording, Tensor]:
+        graph = torch.cuda.CUDAGraph()
+        # What other threads do with the device meanwhile is none of the recording's business.
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        try:
+            vectors = work()
+        except BaseException:
+            _abandon(graph)
+            raise
+        graph.capture_end()
+        return graph, vectors
+
+    return record
+
+
+def _abandon(graph: torch.cuda.CUDAGraph) -> None:
+    try:
+        graph.capture_end()
+    except RuntimeError:  # it says that the recording failed, which we know
+        logger.debug("a recording was abandoned", exc_info=True)
+
+
+class RecordedForwards:
+    """`forward(bucket, integers)`, recorded where that pays. Used by one thread at a time.
+
+    `integers` must be the same memory in every call: a graph reads where it was recorded.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[[Bucket, Tensor], Tensor],
+        recorder: Recorder,
+        *,
+        most_graphs: int = MOST_GRAPHS,
+    ) -> None:
+        self._forward = forward
+        self._record = recorder
+        self._most_graphs = most_graphs
+        self._seen: set[Bucket] = set()
+        self._recorded: OrderedDict[Bucket, tuple[Recording, Tensor]] = OrderedDict()
+        self.reason_against: str | None = None
+        """Why the model is not recorded, once that is known."""
+
+    def __len__(self) -> int:
+        """Graphs kept."""
+        return len(self._recorded)
+
+    def run(self, bucket: Bucket, integers: Tensor, texts: int) -> Tensor:
+        """The vectors of a bucket, of which the first `texts` mean something.
+
+        A later call may overwrite them.
+        """
+        found = self._recorded.get(bucket)
+        if found is not None:
+            self._recorded.move_to_end(bucket)
+            recording, vectors = found
+            recording.replay()
+            return vectors
+        plain = self._forward(bucket, integers)
+        if self.reason_against is None and bucket in self._seen:
+            self._keep(bucket, integers, plain[:texts])
+        self._seen.add(bucket)
+        return plain
+
+    def _keep(self, bucket: Bucket, integers: Tensor, expected: Tensor) -> None:
+        """Record a bucket and prove it on the batch that was just run."""
+        try:
+            recording, vectors = self._record(lambda: self._forward(bucket, integers))
+            recording.replay()
+            found = vectors[: len(expected)]
+            close = torch.allclose(found, expected, RELATIVE, ABSOLUTE, equal_nan=True)
+        except Exception as error:  # whatever the model's code does that a graph cannot
+            first_line = (str(error).splitlines() or [""])[0]
+            self._give_up(f"{type(error).__name__}: {first_line}")
+            return
+        if not close:
+            self._give_up("a replay gave other vectors than the run it was recorded from")
+            return
+        self._recorded[bucket] = (recording, vectors)
+        if len(self._recorded) > self._most_graphs:
+            self._recorded.popitem(last=False)
+
+    def _give_up(self, reason: str) -> None:
+        self.clear()
+        self.reason_against = reason
+        logger.info("the model is not recorded as CUDA graphs: %s", reason)
+
+    def clear(self) -> None:
+        """Let go of every graph and the memory it holds."""
+        self._recorded.clear()
+        self._seen.clear()
+
+    def __repr__(self) -> str:
+        return f"RecordedForwards(graphs={len(self)}, seen={len(self._seen)})"

@@ -1,0 +1,112 @@
+"""The engine on a GPU: the vectors of the CPU, the same bits in company, and its memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import checkpoints
+from families import ENCODER, FAMILIES
+from millpond import Engine, InvalidOption
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+TEXTS = [text for text in checkpoints.TEXTS if text]
+MANY = [f"{text} {i % 17}" for i, text in enumerate(TEXTS * 60)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.save_transformer(tmp_path_factory.mktemp("model") / "bert", config=ENCODER)
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> np.ndarray:
+    with Engine(folder, device="cpu", dtype="float32") as engine:
+        return engine.embed(MANY, normalize=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        ({"dtype": "float32"}, 1e-5),
+        ({}, 2e-2),
+        ({"warmup": True}, 2e-2),
+        ({"compile": True}, 2e-2),
+        ({"deterministic": True}, 2e-2),
+        ({"max_batch_tokens": 100}, 2e-2),
+        ({"memory_utilization": 0.5}, 2e-2),
+    ],
+    ids=str,
+)
+def test_the_vectors_are_those_of_the_cpu(
+    folder: Path, expected: np.ndarray, options: dict, tolerance: float
+) -> None:
+    with Engine(folder, device="cuda:0", **options) as engine:
+        for _ in range(3):  # plain, recorded, replayed
+            found = engine.embed(MANY, normalize=True)
+            assert np.abs(found - expected).max() < tolerance
+        assert np.abs(engine.embed(MANY[3], normalize=True) - expected[3]).max() < tolerance
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+def test_a_decoder_that_shares_keys_has_the_vectors_of_the_cpu(
+    tmp_path: Path, compiled: bool
+) -> None:
+    family = next(family for family in FAMILIES if family.name == "qwen3")
+    folder = checkpoints.save_family(family, tmp_path)
+    with Engine(folder, device="cpu", dtype="float32") as engine:
+        expected = engine.embed(MANY, normalize=True)
+    with Engine(folder, device="cuda:0", dtype="bfloat16", compile=compiled) as engine:
+        route = engine.info().routes[0]
+        assert (route.execution, route.compiled) == ("packed", compiled)
+        for _ in range(3):
+            found = engine.embed(MANY, normalize=True)
+            assert (found * expected).sum(1).min() > 0.99
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+def test_deterministic_gives_the_same_bits_in_any_company(folder: Path, compiled: bool) -> None:
+    with Engine(folder, device="cuda:0", deterministic=True, compile=compiled) as engine:
+        assert engine.info().routes[0].compiled == compiled
+        together = engine.embed(MANY)
+        assert np.array_equal(engine.embed(MANY[::-1])[::-1], together)
+        for i in range(0, 40):
+            assert np.array_equal(engine.embed(MANY[i]), together[i])
+
+
+def test_two_engines_on_one_device_do_not_disturb_each_other(
+    folder: Path, expected: np.ndarray
+) -> None:
+    with Engine(folder, device="cuda:0") as one, Engine(folder, device="cuda:0") as other:
+        futures = [engine.submit(MANY, normalize=True) for _ in range(6) for engine in (one, other)]
+        for future in futures:
+            assert np.abs(future.result(60).vectors - expected).max() < 2e-2
+
+
+def test_two_replicas_on_one_device(folder: Path, expected: np.ndarray) -> None:
+    with Engine(folder, devices=["cuda:0", "cuda:0"], max_batch_tokens=500) as engine:
+        for _ in range(3):
+            assert np.abs(engine.embed(MANY, normalize=True) - expected).max() < 2e-2
+
+
+def test_a_budget_below_the_weights_is_refused(folder: Path) -> None:
+    with pytest.raises(InvalidOption, match="the weights alone take"):
+        Engine(folder, device="cuda:0", memory_bytes=1000)
+
+
+def test_a_full_device_splits_batches_and_loses_nothing(folder: Path, expected: np.ndarray) -> None:
+    with Engine(folder, device="cuda:0", warmup=True) as engine:
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info()
+        torch.cuda.set_per_process_memory_fraction((total - free + 2**21) / total)
+        try:
+            found = engine.embed(MANY, normalize=True)
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+    assert np.abs(found - expected).max() < 2e-2
