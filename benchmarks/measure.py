@@ -1,0 +1,143 @@
+"""One run of the benchmark: load, compare, warm up, and every round of every figure.
+
+It knows peers by their processes only, and what to ask them from `plan.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import start_up
+import workloads
+from agreement import Disagrees, compare
+from matrix_rate import matrix_rate
+from peer import Peer
+from plan import Sizes, Step, mixed_steps, steps
+from workers import Worker, WorkerFailed
+
+BEHIND = 2  # times the length of the arrivals; who takes longer is not asked to do more
+Peers = dict[str, tuple[Peer, Path]]
+Record = dict[str, Any]
+
+
+@dataclass
+class Run:
+    """What was found so far. Everything in it is written by this module alone."""
+
+    sizes: Sizes
+    model: Path
+    """The folder that `model.py` prepared."""
+    texts_file: Path
+    records: list[Record] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    agreements: dict[str, Record] = field(default_factory=dict)
+    versions: dict[str, Record] = field(default_factory=dict)
+    workers: dict[str, Worker] = field(default_factory=dict)
+    load_average: list[float] = field(default_factory=list)
+
+    def ask(self, name: str, step: Step, round_number: int) -> Record:
+        """One figure of one peer, kept with where it belongs."""
+        answer = self.workers[name].ask(step.figure, **step.request)
+        record = {
+            "peer": name,
+            "figure": step.figure,
+            "setting": step.setting,
+            "round": round_number,
+            **answer,
+        }
+        self.records.append(record)
+        return record
+
+    def drop(self, name: str, error: Exception) -> None:
+        """List a peer with its error and go on without it."""
+        self.failures[name] = str(error)
+        print(f"  {name}: {error}", flush=True)
+        if worker := self.workers.pop(name, None):
+            worker.close()
+
+
+def load(run: Run, peers: Peers) -> None:
+    """A process for every peer that can be loaded and whose vectors are the reference's."""
+    reference = None
+    for name, (entry, path) in peers.items():
+        print(f"loading {name}", flush=True)
+        try:
+            run.workers[name] = Worker(entry, path, run.model, run.texts_file)
+            answer = run.workers[name].ask("vectors", texts="agreement")
+            if "error" in answer:
+                raise WorkerFailed(answer["error"])
+            reference = reference or answer["vectors"]
+            agreement = compare(answer["vectors"], reference, entry.precision)
+            run.agreements[name] = asdict(agreement)
+            run.versions[name] = run.workers[name].ask("versions")
+        except (WorkerFailed, Disagrees) as error:
+            run.drop(name, error)
+
+
+def warm_up(run: Run) -> None:
+    """The same for every peer: each kind of call once."""
+    for name, worker in list(run.workers.items()):
+        try:
+            worker.ask("ingest", texts="passages")
+            worker.ask("callers", queries="lone", count=8)
+        except WorkerFailed as error:
+            run.drop(name, error)
+
+
+def unit_rate(run: Run) -> float:
+    """Requests a second of the mixed workload that keep the reference busy, one at a time."""
+    reference = run.workers[next(iter(run.workers))]
+    times = reference.ask("lone_query", queries="lone")["times"]
+    ingestion = reference.ask("ingest", texts="passages")
+    job = workloads.PASSAGES_IN_A_JOB * ingestion["seconds"] / ingestion["texts"]
+    query = sum(times) / len(times)
+    share = workloads.SHARE_OF_QUERIES
+    return float(1 / (share * query + (1 - share) * job))
+
+
+def measure_round(run: Run, round_number: int, unit: float) -> None:
+    """Every figure of every peer, the peers in turn; their order is reversed every other round."""
+    for precision in ("float32", "bfloat16"):
+        rate = {"peer": None, "figure": "matrix_rate", "setting": precision, "round": round_number}
+        run.records.append(rate | {"per_second": matrix_rate(precision)})
+    behind: set[str] = set()
+    for step in (*steps(run.sizes), *mixed_steps(run.sizes, unit, round_number)):
+        names = list(run.workers)
+        for name in names if round_number % 2 == 0 else reversed(names):
+            if step.figure == "mixed" and name in behind:
+                continue
+            try:
+                record = run.ask(name, step, round_number)
+            except WorkerFailed as error:
+                run.drop(name, error)
+                continue
+            if "error" in record or record.get("seconds", 0) > BEHIND * run.sizes.mixed_s:
+                behind.add(name)
+    run.load_average.append(os.getloadavg()[0])
+
+
+def measure(run: Run, peers: Peers, keep: Callable[[], None]) -> None:
+    """Load, compare, warm up, and every round; then start-up, with nothing else loaded.
+
+    `keep` is called after each part, so that a run that is cut off leaves what it has.
+    """
+    with ExitStack() as stack:
+        stack.callback(lambda: [worker.close() for worker in run.workers.values()])
+        load(run, peers)
+        warm_up(run)
+        unit = unit_rate(run)
+        for number in range(run.sizes.rounds):
+            print(f"round {number + 1} of {run.sizes.rounds}", flush=True)
+            measure_round(run, number, unit)
+            for name in run.workers:
+                run.ask(name, Step("memory"), number)
+            keep()
+    survivors = {name: peers[name] for name in run.workers}
+    print("starting up", flush=True)
+    run.records += start_up.measure(survivors, run.model, run.texts_file, run.sizes.start_rounds)
+    keep()

@@ -1,0 +1,146 @@
+"""A whole run with peers that are a few lines of numpy, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import environments
+import measure
+import peer
+import pytest
+from plan import Sizes, texts
+
+PEERS = '''
+import os
+from functools import partial
+import numpy as np
+from peer import Embedder, Peer
+
+class Letters(Embedder):
+    """How often each of eight letters occurs."""
+    def __init__(self, folder, shift=0.0, fails=""):
+        print("libraries print while they load")
+        if fails == "load":
+            raise RuntimeError("no such operator")
+        self.shift, self.fails, self.computed = shift, fails, 0
+    def query(self, text):
+        return self.embed([text])[0]
+    def embed(self, texts):
+        if self.fails == "late" and len(texts) == 1 and texts != ["the first vector"]:
+            raise ValueError("request is busy")
+        if self.fails == "dies" and len(texts) == 4:
+            print("out of memory", file=__import__("sys").stderr, flush=True)
+            os._exit(3)
+        self.computed += len(texts)
+        counts = np.array([[1 + text.count(letter) for letter in "etaoinsh"] for text in texts])
+        vectors = counts / np.linalg.norm(counts, axis=1, keepdims=True)
+        return vectors + self.shift * np.eye(8)[0]
+    def tokens(self):
+        return self.computed, 2 * self.computed
+
+PEERS = (
+    Peer("sentence-transformers", Letters, "the reference"),
+    Peer("right", Letters, "the same"),
+    Peer("rough", partial(Letters, shift=1e-3), "nearly", precision="bfloat16"),
+    Peer("wrong", partial(Letters, shift=1e-3), "nearly, but says float32"),
+    Peer("broken", partial(Letters, fails="load"), "cannot be loaded"),
+    Peer("busy", partial(Letters, fails="late"), "fails in some figures"),
+    Peer("dies", partial(Letters, fails="dies"), "ends before its time"),
+    Peer("absent", Letters, "has no environment", environment="elsewhere"),
+)
+'''
+SIZES = Sizes(
+    rounds=2,
+    start_rounds=1,
+    texts={"queries": 6, "passages": 8, "chunks": 4},
+    lone_queries=3,
+    lengths=(16,),
+    tokens_of_each_length=128,
+    callers=(2,),
+    queries_of_a_caller=2,
+    ingestion_s=0.01,
+    loads=(0.5,),
+    mixed_s=0.01,
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmark")
+    (folder / "letters.py").write_text(PEERS)
+    texts_file = folder / "texts.json"
+    texts_file.write_text(json.dumps(texts(SIZES)))
+    made = measure.Run(SIZES, folder, texts_file)
+    kept = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(environments, "FOLDER", folder)
+        patch.setattr(environments, "python", lambda name: Path(sys.executable))
+        patch.setattr(
+            environments, "error", lambda name: "pip failed" if name != "common" else None
+        )
+        patch.setattr(measure, "matrix_rate", lambda precision: 1.0)
+        patch.setattr("start_up.PROGRAMS", {"nothing": ""})
+        measure.measure(made, peer.read_all(folder), lambda: kept.append(len(made.records)))
+    assert len(kept) == SIZES.rounds + 1
+    assert kept == sorted(set(kept)), "every part adds to what is kept"
+    return made
+
+
+def figures(run, name):
+    return {record["figure"] for record in run.records if record["peer"] == name}
+
+
+def test_a_peer_with_wrong_vectors_is_not_timed(run) -> None:
+    assert "an element is" in run.failures["wrong"]
+    assert figures(run, "wrong") == set()
+
+
+def test_a_peer_that_cannot_be_loaded_is_listed_with_its_error(run) -> None:
+    assert "RuntimeError: no such operator" in run.failures["broken"]
+    assert run.failures["absent"] == "pip failed"
+
+
+def test_a_peer_that_dies_is_listed_and_the_others_go_on(run) -> None:
+    assert run.failures["dies"].endswith("out of memory")
+    assert "dies" not in run.workers
+    assert set(run.failures) == {"wrong", "broken", "dies", "absent"}
+
+
+def test_everybody_else_is_measured_in_every_figure_and_round(run) -> None:
+    wanted = {"ingest", "lone_query", "callers", "during_ingestion", "mixed", "memory", "start"}
+    for name in ("sentence-transformers", "right", "rough"):
+        assert figures(run, name) == wanted
+        rounds = [r["round"] for r in run.records if (r["peer"], r["figure"]) == (name, "callers")]
+        assert rounds == [0, 1]
+
+
+def test_a_figure_that_fails_is_kept_with_its_error(run) -> None:
+    failed = {r["figure"] for r in run.records if r["peer"] == "busy" and "error" in r}
+    assert {"lone_query", "callers"} <= failed
+    assert "ingest" not in failed
+    assert "request is busy" in next(r["error"] for r in run.records if "error" in r)
+
+
+def test_the_order_is_reversed_every_other_round(run) -> None:
+    def order(number):
+        callers = (r for r in run.records if (r["figure"], r["round"]) == ("callers", number))
+        return [record["peer"] for record in callers]
+
+    assert order(0) == order(1)[::-1]
+
+
+def test_what_is_counted_comes_back(run) -> None:
+    record = next(r for r in run.records if (r["peer"], r["setting"]) == ("right", "passages"))
+    assert (record["texts"], record["tokens"], record["computed_tokens"]) == (8, 8, 16)
+    assert len(next(r for r in run.records if r["figure"] == "callers")["times"]) == 4
+    assert run.agreements["rough"]["difference"] == pytest.approx(1e-3)
+
+
+def test_every_peer_in_the_folder_says_what_it_is() -> None:
+    found = peer.read_all()
+    assert list(found)[:3] == ["sentence-transformers", "millpond auto", "millpond float32"]
+    for name, (entry, _) in found.items():
+        assert entry.about, name
+        assert (environments.LISTS / f"{entry.environment}.txt").exists(), name
