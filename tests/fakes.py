@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from millpond.engine import Engine
-from millpond.errors import InvalidInput, TextTooLong
+from millpond.errors import InvalidInput, InvalidTokenIds, TextTooLong
 from millpond.models.pipeline import RouteInfo
 from millpond.models.spec import ModelSpec, Module, Route
 from millpond.scheduling.batch import Batch
@@ -104,9 +104,12 @@ class FakeRunner:
     """A `BatchRunner` without a model."""
 
     max_batch_tokens: int = 64
+    min_batch_tokens: int = 64
     shapes: Sequence[BatchShape] = (PACKED,)
     route_names: Sequence[str] = ("default",)
     depth: int = 1
+    workers: int = 1
+    query_workers: int = 0
     device_name: str = "fake"
     dtype_name: str = "float32"
     max_length: int | None = None
@@ -118,6 +121,7 @@ class FakeRunner:
     fatal_on: Collection[str] = ()
     tokenizer_raises_on: Collection[str] = ()  # an error nobody foresaw
     refuses: Collection[str] = ()  # the tokenizer finds the text unacceptable
+    special_ends: tuple[Sequence[int], Sequence[int]] = ((), ())  # put around every text
     memory_tokens: int | None = None  # most tokens launched and not collected at a time
 
     batches: list[RanBatch] = field(default_factory=list)
@@ -132,6 +136,7 @@ class FakeRunner:
         self._permits: int | None = None  # batches that may still come home; None for all
         self._held = False  # a batch stands before `let`
         self._on_device = 0
+        self._words: dict[int, str] = {}  # seen by `token_ids`, for `detokenize`
 
     # Control.
 
@@ -200,13 +205,27 @@ class FakeRunner:
             raise RuntimeError("the tokenizer is broken")
         if not words.isdisjoint(self.refuses):
             raise InvalidInput("it is refused", index=row)
-        ids = token_ids(job.prompt + text)
+        (listed,) = self.token_ids(job.route, [job.prompt + text], special_tokens=True)
+        ids = np.array(listed, dtype=np.int32)
         if self.max_length is None or len(ids) <= self.max_length:
             return ids
         if job.truncate == "error":
             raise TextTooLong(f"it has {len(ids)} tokens", index=row)
         job.truncated[row] = True
         return ids[: self.max_length] if job.truncate != "start" else ids[-self.max_length :]
+
+    def token_ids(
+        self, route: int, texts: Sequence[str], *, special_tokens: bool
+    ) -> list[list[int]]:
+        first, last = self.special_ends if special_tokens else ((), ())
+        self._words.update((token(word), word) for text in texts for word in text.split())
+        return [[*first, *token_ids(text).tolist(), *last] for text in texts]
+
+    def detokenize(self, route: int, ids: Sequence[Sequence[int]]) -> list[str]:
+        for index, row in enumerate(ids):
+            if unknown := [one for one in row if one not in self._words]:
+                raise InvalidTokenIds(f"it has the unknown id {unknown[0]}", index=index)
+        return [" ".join(self._words[one] for one in row) for row in ids]
 
     def launch(self, batch: Batch) -> FakeTicket:
         self.threads.add(threading.get_ident())

@@ -96,3 +96,21 @@ def test_what_means_something_else_is_not_equal(field: str) -> None:
 def test_a_value_that_cannot_be_meant_is_refused_by_name(options: Any, says: str) -> None:
     with pytest.raises(InvalidOption, match=says):
         EngineConfig(**({"model": "a/b"} | options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"memory_utilization": 0}, "above 0 and at most 1"),
+        ({"memory_utilization": 1.1}, "above 0 and at most 1"),
+        ({"memory_utilization": True}, "above 0 and at most 1"),
+        ({"memory_bytes": 0}, "a whole number of bytes"),
+        ({"memory_bytes": 1.5}, "a whole number of bytes"),
+        ({"memory_bytes": 10, "memory_utilization": 0.5}, "give one of them"),
+        ({"compile": 1}, "must be True or False"),
+        ({"warmup": 1}, "must be True or False"),
+    ],
+)
+def test_memory_and_switches_that_cannot_be_meant(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidOption, match=message):
+        EngineConfig(model="model", **options)

@@ -381,6 +381,42 @@ def test_a_callback_may_submit_and_may_not_wait(engine: Engine) -> None:
     assert len(future.result(PATIENCE_S)) == 1  # type: ignore[attr-defined]
 
 
+# Tokens.
+
+
+def test_tokens_are_whole_and_have_the_prompt_and_the_special_tokens() -> None:
+    with start_engine(FakeRunner(special_ends=([101], [102]), max_length=3)) as engine:
+        a, b, asked = (int(token_ids(word)[0]) for word in ("a", "b", "ask:"))
+        assert engine.tokenize(["a b", "b"]) == [[101, a, b, 102], [101, b, 102]]
+        assert engine.tokenize(["a"], special_tokens=False) == [[a]]
+        assert engine.tokenize(["a"], task="query", special_tokens=False) == [[asked, a]]
+        assert engine.tokenize(["a"], prompt="b ", special_tokens=False) == [[b, a]]
+        assert engine.tokenize([]) == []
+
+
+def test_tokens_become_text_again(engine: Engine) -> None:
+    assert engine.detokenize(engine.tokenize(["a b", "c"])) == ["a b", "c"]
+    with pytest.raises(InvalidTokenIds) as caught:
+        engine.detokenize([engine.tokenize(["a"])[0], [1]])
+    assert caught.value.index == 1
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "error"),
+    [
+        ("a", {}, InvalidText),
+        (["a", 7], {}, InvalidText),
+        (["a"], {"task": "dance"}, UnknownTask),
+        (["a"], {"prompt_name": "dance"}, UnknownPrompt),
+    ],
+)
+def test_what_cannot_be_tokenised_is_refused(
+    engine: Engine, texts: Any, options: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        engine.tokenize(texts, **options)
+
+
 # What it tells.
 
 

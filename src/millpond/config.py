@@ -7,7 +7,7 @@ that opens it to say.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, get_args
 
@@ -29,7 +29,10 @@ class EngineConfig:
     model: str
     """A folder, or the name of a model as the Hugging Face hub spells it."""
     device: str = "auto"
-    """`auto` (CUDA, then MPS, then CPU), `cpu`, `cuda`, `cuda:N` or `mps`."""
+    """`auto` (CUDA, then MPS, then CPU), `cpu`, `cuda` (every GPU), `cuda:N` or `mps`."""
+    devices: Sequence[str] | None = None
+    """Several devices of this host, each with a copy of the model, behind one queue; instead of
+    `device`."""
     dtype: DTypeName = "auto"
     """Precision of the transformer; what follows it always runs in float32."""
     revision: str | None = None
@@ -50,6 +53,16 @@ class EngineConfig:
     """Most tokens waiting in each lane before `submit` blocks or raises `QueueFull`."""
     max_query_wait_ms: float = 30.0
     """Longest a query may wait behind ingestion, beside its own forward pass."""
+    memory_utilization: float | None = None
+    """On CUDA: share of the device's memory the engine may fill, above 0 and at most 1, weights
+    included. None for a good guest's: batches take at most half of what is free at the start."""
+    memory_bytes: int | None = None
+    """The same as a number of bytes, instead of a share."""
+    compile: bool = False
+    """Fuse what is bound by memory with `torch.compile`. Takes seconds at the first start, fewer
+    at later ones; a model that cannot be compiled, or comes out different, runs as it is."""
+    warmup: bool = False
+    """On CUDA: prepare for queries while loading, not at the first of each size."""
     deterministic: bool = False
     """On CUDA: the same bits whatever else is in flight. On CPU this is always so."""
     cache_dir: str | None = None
@@ -60,6 +73,8 @@ class EngineConfig:
         set_field(self, "model", _path_string("model", self.model))
         if self.cache_dir is not None:
             set_field(self, "cache_dir", _path_string("cache_dir", self.cache_dir))
+        if self.devices is not None:
+            set_field(self, "devices", _device_names(self.devices))
         if isinstance(self.pooling, str):
             set_field(self, "pooling", (self.pooling,))
         elif self.pooling is not None:
@@ -108,15 +123,37 @@ class EngineConfig:
             isinstance(wait, int | float) and 0 < wait < float("inf"),
             f"max_query_wait_ms={wait!r}: it must be a number of milliseconds above 0",
         )
-        for name in ("trust_remote_code", "deterministic"):
+        self._validate_memory()
+        _require(
+            self.devices is None or self.device == "auto",
+            "device and devices both say where to run; give one of them",
+        )
+        for name in ("trust_remote_code", "compile", "warmup", "deterministic"):
             value = getattr(self, name)
             _require(isinstance(value, bool), f"{name}={value!r}: it must be True or False")
+
+    def _validate_memory(self) -> None:
+        share, size = self.memory_utilization, self.memory_bytes
+        _require(
+            share is None
+            or (isinstance(share, int | float) and not isinstance(share, bool) and 0 < share <= 1),
+            f"memory_utilization={share!r}: it must be a share above 0 and at most 1",
+        )
+        _require(
+            size is None or (isinstance(size, int) and not isinstance(size, bool) and size > 0),
+            f"memory_bytes={size!r}: it must be a whole number of bytes above 0",
+        )
+        _require(
+            share is None or size is None,
+            "memory_utilization and memory_bytes both limit the memory; give one of them",
+        )
 
 
 class EngineOptions(TypedDict, total=False):
     """The fields of `EngineConfig` but the model, as keyword arguments."""
 
     device: str
+    devices: Sequence[str] | None
     dtype: DTypeName
     revision: str | None
     trust_remote_code: bool
@@ -127,8 +164,21 @@ class EngineOptions(TypedDict, total=False):
     max_batch_tokens: int | Literal["auto"]
     max_queue_tokens: int
     max_query_wait_ms: float
+    memory_utilization: float | None
+    memory_bytes: int | None
+    compile: bool
+    warmup: bool
     deterministic: bool
     cache_dir: str | None
+
+
+def _device_names(devices: Any) -> tuple[str, ...]:
+    is_list = isinstance(devices, Sequence) and not isinstance(devices, str)
+    _require(
+        is_list and len(devices) > 0 and all(isinstance(name, str) and name for name in devices),
+        f"devices={devices!r}: it must be a list of devices, such as ['cuda:0', 'cuda:1']",
+    )
+    return tuple(devices)
 
 
 def _frozen_prompts(prompts: Any) -> tuple[tuple[str, str], ...]:

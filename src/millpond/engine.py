@@ -10,7 +10,7 @@ import asyncio
 import os
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
@@ -263,6 +263,36 @@ class Engine:
         except BaseException:
             job.future.cancel()
             raise
+
+    # Tokens.
+
+    def tokenize(
+        self,
+        texts: Sequence[str],
+        *,
+        task: str | None = None,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        special_tokens: bool = True,
+    ) -> list[list[int]]:
+        """The token ids of each text, its prompt in front, as `embed` finds them.
+
+        Nothing is cut, so their number tells which texts are too long for the model.
+        `special_tokens=False` leaves out those that the tokenizer adds. Raises as `embed` does.
+        """
+        return Request(task=task, prompt=prompt, prompt_name=prompt_name).token_ids(
+            texts,
+            spec=self._service.spec,
+            runner=self._service.runner,
+            special_tokens=special_tokens,
+        )
+
+    def detokenize(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each list of token ids, special tokens spelled out.
+
+        Raises `InvalidTokenIds` for an id that the model does not know.
+        """
+        return self._service.runner.detokenize(0, ids)
 
     # About it.
 

@@ -1,4 +1,4 @@
-"""`BatchExecutor`: carries planned batches out, on the batching thread.
+"""`BatchExecutor`: carries planned batches out, on the thread of one worker.
 
 It launches them, brings their vectors home to their jobs, and when one fails it splits it until
 the good texts are through and the bad one is alone. It plans nothing and holds no lock.
@@ -121,7 +121,7 @@ class BatchExecutor:
             failed += _write(segment, vectors[place : place + segment.texts])
             place += segment.texts
         for job in batch.jobs:
-            job.forward_s += forward_s
+            job.spent(forward_s=forward_s)
         return failed
 
     def _end_completed(self, batch: Batch) -> None:
@@ -181,7 +181,7 @@ def _write(segment: Segment, vectors: npt.NDArray[np.float32]) -> int:
         output_rows = job.output.rows(vectors)
     computed, finite = _finite(vectors), _finite(output_rows)
     finite &= computed
-    job.tokenize_s += _tokenize_s(segment)
+    job.spent(tokenize_s=_tokenize_s(segment))
     job.write(texts[finite], output_rows[finite])
     for place in np.flatnonzero(~finite).tolist():
         reason = (

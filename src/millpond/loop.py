@@ -1,8 +1,8 @@
-"""`Loop`: the two threads that serve one model, and the lock their state is under.
+"""`Loop`: the threads that serve one model, and the lock their state is under.
 
-The tokenising thread keeps a few batches of token ids ahead. The batching thread asks the
-scheduler for a batch only when the runner can take one, so batches grow by themselves under load
-and a lone query runs at once. Planning happens under the lock, work outside it.
+The tokenising thread keeps a few batches of token ids ahead. Each worker asks the scheduler for a
+batch only when it can run one, so batches grow by themselves under load and a lone query runs at
+once. Planning happens under the lock, work outside it.
 
 The threads know this object and not the engine, so an engine nobody holds any more can be
 collected while they finish what was accepted.
@@ -21,6 +21,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from .crew import Crew, Worker
 from .embeddings import Embeddings
 from .errors import (
     DeadlineExceeded,
@@ -60,10 +61,15 @@ class Loop:
     ) -> None:
         self.clock = clock
         self._runner = runner
-        self._executor = BatchExecutor(runner, self, clock=clock)  # the batching thread's own
+        self._hook_turn = threading.RLock()  # hooks hear of one batch at a time
         # Everything below is under the lock.
         self._lock = threading.RLock()
-        self._batching_has_work = threading.Condition(self._lock)
+        self._crew = Crew(
+            partial(BatchExecutor, runner, self, clock=clock),
+            self._lock,
+            general=runner.workers,
+            for_queries=runner.query_workers,
+        )
         self._tokenizing_has_work = threading.Condition(self._lock)
         self._admission = threading.Condition(self._lock)
         self._scheduler = scheduler
@@ -72,9 +78,11 @@ class Loop:
         self._cause: BaseException | None = None
         self._hooks: tuple[StatsHook, ...] = ()
         self._totals = Totals()
+        workers = enumerate(self._crew.workers)
+        work = {f"batch-{i}": partial(self._batch_all, worker) for i, worker in workers}
         self._threads = tuple(
             threading.Thread(target=self._guarded, args=(work,), name=f"{name}-{role}", daemon=True)
-            for role, work in (("tokenize", self._tokenize_all), ("batch", self._batch_all))
+            for role, work in {"tokenize": self._tokenize_all, **work}.items()
         )
         for thread in self._threads:
             thread.start()
@@ -98,7 +106,10 @@ class Loop:
                 raise self._queue_full(job)
             self._pending[job.id] = job
             self._scheduler.submit(job, self.clock(), chunk)
-            self._wake()
+            if job.deadline_s is None:
+                self._wake()
+            else:  # who waits looks at the clock again
+                self._wake_all()
         # By its id: a future that held its job would be a cycle, and keep the vectors for long.
         job.future.add_done_callback(partial(self._forget_if_cancelled, job.id))
         if block and not self.owns_this_thread:
@@ -167,9 +178,19 @@ class Loop:
         return True
 
     def _wake(self) -> None:
-        self._batching_has_work.notify()
+        self._wake_worker()
         self._tokenizing_has_work.notify()
         self._admission.notify_all()
+
+    def _wake_worker(self) -> None:
+        self._crew.wake_one(
+            queries=self._scheduler.has_ready(Lane.INTERACTIVE),
+            bulk=self._scheduler.has_ready(Lane.BULK),
+        )
+
+    def _wake_all(self) -> None:
+        self._crew.wake_all()
+        self._wake()
 
     def close(self, *, drain: bool, wait: bool = True) -> None:
         """Stop: finish what was accepted (`drain`), or fail all of it but what is running."""
@@ -177,7 +198,7 @@ class Loop:
             if self._health == "ready":
                 self._health = "closing"
             abandoned = [] if drain else [j for j in list(self._pending.values()) if self._drop(j)]
-            self._wake()
+            self._wake_all()
         for job in abandoned:
             _end(job, EngineClosed("the engine was closed before the call was finished"))
         if wait and not self.owns_this_thread:
@@ -190,7 +211,7 @@ class Loop:
         return threading.current_thread() in self._threads
 
     def add_hook(self, hook: StatsHook) -> None:
-        """Call `hook` on the batching thread after every batch."""
+        """Call `hook` after every batch, on the thread of the worker that ran it."""
         with self._lock:
             self._hooks = (*self._hooks, hook)
 
@@ -221,7 +242,7 @@ class Loop:
                 EngineFailed("the process was forked; this call goes on in the parent only")
             )
 
-    # Both threads.
+    # All threads.
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
@@ -236,7 +257,7 @@ class Loop:
             self._health = "failed"
             self._cause = cause
             pending = [job for job in list(self._pending.values()) if self._drop(job)]
-            self._wake()
+            self._wake_all()
         for job in pending:
             _end(job, self._failure())
         logger.error("the engine failed: %s: %s", type(cause).__name__, cause, exc_info=cause)
@@ -267,7 +288,7 @@ class Loop:
             return True
         with self._lock:
             self._scheduler.ready(job, chunk, self.clock())
-            self._batching_has_work.notify()
+            self._wake_worker()
         return True
 
     def _tokenize(self, job: Job, rows: npt.NDArray[np.int64]) -> Chunk:
@@ -286,19 +307,20 @@ class Loop:
                 self._tokenizing_has_work.wait()
             return claimed
 
-    # The batching thread.
+    # The workers' threads.
 
-    def _batch_all(self) -> None:
-        while self._run_next():
+    def _batch_all(self, worker: Worker) -> None:
+        while self._run_next(worker):
             pass
         with self._lock:
-            if self._health == "closing":
+            self._crew.working -= 1
+            if self._health == "closing" and not self._crew.working:
                 self._health = "closed"
-            self._wake()
+            self._wake_all()
 
-    def _run_next(self) -> bool:
-        executor = self._executor
-        batch = self._next_batch(wait=not executor)
+    def _run_next(self, worker: Worker) -> bool:
+        executor = worker.executor
+        batch = self._next_batch(worker, wait=not executor)
         if batch is not None:
             executor.launch(batch)
         elif not executor:
@@ -307,24 +329,38 @@ class Loop:
             executor.finish_oldest()
         return True
 
-    def _next_batch(self, *, wait: bool) -> Batch | None:
+    def _next_batch(self, worker: Worker, *, wait: bool) -> Batch | None:
         """Plan a batch. Where there is none, `wait` for one, or for the end."""
         while True:
             with self._lock:
                 now_s = self.clock()
                 expired = [job for job in self._scheduler.expired(now_s) if self._drop(job)]
-                batch = self._scheduler.next_batch(now_s)
-                if batch is None and not expired:
+                worker.busy = not wait
+                batch = self._plan(worker, now_s)
+                if batch is not None:
+                    worker.busy = True
+                    self._wake()
+                elif not expired:
                     if not wait or self._is_over():
                         return None
+                    self._wake_worker()
                     deadline_s = self._scheduler.next_deadline()
-                    timeout_s = None if deadline_s is None else max(0.0, deadline_s - now_s)
-                    self._batching_has_work.wait(timeout_s)
-                self._wake()
+                    worker.wait(None if deadline_s is None else max(0.0, deadline_s - now_s))
             for job in expired:
                 _end(job, _deadline_error(job))
             if batch is not None:
                 return batch
+
+    def _plan(self, worker: Worker, now_s: float) -> Batch | None:
+        if not self._crew.may_start(worker):
+            return None
+        query_takers, bulk_takers = self._crew.takers(worker)
+        return self._scheduler.next_batch(
+            now_s,
+            queries_only=worker.queries_only,
+            query_takers=query_takers,
+            bulk_takers=bulk_takers,
+        )
 
     def batch_ran(self, batch: Batch, stats: BatchStats) -> None:
         """The executor's word: learn from it, count it, pass it on."""
@@ -332,11 +368,12 @@ class Loop:
             self._scheduler.record(batch, stats.forward_s)
             self._totals.add(stats)
             hooks = self._hooks
-        for hook in hooks:
-            try:
-                hook(stats)
-            except Exception:
-                logger.exception("a stats hook raised; the engine goes on")
+        with self._hook_turn:
+            for hook in hooks:
+                try:
+                    hook(stats)
+                except Exception:
+                    logger.exception("a stats hook raised; the engine goes on")
 
     def job_completed(self, job: Job) -> None:
         """The executor's word: the job has nothing left to wait for."""
@@ -344,6 +381,8 @@ class Loop:
         with self._lock:
             if self._pending.pop(job.id, None) is None:
                 return
+            if self._is_over():
+                self._wake_all()
             first = bool(truncated) and not self._totals.truncated_texts
             self._totals.truncated_texts += truncated
             self._totals.failed_texts += len(job.errors)
@@ -367,7 +406,7 @@ class Loop:
         with self._lock:
             return (
                 f"Loop(health={self._health!r}, pending_jobs={len(self._pending)}, "
-                f"in_flight={len(self._executor)}, {self._scheduler!r})"
+                f"in_flight={self._crew.in_flight}, {self._scheduler!r})"
             )
 
 

@@ -9,10 +9,12 @@ from tqdm.auto import tqdm
 
 from .request import TextsInput
 
-__all__ = ["progress_bar"]
+__all__ = ["ProgressBar", "progress_bar"]
 
 
-class _Bar(tqdm):  # type: ignore[misc]
+class ProgressBar(tqdm):  # type: ignore[misc]
+    """tqdm's, without its thread."""
+
     monitor_interval = 0  # tqdm's own thread would outlive the engine
 
 
@@ -26,5 +28,5 @@ def progress_bar(texts: TextsInput, *, show: bool) -> Iterator[Callable[[int], o
         total = 1 if isinstance(texts, str) else len(texts)
     except TypeError:  # no texts at all, as the call is about to say
         total = 0
-    with _Bar(total=total, unit="text", smoothing=0.1) as bar:
+    with ProgressBar(total=total, unit="text", smoothing=0.1) as bar:
         yield bar.update

@@ -48,11 +48,7 @@ class Request:
         """
         self._validate(spec)
         items, single, tokenized = _normalized(texts)
-        route = next(
-            index
-            for index, info in enumerate(runner.routes)
-            if info.name == spec.route_for(self.task).name
-        )
+        route = self._route(spec, runner)
         prompt = self._prompt(spec, tokenized)
         output = OutputFormat(
             dimension=runner.routes[route].dimension,
@@ -77,6 +73,21 @@ class Request:
             deadline_s=None if self.timeout is None else now_s + self.timeout,
         )
         return job, single
+
+    def token_ids(
+        self, texts: Sequence[str], *, spec: ModelSpec, runner: BatchRunner, special_tokens: bool
+    ) -> list[list[int]]:
+        """What the tokenizer makes of the texts with their prompt in front, nothing cut."""
+        self._validate(spec)
+        if isinstance(texts, str):
+            raise InvalidText("expected a list of strings; put the one text into a list")
+        prompt = self._prompt(spec, tokenized=False)
+        prompted = [prompt + text for text in _strings(texts)]
+        return runner.token_ids(self._route(spec, runner), prompted, special_tokens=special_tokens)
+
+    def _route(self, spec: ModelSpec, runner: BatchRunner) -> int:
+        name = spec.route_for(self.task).name
+        return next(index for index, info in enumerate(runner.routes) if info.name == name)
 
     def _validate(self, spec: ModelSpec) -> None:
         if self.truncate not in (None, *get_args(TruncateSide)):

@@ -1,7 +1,7 @@
 """`Runner`: a `Batch` in, tensors, one forward pass, pooled vectors out.
 
-The one place that knows both scheduling and models. It belongs to the engine's loop thread; only
-`tokenize` may be called from others. Which batch runs when is not its business.
+The one place that knows both scheduling and models. The engine's workers launch on it, each from
+a thread of its own; `tokenize` may be called from any. Which batch runs when is not its business.
 """
 
 from __future__ import annotations
@@ -10,86 +10,38 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .batch_runner import BatchRunner, FloatArray, Ticket
 from .config import EngineConfig
 from .errors import InvalidInput
-from .models.attention import PackedSequences, uses_varlen
+from .layout import Layout
+from .models.attention import PackedSequences
+from .models.cpu_threads import CpuThreads
+from .models.cuda_forward import bucketed_forwards
+from .models.cuda_memory import MemoryBudget, rows_that_fit
+from .models.cuda_staging import PinnedBuffers
 from .models.loading import choose_device
-from .models.pipeline import Pipeline, RouteInfo, TokenRows, load_pipelines
+from .models.pipeline import Pipeline, TokenRows, load_pipelines
 from .models.spec import ModelSpec
+from .models.transformer import Transformer
 from .scheduling.batch import Batch
-from .scheduling.job import Chunk, Job
+from .scheduling.job import Chunk, Job, Lane
 from .scheduling.lane_queue import BatchShape
 
 __all__ = ["BatchRunner", "Runner", "Ticket"]
 
 MIN_CPU_ROWS = 16  # a CPU matrix product gives a row the same bits from this many rows on
 # On a CPU, batches beyond the caches are slower; a GPU wants them large; a table has no arithmetic.
-BATCH_TOKENS = {"cpu": 1024, "cuda": 16_384, "mps": 8_192, "static": 65_536}
-FloatArray = npt.NDArray[np.float32]
-
-
-class Ticket(Protocol):
-    """A launched batch."""
-
-    @property
-    def padded_tokens(self) -> int:
-        """Tokens computed beside those of the texts."""
-
-
-class BatchRunner(Protocol):
-    """What the engine's loop asks of a runner; tests bring their own."""
-
-    @property
-    def routes(self) -> Sequence[RouteInfo]:
-        """The ways through the model; a job's `route` is an index into them."""
-
-    @property
-    def device_name(self) -> str:
-        """Where it runs."""
-
-    @property
-    def dtype_name(self) -> str:
-        """In which precision."""
-
-    @property
-    def max_batch_tokens(self) -> int:
-        """Most tokens it wants in one batch."""
-
-    @property
-    def shapes(self) -> Sequence[BatchShape]:
-        """How texts of each route stand in a batch."""
-
-    @property
-    def depth(self) -> int:
-        """Batches that may be launched before the first is collected."""
-
-    def prompt_tokens(self, route: int, prompt: str) -> int:
-        """Tokens of a prompt that pooling leaves out."""
-
-    def tokenize(self, job: Job, rows: npt.NDArray[np.int64]) -> Chunk:
-        """Turn texts of a job into ids, from any thread. Raises `InvalidInput`."""
-
-    def launch(self, batch: Batch) -> Ticket:
-        """Start a forward pass."""
-
-    def collect(self, ticket: Ticket) -> FloatArray:
-        """Wait for its vectors: float32 `[texts, dimension]`, in the order of the segments."""
-
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        """Whether a smaller batch could succeed where this error was raised."""
-
-    def is_fatal(self, error: BaseException) -> bool:
-        """Whether no batch can succeed after this error."""
-
-    def free_memory(self) -> None:
-        """Give cached device memory back after running out of it."""
+BATCH_TOKENS = {"cpu": 1024, "cuda": 32_767, "mps": 8_192, "static": 65_536}
+# Fewer take about as long.
+MIN_BATCH_TOKENS = {"cuda": 4096, "mps": 512}
+# On CUDA with `deterministic`: every pass has these rows, and a lone query pays for them too.
+DETERMINISTIC_ROWS = 8192
 
 
 @dataclass
@@ -98,40 +50,29 @@ class _Launched:
     order: npt.NDArray[np.int64]
     padded_tokens: int
     done: torch.cuda.Event | None = None
-    staging: Tensor | None = None  # pinned memory the device may still be reading
+    buffers: tuple[Tensor, ...] = ()
+    """Pinned memory the device may still be reading or writing."""
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """The rows of a batch, as integers: texts longest first, fillers last."""
-
-    ids: npt.NDArray[np.int64]
-    lengths: npt.NDArray[np.int64]
-    prompt_lengths: npt.NDArray[np.int64]
-    order: npt.NDArray[np.int64]
-    """Place in the batch of the *i*-th text of the layout."""
-
-    @classmethod
-    def of(cls, batch: Batch) -> _Layout:
-        spans = [(s.chunk, s.start, s.stop) for s in batch.segments]
-        ids = np.concatenate([c.ids[c.offsets[a] : c.offsets[b]] for c, a, b in spans])
-        lengths = np.concatenate([c.lengths[a:b] for c, a, b in spans])
-        prompts = np.repeat(
-            [s.job.prompt_tokens for s in batch.segments], [s.texts for s in batch.segments]
-        )
-        order = np.argsort(-lengths, kind="stable")
-        if len(spans) > 1:  # one span is sorted already
-            ids = _gather(ids, lengths, order)
-        return cls(ids.astype(np.int64), lengths[order], prompts[order].astype(np.int64), order)
+def _cpu_threads(
+    pipelines: Sequence[Pipeline], device: torch.device, max_batch_tokens: int
+) -> CpuThreads | None:
+    if device.type != "cpu" or len(pipelines) != 1:
+        return None
+    encoder = pipelines[0].encoder
+    if not isinstance(encoder, Transformer):
+        return None
+    return CpuThreads.for_model(encoder.model, max_batch_tokens=max_batch_tokens)
 
 
-def _gather(
-    ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], order: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int32]:
-    starts = (np.cumsum(lengths) - lengths)[order]
-    lengths = lengths[order]
-    targets = np.cumsum(lengths) - lengths
-    return ids[np.repeat(starts - targets, lengths) + np.arange(len(ids))]
+def _batch_tokens(pipelines: Sequence[Pipeline], device: torch.device, config: EngineConfig) -> int:
+    static = all(pipeline.is_static for pipeline in pipelines)
+    most = BATCH_TOKENS["static" if static else device.type]
+    if device.type != "cuda":
+        return most
+    budget = MemoryBudget(config.memory_utilization, config.memory_bytes)
+    rows = rows_that_fit(pipelines, device, budget)
+    return most if rows is None else min(most, rows - 1)
 
 
 def _new_stream(device: torch.device) -> torch.cuda.Stream | None:
@@ -152,18 +93,32 @@ class Runner:
         max_batch_tokens: int,
         deterministic: bool = False,
         max_length: int | None = None,
+        threads: CpuThreads | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.pipelines = tuple(pipelines)
         self.routes = tuple(pipeline.info() for pipeline in pipelines)
         self.device = device
+        self._fixed_rows = None
+        if deterministic and device.type == "cuda":
+            self._fixed_rows = min(DETERMINISTIC_ROWS, max_batch_tokens + 1)
+            max_batch_tokens = self._fixed_rows - 1
         self.max_batch_tokens = max_batch_tokens
         self.shapes = tuple(
             BatchShape(pipeline.pad_to, pipeline.tokenizer.max_length) for pipeline in pipelines
         )
         self.depth = 2 if device.type == "cuda" else 1
-        self._fixed_rows = max_batch_tokens if deterministic and device.type == "cuda" else None
+        self.min_batch_tokens = MIN_BATCH_TOKENS.get(device.type, 64)
         self._stream = _new_stream(device)
+        self._buffers = PinnedBuffers(pinned=self._stream is not None)
+        self._bucketed = bucketed_forwards(
+            self.pipelines,
+            device=device,
+            buffers=self._buffers,
+            most_tokens=max_batch_tokens,
+            fixed_rows=self._fixed_rows,
+        )
+        self._threads = threads
         self._max_length = max_length  # the user's; a checkpoint may set lower ones for a task
         self._clock = clock
 
@@ -172,18 +127,35 @@ class Runner:
         """Load a model onto its device. Raises `ModelError` and `InvalidOption`."""
         device = choose_device(config.device)
         pipelines = load_pipelines(spec, config, device)
-        if config.max_batch_tokens == "auto":
-            static = all(pipeline.is_static for pipeline in pipelines)
-            max_batch_tokens = BATCH_TOKENS["static" if static else device.type]
-        else:
-            max_batch_tokens = config.max_batch_tokens
-        return cls(
+        max_batch_tokens = config.max_batch_tokens
+        if max_batch_tokens == "auto":
+            max_batch_tokens = _batch_tokens(pipelines, device, config)
+        runner = cls(
             pipelines,
             device=device,
             max_batch_tokens=max_batch_tokens,
             deterministic=config.deterministic,
             max_length=config.max_length,
+            threads=_cpu_threads(pipelines, device, max_batch_tokens),
         )
+        if config.warmup:
+            runner.warm_up()
+        return runner
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Prepare for the batch sizes of queries, which the first of them would wait for."""
+        for forward in filter(None, self._bucketed):
+            with torch.cuda.stream(self._stream):
+                forward.warm_up()
+
+    @property
+    def workers(self) -> int:
+        return 1 if self._threads is None else self._threads.workers
+
+    @property
+    def query_workers(self) -> int:
+        return 0 if self._threads is None else self._threads.query_workers
 
     @property
     def device_name(self) -> str:
@@ -218,38 +190,52 @@ class Runner:
         seconds = self._clock() - started_s
         return Chunk.build(rows, tokens.ids, tokens.lengths, seconds)
 
+    def token_ids(
+        self, route: int, texts: Sequence[str], *, special_tokens: bool
+    ) -> list[list[int]]:
+        """Token ids of texts, whole. Raises `InvalidInput`."""
+        return self.pipelines[route].tokenizer.token_ids(texts, special_tokens=special_tokens)
+
+    def detokenize(self, route: int, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Texts of token ids, special tokens spelled out. Raises `InvalidInput`."""
+        return self.pipelines[route].tokenizer.detokenize(ids)
+
     @torch.inference_mode()
     def launch(self, batch: Batch) -> _Launched:
         """Start a forward pass; on CUDA it returns before the device is done."""
-        with torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext():
-            layout = _Layout.of(batch)
+        with self._place_of(batch):
+            layout = Layout.of(batch)
             if self.pipelines[batch.route].pad_to is None:
                 return self._launch_packed(batch, layout)
             return self._launch_padded(batch, layout)
 
-    def _launch_packed(self, batch: Batch, layout: _Layout) -> _Launched:
-        pipeline = self.pipelines[batch.route]
+    def _place_of(self, batch: Batch) -> contextlib.AbstractContextManager[object]:
+        """The threads or the stream it runs on."""
+        if self._threads is not None:
+            queries = not batch.lane_texts(Lane.BULK)
+            return self._threads.running(batch.computed_tokens, queries=queries)
+        return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+    def _launch_packed(self, batch: Batch, layout: Layout) -> _Launched:
+        pipeline, bucketed = self.pipelines[batch.route], self._bucketed[batch.route]
+        if bucketed is not None:
+            run = bucketed.run(layout.ids, layout.lengths, layout.prompt_lengths)
+            return self._launched(run.vectors, layout, run.rows - batch.tokens, run.staging)
         fillers = () if pipeline.is_static else self._filler_lengths(layout.lengths)
         lengths = np.append(layout.lengths, fillers).astype(np.int64)
         ids = np.append(layout.ids, np.full(sum(fillers), pipeline.tokenizer.pad_id))
         starts = np.cumsum(lengths) - lengths
         positions = np.arange(len(ids)) - np.repeat(starts, lengths)
-        edges = np.append(starts, len(ids))
-        staging, device_ids, device_positions, device_edges, *texts = self._stage(
-            ids, positions, edges, starts[: batch.texts], layout.lengths, layout.prompt_lengths
+        staging, (device_ids, device_positions, *texts) = self._stage(
+            ids, positions, starts[: batch.texts], layout.lengths, layout.prompt_lengths
         )
         sequences = None
         if not pipeline.is_static:
-            varlen = uses_varlen(self.device, pipeline.dtype)
-            sequences = PackedSequences.of(
-                lengths,
-                boundaries=device_edges.to(torch.int32) if varlen else None,
-                deterministic=self._fixed_rows is not None,
-            )
+            sequences = PackedSequences.of(lengths)
         vectors = pipeline.packed(device_ids, device_positions, sequences, TokenRows(*texts))
         return self._launched(vectors, layout, sum(fillers), staging)
 
-    def _launch_padded(self, batch: Batch, layout: _Layout) -> _Launched:
+    def _launch_padded(self, batch: Batch, layout: Layout) -> _Launched:
         pipeline = self.pipelines[batch.route]
         assert batch.padded_length is not None
         width, texts = batch.padded_length, batch.texts
@@ -260,7 +246,7 @@ class Runner:
         ids[:texts][mask[:texts]] = layout.ids
         starts = np.arange(texts) * width
         flat_mask = mask.astype(np.int64).ravel()
-        staging, device_ids, device_mask, *places = self._stage(
+        staging, (device_ids, device_mask, *places) = self._stage(
             ids.ravel(), flat_mask, starts, layout.lengths, layout.prompt_lengths
         )
         vectors = pipeline.padded(
@@ -279,24 +265,29 @@ class Runner:
         # As long as the shortest text, they share its attention call.
         return [shortest] * -(-(MIN_CPU_ROWS - tokens) // shortest)
 
-    def _stage(self, *arrays: npt.NDArray[np.int64]) -> tuple[Tensor, ...]:
-        """All integers of a batch to the device in one copy: the host side first, then each."""
-        staging = torch.from_numpy(np.concatenate(arrays))
-        if self.device.type == "cuda":
-            staging = staging.pin_memory()
-        on_device = staging.to(self.device, non_blocking=True)
-        return staging, *torch.split(on_device, [len(array) for array in arrays])
+    def _stage(self, *arrays: npt.NDArray[np.int64]) -> tuple[Tensor | None, list[Tensor]]:
+        """All integers of a batch to the device in one copy: what it copies from, and each."""
+        sizes = [len(array) for array in arrays]
+        if self._stream is None:
+            joined = torch.from_numpy(np.concatenate(arrays))
+            return None, list(torch.split(joined.to(self.device), sizes))
+        staging = self._buffers.take(sum(sizes), torch.int64)
+        on_host = staging[: sum(sizes)]
+        np.concatenate(arrays, out=on_host.numpy())
+        return staging, list(torch.split(on_host.to(self.device, non_blocking=True), sizes))
 
     def _launched(
-        self, vectors: Tensor, layout: _Layout, padded_tokens: int, staging: Tensor
+        self, vectors: Tensor, layout: Layout, padded_tokens: int, staging: Tensor | None
     ) -> _Launched:
-        if self._stream is None:
-            return _Launched(vectors.cpu(), layout.order, padded_tokens)
-        on_host = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True)
-        on_host.copy_(vectors, non_blocking=True)
+        texts = len(layout.order)
+        if self._stream is None or staging is None:
+            return _Launched(vectors[:texts].cpu(), layout.order, padded_tokens)
+        fetched = self._buffers.take(texts * vectors.shape[1], vectors.dtype)
+        on_host = fetched[: texts * vectors.shape[1]].view(texts, -1)
+        on_host.copy_(vectors[:texts], non_blocking=True)
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record(self._stream)
-        return _Launched(on_host, layout.order, padded_tokens, done, staging)
+        return _Launched(on_host, layout.order, padded_tokens, done, (staging, fetched))
 
     def collect(self, ticket: Ticket) -> FloatArray:
         """Wait for the vectors of a launched batch: float32 `[texts, dimension]`."""
@@ -305,6 +296,8 @@ class Runner:
             ticket.done.synchronize()
         vectors = np.empty(ticket.vectors.shape, dtype=np.float32)
         vectors[ticket.order] = ticket.vectors.numpy()
+        for buffer in ticket.buffers:
+            self._buffers.give(buffer)
         return vectors
 
     def is_out_of_memory(self, error: BaseException) -> bool:
@@ -323,6 +316,9 @@ class Runner:
 
     def free_memory(self) -> None:
         """Give cached device memory back after running out of it."""
+        self._buffers.clear()
+        for forward in filter(None, self._bucketed):
+            forward.free_memory()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -13,13 +13,14 @@ import threading
 import weakref
 from concurrent.futures import Future
 
+from .batch_runner import BatchRunner
 from .config import EngineConfig
 from .errors import EngineClosed, EngineError, EngineFailed
 from .info import EngineInfo
 from .loop import Loop
 from .models.resolve import resolve_checkpoint
 from .models.spec import ModelSpec, read_spec
-from .runner import BatchRunner, Runner
+from .replicas import load_runner
 from .scheduling.scheduler import Scheduler
 
 __all__ = ["Service"]
@@ -64,7 +65,7 @@ class Service:
             prompts=prompts,
             trust_remote_code=config.trust_remote_code,
         )
-        return cls(spec, Runner.load(spec, config), config)
+        return cls(spec, load_runner(spec, config), config)
 
     @classmethod
     def shared(cls, config: EngineConfig) -> Service:
@@ -94,6 +95,9 @@ class Service:
             max_queue_tokens=config.max_queue_tokens,
             max_query_wait_s=config.max_query_wait_ms / 1000,
             depth=self.runner.depth,
+            workers=self.runner.workers,
+            query_workers=self.runner.query_workers,
+            min_short_batch_tokens=self.runner.min_batch_tokens,
         )
         return Loop(self.runner, scheduler)
 
@@ -109,7 +113,7 @@ class Service:
         return self._loop
 
     def _require_forkable(self) -> None:
-        if self.runner.device_name.startswith("cuda"):
+        if "cuda" in self.runner.device_name:
             raise EngineFailed(
                 "CUDA does not survive a fork: make the engine in the child, or start workers "
                 "with the 'spawn' method"

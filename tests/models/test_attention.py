@@ -88,8 +88,9 @@ def reference_varlen(
     num_splits: int | None = None,
 ) -> Tensor:
     """What torch documents of `varlen_attn`: `(left, right)` neighbours are seen, -1 is all."""
-    assert max_q == max_k == max(LENGTHS)
-    assert query.shape[1] == key.shape[1] or enable_gqa
+    assert max_q == max_k == max(cu_seq_q.diff().tolist())
+    if query.shape[1] != key.shape[1] and not enable_gqa:
+        raise ValueError("as many keys as queries")
     key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
     out = torch.empty_like(query)
     left, right = window_size
@@ -121,11 +122,35 @@ def test_the_cuda_kernel_is_asked_for_the_same(
 
     monkeypatch.setattr(attention, "varlen_attn", record)
     monkeypatch.setattr(attention, "_VARLEN_OPTIONS", frozenset(options))
+    monkeypatch.setattr(attention, "_shares_keys", lambda *_: False)
     edges = torch.tensor(np.concatenate(([0], np.cumsum(LENGTHS))), dtype=torch.int32)
     sequences = PackedSequences.of(np.array(LENGTHS), boundaries=edges, deterministic=True)
     found, expected = attend(sequences, 2, scale=0.3, window=window, causal=causal)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     assert calls == [options]
+
+
+def sharing(*inputs: Any, **options: Any) -> Tensor:
+    """A kernel without the option whose heads share keys."""
+    return reference_varlen(*inputs, **options, enable_gqa=True)
+
+
+def mixing_up(query: Tensor, key: Tensor, value: Tensor, *inputs: Any, **options: Any) -> Tensor:
+    """One whose heads take the first keys, whatever is theirs."""
+    if key.shape != query.shape:
+        key, value = (x[:, :1].expand_as(query) for x in (key, value))
+    return reference_varlen(query, key, value, *inputs, **options)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "shares"), [(sharing, True), (mixing_up, False), (reference_varlen, False)]
+)
+def test_keys_are_repeated_where_heads_do_not_share_them(
+    monkeypatch: pytest.MonkeyPatch, kernel: Any, shares: bool
+) -> None:
+    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    found = attention._shares_keys.__wrapped__(torch.device("cpu"), torch.float32)
+    assert found == shares
 
 
 def test_neighbours_of_equal_length_share_a_group() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from millpond.models import cpu_linear
-from millpond.models.cpu_linear import prepack_linears
+from millpond.models.cpu_linear import fuse_gelus, prepack_linears
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN"
@@ -80,4 +80,58 @@ def test_a_layer_stays_where_the_operators_fail_it(
     expected = model(rows)
     monkeypatch.setattr(cpu_linear, "_operators", Operators)
     assert prepack_linears(model) == 0
+    assert torch.equal(model(rows), expected)
+
+
+class Intermediate(nn.Module):
+    """A layer and its activation, as transformers' encoders write them."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.dense = nn.Linear(48, 96)
+        self.intermediate_act_fn = activation
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.intermediate_act_fn(self.dense(rows))
+
+
+class ActivationFirst(Intermediate):
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.dense(self.intermediate_act_fn(rows))
+
+
+def prepacked(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+    model = model.to(dtype).eval().requires_grad_(False)
+    prepack_linears(model)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gelu_is_done_by_the_layer_before_it(dtype: torch.dtype) -> None:
+    model = prepacked(nn.ModuleList([Intermediate(nn.GELU()) for _ in range(2)]), dtype)
+    rows = torch.randn(40, 48).to(dtype)
+    expected = model[0](rows)
+    assert fuse_gelus(model) == 2
+    assert isinstance(model[0].intermediate_act_fn, nn.Identity)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(model[0](rows), expected, rtol=tolerance, atol=tolerance)
+    for count in (16, 17, 39):
+        assert torch.equal(model[0](rows[-count:]), model[0](rows)[-count:])
+    assert fuse_gelus(model) == 0
+
+
+@pytest.mark.parametrize(
+    "parent",
+    [
+        Intermediate(nn.ReLU()),
+        Intermediate(nn.GELU(approximate="tanh")),
+        ActivationFirst(nn.GELU()),
+        nn.Sequential(nn.Linear(48, 48), nn.GELU(), nn.Linear(48, 48)),
+    ],
+)
+def test_any_other_activation_stays(parent: nn.Module) -> None:
+    model = prepacked(parent)
+    rows = torch.randn(20, 48)
+    expected = model(rows)
+    assert fuse_gelus(nn.ModuleList([model])) == 0
     assert torch.equal(model(rows), expected)

@@ -186,6 +186,23 @@ def test_ids_are_those_of_transformers(folders: dict[str, Path], family: str) ->
     assert "rust=True" in repr(tokenizer)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whole_ids_and_their_texts_are_those_of_transformers(
+    folders: dict[str, Path], family: str
+) -> None:
+    tokenizer = load(folders[family], max_length=LIMIT)
+    theirs = AutoTokenizer.from_pretrained(folders[family])
+    whole = tokenizer.token_ids(TEXTS)
+    assert whole == [ids or [tokenizer.pad_id] for ids in reference(folders[family])]
+    bare = theirs(TEXTS, add_special_tokens=False, verbose=False)["input_ids"]
+    assert tokenizer.token_ids(TEXTS, special_tokens=False) == bare
+    assert tokenizer.detokenize(whole) == theirs.batch_decode(whole)
+    assert tokenizer.detokenize([[], bare[1]]) == ["", theirs.decode(bare[1])]
+    with pytest.raises(InvalidTokenIds) as caught:
+        tokenizer.detokenize([[1], [tokenizer.vocab_size]])
+    assert caught.value.index == 1
+
+
 @pytest.mark.parametrize(("side", "truncate"), [("right", "end"), ("left", "start")])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_truncation_is_that_of_tokenizers(

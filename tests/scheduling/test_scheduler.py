@@ -26,6 +26,7 @@ from millpond.scheduling.job import Chunk, Job, Lane
 from millpond.scheduling.scheduler import (
     BULK_PATIENCE,
     FIRST_SHORT_BATCH_TOKENS,
+    MIN_SHARE_TOKENS,
     QUERY_MEMORY_S,
     TOKENIZE_AHEAD_BATCHES,
     BatchShape,
@@ -562,3 +563,48 @@ def test_a_scheduler_says_what_waits() -> None:
     assert repr(scheduler).startswith(
         "Scheduler(max_batch_tokens=100, interactive=LaneQueue(waiting_tokens=4, ready_tokens=4"
     )
+
+
+def test_free_workers_divide_what_waits() -> None:
+    scheduler = scheduler_of(max_batch_tokens=1000)
+    submit_ready(scheduler, job_of(*[50] * 12))
+    sizes = []
+    for takers in (3, 2, 1):
+        batch = scheduler.next_batch(0.0, bulk_takers=takers)
+        assert batch is not None
+        sizes.append(batch.texts)
+    assert sizes == [4, 4, 4]
+
+
+def test_what_is_too_little_is_not_divided() -> None:
+    scheduler = scheduler_of(max_batch_tokens=1000)
+    submit_ready(scheduler, query_of(*[10] * 6))
+    batch = scheduler.next_batch(0.0, query_takers=4)
+    assert batch is not None
+    assert batch.texts == MIN_SHARE_TOKENS // 10
+
+
+def test_a_worker_for_queries_takes_nothing_else() -> None:
+    scheduler = scheduler_of()
+    bulk = submit_ready(scheduler, job_of(10))
+    long_after_s = 1e6  # bulk is more than due
+    assert scheduler.next_batch(long_after_s, queries_only=True) is None
+    query = submit_ready(scheduler, query_of(5), long_after_s)
+    assert by_job(scheduler.next_batch(long_after_s, queries_only=True)) == {query: 1}
+    assert by_job(scheduler.next_batch(long_after_s)) == {bulk: 1}
+
+
+def test_bulk_batches_stay_long_where_queries_have_a_worker() -> None:
+    scheduler = Scheduler(
+        (PACKED,),
+        max_batch_tokens=1000,
+        max_queue_tokens=10_000,
+        max_query_wait_s=WAIT_S,
+        query_workers=1,
+    )
+    submit_ready(scheduler, query_of(5))
+    scheduler.next_batch(0.0)
+    submit_ready(scheduler, job_of(*[100] * 20))
+    batch = scheduler.next_batch(0.0)
+    assert batch is not None
+    assert batch.tokens == 1000

@@ -19,8 +19,9 @@ from millpond import Engine, EngineConfig, InvalidOption, InvalidText
 
 ROWS_PER_TURN = 64  # vectors made into lists before the event loop gets its turn, about 1 ms
 ENGINE_OPTIONS = (
-    *("device", "dtype", "revision", "trust_remote_code", "max_length", "pooling"),
-    *("max_batch_tokens", "max_queue_tokens", "max_query_wait_ms", "deterministic"),
+    *("device", "devices", "dtype", "revision", "trust_remote_code", "max_length", "pooling"),
+    *("max_batch_tokens", "max_queue_tokens", "max_query_wait_ms"),
+    *("memory_utilization", "memory_bytes", "compile", "warmup", "deterministic"),
 )
 """The fields that configure the engine under its own names; `cache_folder` is its `cache_dir`."""
 
@@ -120,6 +121,8 @@ class MillpondEmbeddings(BaseModel, Embeddings):
 
     device: str = Field(default_factory=from_env("MILLPOND_DEVICE", default="auto"))
     """`auto` (CUDA, then MPS, then CPU), `cpu`, `cuda`, `cuda:N` or `mps`."""
+    devices: tuple[str, ...] | None = None
+    """Several devices of this host behind one queue, instead of `device`."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Precision of the transformer; vectors are float32."""
     revision: str | None = None
@@ -136,6 +139,14 @@ class MillpondEmbeddings(BaseModel, Embeddings):
     """Most tokens waiting in each lane; callers wait beyond it."""
     max_query_wait_ms: float = EngineConfig.max_query_wait_ms
     """Longest a query may wait behind ingestion, beside its own forward pass."""
+    memory_utilization: float | None = None
+    """On CUDA: share of the device's memory to fill; None takes only what batches need."""
+    memory_bytes: int | None = None
+    """The same as a number of bytes."""
+    compile: bool = False
+    """Fuse what is bound by memory with `torch.compile`."""
+    warmup: bool = False
+    """On CUDA: prepare for queries while loading, not at the first of each size."""
     deterministic: bool = False
     """On CUDA: the same bits whatever else is in flight. On CPU this is always so."""
     cache_folder: Annotated[str | None, PathText] = Field(

@@ -367,7 +367,8 @@ def test_every_option_of_the_engine_reaches_it(
     monkeypatch.setattr(Engine, "shared", lambda **options: asked.append(options) or tiny_engine)
     values = {
         "model": "a-model",
-        "device": "cuda:1",
+        "device": "auto",
+        "devices": ("cuda:0", "cuda:1"),
         "dtype": "bfloat16",
         "revision": "main",
         "trust_remote_code": True,
@@ -377,6 +378,10 @@ def test_every_option_of_the_engine_reaches_it(
         "max_batch_tokens": 100,
         "max_queue_tokens": 1000,
         "max_query_wait_ms": 5.0,
+        "memory_utilization": 0.5,
+        "memory_bytes": None,
+        "compile": True,
+        "warmup": True,
         "deterministic": True,
         "cache_dir": "here",
     }

@@ -9,6 +9,7 @@ It knows which rows belong together and nothing of texts, jobs or batches.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,6 +62,20 @@ class PackedSequences:
         )
         return cls(tuple(groups), int(lengths.max()), boundaries, deterministic)
 
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float | None,
+        window: int | None,
+        causal: bool,
+    ) -> Tensor:
+        """`[heads, total, size]` in, `[total, heads, size]` out."""
+        attend = _varlen if self.boundaries is not None else _grouped
+        return attend(query, key, value, self, scaling, window, causal)
+
     def window_mask(self, length: int, window: int, causal: bool, device: torch.device) -> Tensor:
         """Which keys each query of a sequence sees, bool `[length, length]`, made once a batch."""
         key = (length, window, causal)
@@ -111,8 +126,9 @@ def packed_attention(
         if options.get(name) is not None:
             raise NotImplementedError(f"its attention has {name}")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    attend = _varlen if packed_sequences.boundaries is not None else _grouped
-    out = attend(query[0], key[0], value[0], packed_sequences, scaling, sliding_window, causal)
+    out = packed_sequences.attend(
+        query[0], key[0], value[0], scaling=scaling, window=sliding_window, causal=causal
+    )
     return out.unsqueeze(0), None
 
 
@@ -131,7 +147,7 @@ def _varlen(
     if query.shape[1] != key.shape[1]:
         if "enable_gqa" in _VARLEN_OPTIONS:
             options["enable_gqa"] = True
-        else:
+        elif not _shares_keys(query.device, query.dtype):
             repeats = query.shape[1] // key.shape[1]
             key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
     if sequences.deterministic and "num_splits" in _VARLEN_OPTIONS:
@@ -141,6 +157,24 @@ def _varlen(
     out = varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scaling, **options)
     assert isinstance(out, Tensor)
     return out
+
+
+@functools.cache
+def _shares_keys(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernel lets heads share keys unasked, as it does where there is no option."""
+    generator = torch.Generator(device).manual_seed(0)
+    rows = torch.randn(7, 6, 64, generator=generator, device=device, dtype=dtype)
+    query, key, value = rows[:, :4], rows[:, 4:], rows[:, 2:4]
+    bounds = torch.tensor([0, 3, 7], dtype=torch.int32, device=device)
+
+    def attended(key: Tensor, value: Tensor) -> Any:
+        return varlen_attn(query, key, value, bounds, bounds, 4, 4, scale=0.1, window_size=(-1, -1))
+
+    expected = attended(*(x.repeat_interleave(2, dim=1) for x in (key, value)))
+    try:
+        return torch.equal(attended(key, value), expected)
+    except (RuntimeError, ValueError):
+        return False
 
 
 def _grouped(
@@ -158,10 +192,11 @@ def _grouped(
         mask = None
         if window is not None and length > window:
             mask = sequences.window_mask(length, window, causal, query.device)
+        queries, keys, values = (_sequences(x, start, count, length) for x in (query, key, value))
         attended = scaled_dot_product_attention(
-            _sequences(query, start, count, length),
-            _sequences(key, start, count, length),
-            _sequences(value, start, count, length),
+            queries,
+            keys,
+            values,
             attn_mask=mask,
             is_causal=causal and mask is None and length > 1,
             scale=scaling,

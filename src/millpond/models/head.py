@@ -11,10 +11,9 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize as l2_normalize
 
 from ..errors import InvalidCheckpoint, UnsupportedModel
-from .head_modules import LOADERS, Place, Step, load_layer_weights
+from .head_modules import LOADERS, Place, Step, load_layer_weights, normalizer
 from .pooling import POOLING, TokenRows, pool, weighted_layers
 from .spec import Module
 
@@ -90,7 +89,7 @@ class Head:
             after = _without_final_normalize(after)
         vector_steps, dimension = _load_steps(after, _VECTOR, replace(place, width=width))
         if normalize:
-            vector_steps = (*vector_steps, l2_normalize)
+            vector_steps = (*vector_steps, normalizer(device, fixed))
         return cls(
             layers=layers,
             token_steps=token_steps,

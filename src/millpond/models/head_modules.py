@@ -24,13 +24,14 @@ from ..errors import InvalidCheckpoint, UnsupportedModel
 from .spec import Module
 from .weights import read_weights
 
-__all__ = ["LOADERS", "Place", "Step", "load_layer_weights"]
+__all__ = ["LOADERS", "Place", "Step", "load_layer_weights", "normalizer"]
 
 Step = Callable[[Tensor], Tensor]
 
 # Measured on CPU: a float32 product of 16 rows gives every row the bits it has in the first place,
 # if both widths are multiples of 16; other widths need a product per row.
 _BLOCK_ROWS = 16
+_BLOCK_VECTORS = 256
 _EXACT_ACTIVATIONS = (nn.Identity, nn.ReLU)
 _LAYER_NORM_EPSILON = 1e-5
 
@@ -43,6 +44,13 @@ class Place:
     device: torch.device
     fixed_shapes: bool
     trust_remote_code: bool
+
+
+def normalizer(device: torch.device, fixed_shapes: bool) -> Step:
+    """L2 normalisation; a GPU adds a row up in an order that the number of rows decides."""
+    if not fixed_shapes or device.type == "cpu":
+        return l2_normalize
+    return lambda rows: in_blocks(l2_normalize, rows, _BLOCK_VECTORS)
 
 
 def in_blocks(step: Step, rows: Tensor, block: int | None) -> Tensor:
@@ -118,7 +126,7 @@ def _load_layer_norm(module: Module, place: Place) -> tuple[Step, int]:
 
 
 def _load_normalize(module: Module, place: Place) -> tuple[Step, int]:
-    return l2_normalize, place.width
+    return normalizer(place.device, place.fixed_shapes), place.width
 
 
 def _load_custom(module: Module, place: Place) -> tuple[Step, int]:

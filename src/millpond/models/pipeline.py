@@ -19,10 +19,12 @@ from ..config import EngineConfig
 from ..errors import UnsupportedModel
 from .attention import PackedSequences
 from .cpu_activation import steady_activations
-from .cpu_linear import prepack_linears
+from .cpu_linear import fuse_gelus, prepack_linears
+from .cpu_threads import threads_for_a_check
+from .cuda_norms import fuse_rms_norms
 from .head import Head
 from .loading import LoadedTransformer, checkpoint_dtype, choose_dtype, load_transformer
-from .selfcheck import Execution, prove_execution
+from .selfcheck import LENGTHS, Execution, prove_compiled, prove_execution
 from .spec import ModelSpec, Module, Route
 from .static import StaticEmbeddings
 from .tokenizer import TextTokenizer
@@ -49,6 +51,8 @@ class RouteInfo:
     """Longest text in tokens, special tokens included; None for no limit."""
     same_bits: bool
     """Whether a text's vector is the same to the bit whatever it is batched with."""
+    compiled: bool = False
+    """Whether its layers run as compiled."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,7 @@ class Pipeline:
             dimension=self.head.dimension,
             max_length=self.tokenizer.max_length,
             same_bits=self.execution is None or self.execution.same_bits,
+            compiled=self.execution is not None and self.execution.compiled,
         )
 
 
@@ -194,13 +199,18 @@ class _Encoders:
         tokenizer = self._tokenizer(
             module, vocab_size=loaded.vocab_size, max_positions=loaded.max_positions
         )
-        if self.device.type == "cpu":
-            prepack_linears(loaded.model)
-            steady_activations(loaded.model)
-        transformer = Transformer(loaded)
-        execution = prove_execution(
-            transformer, token_ids=_ordinary_ids(loaded, tokenizer), pad_id=tokenizer.pad_id
-        )
+        ids = _ordinary_ids(loaded, tokenizer)
+        with threads_for_a_check(loaded.model, sum(LENGTHS)):
+            if self.device.type == "cpu":
+                prepack_linears(loaded.model)
+                fuse_gelus(loaded.model)
+                steady_activations(loaded.model)
+            if self.device.type == "cuda":
+                fuse_rms_norms(loaded.model)
+            transformer = Transformer(loaded)
+            execution = prove_execution(transformer, token_ids=ids, pad_id=tokenizer.pad_id)
+        if self.config.compile:
+            execution = prove_compiled(transformer, execution, token_ids=ids)
         return transformer, tokenizer, execution
 
 

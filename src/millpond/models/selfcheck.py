@@ -8,8 +8,9 @@ of equal length together. No list of architectures is kept anywhere.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -19,12 +20,14 @@ from torch import Tensor
 from .attention import PackedSequences, uses_varlen
 from .transformer import HiddenStates, Transformer
 
-__all__ = ["Execution", "prove_execution"]
+__all__ = ["LENGTHS", "Execution", "prove_compiled", "prove_execution"]
 
+logger = logging.getLogger("millpond")
 PAD_TO = 16
 MOST_WINDOW_TOKENS = 1024  # a sliding window up to this is checked with a text longer than it
 MIN_ROWS = 16  # below this many rows, CPU matrix products round differently
 LENGTHS = (9, 4, 13, 1, 9, 6)
+COMPANY = (16, 17, 23, 31, 33, 64, 100, 257, 1000)  # rows beside a text; compiled code has tails
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 8e-2}
 
 
@@ -38,6 +41,8 @@ class Execution:
     """Whether every hidden state of the check was finite; float16 overflows in some models."""
     same_bits: bool = True
     """Whether a text had the same bits alone and in company."""
+    compiled: bool = False
+    """Whether the layers run as compiled."""
 
     @property
     def pad_to(self) -> int | None:
@@ -72,6 +77,53 @@ def prove_execution(
         return Execution(kind="padded", reason=reason, finite=finite, same_bits=same_bits)
     reason = f"not packed: {packed_reason}; not padded: {padded_reason}"
     return Execution(kind="equal_length", reason=reason, finite=finite, same_bits=same_bits)
+
+
+@torch.inference_mode()
+def prove_compiled(
+    transformer: Transformer, execution: Execution, *, token_ids: Sequence[int]
+) -> Execution:
+    """Compile the layers of a model that runs packed, where they give what the plain ones give.
+
+    Where they do not, or cannot be compiled, the model is left as it was and one line is logged.
+    """
+    if execution.kind != "packed":
+        logger.info("not compiled: only a model that runs packed is")
+        return execution
+    texts = _texts(transformer, token_ids)
+    expected = _packed(transformer, texts)
+    try:
+        transformer.use_compiled_layers()
+        rows = _packed(transformer, texts)
+        reason = _disagreement(rows, expected)
+        longest = max(range(len(texts)), key=lambda i: len(texts[i]))
+        same_bits = reason is None and _same_bits_in_company(
+            transformer, texts[longest], rows[longest]
+        )
+    except Exception as error:  # the compiler's, or that of a tool it needs and does not find
+        reason, same_bits = f"{type(error).__name__}: {_first_line(error)}", False
+    if reason is None and not transformer.is_compiled:
+        reason = "the compiler failed"
+    if reason is not None:
+        transformer.use_plain_layers()
+        logger.warning("not compiled: %s", reason)
+        return execution
+    return replace(
+        execution,
+        reason=f"{execution.reason}; compiled",
+        same_bits=execution.same_bits and same_bits,
+        compiled=True,
+    )
+
+
+def _same_bits_in_company(transformer: Transformer, text: list[int], rows: Tensor) -> bool:
+    for beside in COMPANY:
+        others = [text[:1]] * beside
+        first = _packed(transformer, [text, *others])[0]
+        last = _packed(transformer, [*others, text])[-1]
+        if not (torch.equal(first, rows) and torch.equal(last, rows)):
+            return False
+    return True
 
 
 def _texts(transformer: Transformer, token_ids: Sequence[int]) -> list[list[int]]:

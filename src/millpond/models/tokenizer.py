@@ -132,7 +132,7 @@ class TextTokenizer:
         Raises `TextTooLong` (with `truncate="error"`) and `InvalidText`, both with the index.
         """
         limit = self._limit(max_length)
-        rows = self._tokenize(texts)
+        rows = self._tokenize(texts, self._source.add_special_tokens)
         lengths = np.fromiter(map(len, rows), np.int32, len(rows))
         truncated = _too_long(lengths, limit, truncate)
         kept = np.minimum(lengths, limit)
@@ -172,6 +172,21 @@ class TextTokenizer:
         joined = np.concatenate(rows) if rows else np.empty(0, np.int32)
         return TokenizedTexts(joined, lengths, truncated)
 
+    def token_ids(self, texts: Sequence[str], *, special_tokens: bool = True) -> list[list[int]]:
+        """Token ids of each text, whole, however long it is. Raises `InvalidText`."""
+        added = special_tokens and self._source.add_special_tokens
+        empty = list(self._source.empty_ids) if special_tokens else []
+        return [ids_of(row) or empty for row in self._tokenize(texts, added)]
+
+    def detokenize(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each list of ids, special tokens spelled out. Raises `InvalidTokenIds`."""
+        return self._source.detokenize(
+            [
+                self._checked(row, index).tolist() if len(row) else []
+                for index, row in enumerate(ids)
+            ]
+        )
+
     def prompt_length(self, prompt: str) -> int:
         """Tokens that `prompt` puts in front of a text, special tokens before it included.
 
@@ -183,12 +198,12 @@ class TextTokenizer:
         ends_special = len(ids) > 0 and int(ids[-1]) in self._source.special_ids
         return len(ids) - ends_special
 
-    def _tokenize(self, texts: Sequence[str]) -> Sequence[Any]:
+    def _tokenize(self, texts: Sequence[str], add_special_tokens: bool) -> Sequence[Any]:
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 raise InvalidText(f"it is {type(text).__name__}, not a string", index=index)
         try:
-            return self._source.tokenize(list(texts), self._source.add_special_tokens)
+            return self._source.tokenize(list(texts), add_special_tokens)
         except BaseException as error:
             if not isinstance(error, Exception) and type(error).__name__ != _RUST_PANIC:
                 raise
@@ -199,7 +214,7 @@ class TextTokenizer:
         if len(texts) > 1:
             for index, text in enumerate(texts):
                 try:
-                    self._tokenize([text])
+                    self._tokenize([text], True)
                 except InvalidText as found:
                     return found.at(index)
         if _is_broken_unicode(texts[0]):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from tokenizers import Tokenizer, normalizers
@@ -37,6 +38,8 @@ class TokenizerSource:
 
     tokenize: Callable[[list[str], bool], Sequence[Any]]
     """(texts, add special tokens) -> per text, what `ids_of` takes; never cut, never padded."""
+    detokenize: Callable[[list[list[int]]], list[str]]
+    """Token ids of several texts -> the texts, special tokens spelled out."""
     size: int
     pad_id: int
     special_ids: frozenset[int]
@@ -70,6 +73,7 @@ def _static_source(module: Module) -> TokenizerSource:
     truncation = tokenizer.truncation or {}
     return TokenizerSource(
         tokenize=_rust_tokenize(tokenizer),
+        detokenize=partial(tokenizer.decode_batch, skip_special_tokens=False),
         size=tokenizer.get_vocab_size(with_added_tokens=True),
         pad_id=0,
         special_ids=frozenset(
@@ -94,6 +98,7 @@ def _transformers_source(module: Module, *, trust_remote_code: bool) -> Tokenize
     pad_id = tokenizer.pad_token_id
     return TokenizerSource(
         tokenize=_python_tokenize(tokenizer) if rust is None else _rust_tokenize(rust),
+        detokenize=tokenizer.batch_decode,
         size=len(tokenizer),
         pad_id=fallback if pad_id is None else pad_id,
         special_ids=frozenset(tokenizer.all_special_ids),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .attention import ATTENTION_NAME, PackedSequences, register_attention
+from .compiled_layers import CompiledLayers, TracedSequences
 from .loading import LoadedTransformer
 
 __all__ = ["HiddenStates", "Transformer"]
@@ -34,6 +35,7 @@ class Transformer:
         any_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         self.takes_positions = "position_ids" in parameters or any_name
         self.takes_boundaries = any_name
+        self.compiled: CompiledLayers | None = None
         self._stock_attention = self.model.config._attn_implementation
 
     @property
@@ -54,13 +56,28 @@ class Transformer:
         if self.model.config._attn_implementation != self._stock_attention:
             self.model.set_attn_implementation(self._stock_attention)
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether packed rows go through compiled layers."""
+        return self.compiled is not None and not self.compiled.failed
+
+    def use_compiled_layers(self) -> None:
+        """Compile the layers for packed rows. Raises `ValueError` where there are none to."""
+        self.compiled = CompiledLayers(self.model)
+
+    def use_plain_layers(self) -> None:
+        """Back to the layers as they were loaded."""
+        if self.compiled is not None:
+            self.compiled.remove()
+            self.compiled = None
+
     def packed(self, ids: Tensor, positions: Tensor, sequences: PackedSequences) -> HiddenStates:
         """Hidden states of a packed row: int64 `[total]` ids and positions from 0, no padding."""
         ids = ids.unsqueeze(0)
         output = self._forward(
             input_ids=ids,
             position_ids=(positions + self.position_offset).unsqueeze(0),
-            packed_sequences=sequences,
+            packed_sequences=TracedSequences.of(sequences) if self.is_compiled else sequences,
         )
         return self._rows(output)
 

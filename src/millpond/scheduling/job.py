@@ -98,7 +98,7 @@ class Job:
 
     The queue side (`order`, `cursor`, `spans`, `waiting_tokens`, `admitted`, `dead`) belongs to
     the scheduler and changes only under the engine's lock. The result side (`rows`, `errors`,
-    `remaining`, times) belongs to the loop thread.
+    `remaining`, times) is written by whichever workers run the job's batches, under its own lock.
     """
 
     def __init__(
@@ -145,6 +145,7 @@ class Job:
         self.dead = False
 
         # Result side.
+        self._result_lock = threading.Lock()
         self.rows = output.allocate(count)
         self.token_counts = np.zeros(count, dtype=np.int32)
         self.truncated = np.zeros(count, dtype=np.bool_)
@@ -178,13 +179,21 @@ class Job:
 
     def write(self, rows: npt.NDArray[np.int64], output_rows: npt.NDArray[Any]) -> None:
         """Keep what `output.rows` made of the vectors of these texts."""
-        self.rows[rows] = output_rows
-        self._finished(len(rows))
+        with self._result_lock:
+            self.rows[rows] = output_rows
+            self._finished(len(rows))
 
     def fail(self, row: int, error: TextFailed) -> None:
         """Keep a text's error in place of its vector."""
-        self.errors[row] = error
-        self._finished(1)
+        with self._result_lock:
+            self.errors[row] = error
+            self._finished(1)
+
+    def spent(self, *, tokenize_s: float = 0.0, forward_s: float = 0.0) -> None:
+        """Count time that was spent on it."""
+        with self._result_lock:
+            self.tokenize_s += tokenize_s
+            self.forward_s += forward_s
 
     def _finished(self, texts: int) -> None:
         self.remaining -= texts

@@ -5,9 +5,11 @@ The policy, all of it:
 - A batch is planned only when the runner can take one, so it holds whatever came meanwhile.
 - Queries first. While none is waiting, bulk texts run; a batch serves both lanes only when
   bulk is due and takes the queries along.
-- While queries come in, a bulk batch is cut to what runs in a share of `max_query_wait_s`, by the
-  speed seen so far: a half, or a third where the runner takes two batches at a time. A query waits
-  for those ahead of it, and at most as long again as one of them for bulk that is due in its own.
+- Workers that are free divide what waits evenly, and some may take nothing but queries.
+- While queries come in and have no worker of their own, a bulk batch is cut to what runs in a
+  share of `max_query_wait_s`, by the speed seen so far: a half, or a third where a worker takes two
+  batches at a time. A query waits for those ahead of it, and at most as long again as one of them
+  for bulk that is due in its own.
 - Bulk is due when queries have kept it waiting for `BULK_PATIENCE` times `max_query_wait_s`.
 - Jobs of a lane take turns, so a small job does not wait for a large one to end.
 
@@ -33,6 +35,7 @@ BULK_PATIENCE = 4.0
 QUERY_MEMORY_S = 5.0  # how long after a query bulk batches stay short
 # Shorter ones are mostly overhead, and would make the speed they are cut by look ever lower.
 MIN_SHORT_BATCH_TOKENS = 64
+MIN_SHARE_TOKENS = 64  # fewer are not worth dividing
 FIRST_SHORT_BATCH_TOKENS = 256  # a short batch before any speed is known
 SPEED_MEMORY = 0.7  # weight of what was known against the batch just measured
 TOKENIZE_AHEAD_BATCHES = 4
@@ -42,8 +45,9 @@ REGROWTH = 1.02  # after running out of memory, a batch that fits lets the next 
 class Scheduler:
     """Who runs next.
 
-    `shapes[route]` says how texts of that route stand in a batch, and `depth` how many batches the
-    runner takes before the first is done.
+    `shapes[route]` says how texts of that route stand in a batch, and `depth` how many batches a
+    worker takes before the first is done. Where `queries_have_workers` of their own, bulk batches
+    stay long.
     """
 
     def __init__(
@@ -54,6 +58,8 @@ class Scheduler:
         max_queue_tokens: int,
         max_query_wait_s: float,
         depth: int = 1,
+        workers: int = 1,
+        query_workers: int = 0,
         min_short_batch_tokens: int = MIN_SHORT_BATCH_TOKENS,
     ) -> None:
         self.shapes = tuple(shapes)
@@ -62,6 +68,8 @@ class Scheduler:
         self.max_query_wait_s = max_query_wait_s
         # A query may find `depth` bulk batches before it, and a part that is due in its own.
         self._short_batch_s = max_query_wait_s / (depth + 1)
+        self._queries_have_workers = query_workers > 0
+        self._ahead_batches = max(TOKENIZE_AHEAD_BATCHES, 2 * workers)
         self._min_short_batch_tokens = min_short_batch_tokens
         self.lanes = {lane: LaneQueue(max_queue_tokens) for lane in Lane}
         self._deadlines: list[tuple[float, int, Job]] = []
@@ -87,7 +95,7 @@ class Scheduler:
 
     def next_to_tokenize(self) -> tuple[Job, npt.NDArray[np.int64]] | None:
         """Claim the next texts to tokenise: queries first, either lane a few batches ahead."""
-        most = self.max_batch_tokens * TOKENIZE_AHEAD_BATCHES
+        most = self.max_batch_tokens * self._ahead_batches
         for lane in (self.lanes[Lane.INTERACTIVE], self.lanes[Lane.BULK]):
             if lane.ready_tokens < most:
                 claimed = lane.next_to_tokenize(most)
@@ -138,17 +146,34 @@ class Scheduler:
 
     # Batches.
 
-    def next_batch(self, now_s: float) -> Batch | None:
-        """Plan one forward pass, or None when no text is ready."""
+    def has_ready(self, lane: Lane) -> bool:
+        """Whether a text of the lane could go into a batch now."""
+        return self.lanes[lane].has_ready
+
+    def next_batch(
+        self,
+        now_s: float,
+        *,
+        queries_only: bool = False,
+        bulk_takers: int = 1,
+        query_takers: int = 1,
+    ) -> Batch | None:
+        """Plan one forward pass, or None when no text is ready.
+
+        What waits in a lane is divided evenly among its takers, the workers that are free for it.
+        """
         interactive, bulk = self.lanes[Lane.INTERACTIVE], self.lanes[Lane.BULK]
         plan = Plan(self.shapes, self.max_batch_tokens, now_s)
-        if bulk.has_ready and (not interactive.has_ready or self._bulk_is_due(now_s)):
-            plan.tokens_left = bulk_budget = self._bulk_budget(now_s)
+        takes_bulk = bulk.has_ready and not queries_only
+        if takes_bulk and (not interactive.has_ready or self._bulk_is_due(now_s)):
+            bulk_budget = min(self._bulk_budget(now_s), self._share(bulk, bulk_takers))
+            plan.tokens_left = bulk_budget
             bulk.fill(plan)
             bulk.admit()
             self._bulk_waits_since_s = now_s if bulk.has_ready else None
             plan.tokens_left += self.max_batch_tokens - bulk_budget
         if interactive.has_ready:
+            plan.tokens_left = min(plan.tokens_left, self._share(interactive, query_takers))
             interactive.fill(plan)
             interactive.admit()
         if not plan.segments:
@@ -157,12 +182,19 @@ class Scheduler:
         queue_s = now_s - plan.oldest_ready_s
         return Batch(plan.route, tuple(plan.segments), plan.padded_length, queue_s)
 
+    def _share(self, lane: LaneQueue, takers: int) -> int:
+        """Tokens of one batch where `takers` divide what waits in a lane."""
+        if takers <= 1:
+            return self.max_batch_tokens
+        even = -(-lane.waiting_tokens // takers)
+        return min(self.max_batch_tokens, max(MIN_SHARE_TOKENS, even))
+
     def _bulk_is_due(self, now_s: float) -> bool:
         since_s = self._bulk_waits_since_s
         return since_s is not None and now_s - since_s >= BULK_PATIENCE * self.max_query_wait_s
 
     def _bulk_budget(self, now_s: float) -> int:
-        if now_s - self._last_query_s > QUERY_MEMORY_S:
+        if self._queries_have_workers or now_s - self._last_query_s > QUERY_MEMORY_S:
             return self.max_batch_tokens
         if self._bulk_tokens_per_s is None:
             return min(self.max_batch_tokens, FIRST_SHORT_BATCH_TOKENS)

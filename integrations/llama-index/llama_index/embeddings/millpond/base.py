@@ -22,6 +22,7 @@ ROWS_PER_TURN = 64  # vectors made into lists before the event loop gets its tur
 _ENGINE_OPTIONS = {
     "model_name": "model",
     "device": "device",
+    "devices": "devices",
     "dtype": "dtype",
     "revision": "revision",
     "trust_remote_code": "trust_remote_code",
@@ -31,6 +32,10 @@ _ENGINE_OPTIONS = {
     "max_batch_tokens": "max_batch_tokens",
     "max_queue_tokens": "max_queue_tokens",
     "max_query_wait_ms": "max_query_wait_ms",
+    "memory_utilization": "memory_utilization",
+    "memory_bytes": "memory_bytes",
+    "compile": "compile",
+    "warmup": "warmup",
     "deterministic": "deterministic",
     "cache_folder": "cache_dir",
 }
@@ -54,6 +59,8 @@ class MillpondEmbedding(BaseEmbedding):
         engine (Optional[Engine], optional): An engine that is already built. It is used as it is,
             and the options of the engine are read from it. Defaults to None.
         device (str, optional): "auto", "cpu", "cuda", "cuda:N" or "mps". Defaults to "auto".
+        devices (Optional[Tuple[str, ...]], optional): Several devices of this host, instead of
+            `device`. Defaults to None.
         dtype (str, optional): "auto", "float32", "bfloat16" or "float16". Defaults to "auto".
         revision (Optional[str], optional): Branch, tag or commit on the hub. Defaults to None.
         trust_remote_code (bool, optional): Run Python code that comes with the checkpoint.
@@ -67,6 +74,12 @@ class MillpondEmbedding(BaseEmbedding):
             Defaults to "auto".
         max_queue_tokens (int, optional): Most tokens waiting in each lane.
         max_query_wait_ms (float, optional): Longest a query may wait behind ingestion.
+        memory_utilization (Optional[float], optional): On CUDA, share of the device's memory to
+            fill. Defaults to what batches need.
+        memory_bytes (Optional[int], optional): The same as a number of bytes. Defaults to None.
+        compile (bool, optional): Fuse what is bound by memory with `torch.compile`.
+            Defaults to False.
+        warmup (bool, optional): On CUDA, prepare for queries while loading. Defaults to False.
         deterministic (bool, optional): On CUDA, the same bits whatever else is in flight. On CPU
             this is always so. Defaults to False.
         cache_folder (Optional[str], optional): Where downloaded models are kept. Defaults to
@@ -120,6 +133,9 @@ class MillpondEmbedding(BaseEmbedding):
 
     # The engine's: fixed once it is built.
     device: str = Field("auto", frozen=True, description="Device to run on.")
+    devices: tuple[str, ...] | None = Field(
+        None, frozen=True, description="Several devices behind one queue, instead of `device`."
+    )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", frozen=True, description="Precision of the transformer."
     )
@@ -144,6 +160,18 @@ class MillpondEmbedding(BaseEmbedding):
         EngineConfig.max_query_wait_ms,
         frozen=True,
         description="Longest a query may wait behind ingestion.",
+    )
+    memory_utilization: float | None = Field(
+        None, frozen=True, description="On CUDA: share of the device's memory to fill."
+    )
+    memory_bytes: int | None = Field(
+        None, frozen=True, description="On CUDA: bytes of the device's memory to fill."
+    )
+    compile: bool = Field(
+        False, frozen=True, description="Fuse what is bound by memory with torch.compile."
+    )
+    warmup: bool = Field(
+        False, frozen=True, description="On CUDA: prepare for queries while loading."
     )
     deterministic: bool = Field(
         False, frozen=True, description="On CUDA: the same bits whatever else is in flight."

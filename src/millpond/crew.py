@@ -1,0 +1,99 @@
+"""`Crew`: the workers of a loop, and which of them a text wakes.
+
+Everything but a worker's executor is under the loop's lock, which the crew is given.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from .executor import BatchExecutor
+
+__all__ = ["Crew", "Worker"]
+
+
+class Worker:
+    """A thread that plans batches and runs them."""
+
+    def __init__(
+        self, executor: BatchExecutor, lock: threading.RLock, *, queries_only: bool
+    ) -> None:
+        self.executor = executor  # the thread's own
+        self.queries_only = queries_only
+        self.idle = False  # it waits, and nobody has woken it
+        self.busy = False  # it has planned a batch that is not home yet
+        self._has_work = threading.Condition(lock)
+
+    def wait(self, timeout_s: float | None) -> None:
+        """Wait to be woken, or for so many seconds."""
+        self.idle = True
+        self._has_work.wait(timeout_s)
+        self.idle = False
+
+    def wake(self) -> None:
+        """Let it look for work. Nothing happens if it does not wait."""
+        self.idle = False
+        self._has_work.notify()
+
+
+class Crew:
+    """`general` workers for any batch, and `for_queries` beside them for queries alone.
+
+    No more batches run at a time than there are general workers, but for queries behind bulk.
+    """
+
+    def __init__(
+        self,
+        executor: Callable[[], BatchExecutor],
+        lock: threading.RLock,
+        *,
+        general: int,
+        for_queries: int,
+    ) -> None:
+        self._general = general
+        # Those for queries come first: they are woken first.
+        self.workers = tuple(
+            Worker(executor(), lock, queries_only=queries_only)
+            for queries_only, count in ((True, for_queries), (False, general))
+            for _ in range(count)
+        )
+        self.working = len(self.workers)
+        """Workers whose threads have not come to their end."""
+
+    def may_start(self, worker: Worker) -> bool:
+        """Whether the worker may run a batch now."""
+        return worker.queries_only or self._places(worker) > 0
+
+    def takers(self, worker: Worker) -> tuple[int, int]:
+        """Among how many workers what waits is divided: queries, and bulk."""
+        idle = [other for other in self.workers if other.idle]
+        general = [other for other in idle if not other.queries_only]
+        places = self._places(worker)
+        return min(places, 1 + len(idle)), min(places, 1 + len(general))
+
+    def _places(self, worker: Worker) -> int:
+        """Batches that may run beside those of the other workers."""
+        return self._general - sum(other.busy for other in self.workers if other is not worker)
+
+    def wake_one(self, *, queries: bool, bulk: bool) -> None:
+        """Wake one for what is ready; having planned it, it has the next one woken."""
+        for worker in self.workers:
+            has_work = queries or (bulk and not worker.queries_only)
+            if worker.idle and has_work and self.may_start(worker):
+                worker.wake()
+                return
+
+    def wake_all(self) -> None:
+        """Let everyone look again, at the clock or for the end."""
+        for worker in self.workers:
+            worker.wake()
+
+    @property
+    def in_flight(self) -> int:
+        """Batches launched and not home yet."""
+        return sum(len(worker.executor) for worker in self.workers)
+
+    def __repr__(self) -> str:
+        busy = sum(worker.busy for worker in self.workers)
+        return f"Crew(workers={len(self.workers)}, busy={busy}, in_flight={self.in_flight})"

@@ -1,0 +1,154 @@
+"""`CpuThreads`: how many batches a CPU runs at a time, and how many threads each of them takes.
+
+Several forward passes on few threads each do more than one pass on all of them: inside a pass the
+threads wait for each other at every layer, and most of all while others use the processor. So
+batches run side by side, one thread each for a small model, and queries have a worker of their
+own, which the operating system lets in between the others.
+
+The bits of a vector do not depend on the count: every thread computes whole rows.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["CpuThreads", "threads_for_a_check"]
+
+MOST_WORKERS = 16  # Python's share of a pass is serial, and a few percent of it
+# What one thread computes in about a second and in about 15 ms, in floating-point operations.
+# A bulk batch may take that second, since queries do not wait for it.
+BATCH_OPERATIONS_PER_THREAD = 1e11
+QUERY_OPERATIONS_PER_THREAD = 1.5e9
+
+
+class CpuThreads:
+    """Threads shared out among the workers of one model, `total` in all.
+
+    `workers` run batches at a time, on `per_worker` threads each, and where there are two threads
+    or more, `query_workers` (one) beside them runs queries alone.
+    """
+
+    def __init__(self, total: int, *, parameters: int, max_batch_tokens: int) -> None:
+        self.total = total
+        self._operations_per_token = 2 * parameters
+        operations = self._operations_per_token * max_batch_tokens
+        self.per_worker = _between(1, operations / BATCH_OPERATIONS_PER_THREAD, total)
+        self.workers = min(total // self.per_worker, MOST_WORKERS)
+        self.query_workers = 1 if total > 1 else 0
+        self._lock = threading.Lock()
+        self._in_use = 0  # under the lock
+
+    @classmethod
+    def for_model(cls, model: nn.Module, *, max_batch_tokens: int) -> CpuThreads | None:
+        """For a model on the CPU; None where passes cannot run side by side on counts of their own.
+
+        That is so for a model that changes itself as it runs, which dynamic rotary embeddings do
+        and a checkpoint's own code may, and without an OpenMP to ask.
+        """
+        if not _is_reentrant(model) or _openmp() is None:
+            return None
+        return cls(
+            torch.get_num_threads(),
+            parameters=_multiplied_parameters(model),
+            max_batch_tokens=max_batch_tokens,
+        )
+
+    def wanted(self, tokens: int, *, queries: bool) -> int:
+        """Threads for a batch, of those that are free and at least its share."""
+        if not queries:
+            return self.per_worker
+        operations = self._operations_per_token * tokens
+        free = max(self.total - self._in_use, self.total // 2, 1)
+        return _between(1, operations / QUERY_OPERATIONS_PER_THREAD, free)
+
+    @contextmanager
+    def running(self, tokens: int, *, queries: bool) -> Iterator[int]:
+        """Give the calling thread its count for one pass. Other threads keep theirs."""
+        with self._lock:
+            count = self.wanted(tokens, queries=queries)
+            self._in_use += count
+        try:
+            _set_own_threads(count)
+            yield count
+        finally:
+            with self._lock:
+                self._in_use -= count
+
+    def __repr__(self) -> str:
+        return (
+            f"CpuThreads(total={self.total}, workers={self.workers}, "
+            f"per_worker={self.per_worker}, in_use={self._in_use})"
+        )
+
+
+@contextmanager
+def threads_for_a_check(model: nn.Module, tokens: int) -> Iterator[None]:
+    """Give the calling thread no more threads than a few passes of so many tokens make use of.
+
+    On a busy processor a small model waits longer for a second thread than it computes. The
+    caller's own count is back afterwards.
+    """
+    if _openmp() is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    operations = 2 * _multiplied_parameters(model) * tokens
+    _set_own_threads(_between(1, operations / QUERY_OPERATIONS_PER_THREAD, before))
+    try:
+        yield
+    finally:
+        _set_own_threads(before)
+
+
+def _between(least: int, wanted: float, most: int) -> int:
+    return max(least, min(most, round(wanted)))
+
+
+def _multiplied_parameters(model: nn.Module) -> int:
+    """The weights every token is multiplied with: all but tables of embeddings."""
+    looked_up = {
+        id(weight)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+        for weight in module.parameters(recurse=False)
+    }
+    return sum(weight.numel() for weight in model.parameters() if id(weight) not in looked_up)
+
+
+def _is_reentrant(model: nn.Module) -> bool:
+    if not type(model).__module__.startswith("transformers."):
+        return False
+    rope_types = {str(getattr(module, "rope_type", "default")) for module in model.modules()}
+    return not any(kind.startswith(("dynamic", "longrope")) for kind in rope_types)
+
+
+def _set_own_threads(count: int) -> None:
+    # The count is a variable of the calling thread, by the OpenMP specification (nthreads-var).
+    # torch sets it once itself, at its first use in a thread, so that has to come before.
+    torch.get_num_threads()
+    openmp = _openmp()
+    assert openmp is not None
+    openmp.omp_set_num_threads(count)
+
+
+@cache
+def _openmp() -> Any:
+    """The OpenMP library that torch's own kernels use, or None."""
+    for library in sorted((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")):
+        try:
+            loaded = ctypes.CDLL(str(library))
+            known = loaded.omp_set_num_threads, loaded.omp_get_max_threads
+        except (OSError, AttributeError):
+            continue
+        if all(known) and loaded.omp_get_max_threads() == torch.get_num_threads():
+            return loaded
+    return None

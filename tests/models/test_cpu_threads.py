@@ -1,0 +1,117 @@
+"""How many batches a CPU runs at a time, on how many threads, and whose count is changed."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
+
+from millpond.models.cpu_threads import CpuThreads, threads_for_a_check
+
+MINILM, BASE, LARGE = 10_600_000, 85_000_000, 303_000_000  # parameters beside the embeddings
+
+
+def threads_for(total: int, parameters: int) -> CpuThreads:
+    return CpuThreads(total, parameters=parameters, max_batch_tokens=1024)
+
+
+@pytest.mark.parametrize(
+    ("total", "parameters", "per_worker", "workers"),
+    [
+        (1, MINILM, 1, 1),
+        (2, MINILM, 1, 2),
+        (16, MINILM, 1, 16),
+        (64, MINILM, 1, 16),
+        (16, BASE, 2, 8),
+        (2, LARGE, 2, 1),
+        (16, LARGE, 6, 2),
+    ],
+)
+def test_the_larger_the_model_the_more_threads_share_a_batch(
+    total: int, parameters: int, per_worker: int, workers: int
+) -> None:
+    threads = threads_for(total, parameters)
+    assert (threads.per_worker, threads.workers) == (per_worker, workers)
+
+
+def test_queries_have_a_worker_beside_the_others_unless_there_is_one_thread() -> None:
+    assert threads_for(2, MINILM).query_workers == 1
+    assert threads_for(1, MINILM).query_workers == 0
+
+
+def test_a_short_query_of_a_small_model_takes_one_thread_and_a_large_one_what_is_free() -> None:
+    assert threads_for(16, MINILM).wanted(17, queries=True) == 1
+    assert threads_for(16, MINILM).wanted(512, queries=True) == 7
+    assert threads_for(4, LARGE).wanted(512, queries=True) == 4
+
+
+def test_a_query_beside_busy_workers_takes_what_is_free_and_at_most_half_of_the_rest() -> None:
+    threads = threads_for(4, LARGE)
+    with threads.running(1024, queries=False) as taken:
+        assert taken == threads.per_worker == 4
+        with threads.running(512, queries=True) as beside:
+            assert beside == 2
+    assert "in_use=0" in repr(threads)
+
+
+def test_only_the_calling_threads_count_is_changed() -> None:
+    before = torch.get_num_threads()
+    threads = CpuThreads.for_model(tiny_bert(), max_batch_tokens=64)
+    assert threads is not None
+    seen = []
+
+    def work() -> None:
+        with threads.running(1, queries=False):
+            seen.append(torch.get_num_threads())
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    worker.join()
+    assert seen == [1]
+    assert torch.get_num_threads() == before
+
+
+def tiny_bert() -> BertModel:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=100, hidden_size=64, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=256,
+    )  # fmt: skip
+    return BertModel(config).eval()
+
+
+def test_a_model_that_changes_itself_as_it_runs_is_not_run_side_by_side() -> None:
+    scaled = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+    config = LlamaConfig(
+        vocab_size=100, hidden_size=64, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=32, rope_parameters=scaled,
+    )  # fmt: skip
+    assert CpuThreads.for_model(LlamaModel(config), max_batch_tokens=64) is None
+
+
+def test_nor_is_one_with_code_of_its_own() -> None:
+    class Bert(BertModel):
+        pass
+
+    assert CpuThreads.for_model(Bert(tiny_bert().config), max_batch_tokens=64) is None
+
+
+def test_tables_of_embeddings_do_not_count_as_work() -> None:
+    model = tiny_bert()
+    threads = CpuThreads.for_model(model, max_batch_tokens=64)
+    assert threads is not None
+    multiplied = sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if "_embeddings" not in name
+    )
+    assert threads._operations_per_token == 2 * multiplied
+
+
+def test_a_check_of_a_small_model_takes_one_thread_and_gives_the_others_back() -> None:
+    before = torch.get_num_threads()
+    with threads_for_a_check(tiny_bert(), 50):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
