@@ -38,6 +38,7 @@ from millpond.errors import (
     TextTooLong,
     UnsupportedModel,
 )
+from millpond.models.shared_prefix import SharedPrefixes
 from millpond.models.spec import Module
 from millpond.models.tokenizer import TextTokenizer, TokenizedTexts
 
@@ -485,3 +486,42 @@ def test_many_threads_get_the_same_ids(folders: dict[str, Path]) -> None:
             pool.map(lambda limit: rows(tokenizer.encode(TEXTS[:9], max_length=limit)), limits)
         )
     assert together == alone
+
+
+class TestSharedPrefix:
+    PROMPT = "Instruct: given a question, find the mill\nQuery: "
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_begins_every_text_with_the_prompt(self, folders: dict[str, Path], family: str) -> None:
+        tokenizer = load(folders[family])
+        shared = tokenizer.shared_prefix_length(self.PROMPT)
+        prompted = rows(tokenizer.encode([self.PROMPT + text for text in TEXTS]))
+        assert len({tuple(ids[:shared]) for ids in prompted}) == 1
+        assert shared >= len(rows(tokenizer.encode([self.PROMPT.rstrip()]))[0]) - 2
+
+    def test_stops_before_what_merges_with_the_text(self, folders: dict[str, Path]) -> None:
+        tokenizer = load(folders["byte_bpe_eos"])
+        (alone, together) = rows(tokenizer.encode(["a: ", "a: the"]))
+        assert alone[:-1] != together[: len(alone) - 1]  # the space goes into the word
+        assert tokenizer.shared_prefix_length("a: ") == len(alone) - 2
+
+    def test_without_a_prompt_is_what_every_text_begins_with(
+        self, folders: dict[str, Path]
+    ) -> None:
+        assert load(folders["word_piece"]).shared_prefix_length("") == 1  # [CLS]
+        assert load(folders["byte_bpe_eos"]).shared_prefix_length("") == 0
+
+    def test_is_found_once_for_each_of_the_last_prompts(self) -> None:
+        asked: list[str] = []
+
+        def token_ids(texts: Any) -> list[list[int]]:
+            asked.append(texts[0])
+            return [[ord(character) for character in text] for text in texts]
+
+        prefixes = SharedPrefixes(token_ids, capacity=2)
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(prefixes.length, ["one"] * 50)) == {3}
+        asked.clear()
+        assert [prefixes.length(prompt) for prompt in ("one", "", "two", "one")] == [3, 0, 3, 3]
+        assert asked == ["", "two", "one"]
+        assert repr(prefixes) == "SharedPrefixes(prompts=2, capacity=2)"

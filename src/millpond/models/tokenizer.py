@@ -22,6 +22,7 @@ from ..errors import (
     InvalidTokenIds,
     TextTooLong,
 )
+from .shared_prefix import SharedPrefixes
 from .spec import Module
 from .tokenizer_source import NO_LIMIT, TokenizerSource, ids_of, load_source
 
@@ -67,6 +68,7 @@ class TextTokenizer:
         self._source = source
         self._prefix, self._suffix = _special_ends(source)
         self._may_exceed_vocabulary = source.size > self.vocab_size
+        self._shared_prefixes = SharedPrefixes(self.token_ids)
         self._require_room_for_text(max_length)
 
     @classmethod
@@ -197,6 +199,14 @@ class TextTokenizer:
         ids = self.encode([prompt], truncate=self._source.side).ids
         ends_special = len(ids) > 0 and int(ids[-1]) in self._source.special_ids
         return len(ids) - ends_special
+
+    def shared_prefix_length(self, prompt: str) -> int:
+        """Leading token ids, special ones included, that texts with this prompt have in common.
+
+        Found with a few texts that begin differently, before anything is cut: a hint where reuse
+        may pay, never a promise. Without a prompt it is what every text begins with.
+        """
+        return self._shared_prefixes.length(prompt)
 
     def _tokenize(self, texts: Sequence[str], add_special_tokens: bool) -> Sequence[Any]:
         for index, text in enumerate(texts):
