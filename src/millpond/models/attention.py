@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import inspect
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,16 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
-__all__ = ["ATTENTION_NAME", "PackedSequences", "register_attention", "uses_varlen"]
+from .causal_tiles import Masks, attend_in_tiles
+
+__all__ = [
+    "ATTENTION_NAME",
+    "PackedSequences",
+    "Sequences",
+    "attend_varlen",
+    "register_attention",
+    "uses_varlen",
+]
 
 ATTENTION_NAME = "millpond"
 _VARLEN_OPTIONS = frozenset(inspect.signature(varlen_attn).parameters)  # more in newer releases
@@ -42,7 +51,8 @@ class PackedSequences:
     longest: int
     boundaries: Tensor | None = None
     deterministic: bool = False
-    masks: dict[tuple[int, int, bool], Tensor] = field(default_factory=dict, repr=False)
+    masks: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
+    causal_masks: Masks = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -71,20 +81,47 @@ class PackedSequences:
         scaling: float | None,
         window: int | None,
         causal: bool,
+        layer: int | None = None,
     ) -> Tensor:
         """`[heads, total, size]` in, `[total, heads, size]` out."""
-        attend = _varlen if self.boundaries is not None else _grouped
-        return attend(query, key, value, self, scaling, window, causal)
+        if self.boundaries is None:
+            return _grouped(query, key, value, self, scaling, window, causal)
+        return attend_varlen(
+            *(rows.transpose(0, 1) for rows in (query, key, value)),
+            query_boundaries=self.boundaries,
+            key_boundaries=self.boundaries,
+            longest_query=self.longest,
+            longest_key=self.longest,
+            scaling=scaling,
+            window=window,
+            causal=causal,
+            deterministic=self.deterministic,
+        )
 
-    def window_mask(self, length: int, window: int, causal: bool, device: torch.device) -> Tensor:
+    def window_mask(self, length: int, window: int, device: torch.device) -> Tensor:
         """Which keys each query of a sequence sees, bool `[length, length]`, made once a batch."""
-        key = (length, window, causal)
+        key = (length, window)
         if key not in self.masks:
             position = torch.arange(length, device=device)
-            distance = position[:, None] - position[None, :]
-            seen = distance.abs() < window
-            self.masks[key] = seen & (distance >= 0) if causal else seen
+            self.masks[key] = (position[:, None] - position[None, :]).abs() < window
         return self.masks[key]
+
+
+class Sequences(Protocol):
+    """What stands in a packed row, and how its sequences attend."""
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float | None,
+        window: int | None,
+        causal: bool,
+        layer: int | None,
+    ) -> Tensor:
+        """`[heads, total, size]` in, `[total, heads, size]` out."""
 
 
 def register_attention() -> None:
@@ -110,7 +147,7 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    packed_sequences: PackedSequences,
+    packed_sequences: Sequences,
     scaling: float | None = None,
     sliding_window: int | None = None,
     is_causal: bool | None = None,
@@ -127,21 +164,36 @@ def packed_attention(
             raise NotImplementedError(f"its attention has {name}")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     out = packed_sequences.attend(
-        query[0], key[0], value[0], scaling=scaling, window=sliding_window, causal=causal
+        query[0],
+        key[0],
+        value[0],
+        scaling=scaling,
+        window=sliding_window,
+        causal=causal,
+        layer=getattr(module, "layer_idx", None),
     )
     return out.unsqueeze(0), None
 
 
-def _varlen(
+def attend_varlen(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    sequences: PackedSequences,
+    *,
+    query_boundaries: Tensor,
+    key_boundaries: Tensor,
+    longest_query: int,
+    longest_key: int,
     scaling: float | None,
     window: int | None,
     causal: bool,
+    deterministic: bool = False,
 ) -> Tensor:
-    query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+    """The variable-length CUDA kernel, `[total, heads, size]` in and out.
+
+    Boundaries are `cu_seqlens`, int32 `[n + 1]`. Where a sequence has more keys than queries, the
+    last query stands at the last key.
+    """
     reach = -1 if window is None else window - 1
     options: dict[str, Any] = {"window_size": (reach, 0 if causal else reach)}
     if query.shape[1] != key.shape[1]:
@@ -150,11 +202,10 @@ def _varlen(
         elif not _shares_keys(query.device, query.dtype):
             repeats = query.shape[1] // key.shape[1]
             key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
-    if sequences.deterministic and "num_splits" in _VARLEN_OPTIONS:
+    if deterministic and "num_splits" in _VARLEN_OPTIONS:
         options["num_splits"] = 1
-    bounds, longest = sequences.boundaries, sequences.longest
-    assert bounds is not None
-    out = varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scaling, **options)
+    bounds = (query_boundaries, key_boundaries, longest_query, longest_key)
+    out = varlen_attn(query, key, value, *bounds, scale=scaling, **options)
     assert isinstance(out, Tensor)
     return out
 
@@ -186,22 +237,30 @@ def _grouped(
     window: int | None,
     causal: bool,
 ) -> Tensor:
-    grouped_queries = query.shape[0] != key.shape[0]
     parts = []
     for start, count, length in sequences.groups:
-        mask = None
-        if window is not None and length > window:
-            mask = sequences.window_mask(length, window, causal, query.device)
         queries, keys, values = (_sequences(x, start, count, length) for x in (query, key, value))
-        attended = scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=mask,
-            is_causal=causal and mask is None and length > 1,
-            scale=scaling,
-            enable_gqa=grouped_queries,
-        )
+        if causal:
+            attended = attend_in_tiles(
+                queries,
+                keys,
+                values,
+                scaling=scaling,
+                window=window,
+                masks=sequences.causal_masks,
+            )
+        else:
+            mask = None
+            if window is not None and length > window:
+                mask = sequences.window_mask(length, window, query.device)
+            attended = scaled_dot_product_attention(
+                queries,
+                keys,
+                values,
+                attn_mask=mask,
+                scale=scaling,
+                enable_gqa=query.shape[0] != key.shape[0],
+            )
         parts.append(attended.transpose(1, 2).flatten(0, 1))
     return torch.cat(parts)
 

@@ -49,6 +49,7 @@ class TracedSequences:
         scaling: float | None,
         window: int | None,
         causal: bool,
+        layer: int | None = None,
     ) -> Tensor:
         """`[heads, total, size]` in, `[total, heads, size]` out."""
         out: Tensor = torch.ops.millpond.attend(
