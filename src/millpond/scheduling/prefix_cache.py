@@ -1,0 +1,329 @@
+"""`PrefixCache`: which beginnings of texts have their keys and values in which blocks.
+
+A text is cut into nodes, one block each. The cut depends on nothing but the text's length and
+where its prompt ends, so texts with the same prompt share it to its last token:
+
+    0               16              32     39              55              71     78
+    │ full node     │ full node     │ rest │ full node     │ full node     │ tail │
+                                           ▲ split: the prompt ends here     no node
+
+Nodes are found by a digest of their ids chained to their parent's digest, and believed only when
+the ids and the parent itself agree, so a collision of digests is a miss. This is a cache and never
+working memory: a text can always be computed without it, so when there is no block, less is
+remembered and that is all.
+
+Every method is called under the engine's lock. Tensors, the model and time are not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from .blocks import BlockPool
+
+__all__ = ["Claim", "PrefixCache", "PrefixCacheStats"]
+
+Digest = Callable[[tuple[int, bytes]], int]
+
+ID_BYTES = 4
+ROOT_KEY = 0  # what the first node's digest is chained to
+
+OPEN, SETTLED, RELEASED = "open", "settled", "released"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrefixCacheStats:
+    """Totals since the cache was made, and what its blocks hold now."""
+
+    looked_up_tokens: int
+    """Tokens of all texts that were claimed."""
+    hit_tokens: int
+    """Tokens among them that need not be computed."""
+    evictions: int
+    """Blocks with remembered content that were given to other texts."""
+    block_tokens: int
+    blocks: int
+    blocks_in_use: int
+    """Those of pinned prompts included."""
+    blocks_pinned: int
+    blocks_cached: int
+    """Free, and remembered until they are needed."""
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Node:
+    """Some tokens of a text after all tokens of its parent."""
+
+    parent: Node | None
+    key: int
+    ids: bytes
+    block: int
+    owner: object | None
+    """Whose batch is going to fill the block; None once it is filled."""
+    pinned: bool = False
+    dependents: list[Node] | None = None
+    """Nodes made after this one while it was not filled; wrong if it never is."""
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Claim:
+    """The blocks of one text, from its beginning, held until released.
+
+    Ends by `commit` or `abort`, and then by `release`.
+    """
+
+    blocks: list[int]
+    sizes: list[int]
+    """Tokens in each block."""
+    reused: int
+    """So many leading blocks are filled already or by another text of the batch."""
+    cached_tokens: int
+    """Leading tokens that need not be computed; may end inside the last reused block."""
+    nodes: list[Node] = field(default_factory=list)  # from here on the cache's own
+    to_pin: int = 0
+    state: str = OPEN
+
+    @property
+    def remembered_tokens(self) -> int:
+        """Leading tokens that have blocks."""
+        return sum(self.sizes)
+
+    def __repr__(self) -> str:
+        return (
+            f"Claim(blocks={len(self.blocks)}, reused={self.reused}, "
+            f"cached_tokens={self.cached_tokens}, state={self.state})"
+        )
+
+
+class PrefixCache:
+    """Remembers the beginnings of texts in `blocks` blocks of `block_tokens` tokens.
+
+    Pinned nodes are at most the share `most_pinned` of the blocks.
+    """
+
+    def __init__(
+        self,
+        blocks: int,
+        *,
+        block_tokens: int = 16,
+        digest: Digest = hash,
+        most_pinned: float = 0.25,
+    ) -> None:
+        assert block_tokens > 0
+        self.block_tokens = block_tokens
+        self.pool = BlockPool(blocks, evicted=self._evicted)
+        self.most_pinned_blocks = int(most_pinned * blocks)
+        self._digest = digest
+        self._nodes: dict[int, Node] = {}  # the remembered ones, by key
+        self._node_of: list[Node | None] = [None] * blocks  # the same nodes, by block
+        self._claims = 0  # not yet released
+        self._pinned = 0
+        self._looked_up_tokens = 0
+        self._hit_tokens = 0
+        self._evictions = 0
+
+    def claim(
+        self,
+        ids: npt.NDArray[np.int32],
+        *,
+        owner: object,
+        split: int = 0,
+        pin: bool = False,
+        until: int | None = None,
+    ) -> Claim:
+        """Hold what is there of a text `ids` [n], and as many new blocks as there are for the rest.
+
+        `split` is the length of the text's prompt; with `pin` the prompt's nodes are kept for
+        good. Texts of one `owner`, a batch in the making, use each other's blocks before they are
+        filled. New blocks are only for nodes before `until`, where this batch stops computing the
+        text; what is there already is held to the text's end.
+        """
+        assert owner is not None
+        length = len(ids)
+        end = length if until is None else min(until, length)
+        split = min(split, length)
+        chunks = self._cut(ids, split)
+        nodes = self._match(chunks, owner)
+        reused = len(nodes)
+        for node in nodes:
+            self.pool.acquire(node.block)
+        self._extend(nodes, chunks, owner, end)
+        sizes = [len(chunk) // ID_BYTES for chunk in chunks[: len(nodes)]]
+        # At least one token of each text is computed: the one whose output is pooled.
+        cached_tokens = max(0, min(sum(sizes[:reused]), end - 1))
+        self._claims += 1
+        self._looked_up_tokens += length
+        self._hit_tokens += cached_tokens
+        return Claim(
+            [node.block for node in nodes],
+            sizes,
+            reused,
+            cached_tokens,
+            nodes,
+            -(-split // self.block_tokens) if pin else 0,
+        )
+
+    def _cut(self, ids: npt.NDArray[np.int32], split: int) -> list[bytes]:
+        """The ids of the text's nodes."""
+        assert ids.dtype == np.int32
+        data = ids.tobytes()
+        step = self.block_tokens * ID_BYTES
+        split *= ID_BYTES
+        full = split - split % step
+        chunks = [data[start : start + step] for start in range(0, full, step)]
+        if full < split:
+            chunks.append(data[full:split])
+        chunks += [data[at : at + step] for at in range(split, len(data) - step + 1, step)]
+        return chunks
+
+    def _match(self, chunks: list[bytes], owner: object) -> list[Node]:
+        """The longest chain of nodes that the owner may read."""
+        find, digest = self._nodes.get, self._digest
+        nodes = []
+        parent, key = None, ROOT_KEY
+        for ids in chunks:
+            key = digest((key, ids))
+            node = find(key)
+            if node is None or node.ids != ids or node.parent is not parent:
+                break
+            if node.owner is not None and node.owner is not owner:
+                break
+            nodes.append(node)
+            parent = node
+        return nodes
+
+    def _extend(self, nodes: list[Node], chunks: list[bytes], owner: object, end: int) -> None:
+        """Add new nodes of the owner to the chain, as far as `end` and the blocks allow."""
+        parent = nodes[-1] if nodes else None
+        key = parent.key if parent else ROOT_KEY
+        room = end * ID_BYTES - sum(map(len, chunks[: len(nodes)]))
+        for ids in chunks[len(nodes) :]:
+            room -= len(ids)
+            key = self._digest((key, ids))
+            # A node under this key is another owner's and not filled, or a collision.
+            if room < 0 or key in self._nodes:
+                return
+            block = self.pool.allocate()
+            if block is None:
+                return
+            node = Node(parent, key, ids, block, owner)
+            if parent is not None and parent.owner is not None:
+                _depend(node, parent)
+            self._nodes[key] = self._node_of[block] = parent = node
+            nodes.append(node)
+
+    def commit(self, claim: Claim) -> None:
+        """The claim's new blocks are filled: everybody may read them from now on."""
+        self._settle(claim)
+        for node in claim.nodes[claim.reused :]:
+            node.owner = None
+            node.dependents = None
+        if claim.to_pin:
+            self._pin(claim.nodes[: claim.to_pin])
+
+    def _pin(self, nodes: Sequence[Node]) -> None:
+        """Hold nodes for good, from the text's beginning on, so that none outlives its parent."""
+        for node in nodes:
+            filled = node.owner is None and self._remembers(node)
+            if not filled or (not node.pinned and self._pinned >= self.most_pinned_blocks):
+                return
+            if not node.pinned:
+                node.pinned = True
+                self._pinned += 1
+                self.pool.acquire(node.block)
+
+    def abort(self, claim: Claim) -> None:
+        """The claim's new blocks are not going to be filled.
+
+        They are forgotten, and whatever was made after them with them: it was computed from what
+        is not there. Claims that reuse them hold the blocks until released.
+        """
+        self._settle(claim)
+        doomed = claim.nodes[claim.reused :]
+        while doomed:
+            node = doomed.pop()
+            doomed += node.dependents or ()
+            node.dependents = None
+            if self._remembers(node):
+                self._forget(node)
+                self.pool.forget(node.block)
+
+    def release(self, claim: Claim) -> None:
+        """Let go of the claim's blocks, the last one first: leaves go before what they hang on."""
+        assert claim.state is SETTLED
+        claim.state = RELEASED
+        self._claims -= 1
+        for node in reversed(claim.nodes):
+            self.pool.release(node.block, keep=self._remembers(node))
+
+    @staticmethod
+    def _settle(claim: Claim) -> None:
+        assert claim.state is OPEN
+        claim.state = SETTLED
+
+    def _remembers(self, node: Node) -> bool:
+        return self._node_of[node.block] is node
+
+    def _evicted(self, block: int) -> None:
+        node = self._node_of[block]
+        assert node is not None
+        self._forget(node)
+        self._evictions += 1
+
+    def _forget(self, node: Node) -> None:
+        del self._nodes[node.key]
+        self._node_of[node.block] = None
+
+    @property
+    def stats(self) -> PrefixCacheStats:
+        return PrefixCacheStats(
+            looked_up_tokens=self._looked_up_tokens,
+            hit_tokens=self._hit_tokens,
+            evictions=self._evictions,
+            block_tokens=self.block_tokens,
+            blocks=self.pool.size,
+            blocks_in_use=self.pool.in_use,
+            blocks_pinned=self._pinned,
+            blocks_cached=self.pool.kept,
+        )
+
+    def check(self, *, idle: bool = False) -> None:
+        """Assert that the books agree; when `idle`, also that only pinned blocks are in use."""
+        self.pool.check()
+        nodes = self._nodes.values()
+        assert len(nodes) == sum(node is not None for node in self._node_of)
+        for key, node in self._nodes.items():
+            assert node.key == key
+            self._check_node(node)
+        assert self.pool.kept == sum(self.pool.references(node.block) == 0 for node in nodes)
+        assert self._pinned == sum(node.pinned for node in nodes) <= self.most_pinned_blocks
+        if idle:
+            assert self._claims == 0
+            assert self.pool.in_use == self._pinned
+
+    def _check_node(self, node: Node) -> None:
+        assert self._remembers(node)
+        in_use = self.pool.references(node.block) > 0
+        assert in_use or (node.owner is None and not node.pinned)
+        assert in_use or self.pool.is_kept(node.block)
+        if node.parent is not None:
+            assert self._remembers(node.parent)
+            assert not in_use or self.pool.references(node.parent.block) > 0
+            assert not node.pinned or node.parent.pinned
+
+    def __repr__(self) -> str:
+        return (
+            f"PrefixCache(nodes={len(self._nodes)}, pinned={self._pinned}, "
+            f"claims={self._claims}, evictions={self._evictions}, pool={self.pool!r})"
+        )
+
+
+def _depend(node: Node, parent: Node) -> None:
+    """Note that the node is wrong if its parent is never filled."""
+    if parent.dependents is None:
+        parent.dependents = []
+    parent.dependents.append(node)
