@@ -19,12 +19,13 @@ ADAPTER_SOURCES := $(shell find integrations -mindepth 2 \
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PIP_INSTALL := $(PIP) install --quiet -c constraints.txt
 
-.PHONY: help setup adapters demo test bench lint typecheck format check clean
+.PHONY: help setup adapters demo test bench bench-adapters lint typecheck format check clean
 
 help:
 	@echo "make demo       embed and search the standard library's documentation"
 	@echo "make test       run the test suite, the adapters' included"
 	@echo "make bench      measure Millpond beside its peers; ARGS=--quick for minutes"
+	@echo "make bench-adapters  the LangChain and LlamaIndex adapters beside the incumbents"
 	@echo "make check      lint, typecheck and test"
 	@echo "make lint       check style and formatting; 'make format' repairs them"
 	@echo "make typecheck  check types"
@@ -54,7 +55,7 @@ $(ADAPTERS): $(READY) $(ADAPTER_SOURCES)
 	@touch $(ADAPTERS)
 
 # The model comes from an installed package, so nothing is asked of the network.
-demo test bench: export HF_HUB_OFFLINE = 1
+demo test bench bench-adapters: export HF_HUB_OFFLINE = 1
 test: export ANONYMIZED_TELEMETRY = False
 test: export LANGSMITH_TRACING = false
 
@@ -68,6 +69,10 @@ test: adapters
 bench:
 	@$(PYTHON) benchmarks/environments.py
 	@.venv-bench/common/bin/python benchmarks/run.py $(ARGS)
+
+bench-adapters:
+	@$(PYTHON) benchmarks/environments.py common
+	@.venv-bench/common/bin/python benchmarks/adapters.py $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""The virtual environments of the peers, under `.venv-bench/`: `python environments.py`.
+"""The virtual environments of the peers, under `.venv-bench/`: `python environments.py [NAME …]`.
 
 Peers ask for versions that exclude each other, so each list in `environments/` gets one of its own.
 It is installed once and again when the list changes. One that cannot be installed leaves its error
@@ -11,6 +11,7 @@ import hashlib
 import subprocess
 import sys
 import venv
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -51,18 +52,21 @@ def set_up(name: str) -> None:
     stamp.write_text(digest)
 
 
-def set_up_all() -> None:
-    """Every environment; the error of one does not stop the others. Raises for the common one."""
-    for path in sorted(LISTS.glob("*.txt")):
-        failure = FOLDER / f"{path.stem}.error"
+def set_up_all(names: Sequence[str]) -> None:
+    """The environments of these names; the error of one does not stop the others.
+
+    Raises SetUpFailed for the common one.
+    """
+    for name in names:
+        failure = FOLDER / f"{name}.error"
         failure.unlink(missing_ok=True)
         try:
-            set_up(path.stem)
+            set_up(name)
         except SetUpFailed as failed:
-            if path.stem == COMMON:
+            if name == COMMON:
                 raise
             failure.write_text(str(failed))
-            print(f"{path.stem} cannot be set up: {failed}", flush=True)
+            print(f"{name} cannot be set up: {failed}", flush=True)
     # Millpond as it is in this folder, and the adapters as users get them.
     _pip(COMMON, "--no-deps", "--no-build-isolation", *PROJECT)
 
@@ -81,6 +85,6 @@ def _pip(name: str, *arguments: str) -> None:
 
 if __name__ == "__main__":
     try:
-        set_up_all()
+        set_up_all(sys.argv[1:] or sorted(path.stem for path in LISTS.glob("*.txt")))
     except SetUpFailed as failed:
         sys.exit(f"the benchmark's environment cannot be set up:\n{failed}")

@@ -69,17 +69,29 @@ def callers(embedder: Embedder, queries: list[str], count: int) -> Raw:
 
 
 def during_ingestion(
-    embedder: Embedder, queries: list[str], texts: list[str], *, interval_s: float, seconds: float
+    embedder: Embedder,
+    queries: list[str],
+    texts: list[str],
+    *,
+    interval_s: float,
+    seconds: float,
+    from_a_loop: bool = False,
 ) -> Raw:
     """Queries at a steady pace while another thread ingests the texts, again and again until
-    `seconds` have passed."""
+    `seconds` have passed; with `from_a_loop` by the asynchronous call, on its event loop."""
     times: list[float] = []
     end = time.perf_counter() + seconds
 
+    def ingest_once() -> None:
+        if from_a_loop:
+            asyncio.run(embedder.aembed(texts))
+        else:
+            embedder.embed(texts)
+
     def ingest_again() -> list[float]:
-        calls = [_seconds(lambda: embedder.embed(texts))]
+        calls = [_seconds(ingest_once)]
         while time.perf_counter() < end:
-            calls.append(_seconds(lambda: embedder.embed(texts)))
+            calls.append(_seconds(ingest_once))
         return calls
 
     with ThreadPoolExecutor(1) as threads:
@@ -118,6 +130,11 @@ def mixed(
         return time.perf_counter() - started
 
     return {"seconds": _run(answer_all()), "queries": times["query"], "jobs": times["job"]}
+
+
+def index(embedder: Embedder, texts: list[str]) -> Raw:
+    """A vector index over all texts, built once."""
+    return {"seconds": _seconds(lambda: embedder.index(texts)), "texts": len(texts)}
 
 
 def memory() -> Raw:

@@ -6,7 +6,7 @@ It knows peers by their processes only, and what to ask them from `plan.py`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -52,6 +52,19 @@ class Run:
         }
         self.records.append(record)
         return record
+
+    def described(self, peers: Peers) -> Record:
+        """Who the peers are, and how far their vectors are from the reference's."""
+        return {
+            name: {
+                "about": entry.about,
+                "precision": entry.precision,
+                "environment": entry.environment,
+                "versions": self.versions.get(name),
+                "agreement": self.agreements.get(name),
+            }
+            for name, (entry, _) in peers.items()
+        }
 
     def drop(self, name: str, error: Exception) -> None:
         """List a peer with its error and go on without it."""
@@ -100,23 +113,31 @@ def unit_rate(run: Run) -> float:
     return float(1 / (share * query + (1 - share) * job))
 
 
+def in_turn(
+    run: Run, step: Step, round_number: int, *, without: Container[str] = ()
+) -> Iterator[tuple[str, Record]]:
+    """One figure of every peer; their order is reversed every other round."""
+    names = list(run.workers)
+    for name in names if round_number % 2 == 0 else reversed(names):
+        if name in without:
+            continue
+        try:
+            yield name, run.ask(name, step, round_number)
+        except WorkerFailed as error:
+            run.drop(name, error)
+
+
 def measure_round(run: Run, round_number: int, unit: float) -> None:
-    """Every figure of every peer, the peers in turn; their order is reversed every other round."""
+    """Every figure of every peer, the peers in turn."""
     for precision in ("float32", "bfloat16"):
         rate = {"peer": None, "figure": "matrix_rate", "setting": precision, "round": round_number}
         run.records.append(rate | {"per_second": matrix_rate(precision)})
     behind: set[str] = set()
     for step in (*steps(run.sizes), *mixed_steps(run.sizes, unit, round_number)):
-        names = list(run.workers)
-        for name in names if round_number % 2 == 0 else reversed(names):
-            if step.figure == "mixed" and name in behind:
-                continue
-            try:
-                record = run.ask(name, step, round_number)
-            except WorkerFailed as error:
-                run.drop(name, error)
-                continue
-            if "error" in record or record.get("seconds", 0) > BEHIND * run.sizes.mixed_s:
+        left_out = behind if step.figure == "mixed" else ()
+        for name, record in in_turn(run, step, round_number, without=left_out):
+            too_slow = record.get("seconds", 0) > BEHIND * run.sizes.mixed_s
+            if step.figure == "mixed" and ("error" in record or too_slow):
                 behind.add(name)
     run.load_average.append(os.getloadavg()[0])
 

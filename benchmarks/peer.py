@@ -38,6 +38,14 @@ class Embedder:
         """`query` from an event loop; in a thread where the library has nothing better."""
         return await _in_thread(partial(self.query, text))
 
+    def index(self, texts: list[str]) -> Any:
+        """A vector index over the texts, where the library is one that builds them."""
+        raise NotImplementedError
+
+    def closest(self, texts: list[str], queries: list[str], count: int) -> list[list[int]]:
+        """The numbers of the texts that an index finds for each query, best first."""
+        raise NotImplementedError
+
     def tokens(self) -> tuple[int, int] | None:
         """Tokens of texts and tokens computed since loading; None where it cannot be counted."""
         return None
@@ -63,6 +71,8 @@ class Peer:
     """That of the matrix products; decides what its vectors are held to."""
     environment: str = "common"
     """The file in `environments/` that lists what it needs."""
+    in_full_run: bool = True
+    """Whether `run.py` measures it; `adapters.py` measures every peer of its files."""
 
 
 def read(path: Path) -> tuple[Peer, ...]:

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import date
 from pathlib import Path
 
 import environments
@@ -22,28 +19,12 @@ import peer
 import plots
 import report
 import workloads
+from machine import default_folder, machine
 from matrix_rate import operations
 from measure import Peers, Record, Run, measure
 from plan import FULL, QUICK, texts
 
-RESULTS = Path(__file__).parent / "results"
 MODEL = environments.FOLDER / "model"
-
-
-def machine() -> Record:
-    """What the figures were measured on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    flags = next((line for line in lines if line.startswith("flags")), "").split()
-    return {
-        "date": date.today().isoformat(),
-        "processor": next(names, platform.processor() or "unknown"),
-        "cores": os.cpu_count(),
-        "extensions": [flag for flag in ("avx2", "avx512_bf16", "amx_bf16") if flag in flags],
-        "system": platform.platform(terse=True),
-        "python": platform.python_version(),
-    }
 
 
 def results(run: Run, peers: Peers, lists: Record) -> Record:
@@ -55,16 +36,7 @@ def results(run: Run, peers: Peers, lists: Record) -> Record:
         "machine": machine(),
         "sizes": asdict(run.sizes),
         "load_average_after_each_round": run.load_average,
-        "peers": {
-            name: {
-                "about": entry.about,
-                "precision": entry.precision,
-                "environment": entry.environment,
-                "versions": run.versions.get(name),
-                "agreement": run.agreements.get(name),
-            }
-            for name, (entry, _) in peers.items()
-        },
+        "peers": run.described(peers),
         "failures": run.failures,
         "texts": {
             name: {
@@ -90,18 +62,11 @@ def options() -> argparse.Namespace:
 
 def chosen_peers(parts: Sequence[str] | None) -> Peers:
     """All of them, or the reference and those whose names contain one of the parts."""
-    peers = peer.read_all()
+    peers = {name: found for name, found in peer.read_all().items() if found[0].in_full_run}
     if not parts:
         return peers
     wanted = [name for name in peers if any(part in name for part in parts)]
     return {name: peers[name] for name in dict.fromkeys([next(iter(peers)), *wanted])}
-
-
-def default_folder() -> Path:
-    """Named by the day and the machine."""
-    facts = machine()
-    words = f"{facts['date']} {facts['processor']} {facts['cores']} cores"
-    return RESULTS / words.lower().replace(" ", "-")
 
 
 def write(found: Record, folder: Path) -> None:

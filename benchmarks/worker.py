@@ -26,6 +26,7 @@ ACTIONS = {
     "callers": figures.callers,
     "during_ingestion": figures.during_ingestion,
     "mixed": figures.mixed,
+    "index": figures.index,
 }
 
 
@@ -39,6 +40,9 @@ def obey(embedder: Embedder, texts: dict[str, Any], request: dict[str, Any]) -> 
     if figure == "vectors":
         vectors = embedder.embed(texts[request["texts"]])
         return {"vectors": [[float(number) for number in row] for row in vectors]}
+    if figure == "closest":
+        found = (texts[request["texts"]], texts[request["queries"]])
+        return {"closest": embedder.closest(*found, request["count"])}
     arguments = {
         name: texts[value] if isinstance(value, str) else value for name, value in request.items()
     }

@@ -89,6 +89,12 @@ def chunks(count: int, seed: int = 3, *, longest: int = LONGEST) -> list[str]:
     return _texts((_chunk_length(rng, longest) for _ in range(count)), seed)
 
 
+def between(shortest: int, longest: int, count: int, seed: int = 6) -> list[str]:
+    """Texts of any length from `shortest` to `longest`, all as likely."""
+    rng = random.Random(seed)
+    return _texts((rng.randint(shortest, longest) for _ in range(count)), seed)
+
+
 def of_length(tokens: int, count: int, seed: int = 4) -> list[str]:
     """Texts of one length."""
     return _texts((tokens for _ in range(count)), seed)

@@ -54,4 +54,10 @@ PEERS = (
         "`MillpondEmbeddings` at its defaults",
         precision="bfloat16",
     ),
+    Peer(
+        "millpond in LangChain, float32",
+        partial(LangChainPeer, dtype="float32"),
+        '`MillpondEmbeddings`, `dtype="float32"`',
+        in_full_run=False,
+    ),
 )

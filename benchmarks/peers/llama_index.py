@@ -37,6 +37,17 @@ class LlamaIndexPeer(Embedder):
     async def aquery(self, text: str) -> Any:
         return await self._model.aget_query_embedding(text)
 
+    def index(self, texts: list[str]) -> Any:
+        from llama_index.core import VectorStoreIndex
+        from llama_index.core.schema import TextNode
+
+        nodes = [TextNode(text=text, id_=str(number)) for number, text in enumerate(texts)]
+        return VectorStoreIndex(nodes, embed_model=self._model)
+
+    def closest(self, texts: list[str], queries: list[str], count: int) -> list[list[int]]:
+        retriever = self.index(texts).as_retriever(similarity_top_k=count)
+        return [[int(hit.node.node_id) for hit in retriever.retrieve(query)] for query in queries]
+
     def tokens(self) -> tuple[int, int] | None:
         return self._count and self._count.tokens
 
@@ -52,5 +63,11 @@ PEERS = (
         partial(LlamaIndexPeer, dtype="auto"),
         "`MillpondEmbedding` at its defaults",
         precision="bfloat16",
+    ),
+    Peer(
+        "millpond in LlamaIndex, float32",
+        partial(LlamaIndexPeer, dtype="float32"),
+        '`MillpondEmbedding`, `dtype="float32"`',
+        in_full_run=False,
     ),
 )
