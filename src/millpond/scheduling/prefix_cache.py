@@ -63,10 +63,11 @@ class Node:
     ids: bytes
     block: int
     owner: object | None
-    """Whose batch is going to fill the block; None once it is filled."""
+    """Whose batch fills the blocks; None once this one and all before it are filled."""
+    filled: bool = False
     pinned: bool = False
     dependents: list[Node] | None = None
-    """Nodes made after this one while it was not filled; wrong if it never is."""
+    """Nodes made after this one while it had an owner; wrong if it is never filled."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -219,22 +220,33 @@ class PrefixCache:
     def commit(self, claim: Claim) -> None:
         """The claim's new blocks are filled: everybody may read them from now on."""
         self._settle(claim)
-        for node in claim.nodes[claim.reused :]:
-            node.owner = None
-            node.dependents = None
+        new = claim.nodes[claim.reused :]
+        for node in new:
+            node.filled = True
+        self._publish(new[:1])
         if claim.to_pin:
             self._pin(claim.nodes[: claim.to_pin])
+
+    @staticmethod
+    def _publish(nodes: list[Node]) -> None:
+        """Show the nodes to everybody, and what was waiting for them."""
+        while nodes:
+            node = nodes.pop()
+            if node.filled and (node.parent is None or node.parent.owner is None):
+                node.owner = None
+                nodes += node.dependents or ()
+                node.dependents = None
 
     def _pin(self, nodes: Sequence[Node]) -> None:
         """Hold nodes for good, from the text's beginning on, so that none outlives its parent."""
         for node in nodes:
-            filled = node.owner is None and self._remembers(node)
-            if not filled or (not node.pinned and self._pinned >= self.most_pinned_blocks):
+            if node.pinned:
+                continue
+            if node.owner is not None or self._pinned >= self.most_pinned_blocks:
                 return
-            if not node.pinned:
-                node.pinned = True
-                self._pinned += 1
-                self.pool.acquire(node.block)
+            node.pinned = True
+            self._pinned += 1
+            self.pool.acquire(node.block)
 
     def abort(self, claim: Claim) -> None:
         """The claim's new blocks are not going to be filled.
@@ -308,10 +320,12 @@ class PrefixCache:
     def _check_node(self, node: Node) -> None:
         assert self._remembers(node)
         in_use = self.pool.references(node.block) > 0
-        assert in_use or (node.owner is None and not node.pinned)
-        assert in_use or self.pool.is_kept(node.block)
+        assert in_use or (node.filled and self.pool.is_kept(node.block))
+        assert in_use or not node.pinned
+        assert node.filled or node.owner is not None
         if node.parent is not None:
             assert self._remembers(node.parent)
+            assert node.owner is not None or node.parent.owner is None
             assert not in_use or self.pool.references(node.parent.block) > 0
             assert not node.pinned or node.parent.pinned
 
