@@ -64,7 +64,8 @@ class EngineConfig:
     warmup: bool = False
     """On CUDA: prepare for queries while loading, not at the first of each size."""
     deterministic: bool = False
-    """On CUDA: the same bits whatever else is in flight. On CPU this is always so."""
+    """The same bits whatever else is in flight. On CPU this is always so, save in bfloat16 on
+    processors with matrix units (Intel's AMX), where it costs speed."""
     cache_dir: str | None = None
     """Where downloaded models are kept; None for Hugging Face's own cache."""
 

@@ -3,38 +3,59 @@
 `nn.Linear` lays its weight out anew at every call, which is most of the time of a short query.
 torch has operators that do it once, but only under private names: they are looked for, each layer
 is compared with the one it replaces, and whatever does not agree stays as it was.
+
+A processor with matrix units (Intel's AMX) sums a long bfloat16 product in pieces, whose length
+depends on how many rows there are and on how many threads, and so do a row's bits. No flag says
+so: a product is tried. Where it is unsteady, a steady layer is one of several shorter products.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import activations
 
-__all__ = ["fuse_gelus", "prepack_linears"]
+from .cpu_threads import threads_for_a_check
+
+__all__ = ["fuse_gelus", "has_steady_products", "prepack_linears"]
 
 PROBE_ROWS = 17
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 _EXACT_GELUS = (nn.GELU, activations.GELUActivation)
 
+# Measured with AMX, 1 to 96 threads and 16 to 1100 rows: steady up to 480 columns, not from 512
+# on. Pieces are multiples of what a matrix unit takes at once.
+MOST_COLUMNS = 480
+COLUMNS_AT_ONCE = 32
+# On one thread every unsteady product measured differs between two of these numbers of rows.
+ROW_COUNTS = (16, 48, 64, 256)
+DISTINCT_ROWS = 61
+# Speaks for whatever a model multiplies with besides prepacked layers; in features, out features.
+PLAIN_PRODUCT = (2048, 256)
+
 
 class _PrepackedLinear(nn.Linear):
     """A linear layer whose weight has only a dtype and a shape; its numbers are in `_packed`."""
 
-    _packed: Tensor
-    _then = "none"  # what the kernel does to each element on its way out
+    _packed: tuple[Tensor, ...]  # the weight in pieces that follow each other, most often one
+    _then = "none"  # what is done to each element on its way out
 
     @classmethod
-    def of(cls, linear: nn.Linear) -> _PrepackedLinear:
+    def of(cls, linear: nn.Linear, columns: int | None = None) -> _PrepackedLinear:
+        """The layer as one product, or as several of so many columns (the last may have fewer)."""
         has_bias = linear.bias is not None
         size = linear.in_features, linear.out_features
         made = cls(*size, bias=has_bias, device="meta", dtype=linear.weight.dtype)
         made.weight.requires_grad_(False)
         made.bias = linear.bias
-        # Kept out of the module's own bookkeeping: such a tensor can be neither copied nor saved.
-        made.__dict__["_packed"] = _operators()._reorder_linear_weight(linear.weight.detach(), None)
+        pieces = torch.split(linear.weight.detach(), columns or linear.in_features, dim=1)
+        # Kept out of the module's own bookkeeping: such tensors can be neither copied nor saved.
+        made.__dict__["_packed"] = tuple(map(_pack, pieces))
         return made.eval()
 
     def forward(self, input: Tensor) -> Tensor:
@@ -42,10 +63,29 @@ class _PrepackedLinear(nn.Linear):
         return multiply(input, self._packed, self.bias, self._then)
 
 
-def _linear(input: Tensor, packed: Tensor, bias: Tensor | None, then: str) -> Tensor:
-    out = _operators()._linear_pointwise(input, packed, bias, then, [], "none")
+def _pack(weight: Tensor) -> Tensor:
+    packed = _operators()._reorder_linear_weight(weight.contiguous(), None)
+    assert isinstance(packed, Tensor)
+    return packed
+
+
+def _linear(input: Tensor, packed: Sequence[Tensor], bias: Tensor | None, then: str) -> Tensor:
+    if len(packed) > 1:
+        return _linear_in_pieces(input, packed, bias, then)
+    out = _operators()._linear_pointwise(input, packed[0], bias, then, [], "none")
     assert isinstance(out, Tensor)
     return out
+
+
+def _linear_in_pieces(
+    input: Tensor, packed: Sequence[Tensor], bias: Tensor | None, then: str
+) -> Tensor:
+    pieces = torch.split(input, [weight.shape[1] for weight in packed], dim=-1)
+    out = _linear(pieces[0], packed[:1], bias, "none")
+    for piece, weight in zip(pieces[1:], packed[1:], strict=True):
+        # Added before the kernel rounds: one rounding for each piece, not two.
+        out = _operators()._linear_pointwise.binary(piece, out, weight, None, "add")
+    return functional.gelu(out) if then == "gelu" else out
 
 
 # The same for a compiler, whose own rules for the operator want weights that are constants.
@@ -53,8 +93,8 @@ _opaque_linear = torch.library.custom_op("millpond::linear", _linear, mutates_ar
 
 
 @_opaque_linear.register_fake
-def _(input: Tensor, packed: Tensor, bias: Tensor | None, then: str) -> Tensor:
-    return input.new_empty(*input.shape[:-1], packed.shape[0])
+def _(input: Tensor, packed: Sequence[Tensor], bias: Tensor | None, then: str) -> Tensor:
+    return input.new_empty(*input.shape[:-1], packed[0].shape[0])
 
 
 def _operators() -> Any:
@@ -62,14 +102,17 @@ def _operators() -> Any:
 
 
 @torch.no_grad()
-def prepack_linears(model: nn.Module) -> int:
-    """Replace the linear layers of a model on the CPU; how many is returned."""
+def prepack_linears(model: nn.Module, *, steady: bool = False) -> int:
+    """Replace the linear layers of a model on the CPU; how many is returned.
+
+    With `steady` they give a row the same bits beside any number of others, wherever they can.
+    """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return 0
     replaced = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            packed = _prepacked(child)
+            packed = _prepacked(child, steady)
             if packed is not None:
                 setattr(parent, name, packed)
                 replaced += 1
@@ -112,16 +155,83 @@ def _is_exact_gelu(module: nn.Module) -> bool:
     return type(module) in _EXACT_GELUS and getattr(module, "approximate", "none") == "none"
 
 
-def _prepacked(layer: nn.Module) -> nn.Module | None:
+def _prepacked(layer: nn.Module, steady: bool) -> nn.Module | None:
     # Subclasses of nn.Linear do something of their own.
     if type(layer) is not nn.Linear or layer.weight.dtype not in TOLERANCE:
         return None
     try:
-        packed = _PrepackedLinear.of(layer)
+        packed = _PrepackedLinear.of(layer, _steady_columns(layer) if steady else None)
         agrees = _agree(layer, packed)
     except (AttributeError, RuntimeError):  # no such operator, or not for this processor
         return None
     return packed if agrees else None
+
+
+def _steady_columns(layer: nn.Linear) -> int | None:
+    """Columns of each piece of a layer that is not steady in one; None for one that is."""
+    dtype, columns = layer.weight.dtype, layer.in_features
+    if columns <= MOST_COLUMNS or _is_steady(columns, layer.out_features, dtype):
+        return None
+    pieces = -(-columns // MOST_COLUMNS)
+    return -(-columns // (pieces * COLUMNS_AT_ONCE)) * COLUMNS_AT_ONCE
+
+
+@torch.no_grad()
+def has_steady_products(model: nn.Module) -> bool:
+    """Whether the products of a model on the CPU give a row the same bits in any company.
+
+    That is from 16 rows on, and on any number of threads. It is looked at in bfloat16 only:
+    float32 has been steady wherever it was tried.
+    """
+    return all(
+        _is_steady(columns, outputs, torch.bfloat16, prepacked=prepacked)
+        for columns, outputs, prepacked in sorted(_products(model))
+    )
+
+
+def _products(model: nn.Module) -> set[tuple[int, int, bool]]:
+    """Columns and outputs of every bfloat16 product of a model, and whether it is prepacked."""
+    found: set[tuple[int, int, bool]] = set()
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            continue
+        for weight in module.parameters(recurse=False):
+            if weight.ndim < 2 or weight.dtype != torch.bfloat16:
+                continue
+            if isinstance(module, _PrepackedLinear):
+                found |= {(piece.shape[1], piece.shape[0], True) for piece in module._packed}
+            else:
+                found.add((*PLAIN_PRODUCT, False))
+    return found
+
+
+@cache  # what is found is the processor's, and the same for every model
+def _is_steady(columns: int, outputs: int, dtype: torch.dtype, *, prepacked: bool = True) -> bool:
+    """Whether a product gives a row the same bits for several numbers of rows.
+
+    Every sum is one of pairs that cancel, in a mixed order, so what is left of it is rounding:
+    summed in another order, most elements differ.
+    """
+    random = torch.Generator().manual_seed(0)
+    order = torch.randperm(-(-columns // 2) * 2, generator=random)[:columns]
+
+    def cancelling(count: int, sign: int) -> Tensor:
+        half = torch.randn(DISTINCT_ROWS, -(-columns // 2), generator=random)
+        rows = torch.cat([half, sign * half], dim=1)[:, order].to(dtype)
+        return rows.repeat(-(-count // DISTINCT_ROWS), 1)[:count]
+
+    multiply = _multiplier(cancelling(outputs, -1), prepacked)
+    rows = cancelling(max(ROW_COUNTS), 1)
+    with threads_for_a_check(nn.Identity(), 0):  # one thread
+        expected = multiply(rows)
+        return all(torch.equal(multiply(rows[:n]), expected[:n]) for n in ROW_COUNTS)
+
+
+def _multiplier(weight: Tensor, prepacked: bool) -> Callable[[Tensor], Tensor]:
+    if not prepacked:
+        return lambda rows: functional.linear(rows, weight)
+    packed = (_pack(weight),)
+    return lambda rows: _linear(rows, packed, None, "none")
 
 
 def _agree(layer: nn.Linear, packed: nn.Module) -> bool:

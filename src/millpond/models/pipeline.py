@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,7 @@ from ..config import EngineConfig
 from ..errors import UnsupportedModel
 from .attention import PackedSequences
 from .cpu_activation import steady_activations
-from .cpu_linear import fuse_gelus, prepack_linears
+from .cpu_linear import fuse_gelus, has_steady_products, prepack_linears
 from .cpu_threads import threads_for_a_check
 from .cuda_norms import fuse_rms_norms
 from .head import Head
@@ -202,13 +202,15 @@ class _Encoders:
         ids = _ordinary_ids(loaded, tokenizer)
         with threads_for_a_check(loaded.model, sum(LENGTHS)):
             if self.device.type == "cpu":
-                prepack_linears(loaded.model)
+                prepack_linears(loaded.model, steady=self.config.deterministic)
                 fuse_gelus(loaded.model)
                 steady_activations(loaded.model)
             if self.device.type == "cuda":
                 fuse_rms_norms(loaded.model)
             transformer = Transformer(loaded)
             execution = prove_execution(transformer, token_ids=ids, pad_id=tokenizer.pad_id)
+            if self.device.type == "cpu" and not has_steady_products(loaded.model):
+                execution = replace(execution, same_bits=False)
         if self.config.compile:
             execution = prove_compiled(transformer, execution, token_ids=ids)
         return transformer, tokenizer, execution
