@@ -275,6 +275,17 @@ def test_a_filled_block_is_seen_when_all_before_it_are_filled(first_commits_firs
     assert hits(cache, text((0, 12))) == 3
 
 
+def test_a_cancelled_claim_leaves_nothing_behind_but_evictions() -> None:
+    cache = PrefixCache(3, block_tokens=4)
+    remember(cache, text((0, 8)))
+    before = cache.stats
+    cache.cancel(cache.claim(text((0, 4), (100, 7)), owner=BATCH))
+    cache.check(idle=True)
+    assert cache.stats == before
+    assert hits(cache, text((0, 8))) == 2
+    assert hits(cache, text((0, 4), (100, 7))) == 1
+
+
 # Long texts, a part at a time.
 
 

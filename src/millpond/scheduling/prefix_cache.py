@@ -66,7 +66,7 @@ class Node:
     """Whose batch fills the blocks; None once this one and all before it are filled."""
     filled: bool = False
     pinned: bool = False
-    dependents: list[Node] | None = None
+    dependents: list[Node] = field(default_factory=list)
     """Nodes made after this one while it had an owner; wrong if it is never filled."""
 
 
@@ -84,6 +84,8 @@ class Claim:
     """So many leading blocks are filled already or by another text of the batch."""
     cached_tokens: int
     """Leading tokens that need not be computed; may end inside the last reused block."""
+    length: int
+    """Tokens of the text."""
     nodes: list[Node] = field(default_factory=list)  # from here on the cache's own
     to_pin: int = 0
     state: str = OPEN
@@ -164,6 +166,7 @@ class PrefixCache:
             sizes,
             reused,
             cached_tokens,
+            length,
             nodes,
             -(-split // self.block_tokens) if pin else 0,
         )
@@ -213,13 +216,14 @@ class PrefixCache:
                 return
             node = Node(parent, key, ids, block, owner)
             if parent is not None and parent.owner is not None:
-                _depend(node, parent)
+                parent.dependents.append(node)
             self._nodes[key] = self._node_of[block] = parent = node
             nodes.append(node)
 
     def commit(self, claim: Claim) -> None:
         """The claim's new blocks are filled: everybody may read them from now on."""
-        self._settle(claim)
+        assert claim.state is OPEN
+        claim.state = SETTLED
         new = claim.nodes[claim.reused :]
         for node in new:
             node.filled = True
@@ -234,8 +238,8 @@ class PrefixCache:
             node = nodes.pop()
             if node.filled and (node.parent is None or node.parent.owner is None):
                 node.owner = None
-                nodes += node.dependents or ()
-                node.dependents = None
+                nodes += node.dependents
+                node.dependents.clear()
 
     def _pin(self, nodes: Sequence[Node]) -> None:
         """Hold nodes for good, from the text's beginning on, so that none outlives its parent."""
@@ -254,12 +258,13 @@ class PrefixCache:
         They are forgotten, and whatever was made after them with them: it was computed from what
         is not there. Claims that reuse them hold the blocks until released.
         """
-        self._settle(claim)
+        assert claim.state is OPEN
+        claim.state = SETTLED
         doomed = claim.nodes[claim.reused :]
         while doomed:
             node = doomed.pop()
-            doomed += node.dependents or ()
-            node.dependents = None
+            doomed += node.dependents
+            node.dependents.clear()
             if self._remembers(node):
                 self._forget(node)
                 self.pool.forget(node.block)
@@ -272,10 +277,12 @@ class PrefixCache:
         for node in reversed(claim.nodes):
             self.pool.release(node.block, keep=self._remembers(node))
 
-    @staticmethod
-    def _settle(claim: Claim) -> None:
-        assert claim.state is OPEN
-        claim.state = SETTLED
+    def cancel(self, claim: Claim) -> None:
+        """Abort and release: the text does not run now. It does not count as looked up."""
+        self.abort(claim)
+        self.release(claim)
+        self._looked_up_tokens -= claim.length
+        self._hit_tokens -= claim.cached_tokens
 
     def _remembers(self, node: Node) -> bool:
         return self._node_of[node.block] is node
@@ -334,10 +341,3 @@ class PrefixCache:
             f"PrefixCache(nodes={len(self._nodes)}, pinned={self._pinned}, "
             f"claims={self._claims}, evictions={self._evictions}, pool={self.pool!r})"
         )
-
-
-def _depend(node: Node, parent: Node) -> None:
-    """Note that the node is wrong if its parent is never filled."""
-    if parent.dependents is None:
-        parent.dependents = []
-    parent.dependents.append(node)
