@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,7 @@ from matrix_rate import operations
 from measure import Peers, Record, Run, measure
 from plan import FULL, QUICK, texts
 
+STARTED = time.perf_counter()
 MODEL = environments.FOLDER / "model"
 
 
@@ -35,6 +37,7 @@ def results(run: Run, peers: Peers, lists: Record) -> Record:
     return {
         "machine": machine(),
         "sizes": asdict(run.sizes),
+        "minutes": (time.perf_counter() - STARTED) / 60,
         "load_average_after_each_round": run.load_average,
         "peers": run.described(peers),
         "failures": run.failures,

@@ -40,9 +40,12 @@ def median(results: Results, peer: str | None, figure: str, setting: str, of: Nu
     return statistics.median(values) if values and None not in values else None
 
 
-def ratio(results: Results, peer: str, figure: str, setting: str, of: Number) -> Any:
-    """The median over the rounds of the peer's number over the reference's of the same round."""
-    reference = by_round(results, measured(results)[0], figure, setting)
+def ratio(
+    results: Results, peer: str, figure: str, setting: str, of: Number, *, to: str | None = None
+) -> Any:
+    """The median over the rounds of the peer's number over another's of the same round, by default
+    the reference's."""
+    reference = by_round(results, to or measured(results)[0], figure, setting)
     pairs = by_round(results, peer, figure, setting)
     ratios = [of(pairs[n]) / of(reference[n]) for n in pairs if n in reference]
     return statistics.median(ratios) if ratios else None

@@ -7,6 +7,6 @@ from pathlib import Path
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 if BENCHMARKS.exists():
-    sys.path.insert(0, str(BENCHMARKS))
+    sys.path[:0] = [str(BENCHMARKS), str(Path(__file__).parent)]
 else:
     collect_ignore_glob = ["test_*.py"]  # an unpacked source archive leaves the folder out
