@@ -138,6 +138,18 @@ def _decoder() -> PreTrainedTokenizerFast:
 
 
 @cache
+def _chat() -> PreTrainedTokenizerFast:
+    """Qwen's: a message stands between two tokens. A chat template is saved beside it."""
+    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=_byte_pairs(special, "$A <|endoftext|>"),
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>"],
+    )
+
+
+@cache
 def _left_padding_decoder() -> PreTrainedTokenizerFast:
     """Qwen3-Embedding's: the same, padding on the left with a token of its own."""
     return PreTrainedTokenizerFast(
@@ -168,6 +180,7 @@ TOKENIZERS: Mapping[str, Callable[[], PreTrainedTokenizerFast]] = {
     "word_piece": _word_piece,
     "roberta": _roberta,
     "decoder": _decoder,
+    "chat": _chat,
     "left_padding_decoder": _left_padding_decoder,
     "unigram": _unigram,
 }

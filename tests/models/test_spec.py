@@ -200,7 +200,17 @@ TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}
 @pytest.mark.parametrize(
     ("saved", "words"),
     [
-        ({"modality_config": {"text": TEXT, "message": TEXT}}, "chat-template"),
+        ({"modality_config": {"text": TEXT, "image": TEXT, "message": TEXT}}, "for image too"),
+        ({"modality_config": {"image+text": TEXT, "text": TEXT, "message": TEXT}}, "text too"),
+        ({"modality_config": {"message": {**TEXT, "method": "get_features"}}}, "get_features"),
+        (
+            {
+                "modality_config": {"text": TEXT, "message": TEXT},
+                "processing_kwargs": {"chat_template": {"sanitize_control_tokens": True}},
+            },
+            "sanitize_control_tokens",
+        ),
+        ({"processing_kwargs": {"common": {"truncation": False}}}, "truncation=False"),
         ({"modality_config": {"image": TEXT}}, "no text"),
         ({"modality_config": {"text": {**TEXT, "method": "get_text_features"}}}, "forward"),
         ({"modality_config": {"text": {**TEXT, "method_output_name": "pooler_output"}}}, "pooler"),
@@ -245,14 +255,80 @@ def test_folders_that_are_no_text_model(tmp_path: Path) -> None:
         spec_of(tmp_path)
 
 
-@pytest.mark.parametrize("where", ["tokenizer_config.json", "chat_template.jinja"])
-def test_a_chat_model_without_modules_json_needs_a_pooling(tmp_path: Path, where: str) -> None:
+def chat_of(spec: ModelSpec) -> Any:
+    return spec.route_for(None).encoder.options["chat"]
+
+
+def test_messages_saved_with_a_checkpoint(root: Path) -> None:
+    saved = {
+        "modality_config": {"text": TEXT, "message": {**TEXT, "format": "flat"}},
+        "module_output_name": "token_embeddings",
+        "processing_kwargs": {
+            "chat_template": {"enable_thinking": False, "restore_suffix": False, "padding": True}
+        },
+    }
+    write(root / "sentence_bert_config.json", saved)
+    assert chat_of(spec_of(root)) == {
+        "format": "flat",
+        "arguments": {"enable_thinking": False},
+        "restore_suffix": False,
+        "required": True,
+    }
+    saved["modality_config"]["message"]["format"] = "square"  # type: ignore[index]
+    write(root / "sentence_bert_config.json", saved)
+    with pytest.raises(InvalidCheckpoint, match="'square'"):
+        spec_of(root)
+
+
+def test_a_checkpoint_older_than_messages_takes_plain_text(root: Path) -> None:
+    write(root / "chat_template.jinja", "{{ messages }}")
+    assert chat_of(spec_of(root)) is None
+    plain = {"modality_config": {"text": TEXT}, "module_output_name": "token_embeddings"}
+    write(root / "sentence_bert_config.json", plain)
+    assert chat_of(spec_of(root)) is None
+
+
+def test_without_modules_json_a_chat_template_is_used_if_there_is_one(tmp_path: Path) -> None:
     write_encoder(tmp_path, architectures=["Qwen3ForCausalLM"])
-    write(tmp_path / where, {"chat_template": "{{ messages }}"})
-    with pytest.raises(UnsupportedModel, match=r"chat template.*pooling="):
-        spec_of(tmp_path)
-    pooling = spec_of(tmp_path, pooling=("lasttoken",)).route_for(None).modules[1]
-    assert pooling.options["modes"] == ("lasttoken",)
+    options = chat_of(spec_of(tmp_path))
+    assert (options["format"], options["required"]) == ("auto", False)
+    assert chat_of(spec_of(tmp_path, pooling=("mean",))) == options
+
+
+@pytest.mark.parametrize(
+    ("message", "lengths"),
+    [(False, [60, 60, 60]), (True, [40, 40, 40])],
+    ids=["text", "message"],
+)
+def test_which_length_of_the_tokenizer_calls_wins(
+    root: Path, message: bool, lengths: list[int]
+) -> None:
+    """As the buckets meet in one call: `common` wins for text, the template's own for messages."""
+    saved = {
+        "modality_config": {"text": TEXT, **({"message": TEXT} if message else {})},
+        "module_output_name": "token_embeddings",
+        "query_length": 30,
+        "processing_kwargs": {
+            "common": {"max_length": 60},
+            "text": {"max_length": 50},
+            "chat_template": {"max_length": 40},
+        },
+    }
+    write(root / "sentence_bert_config.json", saved)
+    spec = spec_of(root)
+    assert [spec.max_length_for(task) for task in (None, "query", "document")] == lengths
+
+
+def test_a_length_for_all_messages_is_behind_that_of_a_task(root: Path) -> None:
+    saved = {
+        "modality_config": {"text": TEXT, "message": TEXT},
+        "module_output_name": "token_embeddings",
+        "query_length": 30,
+        "processing_kwargs": {"common": {"max_length": 60}},
+    }
+    write(root / "sentence_bert_config.json", saved)
+    spec = spec_of(root)
+    assert [spec.max_length_for(task) for task in (None, "query", "document")] == [60, 30, 60]
 
 
 def test_an_adapter_has_to_be_merged(root: Path) -> None:

@@ -38,7 +38,6 @@ from millpond.errors import (
     TextTooLong,
     UnsupportedModel,
 )
-from millpond.models.shared_prefix import SharedPrefixes
 from millpond.models.spec import Module
 from millpond.models.tokenizer import TextTokenizer, TokenizedTexts
 
@@ -510,18 +509,3 @@ class TestSharedPrefix:
     ) -> None:
         assert load(folders["word_piece"]).shared_prefix_length("") == 1  # [CLS]
         assert load(folders["byte_bpe_eos"]).shared_prefix_length("") == 0
-
-    def test_is_found_once_for_each_of_the_last_prompts(self) -> None:
-        asked: list[str] = []
-
-        def token_ids(texts: Any) -> list[list[int]]:
-            asked.append(texts[0])
-            return [[ord(character) for character in text] for text in texts]
-
-        prefixes = SharedPrefixes(token_ids, capacity=2)
-        with ThreadPoolExecutor(8) as pool:
-            assert set(pool.map(prefixes.length, ["one"] * 50)) == {3}
-        asked.clear()
-        assert [prefixes.length(prompt) for prompt in ("one", "", "two", "one")] == [3, 0, 3, 3]
-        assert asked == ["", "two", "one"]
-        assert repr(prefixes) == "SharedPrefixes(prompts=2, capacity=2)"

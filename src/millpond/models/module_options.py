@@ -16,6 +16,7 @@ import torch
 from ..config import PoolingMode
 from ..errors import InvalidCheckpoint, UnsupportedModel
 from .checkpoint_files import has_tokenizer, read_json_object
+from .input_options import chat_options, length_options, tokens
 
 __all__ = ["READ_OPTIONS", "transformer_config", "transformer_options"]
 
@@ -58,9 +59,6 @@ _ENGINE_KEYS = frozenset(
         "use_kernels",
     }
 )
-_IGNORED_TOKENIZER_CALL_KEYS = frozenset(
-    {"padding", "pad_to_multiple_of", "return_attention_mask", "return_tensors"}
-)
 
 
 def transformer_config(folder: Path) -> dict[str, Any]:
@@ -95,21 +93,22 @@ def transformer_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def transformer_options(saved: Mapping[str, Any], *, path: Path) -> dict[str, Any]:
+def transformer_options(
+    saved: Mapping[str, Any], *, path: Path, whole: bool = False
+) -> dict[str, Any]:
     """The options of a Transformer module, from its sentence_bert_config.json at `path`.
 
-    Always has `max_seq_length`, `query_length` and `document_length` (tokens or None),
-    `do_lower_case`, and `model_kwargs`, `processor_kwargs` and `config_kwargs` (dicts).
+    Always has `max_seq_length`, `query_length`, `document_length` and `call_length` (tokens or
+    None), `do_lower_case`, `chat` (what `chat_options` gives), and `model_kwargs`,
+    `processor_kwargs` and `config_kwargs` (dicts). `whole`: a folder without modules.json.
     """
     _refuse_other_tasks(saved, path)
-    _refuse_other_modalities(saved, path)
-    call_max_length = _tokenizer_call_max_length(saved, path)
+    chat = chat_options(saved, path, whole=whole)
     return {
-        "max_seq_length": _tokens(saved, "max_seq_length", path),
-        "query_length": call_max_length or _tokens(saved, "query_length", path),
-        "document_length": call_max_length or _tokens(saved, "document_length", path),
-        "call_length": call_max_length,
+        "max_seq_length": tokens(saved, "max_seq_length", path),
+        **length_options(saved, path, has_chat=chat is not None),
         "do_lower_case": bool(saved.get("do_lower_case", False)),
+        "chat": chat,
         "model_kwargs": _arguments(saved, "model_kwargs", "model_args", path),
         "processor_kwargs": _arguments(saved, "processor_kwargs", "tokenizer_args", path),
         "config_kwargs": _arguments(saved, "config_kwargs", "config_args", path),
@@ -136,59 +135,6 @@ def _refuse_other_tasks(saved: Mapping[str, Any], path: Path) -> None:
             f"{path}: tokenizer_name_or_path={saved['tokenizer_name_or_path']!r} keeps the "
             "tokenizer elsewhere; put its files into the checkpoint and remove the key"
         )
-
-
-def _refuse_other_modalities(saved: Mapping[str, Any], path: Path) -> None:
-    modalities = saved.get("modality_config")
-    if modalities is None:
-        return
-    if not isinstance(modalities, Mapping):
-        raise InvalidCheckpoint(f"{path}: modality_config is not an object")
-    if "message" in modalities:
-        raise UnsupportedModel(
-            f"{path}: chat-template inputs (the 'message' modality) are not supported yet"
-        )
-    text = modalities.get("text")
-    if not isinstance(text, Mapping):
-        raise UnsupportedModel(f"{path}: takes {', '.join(map(str, modalities))}, but no text")
-    output = text.get("method_output_name")
-    output = output[0] if isinstance(output, list) and len(output) == 1 else output
-    produced = (text.get("method"), output, saved.get("module_output_name"))
-    if produced != ("forward", "last_hidden_state", "token_embeddings"):
-        raise UnsupportedModel(
-            f"{path}: text goes through {produced[0]!r} to {produced[1]!r} as {produced[2]!r}; "
-            "only the last_hidden_state of forward, as token_embeddings, is supported"
-        )
-
-
-def _tokenizer_call_max_length(saved: Mapping[str, Any], path: Path) -> int | None:
-    """`max_length` of the arguments saved for every tokenizer call, refusing what it ignores."""
-    processing = saved.get("processing_kwargs") or {}
-    if not isinstance(processing, Mapping):
-        raise InvalidCheckpoint(f"{path}: processing_kwargs is not an object")
-    arguments: dict[str, Any] = {}
-    for name in ("common", "text"):
-        arguments |= processing.get(name) or {}
-    arguments = {k: v for k, v in arguments.items() if k not in _IGNORED_TOKENIZER_CALL_KEYS}
-    if arguments.get("truncation") in (True, "longest_first", "only_first"):
-        del arguments["truncation"]
-    max_length = _tokens(arguments, "max_length", path)
-    arguments.pop("max_length", None)
-    if arguments:
-        raise UnsupportedModel(
-            f"{path}: processing_kwargs asks the tokenizer for {', '.join(sorted(arguments))}, "
-            "which is not supported"
-        )
-    return max_length
-
-
-def _tokens(saved: Mapping[str, Any], key: str, path: Path) -> int | None:
-    value = saved.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidCheckpoint(f"{path}: {key} is {value!r}, not a number of tokens")
-    return value
 
 
 def _arguments(saved: Mapping[str, Any], key: str, old_key: str, path: Path) -> dict[str, Any]:

@@ -42,11 +42,12 @@ class Route:
         return self.modules[1:]
 
 
-def default_chain(root: Path, *, has_pooling: bool) -> Chain:
+def default_chain(root: Path) -> Chain:
     """What a folder without modules.json is run as: a transformer, then a pooling.
 
-    The mean, or the last token of a model that was trained to predict the next one. Raises
-    `UnsupportedModel` for a folder that is no text model.
+    The mean, or the last token of a model that was trained to predict the next one; where its
+    tokenizer has a chat template, texts go through it. Raises `UnsupportedModel` for a folder
+    that is no text model.
     """
     config = transformer_config(root)
     other = [name for name in ("vision_config", "audio_config") if config.get(name)]
@@ -55,28 +56,17 @@ def default_chain(root: Path, *, has_pooling: bool) -> Chain:
             f"{root / 'config.json'} has a {other[0]}, and there is no modules.json that says "
             "how it embeds text"
         )
-    if not has_pooling and _has_chat_template(root):
-        raise UnsupportedModel(
-            f"{root} has a chat template and no modules.json; chat-template inputs are not "
-            "supported yet. To embed the plain text, say how: pooling='lasttoken', for example"
-        )
     architectures = config.get("architectures") or [""]
     is_causal = str(architectures[0]).endswith("ForCausalLM") and config.get("is_causal", True)
     return (
         Module(
             kind="Transformer",
             path=root,
-            options=transformer_options({}, path=root / "config.json"),
+            options=transformer_options({}, path=root / "config.json", whole=True),
             class_name="Transformer",
         ),
         _pooling_module(root, ("lasttoken" if is_causal else "mean",)),
     )
-
-
-def _has_chat_template(root: Path) -> bool:
-    if any((root / f"chat_template.{suffix}").is_file() for suffix in ("jinja", "json")):
-        return True
-    return bool(read_json_object(root / "tokenizer_config.json").get("chat_template"))
 
 
 def _pooling_module(root: Path, modes: tuple[str, ...]) -> Module:

@@ -1,34 +1,29 @@
 """`TextTokenizer`: texts to token ids exactly as the checkpoint's own tokenizer gives them.
 
-It knows the tokenizer files of one module and the length limits it was given. It knows
-no prompts, no tensors and no batches: what comes out is one flat array of ids, cut to
-what the model reads, and how many belong to each text.
+It knows the tokenizer files of one module and the length limits it was given, and how a prompt
+goes with a text. It knows no saved prompts, no tensors and no batches: what comes out is one flat
+array of ids, cut to what the model reads, and how many belong to each text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import (
-    InvalidCheckpoint,
-    InvalidOption,
-    InvalidText,
-    InvalidTokenIds,
-    TextTooLong,
-)
-from .shared_prefix import SharedPrefixes
+from ..errors import InvalidCheckpoint, InvalidOption, InvalidText, InvalidTokenIds
+from .recent import Recent
+from .shared_prefix import CONTINUATIONS, common_prefix_length
 from .spec import Module
 from .tokenizer_source import NO_LIMIT, TokenizerSource, ids_of, load_source
+from .truncation import Ends, Side, Truncate, common_suffix, require_short, special_ends
 
 __all__ = ["TextTokenizer", "TokenizedTexts", "Truncate"]
 
-Truncate = Literal["end", "start", "error"]
 Ids = npt.NDArray[np.int32]
 _RUST_PANIC = "PanicException"  # no Exception, and importable from nowhere
 
@@ -66,9 +61,11 @@ class TextTokenizer:
         self.pad_id = source.pad_id
         self.special_ids = source.special_ids
         self._source = source
-        self._prefix, self._suffix = _special_ends(source)
         self._may_exceed_vocabulary = source.size > self.vocab_size
-        self._shared_prefixes = SharedPrefixes(self.token_ids)
+        # Both by prompt and task; of this object, and filled as they are asked for.
+        self._shared_prefixes: Recent[tuple[str, str | None], int] = Recent()
+        self._template_ends: Recent[tuple[str, str | None], Ends] = Recent()
+        self._ends = special_ends(source) if source.chat is None else self._template_end("", None)
         self._require_room_for_text(max_length)
 
     @classmethod
@@ -115,36 +112,41 @@ class TextTokenizer:
     def __repr__(self) -> str:
         return (
             f"TextTokenizer(vocab_size={self.vocab_size}, max_length={self.max_length}, "
-            f"special_tokens={len(self._prefix)}+{len(self._suffix)}, rust={self._source.rust})"
+            f"special_tokens={len(self._ends.prefix)}+{len(self._ends.suffix)}, "
+            f"rust={self._source.rust}, chat={self._source.chat})"
         )
 
     def encode(
         self,
         texts: Sequence[str],
         *,
+        prompt: str = "",
+        task: str | None = None,
         truncate: Truncate | None = None,
         max_length: int | None = None,
     ) -> TokenizedTexts:
         """Token ids of `texts`, special tokens added as the checkpoint adds them.
 
-        A text longer than `max_length` loses tokens at the `end` or `start` and keeps its special
-        tokens; None cuts on the side the checkpoint names. `max_length` is another limit for this
-        call only. A text without any token becomes one special token, except for static embeddings.
+        `prompt` stands in front of every text or, where the checkpoint has a chat template, is the
+        system's message; `task` is for templates that ask for it. A text longer than `max_length`
+        loses tokens at the `end` or `start` and keeps its special tokens; None cuts on the side
+        the checkpoint names. `max_length` is another limit for this call only. A text without any
+        token becomes one special token, except for static embeddings.
 
         Raises `TextTooLong` (with `truncate="error"`) and `InvalidText`, both with the index.
         """
         limit = self._limit(max_length)
-        rows = self._tokenize(texts, self._source.add_special_tokens)
+        rows = self._rows(texts, prompt, task, True)
         lengths = np.fromiter(map(len, rows), np.int32, len(rows))
-        truncated = _too_long(lengths, limit, truncate)
+        if truncate == "error":
+            require_short(lengths, limit)
         kept = np.minimum(lengths, limit)
         kept[kept == 0] = len(self._source.empty_ids)
-        ids = np.fromiter(
-            chain.from_iterable(self._fitted(rows, limit, self._side(truncate))),
-            np.int32,
-            int(kept.sum(dtype=np.int64)),
-        )
-        tokenized = TokenizedTexts(ids, kept, truncated)
+        ends = self._ends_with(prompt, task) if (lengths >= limit).any() else self._ends
+        side = self._side(truncate)
+        fitted = (ends.fit(ids_of(row), limit, side) or self._source.empty_ids for row in rows)
+        ids = np.fromiter(chain.from_iterable(fitted), np.int32, int(kept.sum(dtype=np.int64)))
+        tokenized = TokenizedTexts(ids, kept, lengths > limit)
         if self._may_exceed_vocabulary:
             self._require_known(tokenized)
         return tokenized
@@ -165,20 +167,31 @@ class TextTokenizer:
         rows = [self._checked(row, index) for index, row in enumerate(ids)]
         lengths = np.fromiter(map(len, rows), np.int32, len(rows))
         limit = self._limit(max_length)
-        truncated = _too_long(lengths, limit, truncate)
+        if truncate == "error":
+            require_short(lengths, limit)
+        truncated = lengths > limit
+        ends, side = replace(self._ends, restored=False), self._side(truncate)
         for index in np.flatnonzero(truncated).tolist():
-            rows[index] = np.array(
-                self._cut(rows[index].tolist(), limit, self._side(truncate)), np.int32
-            )
+            rows[index] = np.array(ends.fit(rows[index].tolist(), limit, side), np.int32)
             lengths[index] = limit
         joined = np.concatenate(rows) if rows else np.empty(0, np.int32)
         return TokenizedTexts(joined, lengths, truncated)
 
-    def token_ids(self, texts: Sequence[str], *, special_tokens: bool = True) -> list[list[int]]:
-        """Token ids of each text, whole, however long it is. Raises `InvalidText`."""
-        added = special_tokens and self._source.add_special_tokens
+    def token_ids(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt: str = "",
+        task: str | None = None,
+        special_tokens: bool = True,
+    ) -> list[list[int]]:
+        """Token ids of each text, whole, however long it is. Raises `InvalidText`.
+
+        Without `special_tokens` also without a chat template.
+        """
         empty = list(self._source.empty_ids) if special_tokens else []
-        return [ids_of(row) or empty for row in self._tokenize(texts, added)]
+        rows = self._rows(texts, prompt, task, special_tokens)
+        return [ids_of(row) or empty for row in rows]
 
     def detokenize(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """The text of each list of ids, special tokens spelled out. Raises `InvalidTokenIds`."""
@@ -193,25 +206,56 @@ class TextTokenizer:
         """Tokens that `prompt` puts in front of a text, special tokens before it included.
 
         A special token at its end is not counted: in the whole text it stands after the text.
+        What a chat template makes of a prompt is part of the text, as in the reference: 0.
         """
-        if not prompt:
+        if not prompt or self._source.chat is not None:
             return 0
         ids = self.encode([prompt], truncate=self._source.side).ids
         ends_special = len(ids) > 0 and int(ids[-1]) in self._source.special_ids
         return len(ids) - ends_special
 
-    def shared_prefix_length(self, prompt: str) -> int:
+    def shared_prefix_length(self, prompt: str, task: str | None = None) -> int:
         """Leading token ids, special ones included, that texts with this prompt have in common.
 
         Found with a few texts that begin differently, before anything is cut: a hint where reuse
         may pay, never a promise. Without a prompt it is what every text begins with.
         """
-        return self._shared_prefixes.length(prompt)
 
-    def _tokenize(self, texts: Sequence[str], add_special_tokens: bool) -> Sequence[Any]:
+        def tried() -> int:
+            rows = self.token_ids(CONTINUATIONS, prompt=prompt, task=task)
+            return common_prefix_length(rows)
+
+        return self._shared_prefixes.get((prompt, task), tried)
+
+    def _rows(
+        self, texts: Sequence[str], prompt: str, task: str | None, special_tokens: bool
+    ) -> Sequence[Any]:
+        """What `ids_of` takes for each text with its prompt."""
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 raise InvalidText(f"it is {type(text).__name__}, not a string", index=index)
+        source = self._source
+        if special_tokens and source.chat is not None:
+            rendered = source.chat.render(texts, prompt=prompt, task=task)
+            return self._tokenize(rendered, False)
+        prompted = [prompt + text for text in texts] if prompt else texts
+        return self._tokenize(prompted, special_tokens and source.add_special_tokens)
+
+    def _ends_with(self, prompt: str, task: str | None) -> Ends:
+        """What a text keeps at its ends when it is cut."""
+        if self._source.chat is None:
+            return self._ends
+        return self._template_ends.get((prompt, task), lambda: self._template_end(prompt, task))
+
+    def _template_end(self, prompt: str, task: str | None) -> Ends:
+        # As the reference finds it: what two texts that share nothing have in common at the end.
+        one, other = map(ids_of, self._rows(["0", "1 2 3 4"], prompt, task, True))
+        chat = self._source.chat
+        assert chat is not None
+        restored = chat.restores_suffix
+        return Ends([], common_suffix(one, other) if restored else [], restored=restored)
+
+    def _tokenize(self, texts: Sequence[str], add_special_tokens: bool) -> Sequence[Any]:
         try:
             return self._source.tokenize(list(texts), add_special_tokens)
         except BaseException as error:
@@ -234,27 +278,6 @@ class TextTokenizer:
             )
         return InvalidText(f"the tokenizer failed on it with {type(error).__name__}: {error}")
 
-    def _fitted(
-        self, rows: Sequence[Any], limit: int, side: Literal["end", "start"]
-    ) -> Iterator[Sequence[int]]:
-        for row in rows:
-            ids = ids_of(row)
-            yield (ids if len(ids) <= limit else self._cut(ids, limit, side)) or (
-                self._source.empty_ids
-            )
-
-    def _cut(self, ids: list[int], limit: int, side: Literal["end", "start"]) -> list[int]:
-        """The `limit` ids that a too long text keeps, special tokens at its ends among them."""
-        if side == "end":
-            suffix = len(self._suffix)
-            tail = suffix if suffix and ids[-suffix:] == self._suffix else 0
-            head = limit - tail
-        else:
-            prefix = len(self._prefix)
-            head = prefix if ids[:prefix] == self._prefix else 0
-            tail = limit - head
-        return ids[:head] + ids[len(ids) - tail :]
-
     def _limit(self, max_length: int | None) -> int:
         """The most tokens a text of this call keeps."""
         if max_length is None:
@@ -262,7 +285,7 @@ class TextTokenizer:
         self._require_room_for_text(max_length)
         return max_length if self._max_positions is None else min(max_length, self._max_positions)
 
-    def _side(self, truncate: Truncate | None) -> Literal["end", "start"]:
+    def _side(self, truncate: Truncate | None) -> Side:
         return self._source.side if truncate is None or truncate == "error" else truncate
 
     def _checked(self, row: npt.NDArray[Any] | Sequence[int], index: int) -> Ids:
@@ -298,24 +321,12 @@ class TextTokenizer:
             )
 
     def _require_room_for_text(self, max_length: int | None) -> None:
-        special = len(self._prefix) + len(self._suffix)
+        special = len(self._ends.prefix) + len(self._ends.suffix)
         if max_length is not None and max_length <= special:
             raise InvalidOption(
                 f"max_length={max_length}: {special} of them are special tokens, which leaves "
                 f"no room for text; choose at least {special + 1}"
             )
-
-
-def _too_long(lengths: Ids, limit: int, truncate: Truncate | None) -> npt.NDArray[np.bool_]:
-    too_long = lengths > limit
-    if truncate == "error" and too_long.any():
-        index = int(too_long.argmax())
-        raise TextTooLong(
-            f"it has {lengths[index]} tokens, the model reads {limit}; "
-            'shorten it, or cut it with truncate="end" or truncate="start"',
-            index=index,
-        )
-    return too_long
 
 
 def _is_broken_unicode(text: str) -> bool:
@@ -324,16 +335,3 @@ def _is_broken_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
-
-
-def _special_ends(source: TokenizerSource) -> tuple[list[int], list[int]]:
-    """The special tokens that the tokenizer puts before and after a text's own tokens."""
-    if not source.add_special_tokens:
-        return [], []
-    for probe in ("hello", "a", "1"):
-        bare = ids_of(source.tokenize([probe], False)[0])
-        whole = ids_of(source.tokenize([probe], True)[0])
-        for start in range(len(whole) - len(bare) + 1):
-            if bare and whole[start : start + len(bare)] == bare:
-                return whole[:start], whole[start + len(bare) :]
-    return [], []

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, normalizers
 from transformers import AutoConfig, AutoTokenizer
 
 from ..errors import InvalidCheckpoint, UnsupportedModel
+from .chat_template import ChatTemplate
 from .checkpoint_files import has_tokenizer
 from .spec import Module
 
@@ -49,6 +50,8 @@ class TokenizerSource:
     side: Literal["end", "start"]
     limit: int | None
     rust: bool
+    chat: ChatTemplate | None = None
+    """What texts are rendered through, and then take no special tokens of the tokenizer's own."""
 
 
 def ids_of(row: Any) -> list[int]:
@@ -88,11 +91,14 @@ def _static_source(module: Module) -> TokenizerSource:
 
 
 def _transformers_source(module: Module, *, trust_remote_code: bool) -> TokenizerSource:
-    tokenizer, limit = _load_tokenizer(module, trust_remote_code=trust_remote_code)
+    tokenizer, config = _load_tokenizer(module, trust_remote_code=trust_remote_code)
+    chat = ChatTemplate.load(
+        tokenizer, module.options.get("chat"), model_type=config.model_type, path=module.path
+    )
     if module.options.get("do_lower_case"):
         _lower_case(tokenizer)
     _refuse_token_types(tokenizer, module)
-    rust = _proven_rust(tokenizer)
+    rust = _proven_rust(tokenizer, special_tokens=chat is None)
     candidates = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
     fallback = next((token for token in candidates if token is not None), 0)
     pad_id = tokenizer.pad_token_id
@@ -105,14 +111,14 @@ def _transformers_source(module: Module, *, trust_remote_code: bool) -> Tokenize
         add_special_tokens=True,
         empty_ids=(fallback,),
         side="start" if tokenizer.truncation_side == "left" else "end",
-        limit=limit,
+        limit=_limit(tokenizer, config, module),
         rust=rust is not None,
+        chat=chat,
     )
 
 
-def _load_tokenizer(module: Module, *, trust_remote_code: bool) -> tuple[Any, int | None]:
-    """The transformers tokenizer and the checkpoint's own limit, which is `max_seq_length` or else
-    the smaller of what the tokenizer and the model's configuration say."""
+def _load_tokenizer(module: Module, *, trust_remote_code: bool) -> tuple[Any, Any]:
+    """The transformers tokenizer, and the configuration of its model."""
     if not has_tokenizer(module.path):  # transformers would make an empty one
         raise InvalidCheckpoint(f"{module.path}: there is no tokenizer; add its tokenizer.json")
     options = dict(module.options.get("processor_kwargs") or {})
@@ -138,11 +144,20 @@ def _load_tokenizer(module: Module, *, trust_remote_code: bool) -> tuple[Any, in
             f"{module.path}: its tokenizer knows no words, only special tokens; "
             "its vocabulary is missing, add its tokenizer.json"
         )
+    return tokenizer, config
+
+
+def _limit(tokenizer: Any, config: Any, module: Module) -> int | None:
+    """The checkpoint's own limit: `max_seq_length`, or else the smaller of what the tokenizer
+    and the model's configuration say."""
+    options = module.options
+    given = (options.get("processor_kwargs") or {}).get("model_max_length")
+    is_given = given is not None or options.get("max_seq_length") is not None
     limit = tokenizer.model_max_length
     positions = getattr(config, "max_position_embeddings", None)
-    if "model_max_length" not in options and isinstance(positions, int) and positions != -1:
+    if not is_given and isinstance(positions, int) and positions != -1:
         limit = min(limit, positions)
-    return tokenizer, None if limit is None or limit >= NO_LIMIT else int(limit)
+    return None if limit is None or limit >= NO_LIMIT else int(limit)
 
 
 def _knows_words(tokenizer: Any) -> bool:
@@ -173,7 +188,7 @@ def _refuse_token_types(tokenizer: Any, module: Module) -> None:
         )
 
 
-def _proven_rust(tokenizer: Any) -> Tokenizer | None:
+def _proven_rust(tokenizer: Any, *, special_tokens: bool) -> Tokenizer | None:
     """The Rust tokenizer behind `tokenizer`, or None where it does not give the same ids.
 
     A Python class may do things around its Rust tokenizer, so a few texts are compared. Padding
@@ -182,11 +197,10 @@ def _proven_rust(tokenizer: Any) -> Tokenizer | None:
     if not tokenizer.is_fast:
         return None
     probes = [*_PROBES, " ".join(str(token) for token in tokenizer.all_special_tokens)]
-    expected = _python_tokenize(tokenizer)(probes, True)
+    expected = _python_tokenize(tokenizer)(probes, special_tokens)
     rust: Tokenizer = tokenizer.backend_tokenizer
-    rust.no_padding()
-    rust.no_truncation()
-    found = [encoding.ids for encoding in rust.encode_batch_fast(probes)]
+    tokenize = _rust_tokenize(rust)
+    found = [encoding.ids for encoding in tokenize(probes, special_tokens)]
     return rust if found == expected else None
 
 
