@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
 
 from millpond.models import cpu_linear
-from millpond.models.cpu_linear import fuse_gelus, prepack_linears
+from millpond.models.cpu_linear import fuse_gelus, has_steady_products, prepack_linears
+
+
+def has_bfloat16_products() -> bool:
+    return prepack_linears(nn.Sequential(nn.Linear(16, 16).bfloat16().requires_grad_(False))) == 1
+
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN"
 )
+
+prepacks_bfloat16 = pytest.mark.skipif(
+    not has_bfloat16_products(), reason="oneDNN takes no bfloat16 on this processor"
+)
+DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=prepacks_bfloat16)]
 
 
 def layers(dtype: torch.dtype, *, bias: bool = True) -> nn.Sequential:
@@ -21,7 +33,7 @@ def layers(dtype: torch.dtype, *, bias: bool = True) -> nn.Sequential:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_outputs_agree_with_the_layers_replaced(dtype: torch.dtype, bias: bool) -> None:
     rows = torch.randn(33, 48).to(dtype)
     model = layers(dtype, bias=bias)
@@ -32,7 +44,7 @@ def test_outputs_agree_with_the_layers_replaced(dtype: torch.dtype, bias: bool) 
     torch.testing.assert_close(model(rows[None]), expected[None], rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_has_the_same_bits_from_16_rows_on(dtype: torch.dtype) -> None:
     model = layers(dtype)
     prepack_linears(model)
@@ -42,6 +54,7 @@ def test_a_row_has_the_same_bits_from_16_rows_on(dtype: torch.dtype) -> None:
         assert torch.equal(model(rows[-count:]), expected[-count:])
 
 
+@prepacks_bfloat16
 def test_the_weight_is_held_once_and_still_says_what_it_is() -> None:
     model = layers(torch.bfloat16)
     prepack_linears(model)
@@ -83,6 +96,165 @@ def test_a_layer_stays_where_the_operators_fail_it(
     assert torch.equal(model(rows), expected)
 
 
+def wide_layers(dtype: torch.dtype = torch.bfloat16) -> nn.Sequential:
+    """In float32 a product of 1100 columns has ends that no whole number of vectors reaches."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1100, 600), nn.GELU(), nn.Linear(600, 40, bias=False))
+    return model.to(dtype).eval().requires_grad_(False)
+
+
+def cancelling(columns: int, layer: nn.Linear) -> torch.Tensor:
+    """Rows whose products with the layer, which is changed for it, are all rounding."""
+    half = columns // 2
+    layer.weight[:, half:] = -layer.weight[:, :half]
+    layer.bias.zero_()
+    rows = torch.randn(300, half)
+    return torch.cat([rows, rows], dim=1).to(layer.weight.dtype)
+
+
+class MatrixUnits:
+    """A processor that sums long products in pieces, once there are many rows."""
+
+    most_rows_in_one, most_columns_in_one, columns = 32, 480, 256
+
+    def _reorder_linear_weight(self, weight: torch.Tensor, _: None) -> torch.Tensor:
+        return weight
+
+    @property
+    def _linear_pointwise(self) -> MatrixUnits:
+        return self
+
+    def __call__(
+        self,
+        rows: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        then: str,
+        *_: object,
+    ) -> torch.Tensor:
+        out = self.product(rows, weight)
+        out = out if bias is None else out + bias
+        return (nn.functional.gelu(out) if then == "gelu" else out).to(rows.dtype)
+
+    def binary(
+        self, rows: torch.Tensor, other: torch.Tensor, weight: torch.Tensor, *_: object
+    ) -> torch.Tensor:
+        return (self.product(rows, weight) + other).to(rows.dtype)
+
+    def product(self, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        few = rows.shape[:-1].numel() <= self.most_rows_in_one
+        narrow = rows.shape[-1] <= self.most_columns_in_one
+        columns = rows.shape[-1] if few or narrow else self.columns
+        pieces = zip(rows.split(columns, -1), weight.split(columns, 1), strict=True)
+        # Sums of bfloat16 products are exact in float64, so only the pieces are rounded.
+        sums = [(r.double() @ w.double().T).float() for r, w in pieces]
+        return torch.stack(sums).cumsum(0)[-1]
+
+
+@pytest.fixture
+def matrix_units(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(cpu_linear, "_operators", MatrixUnits)
+    cpu_linear._is_steady.cache_clear()
+    yield
+    cpu_linear._is_steady.cache_clear()
+
+
+@pytest.mark.usefixtures("matrix_units")
+def test_unsteady_products_are_found_and_split_where_asked() -> None:
+    fast, steady = wide_layers(), wide_layers()
+    rows = cancelling(1100, fast[0])
+    steady.load_state_dict(fast.state_dict())
+    assert prepack_linears(fast) == prepack_linears(steady, steady=True) == 2
+    assert not torch.equal(fast(rows)[:20], fast(rows[:20]))
+    assert not has_steady_products(fast)
+    assert torch.equal(steady(rows)[:20], steady(rows[:20]))
+    assert has_steady_products(steady)
+    assert [len(steady[i]._packed) for i in (0, 2)] == [3, 2]
+
+
+@pytest.mark.usefixtures("matrix_units")
+def test_narrow_products_stay_in_one() -> None:
+    model = layers(torch.bfloat16)
+    assert prepack_linears(model, steady=True) == 2
+    assert [len(model[i]._packed) for i in (0, 2)] == [1, 1]
+    assert has_steady_products(model)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("steady", [False, True])
+def test_what_is_said_of_this_processor_is_so(dtype: torch.dtype, steady: bool) -> None:
+    model = wide_layers(dtype)
+    rows = cancelling(1100, model[0])
+    assert prepack_linears(model, steady=steady) == 2
+    if steady or dtype == torch.float32:
+        assert has_steady_products(model)
+    expected = model(rows)
+    same = [torch.equal(model(rows[:n]), expected[:n]) for n in (16, 17, 33, 48, 64, 129, 299)]
+    assert all(same) == has_steady_products(model)
+
+
+@prepacks_bfloat16
+@pytest.mark.usefixtures("threads")
+def test_steady_layers_keep_their_bits_on_any_number_of_threads() -> None:
+    model = wide_layers()
+    rows = cancelling(1100, model[0])
+    prepack_linears(model, steady=True)
+    expected = model(rows)
+    for count in (1, 2, 7):
+        torch.set_num_threads(count)
+        assert torch.equal(model(rows), expected)
+        assert torch.equal(model(rows[-40:]), expected[-40:])
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def in_pieces(model: nn.Sequential) -> nn.Sequential:
+    for i in (0, 2):
+        model[i] = cpu_linear._PrepackedLinear.of(model[i], 384)
+    return model
+
+
+@prepacks_bfloat16
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_layer_in_pieces_agrees_with_the_one_replaced(fused: bool) -> None:
+    model = wide_layers()
+    rows = torch.randn(33, 1100).bfloat16()
+    expected = model.double()(rows.double()).float()
+    split = in_pieces(wide_layers())
+    if fused:
+        split[0]._then, split[1] = "gelu", nn.Identity()
+    for found in (split(rows), split(rows[None])[0]):
+        assert (found.float() - expected).norm() < 0.01 * expected.norm()
+
+
+@prepacks_bfloat16
+def test_a_compiler_takes_a_layer_in_pieces() -> None:
+    model = in_pieces(wide_layers())
+    rows = torch.randn(33, 1100).bfloat16()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(rows), model(rows))
+
+
+@prepacks_bfloat16
+def test_products_outside_these_layers_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Scaled(nn.Linear):
+        pass
+
+    def is_steady(columns: int, outputs: int, dtype: torch.dtype, *, prepacked: bool) -> bool:
+        return prepacked
+
+    monkeypatch.setattr(cpu_linear, "_is_steady", is_steady)
+    model = prepacked(nn.Sequential(nn.Embedding(9, 48), *layers(torch.float32)), torch.bfloat16)
+    assert has_steady_products(model)
+    assert not has_steady_products(nn.Sequential(model, Scaled(48, 48).bfloat16()))
+    assert has_steady_products(nn.Sequential(model, Scaled(48, 48)))
+
+
 class Intermediate(nn.Module):
     """A layer and its activation, as transformers' encoders write them."""
 
@@ -106,7 +278,7 @@ def prepacked(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module
     return model
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_gelu_is_done_by_the_layer_before_it(dtype: torch.dtype) -> None:
     model = prepacked(nn.ModuleList([Intermediate(nn.GELU()) for _ in range(2)]), dtype)
     rows = torch.randn(40, 48).to(dtype)
