@@ -23,6 +23,7 @@ import workloads
 from machine import default_folder, machine
 from measure import Record, Run, in_turn, load, warm_up
 from plan import INTERVAL_S, QUICK, Step
+from workers import end_when_told
 
 CALLERS = 64
 CLOSEST = 3
@@ -102,8 +103,7 @@ def measure(file: str, amounts: Amounts, texts_file: Path) -> Record:
             for step in steps(file, amounts):
                 list(in_turn(run, step, number))
     finally:
-        for worker in run.workers.values():
-            worker.close()
+        run.close()
     return {"peers": run.described(peers), "same_best_hit": hits, "runs": run.records}
 
 
@@ -115,6 +115,7 @@ def write(found: Mapping[str, Any], folder: Path) -> None:
 
 
 def main() -> None:
+    end_when_told()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a check that all of it works")
     parser.add_argument("--rounds", type=int, help="how often everything is measured")

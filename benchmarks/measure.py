@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import start_up
 import workloads
 from agreement import Disagrees, compare
 from matrix_rate import matrix_rate
-from peer import Peer
+from peer import FIRST, Peer
 from plan import Sizes, Step, mixed_steps, steps
 from workers import Worker, WorkerFailed
 
+MEMORY_OF_A_PEER = 9 * 2**28  # bytes; a few take more, most take less
 BEHIND = 2  # times the length of the arrivals; who takes longer is not asked to do more
 Peers = dict[str, tuple[Peer, Path]]
 Record = dict[str, Any]
@@ -73,9 +75,33 @@ class Run:
         if worker := self.workers.pop(name, None):
             worker.close()
 
+    def close(self) -> None:
+        """End all processes."""
+        while self.workers:
+            self.workers.popitem()[1].close()
+
+
+def peers_at_once() -> int:
+    """How many fit in the machine's memory."""
+    return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MEMORY_OF_A_PEER)
+
+
+def shifts(peers: Peers, at_once: int) -> list[Peers]:
+    """Who is loaded together: the reference and Millpond with as many of the others as fit, in the
+    fewest shifts of about equal size."""
+    always = {name: found for name, found in peers.items() if name in FIRST}
+    others = [name for name in peers if name not in always]
+    count = max(1, ceil(len(others) / max(1, at_once - len(always))))
+    size = max(1, ceil(len(others) / count))
+    parts = [others[start : start + size] for start in range(0, len(others), size)] or [[]]
+    return [always | {name: peers[name] for name in part} for part in parts]
+
 
 def load(run: Run, peers: Peers) -> None:
-    """A process for every peer that can be loaded and whose vectors are the reference's."""
+    """A process for every peer that can be loaded and whose vectors are the reference's.
+
+    Raises `WorkerFailed` when the reference, the first of them, cannot.
+    """
     reference = None
     for name, (entry, path) in peers.items():
         print(f"loading {name}", flush=True)
@@ -90,6 +116,8 @@ def load(run: Run, peers: Peers) -> None:
             run.versions[name] = run.workers[name].ask("versions")
         except (WorkerFailed, Disagrees) as error:
             run.drop(name, error)
+            if reference is None:
+                raise
 
 
 def warm_up(run: Run) -> None:
@@ -128,12 +156,15 @@ def in_turn(
 
 
 def measure_round(run: Run, round_number: int, unit: float) -> None:
-    """Every figure of every peer, the peers in turn."""
+    """Every figure of every peer, the peers in turn; the mixed workload in the first rounds only,
+    because it takes the longest."""
     for precision in ("float32", "bfloat16"):
         rate = {"peer": None, "figure": "matrix_rate", "setting": precision, "round": round_number}
         run.records.append(rate | {"per_second": matrix_rate(precision)})
     behind: set[str] = set()
-    for step in (*steps(run.sizes), *mixed_steps(run.sizes, unit, round_number)):
+    is_first = round_number % run.sizes.rounds < run.sizes.mixed_rounds
+    mixed = mixed_steps(run.sizes, unit, round_number) if is_first else ()
+    for step in (*steps(run.sizes), *mixed):
         left_out = behind if step.figure == "mixed" else ()
         for name, record in in_turn(run, step, round_number, without=left_out):
             too_slow = record.get("seconds", 0) > BEHIND * run.sizes.mixed_s
@@ -142,23 +173,27 @@ def measure_round(run: Run, round_number: int, unit: float) -> None:
     run.load_average.append(os.getloadavg()[0])
 
 
-def measure(run: Run, peers: Peers, keep: Callable[[], None]) -> None:
-    """Load, compare, warm up, and every round; then start-up, with nothing else loaded.
+def measure(run: Run, peers: Peers, keep: Callable[[], None], *, at_once: int) -> None:
+    """Load, compare, warm up, and every round, with `at_once` peers loaded at most; then start-up,
+    with nothing else loaded.
 
+    Rounds are numbered through all shifts, so that those who were measured together share numbers.
     `keep` is called after each part, so that a run that is cut off leaves what it has.
     """
-    with ExitStack() as stack:
-        stack.callback(lambda: [worker.close() for worker in run.workers.values()])
-        load(run, peers)
-        warm_up(run)
-        unit = unit_rate(run)
-        for number in range(run.sizes.rounds):
-            print(f"round {number + 1} of {run.sizes.rounds}", flush=True)
-            measure_round(run, number, unit)
-            for name in run.workers:
-                run.ask(name, Step("memory"), number)
-            keep()
-    survivors = {name: peers[name] for name in run.workers}
+    unit = None
+    for shift, present in enumerate(shifts(peers, at_once)):
+        with ExitStack() as stack:
+            stack.callback(run.close)
+            load(run, present)
+            warm_up(run)
+            unit = unit or unit_rate(run)
+            for number in range(shift * run.sizes.rounds, (shift + 1) * run.sizes.rounds):
+                print(f"round {number + 1}", flush=True)
+                measure_round(run, number, unit)
+                for name in list(run.workers):
+                    run.ask(name, Step("memory"), number)
+                keep()
+    survivors = {name: found for name, found in peers.items() if name not in run.failures}
     print("starting up", flush=True)
     run.records += start_up.measure(survivors, run.model, run.texts_file, run.sizes.start_rounds)
     keep()

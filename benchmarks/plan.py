@@ -31,6 +31,8 @@ class Sizes:
     """Of the mixed workload: 1 keeps the reference busy."""
     mixed_s: float
     """How long requests arrive."""
+    mixed_rounds: int
+    """In how many of the rounds they do."""
 
     def with_rounds(self, rounds: int) -> Self:
         """The same with another number of rounds."""
@@ -40,28 +42,30 @@ class Sizes:
 FULL = Sizes(
     rounds=5,
     start_rounds=5,
-    texts={"queries": 1000, "passages": 256, "chunks": 64},
+    texts={"queries": 512, "passages": 256, "chunks": 64},
     lone_queries=100,
     lengths=(8, 16, 32, 64, 128, 256, 512),
-    tokens_of_each_length=8192,
+    tokens_of_each_length=4096,
     callers=(1, 4, 16, 64),
-    queries_of_a_caller=8,
-    ingestion_s=10,
+    queries_of_a_caller=4,
+    ingestion_s=6,
     loads=(0.25, 0.5, 1, 2, 4),
-    mixed_s=10,
+    mixed_s=5,
+    mixed_rounds=2,
 )
 QUICK = Sizes(
     rounds=3,
-    start_rounds=3,
-    texts={"queries": 256, "passages": 64, "chunks": 16},
+    start_rounds=1,
+    texts={"queries": 128, "passages": 64, "chunks": 16},
     lone_queries=40,
-    lengths=(16, 64, 256, 512),
-    tokens_of_each_length=2048,
+    lengths=(16, 64, 512),
+    tokens_of_each_length=1024,
     callers=(8, 64),
     queries_of_a_caller=2,
-    ingestion_s=3,
+    ingestion_s=1.5,
     loads=(0.5, 2),
-    mixed_s=3,
+    mixed_s=2,
+    mixed_rounds=1,
 )
 
 

@@ -134,7 +134,7 @@ def _colours(results: Results) -> dict[str, Any]:
     from matplotlib import colormaps
 
     ours = iter(("#08519c", "#6baed6"))
-    theirs = iter(colormaps["Set1"].colors[2:] + colormaps["Dark2"].colors)
+    theirs = iter(colormaps["tab10"].colors[1:])
     names = sorted(shown(results))
     return {name: next(ours if name.startswith("millpond") else theirs) for name in names}
 
@@ -149,6 +149,15 @@ def _axes(title: str) -> tuple[Any, Any]:
     return figure, axes
 
 
+def _label(axis: Any) -> None:
+    """1, 2, 5, 10, … on a logarithmic axis."""
+    from matplotlib.ticker import LogLocator
+
+    axis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axis.set_major_formatter("{x:,g}")
+    axis.set_minor_formatter("{x:,g}")
+
+
 def _lines(plot: Plot, points: Points, colours: dict[str, Any]) -> Any:
     figure, axes = _axes(plot.title)
     for peer, line in points.items():
@@ -160,7 +169,7 @@ def _lines(plot: Plot, points: Points, colours: dict[str, Any]) -> Any:
     axes.xaxis.set_major_formatter("{x:g}")
     if plot.logarithmic:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:,g}")
+        _label(axes.yaxis)
     axes.set_xlabel(plot.across)
     axes.set_ylabel(plot.up)
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
@@ -172,11 +181,12 @@ def _bars(times: dict[str, tuple[float, float, float]], colours: dict[str, Any])
     names = sorted(times, key=lambda name: -times[name][1])
     for row, name in enumerate(names):
         median, p99, idle = times[name]
-        axes.barh(row, p99, color=colours[name], alpha=0.45)
-        axes.barh(row, median, color=colours[name])
+        axes.barh(row, p99 - median, left=median, color=colours[name], height=0.5)
         axes.plot(idle, row, "k|", markersize=14)
     axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("ms: median (dark), 99th percentile (light), 99th when idle (line)")
+    axes.set_xscale("log")
+    _label(axes.xaxis)
+    axes.set_xlabel("ms: from the median to the 99th percentile; the line is the 99th when idle")
     return figure
 
 

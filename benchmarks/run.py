@@ -22,8 +22,9 @@ import report
 import workloads
 from machine import default_folder, machine
 from matrix_rate import operations
-from measure import Peers, Record, Run, measure
+from measure import Peers, Record, Run, measure, peers_at_once
 from plan import FULL, QUICK, texts
+from workers import end_when_told
 
 STARTED = time.perf_counter()
 MODEL = environments.FOLDER / "model"
@@ -59,6 +60,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small texts, few rounds")
     parser.add_argument("--rounds", type=int, help="how often everything is measured")
     parser.add_argument("--only", nargs="+", metavar="PART", help="peers whose names contain it")
+    parser.add_argument("--at-once", type=int, help="peers loaded at a time; as memory allows")
     parser.add_argument("--output", type=Path, help="folder for the results")
     return parser.parse_args()
 
@@ -81,6 +83,7 @@ def write(found: Record, folder: Path) -> None:
 
 
 def main() -> None:
+    end_when_told()
     chosen = options()
     sizes = QUICK if chosen.quick else FULL
     sizes = sizes if chosen.rounds is None else sizes.with_rounds(chosen.rounds)
@@ -91,7 +94,12 @@ def main() -> None:
         texts_file = Path(temporary, "texts.json")
         texts_file.write_text(json.dumps(lists))
         run = Run(sizes, MODEL, texts_file)
-        measure(run, peers, lambda: write(results(run, peers, lists), folder))
+        measure(
+            run,
+            peers,
+            lambda: write(results(run, peers, lists), folder),
+            at_once=chosen.at_once or peers_at_once(),
+        )
     print(f"\n{(folder / 'results.md').read_text()}\nwritten to {folder}")
 
 

@@ -30,8 +30,8 @@ def settings(results: Results, figure: str) -> list[str]:
 
 def measured(results: Results) -> list[str]:
     """The peers that were timed, the reference first."""
-    names = (run["peer"] for run in results["runs"] if run["peer"] is not None)
-    return list(dict.fromkeys(names))
+    names = {run["peer"] for run in results["runs"]}
+    return [name for name in results["peers"] if name in names]
 
 
 def median(results: Results, peer: str | None, figure: str, setting: str, of: Number) -> Any:

@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,11 @@ LAST_LINES = 3
 
 class WorkerFailed(Exception):
     """A peer that could not be loaded, or that died or hung; the message is its own error."""
+
+
+def end_when_told() -> None:
+    """Leave by an exception on SIGTERM, as on an interrupt, so that stopped processes are ended."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended before its time"))
 
 
 class Worker:

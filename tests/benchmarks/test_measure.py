@@ -11,6 +11,7 @@ import measure
 import peer
 import pytest
 from plan import Sizes, texts
+from workers import WorkerFailed
 
 PEERS = '''
 import os
@@ -63,7 +64,10 @@ SIZES = Sizes(
     ingestion_s=0.01,
     loads=(0.5,),
     mixed_s=0.01,
+    mixed_rounds=1,
 )
+AT_ONCE = 5  # the reference and four of the others
+SHIFTS = 2
 
 
 @pytest.fixture(scope="module")
@@ -82,14 +86,28 @@ def run(tmp_path_factory):
         )
         patch.setattr(measure, "matrix_rate", lambda precision: 1.0)
         patch.setattr("start_up.PROGRAMS", {"nothing": ""})
-        measure.measure(made, peer.read_all(folder), lambda: kept.append(len(made.records)))
-    assert len(kept) == SIZES.rounds + 1
+        measure.measure(
+            made,
+            peer.read_all(folder),
+            lambda: kept.append(len(made.records)),
+            at_once=AT_ONCE,
+        )
+    assert len(kept) == SHIFTS * SIZES.rounds + 1
     assert kept == sorted(set(kept)), "every part adds to what is kept"
     return made
 
 
 def figures(run, name):
     return {record["figure"] for record in run.records if record["peer"] == name}
+
+
+def rounds(run, name, figure):
+    wanted = (name, figure)
+    return [r["round"] for r in run.records if (r["peer"], r["figure"]) == wanted]
+
+
+def shifts_of(name):
+    return SHIFTS if name == "sentence-transformers" else 1
 
 
 def test_a_peer_with_wrong_vectors_is_not_timed(run) -> None:
@@ -112,8 +130,37 @@ def test_everybody_else_is_measured_in_every_figure_and_round(run) -> None:
     wanted = {"ingest", "lone_query", "callers", "during_ingestion", "mixed", "memory", "start"}
     for name in ("sentence-transformers", "right", "rough"):
         assert figures(run, name) == wanted
-        rounds = [r["round"] for r in run.records if (r["peer"], r["figure"]) == (name, "callers")]
-        assert rounds == [0, 1]
+        assert len(set(rounds(run, name, "callers"))) == SIZES.rounds * shifts_of(name)
+
+
+def test_the_mixed_workload_is_measured_in_the_first_rounds_of_a_shift(run) -> None:
+    assert rounds(run, "sentence-transformers", "mixed") == [0, 2]
+
+
+def test_the_reference_is_measured_in_every_shift_and_others_in_one(run) -> None:
+    assert rounds(run, "sentence-transformers", "callers") == [0, 1, 2, 3]
+    assert rounds(run, "rough", "callers") == [0, 1]
+    assert set(rounds(run, "busy", "ingest")) == {2, 3}
+
+
+@pytest.mark.parametrize(
+    ("at_once", "sizes"),
+    [(17, [17]), (16, [10, 10]), (10, [10, 10]), (9, [8, 8, 7]), (1, [4] * 14)],
+)
+def test_shifts_are_as_few_as_memory_allows(at_once, sizes) -> None:
+    peers = dict.fromkeys((*peer.FIRST, *map(str, range(14))), (None, None))
+    found = measure.shifts(peers, at_once)
+    assert [len(shift) for shift in found] == sizes
+    assert {name for shift in found for name in shift} == set(peers)
+    assert all(list(shift)[:3] == list(peer.FIRST) for shift in found)
+
+
+def test_without_its_reference_nothing_is_measured(tmp_path) -> None:
+    texts_file = tmp_path / "texts.json"
+    texts_file.write_text("{}")
+    nowhere = peer.Peer("sentence-transformers", peer.Embedder, "", environment="nowhere")
+    with pytest.raises(WorkerFailed):
+        measure.load(measure.Run(SIZES, tmp_path, texts_file), {"it": (nowhere, tmp_path)})
 
 
 def test_a_figure_that_fails_is_kept_with_its_error(run) -> None:
