@@ -27,7 +27,13 @@ from millpond.scheduling.prefix_cache import Claim, PrefixCache
 
 Path = tuple[tuple[int, ...], ...]
 
-OWNERS = [object() for _ in range(3)]
+OWNERS = [object(), object()]
+# Few, with much in common, so that most claims meet an earlier one's blocks.
+TEXTS = st.builds(
+    lambda base, length: base[:length],
+    st.sampled_from([(0,) * 12, (0, 0, 0, 0, 1) * 3, (1,) + (0,) * 11]),
+    st.integers(0, 12),
+)
 DIGESTS: dict[str, Callable[[tuple[int, bytes]], int]] = {
     "apart": hash,
     "crowded": lambda key: hash(key) % 5,
@@ -126,11 +132,11 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         target=opened,
-        tokens=st.lists(st.integers(0, 1), max_size=12).map(tuple),
-        split=st.just(0) | st.integers(0, 13),
+        tokens=TEXTS,
+        split=st.sampled_from([0, 0, 0, 3, 5, 13]),
         owner=st.sampled_from(OWNERS),
         pin=st.booleans(),
-        until=st.none() | st.integers(1, 13),
+        until=st.sampled_from([None, None, None, 1, 2, 4, 7, 13]),
     )
     def claim(
         self, tokens: tuple[int, ...], split: int, owner: object, pin: bool, until: int | None
