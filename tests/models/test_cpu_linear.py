@@ -115,7 +115,7 @@ def cancelling(columns: int, layer: nn.Linear) -> torch.Tensor:
 class MatrixUnits:
     """A processor that sums long products in pieces, once there are many rows."""
 
-    most_rows_in_one, most_columns_in_one, columns = 32, 480, 256
+    most_rows_in_one, most_columns_in_one, columns = 32, 480, 160
 
     def _reorder_linear_weight(self, weight: torch.Tensor, _: None) -> torch.Tensor:
         return weight
@@ -173,11 +173,17 @@ def test_unsteady_products_are_found_and_split_where_asked() -> None:
 
 
 @pytest.mark.usefixtures("matrix_units")
-def test_narrow_products_stay_in_one() -> None:
-    model = layers(torch.bfloat16)
-    assert prepack_linears(model, steady=True) == 2
-    assert [len(model[i]._packed) for i in (0, 2)] == [1, 1]
+@pytest.mark.parametrize(("columns", "packed"), [(96, 96), (300, 320), (16, 32)])
+def test_narrow_products_stay_in_one(columns: int, packed: int) -> None:
+    """What is no multiple of what a matrix unit takes is filled up to one."""
+    torch.manual_seed(0)
+    layer = nn.Linear(columns, 24).bfloat16().requires_grad_(False)
+    model, rows = nn.Sequential(layer), torch.randn(40, columns).bfloat16()
+    expected = layer(rows)
+    assert prepack_linears(model, steady=True) == 1
+    assert [tuple(piece.shape) for piece in model[0]._packed] == [(24, packed)]
     assert has_steady_products(model)
+    torch.testing.assert_close(model(rows), expected, rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -6,13 +6,14 @@ is compared with the one it replaces, and whatever does not agree stays as it wa
 
 A processor with matrix units (Intel's AMX) sums a long bfloat16 product in pieces, whose length
 depends on how many rows there are and on how many threads, and so do a row's bits. No flag says
-so: a product is tried. Where it is unsteady, a steady layer is one of several shorter products.
+so: products are tried. Where it is unsteady, a steady layer is one of several shorter products.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -28,15 +29,18 @@ PROBE_ROWS = 17
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 _EXACT_GELUS = (nn.GELU, activations.GELUActivation)
 
-# Measured with AMX, 1 to 96 threads and 16 to 1100 rows: steady up to 480 columns, not from 512
-# on. Pieces are multiples of what a matrix unit takes at once.
+# Measured with AMX, 1 to 96 threads and 16 to 1100 rows: every product is steady of up to 480
+# columns that are a multiple of what a matrix unit takes at once. Some others are, most are not.
 MOST_COLUMNS = 480
 COLUMNS_AT_ONCE = 32
-# On one thread every unsteady product measured differs between two of these numbers of rows.
-ROW_COUNTS = (16, 48, 64, 256)
+# On one thread, with these numbers of rows, a product of 512 columns or more shows whether the
+# processor is steady; it takes 64 outputs to show it, and more than 512 show no more.
+ROW_COUNTS = (16, 48, 256)
+FEWEST_COLUMNS_TRIED = 512
+OUTPUTS_TRIED = (64, 512)
 DISTINCT_ROWS = 61
 # Speaks for whatever a model multiplies with besides prepacked layers; in features, out features.
-PLAIN_PRODUCT = (2048, 256)
+PLAIN_PRODUCT = (1024, 256)
 
 
 class _PrepackedLinear(nn.Linear):
@@ -53,7 +57,10 @@ class _PrepackedLinear(nn.Linear):
         made = cls(*size, bias=has_bias, device="meta", dtype=linear.weight.dtype)
         made.weight.requires_grad_(False)
         made.bias = linear.bias
-        pieces = torch.split(linear.weight.detach(), columns or linear.in_features, dim=1)
+        weight = linear.weight.detach()
+        if columns is not None:
+            weight = functional.pad(weight, (0, -linear.in_features % COLUMNS_AT_ONCE))
+        pieces = torch.split(weight, columns or linear.in_features, dim=1)
         # Kept out of the module's own bookkeeping: such tensors can be neither copied nor saved.
         made.__dict__["_packed"] = tuple(map(_pack, pieces))
         return made.eval()
@@ -70,6 +77,9 @@ def _pack(weight: Tensor) -> Tensor:
 
 
 def _linear(input: Tensor, packed: Sequence[Tensor], bias: Tensor | None, then: str) -> Tensor:
+    missing = sum(weight.shape[1] for weight in packed) - input.shape[-1]
+    if missing:
+        input = functional.pad(input, (0, missing))
     if len(packed) > 1:
         return _linear_in_pieces(input, packed, bias, then)
     out = _operators()._linear_pointwise(input, packed[0], bias, then, [], "none")
@@ -168,12 +178,24 @@ def _prepacked(layer: nn.Module, steady: bool) -> nn.Module | None:
 
 
 def _steady_columns(layer: nn.Linear) -> int | None:
-    """Columns of each piece of a layer that is not steady in one; None for one that is."""
-    dtype, columns = layer.weight.dtype, layer.in_features
-    if columns <= MOST_COLUMNS or _is_steady(columns, layer.out_features, dtype):
+    """Columns of each piece of a layer that is not steady as it is; None for one that is."""
+    columns, dtype = layer.in_features, layer.weight.dtype
+    if dtype != torch.bfloat16 or _is_steady(*_tried(columns, layer.out_features), dtype):
         return None
     pieces = -(-columns // MOST_COLUMNS)
-    return -(-columns // (pieces * COLUMNS_AT_ONCE)) * COLUMNS_AT_ONCE
+    return _whole_units(-(-columns // pieces))
+
+
+def _whole_units(columns: int) -> int:
+    return -(-columns // COLUMNS_AT_ONCE) * COLUMNS_AT_ONCE
+
+
+def _tried(columns: int, outputs: int) -> tuple[int, int]:
+    """Columns and outputs of the product that is tried for one of these."""
+    if columns > MOST_COLUMNS or columns % COLUMNS_AT_ONCE:
+        columns = max(FEWEST_COLUMNS_TRIED, _whole_units(columns))
+    fewest, most = OUTPUTS_TRIED
+    return columns, min(max(outputs, fewest), most)
 
 
 @torch.no_grad()
@@ -190,7 +212,7 @@ def has_steady_products(model: nn.Module) -> bool:
 
 
 def _products(model: nn.Module) -> set[tuple[int, int, bool]]:
-    """Columns and outputs of every bfloat16 product of a model, and whether it is prepacked."""
+    """Columns and outputs to try for a model in bfloat16, and whether prepacked."""
     found: set[tuple[int, int, bool]] = set()
     for module in model.modules():
         if isinstance(module, nn.Embedding):
@@ -199,7 +221,8 @@ def _products(model: nn.Module) -> set[tuple[int, int, bool]]:
             if weight.ndim < 2 or weight.dtype != torch.bfloat16:
                 continue
             if isinstance(module, _PrepackedLinear):
-                found |= {(piece.shape[1], piece.shape[0], True) for piece in module._packed}
+                sizes = {_tried(piece.shape[1], piece.shape[0]) for piece in module._packed}
+                found |= {(*size, True) for size in sizes}
             else:
                 found.add((*PLAIN_PRODUCT, False))
     return found
@@ -223,8 +246,8 @@ def _is_steady(columns: int, outputs: int, dtype: torch.dtype, *, prepacked: boo
     multiply = _multiplier(cancelling(outputs, -1), prepacked)
     rows = cancelling(max(ROW_COUNTS), 1)
     with threads_for_a_check(nn.Identity(), 0):  # one thread
-        expected = multiply(rows)
-        return all(torch.equal(multiply(rows[:n]), expected[:n]) for n in ROW_COUNTS)
+        found = [multiply(rows[:count]) for count in ROW_COUNTS]
+    return all(torch.equal(few, more[: len(few)]) for few, more in pairwise(found))
 
 
 def _multiplier(weight: Tensor, prepacked: bool) -> Callable[[Tensor], Tensor]:
