@@ -15,10 +15,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
+    MultipleResults,
     RuleBasedStateMachine,
     consumes,
     initialize,
     invariant,
+    multiple,
     precondition,
     rule,
 )
@@ -32,8 +34,9 @@ OWNERS = [object(), object()]
 TEXTS = st.builds(
     lambda base, length: base[:length],
     st.sampled_from([(0,) * 12, (0, 0, 0, 0, 1) * 3, (1,) + (0,) * 11]),
-    st.integers(0, 12),
+    st.sampled_from([0, 1, 2, 3, 4, 5, 6, 8, 10, 12]),
 )
+UNTIL = st.sampled_from([None, None, None, None, 1, 2, 4, 7, 13])
 DIGESTS: dict[str, Callable[[tuple[int, bytes]], int]] = {
     "apart": hash,
     "crowded": lambda key: hash(key) % 5,
@@ -100,9 +103,9 @@ class Machine(RuleBasedStateMachine):
     settled = Bundle("settled")
 
     @initialize(
-        blocks=st.integers(0, 9),
+        blocks=st.sampled_from([0, 1, 3, 5, 6, 8, 10, 13, 20, 40]),
         block_tokens=st.integers(1, 3),
-        digest=st.sampled_from(sorted(DIGESTS)),
+        digest=st.sampled_from(["apart", "apart", *DIGESTS]),
         most_pinned=st.sampled_from([0.0, 0.25, 0.5]),
     )
     def start(self, blocks: int, block_tokens: int, digest: str, most_pinned: float) -> None:
@@ -132,12 +135,20 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         target=opened,
-        tokens=TEXTS,
-        split=st.sampled_from([0, 0, 0, 3, 5, 13]),
+        texts=st.lists(st.tuples(TEXTS, UNTIL), min_size=1, max_size=4),
+        split=st.sampled_from([0, 0, 3, 5, 13]),
         owner=st.sampled_from(OWNERS),
         pin=st.booleans(),
-        until=st.sampled_from([None, None, None, 1, 2, 4, 7, 13]),
     )
+    def claim_some(
+        self,
+        texts: list[tuple[tuple[int, ...], int | None]],
+        split: int,
+        owner: object,
+        pin: bool,
+    ) -> MultipleResults[Use]:
+        return multiple(*(self.claim(text, split, owner, pin, until) for text, until in texts))
+
     def claim(
         self, tokens: tuple[int, ...], split: int, owner: object, pin: bool, until: int | None
     ) -> Use:
@@ -296,4 +307,4 @@ class Machine(RuleBasedStateMachine):
 
 
 TestPrefixCache = Machine.TestCase
-TestPrefixCache.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestPrefixCache.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
