@@ -63,7 +63,7 @@ ROWS = (
     ),
     Row(
         "langchain",
-        "their p99, ms; in brackets over the incumbent's p50",
+        "their p99, ms, and over the incumbent's p50",
         Aim(1, True),
         _percentile("callers", 99, "64")[0],
         _p99_over_their_median,
@@ -113,7 +113,11 @@ def table(found: Mapping[str, Any], file: str) -> str:
 def reached(found: Mapping[str, Any]) -> list[Reached]:
     """Every row's aim, and what Millpond's adapter reached at its defaults."""
     return [
-        Reached(row.title, row.aim, row.ratio(found[row.file], _auto(found[row.file])))
+        Reached(
+            f"{TITLES[row.file]}: {row.title}",
+            row.aim,
+            row.ratio(found[row.file], _auto(found[row.file])),
+        )
         for row in ROWS
     ]
 

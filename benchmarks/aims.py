@@ -57,8 +57,8 @@ def others(results: Results) -> list[str]:
 
 
 def best(results: Results, figure: str, setting: str, of: summary.Number) -> str | None:
-    """Whose median is the highest, Millpond apart."""
-    found = {name: summary.median(results, name, figure, setting, of) for name in others(results)}
+    """Whose ratio to the reference is the highest, Millpond apart."""
+    found = {name: summary.ratio(results, name, figure, setting, of) for name in others(results)}
     timed = {name: value for name, value in found.items() if value is not None}
     return max(timed, key=timed.__getitem__) if timed else None
 
@@ -71,17 +71,21 @@ def reached(results: Results) -> Iterator[Reached]:
     for workload in ("passages", "chunks"):
         yield from _ingestion(results, workload, first)
     lone = _percentile(results, "lone_query", 50)
-    yield Reached(f"a lone query, p50 of {first}'s", Aim(0.5, True), over(lone(OURS), lone(first)))
+    yield Reached(f"a lone query, p50: over {first}", Aim(0.5, True), over(lone(OURS), lone(first)))
     for theirs, ours in INCUMBENTS.items():
         value = _ratio(results, ours, theirs, "callers", "64", summary.queries_per_second)
-        yield Reached(f"64 callers, queries/s of {theirs}'s", Aim(8), value)
+        yield Reached(f"64 callers, queries/s: {ours} over {theirs}", Aim(8), value)
     busy, idle = (_percentile(results, name, 99) for name in ("during_ingestion", "lone_query"))
     yield Reached(
-        "query p99 during ingestion over idle", Aim(5, True), over(busy(OURS), idle(OURS))
+        "a query during ingestion, p99: over the idle one",
+        Aim(5, True),
+        over(busy(OURS), idle(OURS)),
     )
     yield Reached("ingestion kept beside queries", Aim(0.75, unit="%"), summary.kept(results, OURS))
     floor, start = summary.start(results, None, FLOOR), summary.start(results, OURS)
-    yield Reached("first vector over importing and reading", Aim(1.2, True), over(start, floor))
+    yield Reached(
+        "first vector: over importing torch and reading weights", Aim(1.2, True), over(start, floor)
+    )
     seconds = summary.start(results, None, "import millpond")
     yield Reached("`import millpond`", Aim(0.3, True, "s"), seconds)
 
@@ -89,11 +93,11 @@ def reached(results: Results) -> Iterator[Reached]:
 def _ingestion(results: Results, workload: str, first: str) -> Iterator[Reached]:
     arguments = ("ingest", workload, summary.texts_per_second)
     value = _ratio(results, OURS, first, *arguments)
-    yield Reached(f"{workload}, texts/s of {first}'s", Aim(3), value)
+    yield Reached(f"{workload}, texts/s: over {first}", Aim(3), value)
     rival = best(results, *arguments)
     if rival is not None and rival != first:
         value = _ratio(results, OURS, rival, *arguments)
-        yield Reached(f"{workload}, texts/s of the best peer's ({rival})", Aim(1.1), value)
+        yield Reached(f"{workload}, texts/s: over the best peer, {rival}", Aim(1.1), value)
 
 
 def _ratio(

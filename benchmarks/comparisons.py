@@ -63,15 +63,14 @@ def comparisons(results: Results) -> Iterator[Comparison]:
 
 
 def losses(results: Results, ours: str, rivals: Sequence[str]) -> Iterator[Loss]:
-    """Where one of the rivals is ahead, and the one that is so by most."""
-    for comparison in comparisons(results):
-        mine = comparison.value(ours)
-        if mine is None:
-            continue
-        found = [_loss(comparison, rival, mine) for rival in rivals]
-        ahead = [loss for loss in found if loss is not None and loss.times > 1]
-        if ahead:
-            yield max(ahead, key=lambda loss: loss.times)
+    """Where one of the rivals is ahead, and the one that is so by most, each by its own rounds."""
+    found: dict[str, list[Loss]] = {entry.title: [] for entry in comparisons(results)}
+    for rival in rivals:
+        for comparison in comparisons(summary.rounds_of(results, rival)):
+            loss = _loss(comparison, ours, rival)
+            if loss is not None and loss.times > 1:
+                found[comparison.title].append(loss)
+    return (max(ahead, key=lambda loss: loss.times) for ahead in found.values() if ahead)
 
 
 def rivals(results: Results, *, precision: str | None = None) -> list[str]:
@@ -80,10 +79,10 @@ def rivals(results: Results, *, precision: str | None = None) -> list[str]:
     return [name for name in others(results) if precision in (None, peers[name]["precision"])]
 
 
-def _loss(comparison: Comparison, rival: str, mine: float) -> Loss | None:
-    theirs = comparison.value(rival)
+def _loss(comparison: Comparison, ours: str, rival: str) -> Loss | None:
+    mine, theirs = comparison.value(ours), comparison.value(rival)
     times = over(theirs, mine) if comparison.more_is_better else over(mine, theirs)
-    if theirs is None or times is None:
+    if mine is None or theirs is None or times is None:
         return None
     return Loss(comparison.title, rival, theirs, mine, times)
 

@@ -54,11 +54,11 @@ def ingestion(results: Results, peer: str) -> list[str]:
 
 
 def lone_query(results: Results, peer: str) -> list[str]:
-    reference = summary.measured(results)[0]
+    reference, same = summary.measured(results)[0], summary.rounds_of(results, peer)
     cells = []
     for percentile in (50, 99):
         value = summary.milliseconds(results, peer, "lone_query", percentile)
-        base = summary.milliseconds(results, reference, "lone_query", percentile)
+        base = summary.milliseconds(same, reference, "lone_query", percentile)
         cells.append(number(value, times=over(value, base)))
     return cells
 

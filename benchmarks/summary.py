@@ -34,6 +34,18 @@ def measured(results: Results) -> list[str]:
     return [name for name in results["peers"] if name in names]
 
 
+def rounds_of(results: Results, peer: str) -> Results:
+    """The results of the rounds in which a peer took part, everybody's, so that who was measured
+    beside it can be compared with it. Start-up has rounds of its own, for all."""
+    numbers = {run["round"] for run in results["runs"] if run["peer"] == peer and _in_turn(run)}
+    runs = [run for run in results["runs"] if not _in_turn(run) or run["round"] in numbers]
+    return results | {"runs": runs}
+
+
+def _in_turn(run: Record) -> bool:
+    return bool(run["figure"] != "start")
+
+
 def median(results: Results, peer: str | None, figure: str, setting: str, of: Number) -> Any:
     """The median over the rounds of a number of each run; None if there was none."""
     values = [of(run) for run in records(results, figure, setting, peer)]
