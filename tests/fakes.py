@@ -25,7 +25,8 @@ from millpond.models.pipeline import RouteInfo
 from millpond.models.spec import ModelSpec, Module, Route
 from millpond.scheduling.batch import Batch
 from millpond.scheduling.job import Chunk, Job
-from millpond.scheduling.lane_queue import BatchShape
+from millpond.scheduling.plan import BatchShape
+from millpond.scheduling.prefix_cache import PrefixBudget
 
 DIMENSION = 8
 PATIENCE_S = 30.0  # longest a test waits for what must happen; it fails then
@@ -110,6 +111,7 @@ class FakeRunner:
     depth: int = 1
     workers: int = 1
     query_workers: int = 0
+    prefix_budget: PrefixBudget | None = None
     device_name: str = "fake"
     dtype_name: str = "float32"
     max_length: int | None = None
@@ -185,6 +187,9 @@ class FakeRunner:
 
     def prompt_tokens(self, route: int, prompt: str) -> int:
         return len(prompt.split())
+
+    def shared_tokens(self, route: int, prompt: str) -> int:
+        return 0 if self.prefix_budget is None else len(prompt.split())
 
     def tokenize(self, job: Job, rows: npt.NDArray[np.int64]) -> Chunk:
         ids = [self._ids(job, row) for row in rows.tolist()]

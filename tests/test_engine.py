@@ -38,7 +38,7 @@ from millpond import (
     UnknownTask,
     quantize,
 )
-from millpond.scheduling.lane_queue import BatchShape
+from millpond.scheduling.plan import BatchShape
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ from millpond import (
     TextFailed,
     TextsFailed,
 )
-from millpond.scheduling.lane_queue import BatchShape
+from millpond.scheduling.plan import BatchShape
 
 PADDED = BatchShape(8)
 

@@ -22,7 +22,7 @@ LADDER = (
     {"errors"},
     {"config", "stats", "embeddings"},
     {"scheduling", "models"},
-    {"info", "layout", "batch_runner"},
+    {"info", "layout", "batch_runner", "prefix_memory"},
     {"runner"},
     {"executor", "request", "replicas"},
     {"progress", "crew"},
@@ -35,7 +35,7 @@ LADDER = (
 )
 RUNGS = {name: rung for rung, names in enumerate(LADDER) for name in names}
 TENSOR_LIBRARIES = {"torch", "transformers", "tokenizers", "safetensors", "sentence_transformers"}
-MAY_USE_TENSORS = {"models", "runner", "replicas"}
+MAY_USE_TENSORS = {"models", "prefix_memory", "runner", "replicas"}
 MAY_IMPORT_LATE = {"cli", "server.main"}
 
 

@@ -13,7 +13,7 @@ from millpond import Engine, InvalidOption, Lane
 from millpond.engine import CallOptions
 from millpond.request import Request
 from millpond.scheduling.job import Job
-from millpond.scheduling.lane_queue import BatchShape
+from millpond.scheduling.plan import BatchShape
 
 RUNNER = FakeRunner(route_names=("query", "document"), shapes=(BatchShape(), BatchShape()))
 

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from .models.pipeline import RouteInfo
 from .scheduling.batch import Batch
 from .scheduling.job import Chunk, Job
-from .scheduling.lane_queue import BatchShape
+from .scheduling.plan import BatchShape
+from .scheduling.prefix_cache import PrefixBudget
 
 __all__ = ["BatchRunner", "FloatArray", "Ticket"]
 
@@ -70,6 +71,13 @@ class BatchRunner(Protocol):
 
     def prompt_tokens(self, route: int, prompt: str) -> int:
         """Tokens of a prompt that pooling leaves out."""
+
+    def shared_tokens(self, route: int, prompt: str) -> int:
+        """Leading tokens that all texts with this prompt share; 0 without a prefix cache."""
+
+    @property
+    def prefix_budget(self) -> PrefixBudget | None:
+        """Room for a prefix cache, or None where there is none."""
 
     def tokenize(self, job: Job, rows: npt.NDArray[np.int64]) -> Chunk:
         """Turn texts of a job into ids, from any thread. Raises `InvalidInput`."""

@@ -54,10 +54,15 @@ class EngineConfig:
     max_query_wait_ms: float = 30.0
     """Longest a query may wait behind ingestion, beside its own forward pass."""
     memory_utilization: float | None = None
-    """On CUDA: share of the device's memory the engine may fill, above 0 and at most 1, weights
-    included. None for a good guest's: batches take at most half of what is free at the start."""
+    """Share of the device's memory the engine may fill, above 0 and at most 1, weights included.
+    None for a good guest's: on CUDA batches take at most half of what is free at the start. On a
+    CPU it limits the prefix cache alone."""
     memory_bytes: int | None = None
     """The same as a number of bytes, instead of a share."""
+    prefix_cache: Literal["auto", "off"] = "auto"
+    """Keep the keys and values of beginnings that texts share, where the model allows it: a decoder
+    whose last token is the vector. Up to a tenth of the memory that is free, or up to half of what
+    `memory_bytes` or `memory_utilization` leaves beside the weights."""
     compile: bool = False
     """Fuse what is bound by memory with `torch.compile`. Takes seconds at the first start, fewer
     at later ones; a model that cannot be compiled, or comes out different, runs as it is."""
@@ -129,6 +134,10 @@ class EngineConfig:
             self.devices is None or self.device == "auto",
             "device and devices both say where to run; give one of them",
         )
+        _require(
+            self.prefix_cache in ("auto", "off"),
+            f"prefix_cache={self.prefix_cache!r}: choose 'auto' or 'off'",
+        )
         for name in ("trust_remote_code", "compile", "warmup", "deterministic"):
             value = getattr(self, name)
             _require(isinstance(value, bool), f"{name}={value!r}: it must be True or False")
@@ -167,6 +176,7 @@ class EngineOptions(TypedDict, total=False):
     max_query_wait_ms: float
     memory_utilization: float | None
     memory_bytes: int | None
+    prefix_cache: Literal["auto", "off"]
     compile: bool
     warmup: bool
     deterministic: bool

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,12 +19,14 @@ import numpy.typing as npt
 from .errors import NonFiniteVector, OutOfMemory, TextFailed
 from .runner import BatchRunner, Ticket
 from .scheduling.batch import Batch, Segment
-from .scheduling.job import Job, Lane
+from .scheduling.job import Chunk, Job, Lane
+from .scheduling.twins import Follower
 from .stats import BatchStats
 
 __all__ = ["BatchExecutor", "Listener"]
 
 logger = logging.getLogger("millpond")
+NO_FOLLOWERS: Mapping[int, Sequence[Follower]] = {}
 
 
 class Listener(Protocol):
@@ -38,6 +40,18 @@ class Listener(Protocol):
 
     def out_of_memory(self, batch: Batch) -> None:
         """A batch of several texts did not fit and is being split."""
+
+    def batch_landed(self, batch: Batch, *, keep: bool) -> Mapping[int, Sequence[Follower]]:
+        """A batch, or a part of one that failed, is through; with `keep`, in every layer.
+
+        Returned are the texts that wait for those of the batch, by their place in it.
+        """
+
+    def batch_failed(self, batch: Batch) -> None:
+        """A batch failed and is being split."""
+
+    def texts_dropped(self, segments: Sequence[Segment]) -> None:
+        """Texts of a batch that failed are nobody's any more and do not run again."""
 
 
 @dataclass
@@ -88,8 +102,7 @@ class BatchExecutor:
     def _start(self, batch: Batch) -> _Flight:
         flight = _Flight(batch, self._clock(), alone=not self._flights)
         for segment in batch.segments:
-            if segment.job.started_s is None:
-                segment.job.started_s = flight.launched_s
+            _note_start(segment.job, flight.launched_s)
         try:
             flight.ticket = self._runner.launch(batch)
         except Exception as error:
@@ -109,23 +122,28 @@ class BatchExecutor:
         # With two batches in flight, the second one's time starts when the first is done.
         forward_s = done_s - max(flight.launched_s, self._last_done_s)
         self._last_done_s = done_s
-        failed = self._deliver(flight.batch, vectors, forward_s)
-        stats = _stats(flight.batch, flight.ticket.padded_tokens, forward_s, failed)
-        self._listener.batch_ran(flight.batch, stats)
-        self._end_completed(flight.batch)
-
-    def _deliver(self, batch: Batch, vectors: npt.NDArray[np.float32], forward_s: float) -> int:
-        """Write the vectors of a batch to its jobs; how many were not finite is returned."""
-        place = failed = 0
-        for segment in batch.segments:
-            failed += _write(segment, vectors[place : place + segment.texts])
-            place += segment.texts
+        batch = flight.batch
+        keep = bool(np.isfinite(vectors).all())
+        followers = self._listener.batch_landed(batch, keep=keep)
+        failed = _deliver(batch, vectors)
         for job in batch.jobs:
             job.spent(forward_s=forward_s)
-        return failed
+        for place, texts in followers.items():
+            for job, chunk, at in texts:
+                _note_start(job, flight.launched_s)
+                failed += _write(job, chunk, at, vectors[place : place + 1])
+        waited = sum(map(len, followers.values()))
+        padded_tokens = flight.ticket.padded_tokens
+        stats = _stats(batch, padded_tokens, forward_s, failed=failed, twins=waited)
+        self._listener.batch_ran(batch, stats)
+        self._end_completed(batch, followers)
 
-    def _end_completed(self, batch: Batch) -> None:
-        for job in batch.jobs:
+    def _end_completed(
+        self, batch: Batch, followers: Mapping[int, Sequence[Follower]] = NO_FOLLOWERS
+    ) -> None:
+        jobs = {job.id: job for job in batch.jobs}
+        jobs |= {job.id: job for texts in followers.values() for job, *_ in texts}
+        for job in jobs.values():
             if not job.remaining:
                 self._listener.job_completed(job)
 
@@ -134,7 +152,8 @@ class BatchExecutor:
         if self._runner.is_fatal(error):
             raise error
         traceback.clear_frames(error.__traceback__)  # they hold the tensors of the failed pass
-        batch = flight.batch
+        self._listener.batch_failed(flight.batch)
+        batch = flight.batch.uncached()
         out_of_memory = self._runner.is_out_of_memory(error)
         if out_of_memory:
             while self._flights:  # they take memory too
@@ -144,44 +163,70 @@ class BatchExecutor:
             self._finish(self._start(batch))
             return
         if batch.texts == 1:
-            self._fail_text(batch.segments[0], error, out_of_memory=out_of_memory)
-            self._end_completed(batch)
+            self._fail_text(batch, error, out_of_memory=out_of_memory)
             return
         if out_of_memory and not flight.is_part:
             self._listener.out_of_memory(batch)
         for half in batch.halves():
+            self._listener.texts_dropped(half.dead_segments())
             alive = half.alive()
             if alive.segments:
                 part = self._start(alive)
                 part.is_part = True
                 self._finish(part)
 
-    def _fail_text(self, segment: Segment, error: Exception, *, out_of_memory: bool) -> None:
-        row = int(segment.chunk.rows[segment.start])
-        if out_of_memory:
-            failure: TextFailed = OutOfMemory(
-                f"its {segment.tokens} tokens do not fit in memory even alone; lower max_length "
-                "or free memory on the device",
-                index=row,
-            )
-        else:
-            failure = TextFailed(
-                f"the model failed on it with {type(error).__name__}: {error}", index=row
-            )
-        failure.__cause__ = error
-        segment.job.fail(row, failure)
-        logger.warning("a text failed: %s", failure)
+    def _fail_text(self, batch: Batch, error: Exception, *, out_of_memory: bool) -> None:
+        """The text of a batch of one cannot be embedded, and neither can its twins."""
+        followers = self._listener.batch_landed(batch, keep=False)
+        text = batch.segments[0][:3]
+        for job, chunk, place in (text, *followers.get(0, ())):
+            row = int(chunk.rows[place])
+            failure = _failure(row, int(chunk.lengths[place]), error, out_of_memory=out_of_memory)
+            job.fail(row, failure)
+            logger.warning("a text failed: %s", failure)
+        self._end_completed(batch, followers)
 
 
-def _write(segment: Segment, vectors: npt.NDArray[np.float32]) -> int:
-    """Write the vectors of a segment to its job; how many were not finite is returned."""
-    job, chunk = segment.job, segment.chunk
-    texts = chunk.rows[segment.start : segment.stop]
+def _failure(row: int, tokens: int, error: Exception, *, out_of_memory: bool) -> TextFailed:
+    failure: TextFailed
+    if out_of_memory:
+        failure = OutOfMemory(
+            f"its {tokens} tokens do not fit in memory even alone; lower max_length or free "
+            "memory on the device",
+            index=row,
+        )
+    else:
+        failure = TextFailed(
+            f"the model failed on it with {type(error).__name__}: {error}", index=row
+        )
+    failure.__cause__ = error
+    return failure
+
+
+def _note_start(job: Job, launched_s: float) -> None:
+    if job.started_s is None:
+        job.started_s = max(launched_s, job.arrived_s)
+
+
+def _deliver(batch: Batch, vectors: npt.NDArray[np.float32]) -> int:
+    """Write the vectors of a batch to its jobs; how many were not finite is returned."""
+    place = failed = 0
+    for segment in batch.segments:
+        stop = place + segment.texts
+        if not segment.is_unfinished:
+            failed += _write(segment.job, segment.chunk, segment.start, vectors[place:stop])
+        segment.job.spent(tokenize_s=_tokenize_s(segment))
+        place = stop
+    return failed
+
+
+def _write(job: Job, chunk: Chunk, start: int, vectors: npt.NDArray[np.float32]) -> int:
+    """Write vectors of texts of a chunk, from `start` on; how many were not finite is returned."""
+    texts = chunk.rows[start : start + len(vectors)]
     with np.errstate(all="ignore"):  # what comes of it is looked at below
         output_rows = job.output.rows(vectors)
     computed, finite = _finite(vectors), _finite(output_rows)
     finite &= computed
-    job.spent(tokenize_s=_tokenize_s(segment))
     job.write(texts[finite], output_rows[finite])
     for place in np.flatnonzero(~finite).tolist():
         reason = (
@@ -201,14 +246,20 @@ def _finite(rows: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
 
 def _tokenize_s(segment: Segment) -> float:
     """The segment's share of the time its chunk took to tokenise."""
+    if segment.is_unfinished:
+        return 0.0
     return segment.chunk.tokenize_s * segment.texts / len(segment.chunk)
 
 
-def _stats(batch: Batch, padded_tokens: int, forward_s: float, failed: int) -> BatchStats:
+def _stats(
+    batch: Batch, padded_tokens: int, forward_s: float, *, failed: int, twins: int
+) -> BatchStats:
     return BatchStats(
         interactive_texts=batch.lane_texts(Lane.INTERACTIVE),
         bulk_texts=batch.lane_texts(Lane.BULK),
+        twin_texts=twins,
         tokens=batch.tokens,
+        cached_tokens=batch.cached_tokens,
         padded_tokens=padded_tokens,
         queue_s=batch.queue_s,
         tokenize_s=sum(map(_tokenize_s, batch.segments)),

@@ -5,14 +5,17 @@ Longest texts first, so that neighbours are of equal length. It knows no tensors
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
 from .scheduling.batch import Batch
+from .scheduling.prefix_cache import Claim
 
-__all__ = ["Layout"]
+__all__ = ["Layout", "PrefixLayout"]
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,102 @@ class Layout:
         return cls(ids.astype(np.int64), lengths[order], prompts[order].astype(np.int64), order)
 
 
+@dataclass(frozen=True)
+class PrefixLayout:
+    """The tokens of a batch that are computed, end to end, and the slots of those that are not.
+
+    Neighbours are of equal length and, among those, of equal prefix. A block of a prefix cache is
+    as many slots as it holds tokens at most.
+    """
+
+    ids: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
+    """Of each token in its text."""
+    prefixes: npt.NDArray[np.int64]
+    """Tokens that precede those of each text."""
+    read: npt.NDArray[np.int64]
+    """The slots of all prefixes."""
+    rows: npt.NDArray[np.int64]
+    """Tokens whose keys and values are kept, as places in `ids`."""
+    written: npt.NDArray[np.int64]
+    """The slots they are kept in."""
+    order: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, batch: Batch, block_tokens: int) -> PrefixLayout:
+        claims, ids, begins, ends = _claimed(batch)
+        cached = np.array([claim.cached_tokens for claim in claims])
+        order = np.lexsort((-cached, -(ends - cached)))
+        cached, begins, lengths = cached[order], begins[order], (ends - cached)[order]
+        slots = _Slots.of([claims[place] for place in order.tolist()], block_tokens)
+        row_starts = np.cumsum(lengths) - lengths
+        filled = slots.filled
+        return cls(
+            ids=ids[_ranges(begins + cached, lengths)].astype(np.int64),
+            lengths=lengths,
+            positions=_ranges(cached, lengths),
+            prefixes=cached,
+            read=slots.slots[slots.positions < cached[slots.texts]],
+            rows=(row_starts - cached)[slots.texts[filled]] + slots.positions[filled],
+            written=slots.slots[filled],
+            order=order,
+        )
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """Every token that has a slot: which, and which token of which text it is."""
+
+    slots: npt.NDArray[np.int64]
+    texts: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
+    filled: npt.NDArray[np.bool_]
+    """Whether the batch fills the slot."""
+
+    @classmethod
+    def of(cls, claims: Sequence[Claim], block_tokens: int) -> _Slots:
+        counts = np.array([len(claim.blocks) for claim in claims])
+        blocks = np.fromiter(chain.from_iterable(c.blocks for c in claims), np.int64)
+        sizes = np.fromiter(chain.from_iterable(c.sizes for c in claims), np.int64)
+        tokens = np.array([claim.remembered_tokens for claim in claims])
+        reused = np.array([claim.reused for claim in claims])
+        is_new = _ranges(np.zeros_like(counts), counts) >= np.repeat(reused, counts)
+        return cls(
+            slots=_ranges(blocks * block_tokens, sizes),
+            texts=np.repeat(np.arange(len(claims)), tokens),
+            positions=_ranges(np.zeros_like(tokens), tokens),
+            filled=np.repeat(is_new, sizes),
+        )
+
+
+def _claimed(
+    batch: Batch,
+) -> tuple[list[Claim], npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Each text's claim, all ids, where each text begins among them, and its tokens by its end."""
+    claims: list[Claim] = []
+    ids, begins, ends, before = [], [], [], 0
+    for segment in batch.segments:
+        chunk, start, stop = segment.chunk, segment.start, segment.stop
+        first, last = chunk.offsets[start], chunk.offsets[stop]
+        claims += segment.claims or ()
+        ids.append(chunk.ids[first:last])
+        begins.append(chunk.offsets[start:stop] - first + before)
+        lengths = chunk.lengths[start:stop]
+        ends.append(lengths if segment.until is None else np.array([segment.until]))
+        before += int(last - first)
+    return claims, np.concatenate(ids), np.concatenate(begins), np.concatenate(ends)
+
+
+def _ranges(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """`start, start + 1, …` for each, end to end."""
+    before = np.cumsum(lengths) - lengths
+    ranges: npt.NDArray[np.int64] = np.repeat(starts - before, lengths)
+    return ranges + np.arange(int(lengths.sum()))
+
+
 def _gather(
     ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], order: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int32]:
-    starts = (np.cumsum(lengths) - lengths)[order]
-    lengths = lengths[order]
-    targets = np.cumsum(lengths) - lengths
-    return ids[np.repeat(starts - targets, lengths) + np.arange(len(ids))]
+    starts = np.cumsum(lengths) - lengths
+    return ids[_ranges(starts[order], lengths[order])]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Literal
@@ -33,9 +33,10 @@ from .errors import (
 )
 from .executor import BatchExecutor
 from .runner import BatchRunner
-from .scheduling.batch import Batch
+from .scheduling.batch import Batch, Segment
 from .scheduling.job import Chunk, Job, Lane
 from .scheduling.scheduler import Scheduler
+from .scheduling.twins import Follower
 from .stats import BatchStats, EngineStats, StatsHook, Totals
 
 __all__ = ["Health", "Loop"]
@@ -343,7 +344,7 @@ class Loop:
                 elif not expired:
                     if not wait or self._is_over():
                         return None
-                    self._wake_worker()
+                    self._wake()  # all that was ready may have joined texts in flight
                     deadline_s = self._scheduler.next_deadline()
                     worker.wait(None if deadline_s is None else max(0.0, deadline_s - now_s))
             for job in expired:
@@ -374,6 +375,23 @@ class Loop:
                     hook(stats)
                 except Exception:
                     logger.exception("a stats hook raised; the engine goes on")
+
+    def batch_landed(self, batch: Batch, *, keep: bool) -> Mapping[int, Sequence[Follower]]:
+        """The executor's word: others may go on from what the batch computed, or compute again."""
+        with self._lock:
+            return self._scheduler.landed(batch, self.clock(), keep=keep)
+
+    def batch_failed(self, batch: Batch) -> None:
+        """The executor's word: nobody may go on from what the batch computed."""
+        with self._lock:
+            self._scheduler.failed(batch)
+
+    def texts_dropped(self, segments: Sequence[Segment]) -> None:
+        """The executor's word: who waits for one of these has to be computed itself."""
+        if segments:
+            with self._lock:
+                self._scheduler.dropped(segments, self.clock())
+                self._wake_worker()
 
     def job_completed(self, job: Job) -> None:
         """The executor's word: the job has nothing left to wait for."""

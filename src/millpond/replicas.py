@@ -10,6 +10,7 @@ import itertools
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,8 @@ from .models.spec import ModelSpec
 from .runner import Runner
 from .scheduling.batch import Batch
 from .scheduling.job import Chunk, Job
-from .scheduling.lane_queue import BatchShape
+from .scheduling.plan import BatchShape
+from .scheduling.prefix_cache import PrefixBudget
 
 __all__ = ["Replicas", "load_runner"]
 
@@ -31,7 +33,10 @@ __all__ = ["Replicas", "load_runner"]
 def load_runner(spec: ModelSpec, config: EngineConfig) -> BatchRunner:
     """Load a model onto its device or devices. Raises `ModelError` and `InvalidOption`."""
     names = _device_names(config)
-    configs = [replace(config, device=name, devices=None) for name in names]
+    changes: dict[str, Any] = {"devices": None}
+    if len(names) > 1:
+        changes["prefix_cache"] = "off"  # the scheduler does not know who will run a batch
+    configs = [replace(config, device=name, **changes) for name in names]
     runners = [Runner.load(spec, one) for one in configs]
     return runners[0] if len(runners) == 1 else Replicas(runners)
 
@@ -103,6 +108,14 @@ class Replicas:
     def prompt_tokens(self, route: int, prompt: str) -> int:
         """Tokens of a prompt that pooling leaves out."""
         return self._first.prompt_tokens(route, prompt)
+
+    def shared_tokens(self, route: int, prompt: str) -> int:
+        """0: what one device has computed, the others do not have."""
+        return 0
+
+    @property
+    def prefix_budget(self) -> PrefixBudget | None:
+        return None
 
     def tokenize(self, job: Job, rows: npt.NDArray[np.int64]) -> Chunk:
         """Turn texts of a job into ids, from any thread. Raises `InvalidInput`."""

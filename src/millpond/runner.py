@@ -19,19 +19,23 @@ from torch import Tensor
 from .batch_runner import BatchRunner, FloatArray, Ticket
 from .config import EngineConfig
 from .errors import InvalidInput
-from .layout import Layout
+from .layout import Layout, PrefixLayout
 from .models.attention import PackedSequences
 from .models.cpu_threads import CpuThreads
 from .models.cuda_forward import bucketed_forwards
-from .models.cuda_memory import MemoryBudget, rows_that_fit
+from .models.cuda_memory import rows_that_fit
 from .models.cuda_staging import PinnedBuffers
 from .models.loading import choose_device
+from .models.memory import MemoryBudget
 from .models.pipeline import Pipeline, TokenRows, load_pipelines
+from .models.prefix_attention import PrefixedSequences, PrefixSlots
 from .models.spec import ModelSpec
 from .models.transformer import Transformer
+from .prefix_memory import PrefixMemory
 from .scheduling.batch import Batch
 from .scheduling.job import Chunk, Job, Lane
-from .scheduling.lane_queue import BatchShape
+from .scheduling.plan import BatchShape
+from .scheduling.prefix_cache import PrefixBudget
 
 __all__ = ["BatchRunner", "Runner", "Ticket"]
 
@@ -65,13 +69,18 @@ def _cpu_threads(
     return CpuThreads.for_model(encoder.model, max_batch_tokens=max_batch_tokens)
 
 
-def _batch_tokens(pipelines: Sequence[Pipeline], device: torch.device, config: EngineConfig) -> int:
+def _batch_tokens(
+    pipelines: Sequence[Pipeline],
+    device: torch.device,
+    memory: MemoryBudget,
+    *,
+    reserved: int,
+) -> int:
     static = all(pipeline.is_static for pipeline in pipelines)
     most = BATCH_TOKENS["static" if static else device.type]
     if device.type != "cuda":
         return most
-    budget = MemoryBudget(config.memory_utilization, config.memory_bytes)
-    rows = rows_that_fit(pipelines, device, budget)
+    rows = rows_that_fit(pipelines, device, memory, reserved=reserved)
     return most if rows is None else min(most, rows - 1)
 
 
@@ -93,6 +102,7 @@ class Runner:
         max_batch_tokens: int,
         deterministic: bool = False,
         max_length: int | None = None,
+        prefixes: PrefixMemory | None = None,
         threads: CpuThreads | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -118,6 +128,8 @@ class Runner:
             most_tokens=max_batch_tokens,
             fixed_rows=self._fixed_rows,
         )
+        self._kv_cache = None if prefixes is None else prefixes.allocate()
+        self._prefix_budget = None if prefixes is None else prefixes.budget
         self._threads = threads
         self._max_length = max_length  # the user's; a checkpoint may set lower ones for a task
         self._clock = clock
@@ -126,16 +138,20 @@ class Runner:
     def load(cls, spec: ModelSpec, config: EngineConfig) -> Runner:
         """Load a model onto its device. Raises `ModelError` and `InvalidOption`."""
         device = choose_device(config.device)
+        memory = MemoryBudget(config.memory_utilization, config.memory_bytes)
         pipelines = load_pipelines(spec, config, device)
+        prefixes = PrefixMemory.of(pipelines, device, memory)
         max_batch_tokens = config.max_batch_tokens
         if max_batch_tokens == "auto":
-            max_batch_tokens = _batch_tokens(pipelines, device, config)
+            reserved = 0 if prefixes is None else prefixes.size
+            max_batch_tokens = _batch_tokens(pipelines, device, memory, reserved=reserved)
         runner = cls(
             pipelines,
             device=device,
             max_batch_tokens=max_batch_tokens,
             deterministic=config.deterministic,
             max_length=config.max_length,
+            prefixes=prefixes,
             threads=_cpu_threads(pipelines, device, max_batch_tokens),
         )
         if config.warmup:
@@ -158,6 +174,10 @@ class Runner:
         return 0 if self._threads is None else self._threads.query_workers
 
     @property
+    def prefix_budget(self) -> PrefixBudget | None:
+        return self._prefix_budget
+
+    @property
     def device_name(self) -> str:
         return str(self.device)
 
@@ -168,6 +188,12 @@ class Runner:
     def prompt_tokens(self, route: int, prompt: str) -> int:
         """Tokens of a prompt that pooling leaves out; 0 for most models."""
         return self.pipelines[route].prompt_tokens(prompt)
+
+    def shared_tokens(self, route: int, prompt: str) -> int:
+        """Leading tokens that all texts with this prompt share; 0 without a prefix cache."""
+        if self._prefix_budget is None:
+            return 0
+        return self.pipelines[route].tokenizer.shared_prefix_length(prompt)
 
     def tokenize(self, job: Job, rows: npt.NDArray[np.int64]) -> Chunk:
         """Turn texts of a job into ids and note what was cut off. Raises `InvalidInput`."""
@@ -204,6 +230,8 @@ class Runner:
     def launch(self, batch: Batch) -> _Launched:
         """Start a forward pass; on CUDA it returns before the device is done."""
         with self._place_of(batch):
+            if batch.uses_prefixes:
+                return self._launch_prefixed(batch)
             layout = Layout.of(batch)
             if self.pipelines[batch.route].pad_to is None:
                 return self._launch_packed(batch, layout)
@@ -220,7 +248,7 @@ class Runner:
         pipeline, bucketed = self.pipelines[batch.route], self._bucketed[batch.route]
         if bucketed is not None:
             run = bucketed.run(layout.ids, layout.lengths, layout.prompt_lengths)
-            return self._launched(run.vectors, layout, run.rows - batch.tokens, run.staging)
+            return self._launched(run.vectors, layout.order, run.rows - batch.tokens, run.staging)
         fillers = () if pipeline.is_static else self._filler_lengths(layout.lengths)
         lengths = np.append(layout.lengths, fillers).astype(np.int64)
         ids = np.append(layout.ids, np.full(sum(fillers), pipeline.tokenizer.pad_id))
@@ -233,7 +261,28 @@ class Runner:
         if not pipeline.is_static:
             sequences = PackedSequences.of(lengths)
         vectors = pipeline.packed(device_ids, device_positions, sequences, TokenRows(*texts))
-        return self._launched(vectors, layout, sum(fillers), staging)
+        return self._launched(vectors, layout.order, sum(fillers), staging)
+
+    def _launch_prefixed(self, batch: Batch) -> _Launched:
+        assert self._kv_cache is not None
+        assert self._prefix_budget is not None
+        pipeline = self.pipelines[batch.route]
+        layout = PrefixLayout.of(batch, self._prefix_budget.block_tokens)
+        fillers = self._filler_lengths(layout.lengths)
+        lengths = np.append(layout.lengths, fillers).astype(np.int64)
+        nothing = np.zeros(len(fillers), dtype=np.int64)
+        ids = np.append(layout.ids, np.full(sum(fillers), pipeline.tokenizer.pad_id))
+        positions = np.concatenate([layout.positions, *map(np.arange, fillers)])
+        starts = np.cumsum(layout.lengths) - layout.lengths
+        staging, (device_ids, device_positions, *texts) = self._stage(
+            ids, positions, starts, layout.lengths, np.zeros_like(layout.lengths)
+        )
+        slots = PrefixSlots(
+            np.append(layout.prefixes, nothing), layout.read, layout.rows, layout.written
+        )
+        sequences = PrefixedSequences.of(lengths, slots, self._kv_cache)
+        vectors = pipeline.packed(device_ids, device_positions, sequences, TokenRows(*texts))
+        return self._launched(vectors, layout.order, sum(fillers), staging)
 
     def _launch_padded(self, batch: Batch, layout: Layout) -> _Launched:
         pipeline = self.pipelines[batch.route]
@@ -252,7 +301,7 @@ class Runner:
         vectors = pipeline.padded(
             device_ids.view(rows, width), device_mask.view(rows, width), TokenRows(*places)
         )
-        return self._launched(vectors, layout, rows * width - batch.tokens, staging)
+        return self._launched(vectors, layout.order, rows * width - batch.tokens, staging)
 
     def _filler_lengths(self, lengths: npt.NDArray[np.int64]) -> Sequence[int]:
         """Sequences to add so that the rows are as many as the same bits need."""
@@ -277,17 +326,21 @@ class Runner:
         return staging, list(torch.split(on_host.to(self.device, non_blocking=True), sizes))
 
     def _launched(
-        self, vectors: Tensor, layout: Layout, padded_tokens: int, staging: Tensor | None
+        self,
+        vectors: Tensor,
+        order: npt.NDArray[np.int64],
+        padded_tokens: int,
+        staging: Tensor | None,
     ) -> _Launched:
-        texts = len(layout.order)
+        texts = len(order)
         if self._stream is None or staging is None:
-            return _Launched(vectors[:texts].cpu(), layout.order, padded_tokens)
+            return _Launched(vectors[:texts].cpu(), order, padded_tokens)
         fetched = self._buffers.take(texts * vectors.shape[1], vectors.dtype)
         on_host = fetched[: texts * vectors.shape[1]].view(texts, -1)
         on_host.copy_(vectors[:texts], non_blocking=True)
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record(self._stream)
-        return _Launched(on_host, layout.order, padded_tokens, done, (staging, fetched))
+        return _Launched(on_host, order, padded_tokens, done, (staging, fetched))
 
     def collect(self, ticket: Ticket) -> FloatArray:
         """Wait for the vectors of a launched batch: float32 `[texts, dimension]`."""

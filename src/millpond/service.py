@@ -21,6 +21,7 @@ from .loop import Loop
 from .models.resolve import resolve_checkpoint
 from .models.spec import ModelSpec, read_spec
 from .replicas import load_runner
+from .scheduling.prefix_cache import PrefixCache
 from .scheduling.scheduler import Scheduler
 
 __all__ = ["Service"]
@@ -88,7 +89,7 @@ class Service:
                 _unregister(config, loading)
 
     def _start_loop(self) -> Loop:
-        config = self.config
+        config, budget = self.config, self.runner.prefix_budget
         scheduler = Scheduler(
             self.runner.shapes,
             max_batch_tokens=self.runner.max_batch_tokens,
@@ -98,6 +99,8 @@ class Service:
             workers=self.runner.workers,
             query_workers=self.runner.query_workers,
             min_short_batch_tokens=self.runner.min_batch_tokens,
+            prefixes=None if budget is None else PrefixCache.of(budget),
+            min_prefix_batch_tokens=0 if budget is None else budget.min_batch_tokens,
         )
         return Loop(self.runner, scheduler)
 

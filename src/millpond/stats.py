@@ -18,7 +18,7 @@ class BatchStats:
     interactive_texts: int
     bulk_texts: int
     tokens: int
-    """Real tokens of the texts."""
+    """Real tokens of the texts, and those computed of a text that takes several batches."""
     padded_tokens: int
     """Tokens computed beside them and thrown away."""
     queue_s: float
@@ -28,6 +28,10 @@ class BatchStats:
     forward_s: float
     """From the launch of the forward pass until its vectors were on the host, seconds."""
     failed_texts: int = 0
+    twin_texts: int = 0
+    """Texts that were not computed, since an identical one was in the batch."""
+    cached_tokens: int = 0
+    """Tokens that were not computed, since their prefix was in the cache."""
 
     @property
     def texts(self) -> int:
@@ -41,7 +45,11 @@ class EngineStats:
     batches: int
     texts: int
     """Texts that got a vector."""
+    twin_texts: int
+    """Texts among them that got the vector of an identical one in flight."""
     tokens: int
+    cached_tokens: int
+    """Tokens among them that came out of the prefix cache."""
     padded_tokens: int
     truncated_texts: int
     failed_texts: int
@@ -55,7 +63,7 @@ class EngineStats:
     @property
     def padding_waste(self) -> float:
         """The share of computed tokens that were padding, between 0 and 1."""
-        computed = self.tokens + self.padded_tokens
+        computed = self.tokens - self.cached_tokens + self.padded_tokens
         return self.padded_tokens / computed if computed else 0.0
 
 
@@ -65,7 +73,9 @@ class Totals:
 
     batches: int = 0
     texts: int = 0
+    twin_texts: int = 0
     tokens: int = 0
+    cached_tokens: int = 0
     padded_tokens: int = 0
     truncated_texts: int = 0
     failed_texts: int = 0
@@ -75,8 +85,10 @@ class Totals:
     def add(self, batch: BatchStats) -> None:
         """Count a batch that ran."""
         self.batches += 1
-        self.texts += batch.texts - batch.failed_texts
+        self.texts += batch.texts + batch.twin_texts - batch.failed_texts
+        self.twin_texts += batch.twin_texts
         self.tokens += batch.tokens
+        self.cached_tokens += batch.cached_tokens
         self.padded_tokens += batch.padded_tokens
         self.forward_s += batch.forward_s
 

@@ -50,9 +50,18 @@ def query_of(*lengths: int, **options: float) -> Job:
     return job_of(*lengths, lane=Lane.INTERACTIVE, **options)  # type: ignore[arg-type]
 
 
+def other_ids(count: int) -> npt.NDArray[np.int32]:
+    """Ids that no other text has."""
+    first = next(_thousands)
+    return np.arange(first, first + count, dtype=np.int32)
+
+
 def chunk_of(job: Job, lengths: npt.NDArray[np.int64], rows: Rows | None = None) -> Chunk:
     taken = np.arange(len(job)) if rows is None else rows
-    return Chunk.build(taken, np.zeros(lengths.sum(), np.int32), lengths)
+    return Chunk.build(taken, other_ids(int(lengths.sum())), lengths)
+
+
+_thousands = itertools.count(0, 5000)
 
 
 def scheduler_of(

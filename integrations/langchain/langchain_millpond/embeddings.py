@@ -21,7 +21,7 @@ ROWS_PER_TURN = 64  # vectors made into lists before the event loop gets its tur
 ENGINE_OPTIONS = (
     *("device", "devices", "dtype", "revision", "trust_remote_code", "max_length", "pooling"),
     *("max_batch_tokens", "max_queue_tokens", "max_query_wait_ms"),
-    *("memory_utilization", "memory_bytes", "compile", "warmup", "deterministic"),
+    *("memory_utilization", "memory_bytes", "prefix_cache", "compile", "warmup", "deterministic"),
 )
 """The fields that configure the engine under its own names; `cache_folder` is its `cache_dir`."""
 
@@ -143,6 +143,8 @@ class MillpondEmbeddings(BaseModel, Embeddings):
     """On CUDA: share of the device's memory to fill; None takes only what batches need."""
     memory_bytes: int | None = None
     """The same as a number of bytes."""
+    prefix_cache: Literal["auto", "off"] = "auto"
+    """Keep beginnings that texts share, where the model allows it."""
     compile: bool = False
     """Fuse what is bound by memory with `torch.compile`."""
     warmup: bool = False

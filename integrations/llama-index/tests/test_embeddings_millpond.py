@@ -380,6 +380,7 @@ def test_every_option_of_the_engine_reaches_it(
         "max_query_wait_ms": 5.0,
         "memory_utilization": 0.5,
         "memory_bytes": None,
+        "prefix_cache": "off",
         "compile": True,
         "warmup": True,
         "deterministic": True,

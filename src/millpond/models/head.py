@@ -99,6 +99,11 @@ class Head:
             dimension=dimension,
         )
 
+    @property
+    def reads_last_token_only(self) -> bool:
+        """Whether a text's vector comes of the hidden state of its last token alone."""
+        return self._layers is None and self._modes == ("lasttoken",)
+
     def __repr__(self) -> str:
         return (
             f"Head(dimension={self.dimension}, pooling={'+'.join(self._modes) or None}, "

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from ..config import EngineConfig
 from ..errors import UnsupportedModel
-from .attention import PackedSequences
+from .attention import Sequences as PackedRow
 from .cpu_activation import steady_activations
 from .cpu_linear import fuse_gelus, has_steady_products, prepack_linears
 from .cpu_threads import threads_for_a_check
 from .cuda_norms import fuse_rms_norms
 from .head import Head
-from .loading import LoadedTransformer, checkpoint_dtype, choose_dtype, load_transformer
+from .loading import checkpoint_dtype, choose_dtype, load_transformer
+from .prefix_check import PrefixSupport, prove_prefixes
 from .selfcheck import LENGTHS, Execution, prove_compiled, prove_execution
 from .spec import ModelSpec, Module, Route
 from .static import StaticEmbeddings
@@ -53,6 +54,8 @@ class RouteInfo:
     """Whether a text's vector is the same to the bit whatever it is batched with."""
     compiled: bool = False
     """Whether its layers run as compiled."""
+    prefixes: str = ""
+    """Whether prefixes can be cached, or why they cannot."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ class Pipeline:
     encoder: Transformer | StaticEmbeddings
     head: Head
     execution: Execution | None
+    prefixes: PrefixSupport
+    """Whether texts can go on from prefixes that were computed before."""
 
     @property
     def is_static(self) -> bool:
@@ -90,7 +95,7 @@ class Pipeline:
         return torch.float32 if isinstance(self.encoder, StaticEmbeddings) else self.encoder.dtype
 
     def packed(
-        self, ids: Tensor, positions: Tensor, sequences: PackedSequences | None, texts: TokenRows
+        self, ids: Tensor, positions: Tensor, sequences: PackedRow | None, texts: TokenRows
     ) -> Tensor:
         """Vectors of texts end to end, int64 `[total]` in, float32 `[n, dimension]` out.
 
@@ -123,6 +128,7 @@ class Pipeline:
             max_length=self.tokenizer.max_length,
             same_bits=self.execution is None or self.execution.same_bits,
             compiled=self.execution is not None and self.execution.compiled,
+            prefixes=self.prefixes.reason,
         )
 
 
@@ -199,7 +205,7 @@ class _Encoders:
         tokenizer = self._tokenizer(
             module, vocab_size=loaded.vocab_size, max_positions=loaded.max_positions
         )
-        ids = _ordinary_ids(loaded, tokenizer)
+        ids = _ordinary_ids(loaded.vocab_size, tokenizer)
         with threads_for_a_check(loaded.model, sum(LENGTHS)):
             if self.device.type == "cpu":
                 prepack_linears(loaded.model, steady=self.config.deterministic)
@@ -214,6 +220,34 @@ class _Encoders:
         if self.config.compile:
             execution = prove_compiled(transformer, execution, token_ids=ids)
         return transformer, tokenizer, execution
+
+
+    def prefixes(self, route: Route, head: Head) -> PrefixSupport:
+        """Whether the texts of a route can go on from cached prefixes."""
+        encoder, tokenizer, execution = self.loaded[route.encoder.path]
+        reason = _reason_against_prefixes(self.config, self.device, execution, head)
+        if reason is not None:
+            return PrefixSupport(reason=reason)
+        assert isinstance(encoder, Transformer)
+        ids = _ordinary_ids(encoder.vocab_size, tokenizer)
+        with threads_for_a_check(encoder.model, sum(LENGTHS)):
+            return prove_prefixes(encoder, token_ids=ids)
+
+
+def _reason_against_prefixes(
+    config: EngineConfig, device: torch.device, execution: Execution | None, head: Head
+) -> str | None:
+    if config.prefix_cache == "off":
+        return "turned off"
+    if execution is None or execution.kind != "packed":
+        return "the model does not run packed"
+    if not head.reads_last_token_only:
+        return "a vector needs all tokens of its text, not the last alone"
+    if execution.compiled:
+        return "compiled layers do not read it"
+    if config.deterministic and device.type == "cuda":
+        return "deterministic computes every text whole"
+    return None
 
 
 def load_pipelines(
@@ -241,14 +275,19 @@ def _load_pipeline(route: Route, encoders: _Encoders) -> Pipeline:
         fixed_shapes=encoders.config.deterministic or None,
     )
     return Pipeline(
-        name=route.name, tokenizer=tokenizer, encoder=encoder, head=head, execution=execution
+        name=route.name,
+        tokenizer=tokenizer,
+        encoder=encoder,
+        head=head,
+        execution=execution,
+        prefixes=encoders.prefixes(route, head),
     )
 
 
-def _ordinary_ids(loaded: LoadedTransformer, tokenizer: TextTokenizer) -> Sequence[int]:
+def _ordinary_ids(vocab_size: int, tokenizer: TextTokenizer) -> Sequence[int]:
     """Ids to make the self-check's texts of: no special ones, whose presence may change a model."""
     special = tokenizer.special_ids
-    found = [i for i in range(min(loaded.vocab_size, 4096)) if i not in special]
+    found = [i for i in range(min(vocab_size, 4096)) if i not in special]
     if not found:
         raise UnsupportedModel("the checkpoint's vocabulary has nothing but special tokens")
     return found

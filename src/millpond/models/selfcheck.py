@@ -20,7 +20,16 @@ from torch import Tensor
 from .attention import PackedSequences, uses_varlen
 from .transformer import HiddenStates, Transformer
 
-__all__ = ["LENGTHS", "Execution", "prove_compiled", "prove_execution"]
+__all__ = [
+    "LENGTHS",
+    "Execution",
+    "check_texts",
+    "disagreement",
+    "last_layer",
+    "prove_compiled",
+    "prove_execution",
+    "run_packed",
+]
 
 logger = logging.getLogger("millpond")
 PAD_TO = 16
@@ -59,7 +68,7 @@ def prove_execution(
     `token_ids` are ordinary ids of the vocabulary to make texts of. The transformer is left with
     the attention that the result needs.
     """
-    texts = _texts(transformer, token_ids)
+    texts = check_texts(transformer, token_ids)
     expected = [_alone(transformer, text) for text in texts]
     finite = all(bool(rows.isfinite().all()) for rows in expected)
     try:
@@ -90,12 +99,12 @@ def prove_compiled(
     if execution.kind != "packed":
         logger.info("not compiled: only a model that runs packed is")
         return execution
-    texts = _texts(transformer, token_ids)
-    expected = _packed(transformer, texts)
+    texts = check_texts(transformer, token_ids)
+    expected = run_packed(transformer, texts)
     try:
         transformer.use_compiled_layers()
-        rows = _packed(transformer, texts)
-        reason = _disagreement(rows, expected)
+        rows = run_packed(transformer, texts)
+        reason = disagreement(rows, expected)
         longest = max(range(len(texts)), key=lambda i: len(texts[i]))
         same_bits = reason is None and _same_bits_in_company(
             transformer, texts[longest], rows[longest]
@@ -119,14 +128,15 @@ def prove_compiled(
 def _same_bits_in_company(transformer: Transformer, text: list[int], rows: Tensor) -> bool:
     for beside in COMPANY:
         others = [text[:1]] * beside
-        first = _packed(transformer, [text, *others])[0]
-        last = _packed(transformer, [*others, text])[-1]
+        first = run_packed(transformer, [text, *others])[0]
+        last = run_packed(transformer, [*others, text])[-1]
         if not (torch.equal(first, rows) and torch.equal(last, rows)):
             return False
     return True
 
 
-def _texts(transformer: Transformer, token_ids: Sequence[int]) -> list[list[int]]:
+def check_texts(transformer: Transformer, token_ids: Sequence[int]) -> list[list[int]]:
+    """Texts to check a model with: short ones, and one longer than each sliding window."""
     random = np.random.default_rng(20)
     lengths = [*LENGTHS, *(window + 5 for window in _windows(transformer))]
     return [random.choice(token_ids, length).tolist() for length in lengths]
@@ -160,8 +170,8 @@ def _check_packed(
     reason = None
     for offset in _position_offsets(transformer, pad_id, len(texts[longest])):
         transformer.position_offset = offset
-        rows = _packed(transformer, texts)
-        reason = _disagreement(rows, expected)
+        rows = run_packed(transformer, texts)
+        reason = disagreement(rows, expected)
         if reason is None:
             return None, _same_bits(transformer, texts[longest], rows[longest])
     return reason, True
@@ -173,7 +183,8 @@ def _position_offsets(transformer: Transformer, pad_id: int, longest: int) -> li
     return [0] if pad_id + 1 + longest > positions else [0, pad_id + 1]
 
 
-def _packed(transformer: Transformer, texts: list[list[int]]) -> list[Tensor]:
+def run_packed(transformer: Transformer, texts: list[list[int]]) -> list[Tensor]:
+    """Hidden states of each text, `[length, hidden]`, all in one packed row."""
     lengths = np.array([len(text) for text in texts], dtype=np.int64)
     device = transformer.device
     boundaries = None
@@ -188,7 +199,7 @@ def _packed(transformer: Transformer, texts: list[list[int]]) -> list[Tensor]:
 
 def _same_bits(transformer: Transformer, text: list[int], in_company: Tensor) -> bool:
     filler = [text[:1]] * max(0, MIN_ROWS - len(text))
-    return torch.equal(_packed(transformer, [text, *filler])[0], in_company)
+    return torch.equal(run_packed(transformer, [text, *filler])[0], in_company)
 
 
 def _same_bits_in_every_row(transformer: Transformer, text: list[int]) -> bool:
@@ -210,10 +221,10 @@ def _check_padded(
         rows = last_layer(transformer.padded(ids, mask)).view(*ids.shape, -1)
     except Exception as error:
         return f"{type(error).__name__}: {_first_line(error)}"
-    return _disagreement([rows[i, : len(text)] for i, text in enumerate(texts)], expected)
+    return disagreement([rows[i, : len(text)] for i, text in enumerate(texts)], expected)
 
 
-def _disagreement(rows: list[Tensor], expected: list[Tensor]) -> str | None:
+def disagreement(rows: list[Tensor], expected: list[Tensor]) -> str | None:
     """The worst token's distance relative to its length, if it is more than rounding explains."""
     worst = 0.0
     for got, wanted in zip(rows, expected, strict=True):

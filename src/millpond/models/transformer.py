@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attention import ATTENTION_NAME, PackedSequences, register_attention
+from .attention import ATTENTION_NAME, PackedSequences, Sequences, register_attention
 from .compiled_layers import CompiledLayers, TracedSequences
 from .loading import LoadedTransformer
 
@@ -28,6 +28,7 @@ class Transformer:
     def __init__(self, loaded: LoadedTransformer, *, all_layers: bool = False) -> None:
         self.model = loaded.model
         self.width = loaded.hidden_size
+        self.vocab_size = loaded.vocab_size
         self.needs_token_type_ids = loaded.needs_token_type_ids
         self.all_layers = all_layers
         self.position_offset = 0
@@ -71,13 +72,18 @@ class Transformer:
             self.compiled.remove()
             self.compiled = None
 
-    def packed(self, ids: Tensor, positions: Tensor, sequences: PackedSequences) -> HiddenStates:
-        """Hidden states of a packed row: int64 `[total]` ids and positions from 0, no padding."""
+    def packed(self, ids: Tensor, positions: Tensor, sequences: Sequences) -> HiddenStates:
+        """Hidden states of a packed row: int64 `[total]` ids and positions, no padding.
+
+        Positions count from 0 in each text.
+        """
         ids = ids.unsqueeze(0)
+        if self.is_compiled and isinstance(sequences, PackedSequences):
+            sequences = TracedSequences.of(sequences)
         output = self._forward(
             input_ids=ids,
             position_ids=(positions + self.position_offset).unsqueeze(0),
-            packed_sequences=TracedSequences.of(sequences) if self.is_compiled else sequences,
+            packed_sequences=sequences,
         )
         return self._rows(output)
 

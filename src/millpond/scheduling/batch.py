@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from .job import Chunk, Job, Lane
+from .prefix_cache import Claim
 
 __all__ = ["Batch", "Segment"]
 
@@ -19,6 +20,12 @@ class Segment(NamedTuple):
     chunk: Chunk
     start: int
     stop: int
+    claims: tuple[Claim, ...] | None = None
+    """Where each text's prefix is and where its keys are kept; None to compute all, keep none."""
+    until: int | None = None
+    """Of a single text: the token before which this batch stops computing it."""
+    computed_before: int = 0
+    """Of a single text: tokens that earlier batches have computed."""
 
     @property
     def texts(self) -> int:
@@ -26,7 +33,25 @@ class Segment(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        return int(self.chunk.offsets[self.stop] - self.chunk.offsets[self.start])
+        """Tokens that this batch brings into vectors, or computes of a text it does not finish."""
+        offsets = self.chunk.offsets
+        end = offsets[self.stop] if self.until is None else offsets[self.start] + self.until
+        return int(end - offsets[self.start]) - self.computed_before
+
+    @property
+    def cached_tokens(self) -> int:
+        """Those among them that are not computed."""
+        claims = self.claims or ()
+        return sum(claim.cached_tokens for claim in claims) - self.computed_before * bool(claims)
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether its text takes another batch."""
+        return self.until is not None
+
+    def uncached(self) -> Segment:
+        """The same texts, computed whole."""
+        return self._replace(claims=None, until=None)
 
 
 @dataclass(frozen=True)
@@ -51,11 +76,29 @@ class Batch:
         """Real tokens, padding not counted."""
         return sum(segment.tokens for segment in self.segments)
 
+    @cached_property
+    def cached_tokens(self) -> int:
+        """Tokens among them that came out of a prefix cache."""
+        return sum(segment.cached_tokens for segment in self.segments)
+
     @property
     def computed_tokens(self) -> int:
-        """Real tokens and padding."""
+        """Tokens that go through the model, padding included."""
         padded = self.padded_length
-        return self.tokens if padded is None else self.texts * padded
+        return self.tokens - self.cached_tokens if padded is None else self.texts * padded
+
+    @property
+    def uses_prefixes(self) -> bool:
+        """Whether its texts have claims on a prefix cache."""
+        return any(segment.claims is not None for segment in self.segments)
+
+    def uncached(self) -> Batch:
+        """The plan with all of its texts computed whole."""
+        return self._with(segment.uncached() for segment in self.segments)
+
+    def dead_segments(self) -> tuple[Segment, ...]:
+        """Those of jobs that ended meanwhile."""
+        return tuple(segment for segment in self.segments if segment.job.dead)
 
     @cached_property
     def jobs(self) -> tuple[Job, ...]:
@@ -63,8 +106,9 @@ class Batch:
         return tuple({segment.job.id: segment.job for segment in self.segments}.values())
 
     def lane_texts(self, lane: Lane) -> int:
-        """Texts of one lane."""
-        return sum(segment.texts for segment in self.segments if segment.job.lane is lane)
+        """Texts of one lane, those that it does not finish left out."""
+        segments = [segment for segment in self.segments if segment.job.lane is lane]
+        return sum(segment.texts for segment in segments if not segment.is_unfinished)
 
     def alive(self) -> Batch:
         """The plan without the texts of jobs that ended meanwhile."""

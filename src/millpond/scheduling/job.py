@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import functools
 import itertools
 import threading
 from collections import deque
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from ..embeddings import Embeddings, OutputFormat, Timings
 from ..errors import TextFailed
+from .prefix_cache import Claim
 
 __all__ = ["Chunk", "Job", "JobFuture", "Lane", "Span", "TruncateSide"]
 
@@ -49,6 +51,8 @@ class Chunk:
     offsets: npt.NDArray[np.int64]
     ids: npt.NDArray[np.int32]
     tokenize_s: float
+    digests: npt.NDArray[np.uint64]
+    """Equal for equal texts, and hardly ever for others."""
 
     @classmethod
     def build(
@@ -60,16 +64,43 @@ class Chunk:
         offsets = np.concatenate(([0], np.cumsum(sorted_lengths)))
         starts = (np.cumsum(lengths) - lengths)[order]
         take = np.repeat(starts - offsets[:-1], sorted_lengths) + np.arange(offsets[-1])
+        sorted_ids = ids[take]
         return cls(
             rows=np.asarray(rows, dtype=np.int64)[order],
             lengths=sorted_lengths,
             offsets=offsets,
-            ids=ids[take],
+            ids=sorted_ids,
             tokenize_s=tokenize_s,
+            digests=_digests(sorted_ids, sorted_lengths, offsets),
         )
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def ids_of(self, place: int) -> npt.NDArray[np.int32]:
+        """The token ids of one text."""
+        return self.ids[self.offsets[place] : self.offsets[place + 1]]
+
+
+def _digests(
+    ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint64]:
+    """A sum of ids, each times a number that depends on its position in its text."""
+    factors = _factors(1 << int(lengths.max(initial=0)).bit_length())
+    positions = np.arange(len(ids)) - np.repeat(offsets[:-1], lengths)
+    terms = (ids.astype(np.uint64) + np.uint64(1)) * factors[positions]
+    sums = np.concatenate((np.zeros(1, dtype=np.uint64), np.cumsum(terms)))
+    digests: npt.NDArray[np.uint64] = sums[offsets[1:]] - sums[offsets[:-1]]
+    return digests
+
+
+@functools.cache
+def _factors(count: int) -> npt.NDArray[np.uint64]:
+    """Odd and well mixed: the steps of Steele, Lea and Flood's SplitMix64 (2014)."""
+    mixed = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (mixed ^ (mixed >> np.uint64(31))) | np.uint64(1)
 
 
 @dataclass(slots=True, eq=False)
@@ -81,6 +112,13 @@ class Span:
     stop: int
     ready_s: float
     """When they became ready, on the engine's clock."""
+    claim: Claim | None = None
+    """Of a single text of which a part is computed: the blocks that hold it."""
+
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens that earlier batches have computed of a text that takes several."""
+        return 0 if self.claim is None else self.claim.remembered_tokens
 
 
 class JobFuture(Future[Embeddings]):
@@ -110,6 +148,8 @@ class Job:
         route: int = 0,
         prompt: str = "",
         prompt_tokens: int = 0,
+        shared_tokens: int = 0,
+        is_pinned: bool = False,
         truncate: TruncateSide | None = None,
         max_length: int | None = None,
         tokenized: bool = False,
@@ -124,6 +164,8 @@ class Job:
         self.route = route
         self.prompt = prompt
         self.prompt_tokens = prompt_tokens
+        self.shared_tokens = shared_tokens  # leading ones that texts with this prompt share
+        self.is_pinned = is_pinned  # whether they stay in a prefix cache for good
         self.truncate = truncate
         self.max_length = max_length
         self.tokenized = tokenized

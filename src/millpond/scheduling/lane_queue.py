@@ -9,91 +9,17 @@ Every method is called under the engine's lock. Time is never read here: it is p
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from .batch import Segment
 from .job import Chunk, Job, Span
+from .plan import Plan
+from .prefix_cache import Claim
 
-__all__ = ["BatchShape", "LaneQueue", "Plan"]
+__all__ = ["LaneQueue"]
 
 MOST_MISFITS = 32  # jobs passed over for one batch before it is good enough as it is
-
-
-@dataclass(frozen=True, slots=True)
-class BatchShape:
-    """How the texts of one route stand in a batch.
-
-    `pad_to=None` packs them end to end. Otherwise all texts of a batch are padded to one length:
-    their own, rounded up to a multiple of `pad_to` and no more than `max_length`. It depends on
-    nothing but the text, so company cannot change the arithmetic.
-    """
-
-    pad_to: int | None = None
-    max_length: int | None = None
-
-    def padded_length(self, length: int) -> int | None:
-        """The length a text of `length` tokens is padded to, or None when packed."""
-        if self.pad_to is None:
-            return None
-        rounded = -(-length // self.pad_to) * self.pad_to
-        return rounded if self.max_length is None else max(length, min(rounded, self.max_length))
-
-
-@dataclass
-class Plan:
-    """A batch in the making."""
-
-    shapes: tuple[BatchShape, ...]
-    tokens_left: int
-    now_s: float
-    route: int | None = None
-    padded_length: int | None = None
-    oldest_ready_s: float = float("inf")
-    segments: list[Segment] = field(default_factory=list)
-
-    def fit(self, job: Job, span: Span) -> int:
-        """How many of the span's first texts still go in. The first text always does."""
-        if self.route not in (None, job.route):
-            return 0
-        shape = self.shapes[job.route]
-        packed = shape.pad_to is None
-        count = self._packed_fit(span) if packed else self._padded_fit(span, shape)
-        return max(count, 0 if self.segments else 1)
-
-    def _packed_fit(self, span: Span) -> int:
-        offsets = span.chunk.offsets
-        end = offsets[span.start] + self.tokens_left
-        return int(np.searchsorted(offsets[: span.stop + 1], end, side="right")) - 1 - span.start
-
-    def _padded_fit(self, span: Span, shape: BatchShape) -> int:
-        lengths = span.chunk.lengths[span.start : span.stop]
-        padded = shape.padded_length(int(lengths[0])) or 1
-        if self.padded_length not in (None, padded):
-            return 0
-        return min(_leading(lengths, padded, shape), self.tokens_left // padded)
-
-    def take(self, job: Job, span: Span, count: int) -> int:
-        """Move texts into the plan; their real tokens are returned."""
-        segment = Segment(job, span.chunk, span.start, span.start + count)
-        longest = int(span.chunk.lengths[span.start])
-        self.route = job.route
-        self.padded_length = self.shapes[job.route].padded_length(longest)
-        padded = self.padded_length
-        self.tokens_left -= segment.tokens if padded is None else count * padded
-        self.oldest_ready_s = min(self.oldest_ready_s, span.ready_s)
-        self.segments.append(segment)
-        span.start += count
-        return segment.tokens
-
-
-def _leading(lengths: npt.NDArray[np.int64], padded: int, shape: BatchShape) -> int:
-    """How many of these descending lengths are padded to the same length as the first."""
-    assert shape.pad_to is not None
-    shorter = (padded - 1) // shape.pad_to * shape.pad_to
-    return int(np.searchsorted(-lengths, -shorter, side="left"))
 
 
 class LaneQueue:
@@ -175,29 +101,42 @@ class LaneQueue:
         took = False
         while job.spans:
             span = job.spans[0]
-            count = plan.fit(job, span)
-            if count == 0:
+            before = _tokens(span)
+            if not plan.take(job, span):
                 break
-            tokens = plan.take(job, span, count)
-            job.waiting_tokens -= tokens
-            self.waiting_tokens -= tokens
-            self.ready_tokens -= tokens
+            self._count(job, _tokens(span) - before)
             took = True
-            if span.start < span.stop:
-                break
-            job.spans.popleft()
+            if span.start == span.stop:
+                job.spans.popleft()
         return took
 
-    def forget(self, job: Job) -> None:
-        """Take everything of a job out. What a batch already holds is that batch's to drop."""
+    def put_back(self, job: Job, span: Span) -> None:
+        """Texts that a batch had taken are to run after all; they go first."""
+        if not job.spans:
+            self._ready.appendleft(job)
+        job.spans.appendleft(span)
+        self._count(job, _tokens(span))
+
+    def _count(self, job: Job, tokens: int) -> None:
+        job.waiting_tokens += tokens
+        self.waiting_tokens += tokens
+        self.ready_tokens += tokens
+
+    def forget(self, job: Job) -> list[Claim]:
+        """Take everything of a job out. What a batch already holds is that batch's to drop.
+
+        Returned are the claims of texts that are computed in part, which nobody needs any more.
+        """
         if job.admitted:
             self.waiting_tokens -= job.waiting_tokens
             self.ready_tokens -= _span_tokens(job)
         else:
             self._room.remove(job)
+        claims = [span.claim for span in job.spans if span.claim is not None]
         job.waiting_tokens = 0
         job.spans.clear()
         job.dead = True
+        return claims
 
     @property
     def has_ready(self) -> bool:
@@ -214,4 +153,10 @@ class LaneQueue:
 
 
 def _span_tokens(job: Job) -> int:
-    return sum(int(s.chunk.offsets[s.stop] - s.chunk.offsets[s.start]) for s in job.spans)
+    return sum(map(_tokens, job.spans))
+
+
+def _tokens(span: Span) -> int:
+    """Tokens of texts in the span, those of a text that is computed in part included."""
+    offsets = span.chunk.offsets
+    return int(offsets[span.stop] - offsets[span.start])

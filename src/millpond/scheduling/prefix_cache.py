@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from .blocks import BlockPool
 
-__all__ = ["Claim", "PrefixCache", "PrefixCacheStats"]
+__all__ = ["Claim", "PrefixBudget", "PrefixCache", "PrefixCacheStats"]
 
 Digest = Callable[[tuple[int, bytes]], int]
 
@@ -52,6 +52,17 @@ class PrefixCacheStats:
     blocks_pinned: int
     blocks_cached: int
     """Free, and remembered until they are needed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrefixBudget:
+    """Room for a prefix cache, and what it is good for."""
+
+    blocks: int
+    block_tokens: int = 16
+    bytes_per_token: int = 0
+    min_batch_tokens: int = 0
+    """Batches of fewer tokens are quicker when they are computed whole."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -128,6 +139,11 @@ class PrefixCache:
         self._looked_up_tokens = 0
         self._hit_tokens = 0
         self._evictions = 0
+
+    @classmethod
+    def of(cls, budget: PrefixBudget) -> PrefixCache:
+        """A cache that fills the budget."""
+        return cls(budget.blocks, block_tokens=budget.block_tokens)
 
     def claim(
         self,

@@ -12,6 +12,9 @@ The policy, all of it:
   for bulk that is due in its own.
 - Bulk is due when queries have kept it waiting for `BULK_PATIENCE` times `max_query_wait_s`.
 - Jobs of a lane take turns, so a small job does not wait for a large one to end.
+- A text that is identical to one in flight is not planned; it gets that one's vector.
+- With a prefix cache a text costs the tokens that the cache does not have, and one that is longer
+  than a batch is computed in parts, others going in between.
 
 It never reads a clock, and every method is called under the engine's lock.
 """
@@ -20,14 +23,17 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from .batch import Batch
-from .job import Chunk, Job, Lane
-from .lane_queue import BatchShape, LaneQueue, Plan
+from .batch import Batch, Segment
+from .job import Chunk, Job, Lane, Span
+from .lane_queue import LaneQueue
+from .plan import BatchShape, Plan
+from .prefix_cache import PrefixCache
+from .twins import Follower, Twins
 
 __all__ = ["BatchShape", "Scheduler"]
 
@@ -61,6 +67,8 @@ class Scheduler:
         workers: int = 1,
         query_workers: int = 0,
         min_short_batch_tokens: int = MIN_SHORT_BATCH_TOKENS,
+        prefixes: PrefixCache | None = None,
+        min_prefix_batch_tokens: int = 0,
     ) -> None:
         self.shapes = tuple(shapes)
         self.max_batch_tokens = max_batch_tokens
@@ -71,6 +79,9 @@ class Scheduler:
         self._queries_have_workers = query_workers > 0
         self._ahead_batches = max(TOKENIZE_AHEAD_BATCHES, 2 * workers)
         self._min_short_batch_tokens = min_short_batch_tokens
+        self.prefixes = prefixes
+        self._min_prefix_batch_tokens = min_prefix_batch_tokens
+        self._twins = Twins()
         self.lanes = {lane: LaneQueue(max_queue_tokens) for lane in Lane}
         self._deadlines: list[tuple[float, int, Job]] = []
         self._tie = itertools.count()
@@ -121,7 +132,9 @@ class Scheduler:
         """A job ended early: nothing more of it is planned."""
         if not job.dead:
             lane = self.lanes[job.lane]
-            lane.forget(job)
+            for claim in lane.forget(job):
+                assert self.prefixes is not None
+                self.prefixes.release(claim)
             lane.admit()
             if not self.lanes[Lane.BULK].has_ready:
                 self._bulk_waits_since_s = None
@@ -163,7 +176,7 @@ class Scheduler:
         What waits in a lane is divided evenly among its takers, the workers that are free for it.
         """
         interactive, bulk = self.lanes[Lane.INTERACTIVE], self.lanes[Lane.BULK]
-        plan = Plan(self.shapes, self.max_batch_tokens, now_s)
+        plan = Plan(self.shapes, self.max_batch_tokens, now_s, self._twins, self.prefixes)
         takes_bulk = bulk.has_ready and not queries_only
         if takes_bulk and (not interactive.has_ready or self._bulk_is_due(now_s)):
             bulk_budget = min(self._bulk_budget(now_s), self._share(bulk, bulk_takers))
@@ -178,9 +191,9 @@ class Scheduler:
             interactive.admit()
         if not plan.segments:
             return None
-        assert plan.route is not None
-        queue_s = now_s - plan.oldest_ready_s
-        return Batch(plan.route, tuple(plan.segments), plan.padded_length, queue_s)
+        if sum(segment.tokens for segment in plan.segments) < self._min_prefix_batch_tokens:
+            plan.compute_whole()
+        return plan.batch()
 
     def _share(self, lane: LaneQueue, takers: int) -> int:
         """Tokens of one batch where `takers` divide what waits in a lane."""
@@ -201,6 +214,54 @@ class Scheduler:
         tokens = int(self._bulk_tokens_per_s * self._short_batch_s)
         return min(self.max_batch_tokens, max(self._min_short_batch_tokens, tokens))
 
+    def landed(self, batch: Batch, now_s: float, *, keep: bool) -> Mapping[int, Sequence[Follower]]:
+        """A batch ran. With `keep` its keys and values are good to go on from.
+
+        Texts it did not finish are put back. Returned are the texts that wait for those it did,
+        by their place in the batch.
+        """
+        for segment in batch.segments:
+            self._settle(segment, keep=keep)
+            if segment.is_unfinished and not segment.job.dead:
+                self._put_back(segment, now_s, keep=keep)
+            else:
+                self._release(segment)
+        return self._twins.land(segment for segment in batch.segments)
+
+    def failed(self, batch: Batch) -> None:
+        """A batch failed as a whole; its texts run again, in parts and without prefixes."""
+        for segment in batch.segments:
+            self._settle(segment, keep=False)
+            self._release(segment)
+
+    def dropped(self, segments: Iterable[Segment], now_s: float) -> None:
+        """Texts of a failed batch do not run again: those that wait for them do so themselves."""
+        for followers in self._twins.land(segments).values():
+            for job, chunk, place in followers:
+                if not job.dead:
+                    span = Span(chunk, place, place + 1, now_s)
+                    self.lanes[job.lane].put_back(job, span)
+
+    def _settle(self, segment: Segment, *, keep: bool) -> None:
+        for claim in segment.claims or ():
+            assert self.prefixes is not None
+            settle = self.prefixes.commit if keep else self.prefixes.abort
+            settle(claim)
+
+    def _release(self, segment: Segment) -> None:
+        for claim in segment.claims or ():
+            assert self.prefixes is not None
+            self.prefixes.release(claim)
+
+    def _put_back(self, segment: Segment, now_s: float, *, keep: bool) -> None:
+        """Let a text that was computed in part wait for its next turn, holding its blocks."""
+        assert segment.claims is not None
+        claim = segment.claims[0] if keep else None
+        if claim is None:
+            self._release(segment)
+        span = Span(segment.chunk, segment.start, segment.stop, now_s, claim)
+        self.lanes[segment.job.lane].put_back(segment.job, span)
+
     def record(self, batch: Batch, seconds: float) -> None:
         """Learn from a finished batch what fits, and how many tokens a second bulk runs at."""
         if batch.computed_tokens * 2 > self.max_batch_tokens:
@@ -208,7 +269,7 @@ class Scheduler:
             self.max_batch_tokens = min(self._most_batch_tokens, grown)
         if seconds <= 0 or not batch.lane_texts(Lane.BULK):
             return
-        seen = batch.tokens / seconds
+        seen = batch.computed_tokens / seconds
         known = self._bulk_tokens_per_s
         self._bulk_tokens_per_s = (
             seen if known is None else SPEED_MEMORY * known + (1 - SPEED_MEMORY) * seen

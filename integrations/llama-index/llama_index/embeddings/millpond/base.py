@@ -34,6 +34,7 @@ _ENGINE_OPTIONS = {
     "max_query_wait_ms": "max_query_wait_ms",
     "memory_utilization": "memory_utilization",
     "memory_bytes": "memory_bytes",
+    "prefix_cache": "prefix_cache",
     "compile": "compile",
     "warmup": "warmup",
     "deterministic": "deterministic",
@@ -77,6 +78,8 @@ class MillpondEmbedding(BaseEmbedding):
         memory_utilization (Optional[float], optional): On CUDA, share of the device's memory to
             fill. Defaults to what batches need.
         memory_bytes (Optional[int], optional): The same as a number of bytes. Defaults to None.
+        prefix_cache (str, optional): "auto" keeps beginnings that texts share, where the model
+            allows it; "off" does not. Defaults to "auto".
         compile (bool, optional): Fuse what is bound by memory with `torch.compile`.
             Defaults to False.
         warmup (bool, optional): On CUDA, prepare for queries while loading. Defaults to False.
@@ -166,6 +169,9 @@ class MillpondEmbedding(BaseEmbedding):
     )
     memory_bytes: int | None = Field(
         None, frozen=True, description="On CUDA: bytes of the device's memory to fill."
+    )
+    prefix_cache: Literal["auto", "off"] = Field(
+        "auto", frozen=True, description="Keep beginnings that texts share."
     )
     compile: bool = Field(
         False, frozen=True, description="Fuse what is bound by memory with torch.compile."

@@ -1,0 +1,84 @@
+"""What of a device's memory an engine may take: `MemoryBudget`, and what there is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..errors import InvalidOption
+from .pipeline import Pipeline
+from .transformer import Transformer
+
+__all__ = ["DeviceMemory", "MemoryBudget"]
+
+GUEST_SHARE = 0.5  # of what is free: for batches, where nothing was asked for
+GUEST_PREFIX_SHARE = 0.1  # and for cached prefixes
+PREFIX_SHARE = 0.5  # of what a budget leaves beside the weights
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Bytes of a device's memory, and those among them that the weights have taken."""
+
+    free: int
+    total: int
+    weights: int
+
+    @classmethod
+    def of(cls, device: torch.device, pipelines: Sequence[Pipeline]) -> DeviceMemory:
+        """What there is now. Nothing is known to be free where there is no way to ask."""
+        if device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(device)
+        else:
+            free, total = _host_memory(Path("/proc/meminfo"))
+        return cls(free, total, sum(_weights(pipelines)))
+
+
+@dataclass(frozen=True)
+class MemoryBudget:
+    """What the engine may fill, weights included; None and None for a good guest's."""
+
+    share: float | None = None
+    size: int | None = None
+
+    def room_for_batches(self, memory: DeviceMemory) -> int:
+        """Bytes left for batches, beside weights that are loaded. Raises `InvalidOption`."""
+        left = self._left(memory)
+        return int(memory.free * GUEST_SHARE) if left is None else left
+
+    def room_for_prefixes(self, memory: DeviceMemory) -> int:
+        """Bytes for a cache of prefixes. Raises `InvalidOption`."""
+        left = self._left(memory)
+        return int(memory.free * GUEST_PREFIX_SHARE if left is None else left * PREFIX_SHARE)
+
+    def _left(self, memory: DeviceMemory) -> int | None:
+        if self.share is None and self.size is None:
+            return None
+        limit = self.size if self.size is not None else int(memory.total * (self.share or 0))
+        if limit <= memory.weights:
+            raise InvalidOption(
+                f"the memory allowed is {limit:,} bytes and the weights alone take "
+                f"{memory.weights:,}; raise memory_bytes or memory_utilization"
+            )
+        return min(limit - memory.weights, memory.free)
+
+
+def _weights(pipelines: Sequence[Pipeline]) -> Iterator[int]:
+    """Bytes of each transformer, one that routes share counted once."""
+    encoders = [p.encoder for p in pipelines if isinstance(p.encoder, Transformer)]
+    for model in {id(encoder.model): encoder.model for encoder in encoders}.values():
+        yield sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+
+
+def _host_memory(meminfo: Path) -> tuple[int, int]:
+    """Available and total bytes, as Linux tells them."""
+    try:
+        found = dict(re.findall(r"^(\w+):\s+(\d+) kB$", meminfo.read_text(), re.MULTILINE))
+    except OSError:
+        found = {}
+    available, total = (int(found.get(name, 0)) * 1024 for name in ("MemAvailable", "MemTotal"))
+    return available, total

@@ -1,0 +1,87 @@
+"""Whether a model may go on from a cached prefix: proven at load, like packed execution.
+
+A few texts run whole; then their beginnings are kept in a small cache, and what follows runs from
+it. If the hidden states agree, prefixes may be cached. That a model is causal is not taken from
+any list: one that is not, or whose layers mix tokens in ways of their own, fails here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .kv_cache import KVCache
+from .prefix_attention import PrefixedSequences, PrefixSlots
+from .selfcheck import check_texts, disagreement, last_layer, run_packed
+from .transformer import Transformer
+
+__all__ = ["PrefixSupport", "prove_prefixes"]
+
+logger = logging.getLogger("millpond")
+NO_INTEGERS = np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixSupport:
+    """Whether prefixes may be cached, and why not."""
+
+    reason: str
+    cache: KVCache | None = None
+    """A small one with the model's layers, which a larger one can be made like; None if not."""
+    same_bits: bool = True
+    """Whether a text had the same bits with and without its prefix computed before."""
+
+
+@torch.inference_mode()
+def prove_prefixes(transformer: Transformer, *, token_ids: Sequence[int]) -> PrefixSupport:
+    """Find out whether a model that runs packed gives the same from a cached prefix."""
+    try:
+        return _compare(transformer, check_texts(transformer, token_ids))
+    except Exception as error:  # whatever a model's code objects with, it runs without
+        first_line = (str(error).splitlines() or [""])[0][:200]
+        return PrefixSupport(reason=f"{type(error).__name__}: {first_line}")
+
+
+def _compare(transformer: Transformer, texts: list[list[int]]) -> PrefixSupport:
+    if _changes_with_length(transformer):
+        return PrefixSupport(reason="its rotary embedding depends on the longest text of a batch")
+    lengths = np.array([len(text) for text in texts])
+    prefixes = lengths // 2
+    slots = np.arange(int(prefixes.sum()))
+    cache = KVCache(len(slots), dtype=transformer.dtype, device=transformer.device)
+    starts = np.cumsum(lengths) - lengths
+    heads = [np.arange(a, a + p) for a, p in zip(starts, prefixes, strict=True)]
+    kept = PrefixSlots(np.zeros_like(lengths), NO_INTEGERS, np.concatenate(heads), slots)
+    _run(transformer, texts, kept, cache)
+    whole = run_packed(transformer, texts)
+    ends = [text[prefix:] for text, prefix in zip(texts, prefixes, strict=True)]
+    used = PrefixSlots(prefixes, slots, NO_INTEGERS, NO_INTEGERS)
+    found = _run(transformer, ends, used, cache)
+    expected = [rows[prefix:] for rows, prefix in zip(whole, prefixes, strict=True)]
+    reason = disagreement(found, expected)
+    if reason is not None:
+        return PrefixSupport(reason=f"with a cached prefix {reason}")
+    same_bits = all(map(torch.equal, found, expected))
+    return PrefixSupport(reason="it agrees with the whole run", cache=cache, same_bits=same_bits)
+
+
+def _changes_with_length(transformer: Transformer) -> bool:
+    kinds = {str(getattr(module, "rope_type", "")) for module in transformer.model.modules()}
+    return any(kind.startswith(("dynamic", "longrope")) for kind in kinds)
+
+
+def _run(
+    transformer: Transformer, texts: list[list[int]], slots: PrefixSlots, cache: KVCache
+) -> list[Tensor]:
+    device = transformer.device
+    lengths = np.array([len(text) for text in texts])
+    ids = torch.tensor([token for text in texts for token in text], device=device)
+    places = [np.arange(p, p + n) for p, n in zip(slots.lengths, lengths, strict=True)]
+    positions = torch.from_numpy(np.concatenate(places)).to(device)
+    rows = transformer.packed(ids, positions, PrefixedSequences.of(lengths, slots, cache))
+    return list(torch.split(last_layer(rows), lengths.tolist()))

@@ -1,0 +1,66 @@
+"""`PrefixMemory`: how large a prefix cache a loaded model gets, and its tensors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .models.kv_cache import KVCache
+from .models.memory import DeviceMemory, MemoryBudget
+from .models.pipeline import Pipeline
+from .scheduling.prefix_cache import PrefixBudget
+
+__all__ = ["PrefixMemory"]
+
+logger = logging.getLogger("millpond")
+BLOCK_TOKENS = 16
+FEWEST_BLOCKS = 64
+MOST_BLOCKS = 1 << 17  # two million tokens; the books of more take memory of their own
+# A shorter batch takes no longer whole, and replays a recorded pass, which one with prefixes
+# does not.
+MIN_BATCH_TOKENS = {"cuda": 4096}
+
+
+@dataclass(frozen=True)
+class PrefixMemory:
+    """A model whose prefixes can be cached, and the room for them."""
+
+    like: KVCache
+    """A small cache with the model's layers."""
+    budget: PrefixBudget
+
+    @classmethod
+    def of(
+        cls, pipelines: Sequence[Pipeline], device: torch.device, memory: MemoryBudget
+    ) -> PrefixMemory | None:
+        """The room for a model's prefixes; None where they cannot be cached.
+
+        Memory of a host is taken as it is first written to, that of a GPU at once.
+        """
+        if len(pipelines) != 1 or pipelines[0].prefixes.cache is None:
+            return None
+        like = pipelines[0].prefixes.cache
+        room = memory.room_for_prefixes(DeviceMemory.of(device, pipelines))
+        blocks = min(MOST_BLOCKS, room // (like.bytes_per_slot * BLOCK_TOKENS))
+        if blocks < FEWEST_BLOCKS:
+            logger.info("no prefix cache: there is too little memory for one")
+            return None
+        budget = PrefixBudget(
+            blocks=blocks,
+            block_tokens=BLOCK_TOKENS,
+            bytes_per_token=like.bytes_per_slot,
+            min_batch_tokens=MIN_BATCH_TOKENS.get(device.type, 0),
+        )
+        return cls(like, budget)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.budget.blocks * self.budget.block_tokens * self.budget.bytes_per_token
+
+    def allocate(self) -> KVCache:
+        """The cache, empty."""
+        return self.like.like(self.budget.blocks * self.budget.block_tokens)

@@ -1,0 +1,184 @@
+"""`Plan`, a batch in the making, and `BatchShape`, how texts stand in one.
+
+It decides how much of a job's next texts goes in, and lets twins of texts in flight go by. Which
+job is next is not its business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from .batch import Batch, Segment
+from .job import Job, Span
+from .prefix_cache import Claim, PrefixCache
+from .twins import Twins
+
+__all__ = ["BatchShape", "Plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchShape:
+    """How the texts of one route stand in a batch.
+
+    `pad_to=None` packs them end to end. Otherwise all texts of a batch are padded to one length:
+    their own, rounded up to a multiple of `pad_to` and no more than `max_length`. It depends on
+    nothing but the text, so company cannot change the arithmetic.
+    """
+
+    pad_to: int | None = None
+    max_length: int | None = None
+
+    def padded_length(self, length: int) -> int | None:
+        """The length a text of `length` tokens is padded to, or None when packed."""
+        if self.pad_to is None:
+            return None
+        rounded = -(-length // self.pad_to) * self.pad_to
+        return rounded if self.max_length is None else max(length, min(rounded, self.max_length))
+
+
+@dataclass(eq=False)
+class Plan:
+    """A batch in the making. With `prefixes`, its texts go on from what that cache holds."""
+
+    shapes: tuple[BatchShape, ...]
+    tokens_left: int
+    now_s: float
+    twins: Twins = field(default_factory=Twins)
+    prefixes: PrefixCache | None = None
+    route: int | None = None
+    padded_length: int | None = None
+    oldest_ready_s: float = float("inf")
+    segments: list[Segment] = field(default_factory=list)
+
+    def take(self, job: Job, span: Span) -> bool:
+        """Move the span's first texts into the plan, as many as fit; whether any left the span.
+
+        The first text of a plan always goes in, or a part of it. Twins of texts in flight take no
+        room.
+        """
+        if self.route not in (None, job.route) or (self.segments and self.tokens_left <= 0):
+            return False
+        if self.prefixes is not None:
+            return self._take_one(job, span, self.prefixes)
+        shape = self.shapes[job.route]
+        count = self._packed_fit(span) if shape.pad_to is None else self._padded_fit(span, shape)
+        count = max(count, 0 if self.segments else 1)
+        padded = shape.padded_length(int(span.chunk.lengths[span.start]))
+        for start, stop in self.twins.leading(job, span.chunk, span.start, span.start + count):
+            segment = Segment(job, span.chunk, start, stop)
+            self.padded_length = padded
+            self._add(segment, span, segment.tokens if padded is None else segment.texts * padded)
+        span.start += count
+        return count > 0
+
+    def _packed_fit(self, span: Span) -> int:
+        offsets = span.chunk.offsets
+        end = offsets[span.start] + self.tokens_left
+        return int(np.searchsorted(offsets[: span.stop + 1], end, side="right")) - 1 - span.start
+
+    def _padded_fit(self, span: Span, shape: BatchShape) -> int:
+        lengths = span.chunk.lengths[span.start : span.stop]
+        padded = shape.padded_length(int(lengths[0])) or 1
+        if self.padded_length not in (None, padded):
+            return 0
+        return min(_leading(lengths, padded, shape), self.tokens_left // padded)
+
+    def _add(self, segment: Segment, span: Span, tokens: int) -> None:
+        self.route = segment.job.route
+        self.tokens_left -= tokens
+        self.oldest_ready_s = min(self.oldest_ready_s, span.ready_s)
+        self.segments.append(segment)
+
+    # With prefixes, where what a text costs is known only when it is its turn.
+
+    def _take_one(self, job: Job, span: Span, prefixes: PrefixCache) -> bool:
+        chunk, place = span.chunk, span.start
+        if span.claim is None and self.twins.follows(job, chunk, place):
+            span.start += 1
+            return True
+        ids, before, until = chunk.ids_of(place), span.computed_tokens, None
+        claim = self._claim(prefixes, job, ids)
+        if len(ids) - claim.cached_tokens > self.tokens_left:
+            if self.segments:
+                prefixes.cancel(claim)
+                return False
+            claim, until = self._part(prefixes, job, ids, claim)
+        if span.claim is not None:
+            prefixes.release(span.claim)
+            span.claim = None
+        if until is None:
+            self.twins.lead(job, chunk, place)
+        segment = Segment(job, chunk, place, place + 1, (claim,), until, before)
+        self._add(segment, span, segment.tokens - segment.cached_tokens)
+        span.start += 1
+        return True
+
+    def _claim(
+        self,
+        prefixes: PrefixCache,
+        job: Job,
+        ids: npt.NDArray[np.int32],
+        until: int | None = None,
+    ) -> Claim:
+        split, pin = job.shared_tokens, job.is_pinned
+        return prefixes.claim(ids, owner=self, split=split, pin=pin, until=until)
+
+    def _part(
+        self, prefixes: PrefixCache, job: Job, ids: npt.NDArray[np.int32], claim: Claim
+    ) -> tuple[Claim, int | None]:
+        """A claim on what fits of a text that is longer than the batch, and where that ends.
+
+        The text goes in whole where there are no blocks to keep a part in.
+        """
+        ends = np.cumsum(claim.sizes)
+        fitting = ends[ends <= claim.cached_tokens + self.tokens_left]
+        until = int(fitting[-1]) if len(fitting) else 0
+        if not claim.cached_tokens < until < len(ids):
+            return claim, None
+        prefixes.cancel(claim)
+        return self._claim(prefixes, job, ids, until), until
+
+    def batch(self) -> Batch:
+        """The plan as it is now. It has at least one segment."""
+        assert self.route is not None
+        segments = tuple(_joined(self.segments))
+        return Batch(self.route, segments, self.padded_length, self.now_s - self.oldest_ready_s)
+
+    def compute_whole(self) -> None:
+        """Use no prefixes after all, and keep none. Texts that need several batches stay."""
+        prefixes = self.prefixes
+        if prefixes is None or any(s.until or s.computed_before for s in self.segments):
+            return
+        for segment in self.segments:
+            for claim in segment.claims or ():
+                prefixes.cancel(claim)
+        self.segments = [segment.uncached() for segment in self.segments]
+
+
+def _joined(segments: Sequence[Segment]) -> Sequence[Segment]:
+    """Neighbours of one chunk as one segment."""
+    joined: list[Segment] = []
+    for segment in segments:
+        last = joined[-1] if joined else None
+        if last is not None and _continues(last, segment):
+            claims = None if last.claims is None else (*last.claims, *(segment.claims or ()))
+            joined[-1] = last._replace(stop=segment.stop, claims=claims)
+        else:
+            joined.append(segment)
+    return joined
+
+
+def _continues(last: Segment, segment: Segment) -> bool:
+    parts = (last.until, segment.until, last.computed_before, segment.computed_before)
+    return last.chunk is segment.chunk and last.stop == segment.start and not any(parts)
+
+
+def _leading(lengths: npt.NDArray[np.int64], padded: int, shape: BatchShape) -> int:
+    """How many of these descending lengths are padded to the same length as the first."""
+    assert shape.pad_to is not None
+    shorter = (padded - 1) // shape.pad_to * shape.pad_to
+    return int(np.searchsorted(-lengths, -shorter, side="left"))
