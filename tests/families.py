@@ -62,7 +62,7 @@ def _family(name: str, model: str, config: Mapping[str, Any], **options: Any) ->
     return Family(name=name, model=model, config=config, **options)
 
 
-FAMILIES: tuple[Family, ...] = (
+_ALL: tuple[Family, ...] = (
     _family("bert", "Bert", ENCODER),
     _family("roberta", "Roberta", ENCODER, tokenizer="roberta"),
     _family("xlm_roberta", "XLMRoberta", ENCODER, tokenizer="roberta", pooling="cls"),
@@ -130,6 +130,27 @@ FAMILIES: tuple[Family, ...] = (
         pooling="mean",
     ),
     _family("phi3", "Phi3", _GROUPED),
+    _family("phi3_sliding", "Phi3", {**_GROUPED, "sliding_window": 6}),
+    _family(
+        "qwen2_sliding",
+        "Qwen2",
+        {**_GROUPED, "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+    ),
+    _family("qwen2_bidirectional", "Qwen2", {**_GROUPED, "is_causal": False}, pooling="mean"),
+    _family(
+        "llama_bidirectional",
+        "Llama",
+        {**_GROUPED, "is_causal": False},
+        tokenizer="left_padding_decoder",
+        pooling="mean",
+    ),
+    _family(
+        "qwen3_moe",
+        "Qwen3Moe",
+        {**_HEADED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    ),
+    _family("ministral", "Ministral", _LOCAL_AND_GLOBAL),
+    _family("gemma4_text", "Gemma4Text", _LOCAL_AND_GLOBAL, tokenizer="left_padding_decoder"),
     _family("granite", "Granite", {**_GROUPED, "attention_multiplier": 0.2}),
     _family("olmo2", "Olmo2", _GROUPED),
     _family("smollm3", "SmolLM3", _GROUPED),
@@ -244,3 +265,6 @@ FAMILIES: tuple[Family, ...] = (
         reference_batch=1,
     ),
 )
+
+FAMILIES = tuple(family for family in _ALL if hasattr(transformers, family.model))
+"""Those of the installed transformers; the oldest supported one has all but the youngest."""

@@ -16,8 +16,9 @@ from millpond import Engine, UnsupportedModel
 
 TOLERANCE = 1e-5
 VISIBLE = 1e-3  # a difference this large cannot hide in the tolerance
-# Law 1 does not reach it: its products of three numbers take another path in another row.
-WITHOUT_SAME_BITS = ("convbert",)
+# Law 1 does not reach them: products of three numbers take another path in another row, and an
+# expert's products have as many rows as tokens came to it.
+WITHOUT_SAME_BITS = ("convbert", "qwen3_moe")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
