@@ -234,9 +234,8 @@ class FakeRunner:
 
     def launch(self, batch: Batch) -> FakeTicket:
         self.threads.add(threading.get_ident())
-        computed = batch.tokens
+        computed = batch.computed_tokens
         if batch.padded_length is not None:
-            computed = batch.padded_length * batch.texts
             for segment in batch.segments:
                 lengths = segment.chunk.lengths[segment.start : segment.stop]
                 assert (lengths <= batch.padded_length).all()
