@@ -168,8 +168,8 @@ class BatchExecutor:
         if out_of_memory and not flight.is_part:
             self._listener.out_of_memory(batch)
         for half in batch.halves():
-            self._listener.texts_dropped(half.dead_segments())
             alive = half.alive()
+            self._listener.texts_dropped(half.left_out(alive))
             if alive.segments:
                 part = self._start(alive)
                 part.is_part = True

@@ -33,7 +33,7 @@ from .models.spec import ModelSpec
 from .models.transformer import Transformer
 from .prefix_memory import PrefixMemory
 from .scheduling.batch import Batch
-from .scheduling.job import Chunk, Job, Lane
+from .scheduling.job import Chunk, Job
 from .scheduling.plan import BatchShape
 from .scheduling.prefix_cache import PrefixBudget
 
@@ -240,7 +240,7 @@ class Runner:
     def _place_of(self, batch: Batch) -> contextlib.AbstractContextManager[object]:
         """The threads or the stream it runs on."""
         if self._threads is not None:
-            queries = not batch.lane_texts(Lane.BULK)
+            queries = not batch.has_bulk
             return self._threads.running(batch.computed_tokens, queries=queries)
         return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 

@@ -71,8 +71,9 @@ def _compare(transformer: Transformer, texts: list[list[int]]) -> PrefixSupport:
 
 
 def _changes_with_length(transformer: Transformer) -> bool:
+    """Some models name one kind of rotary embedding, and some a kind for every type of layer."""
     kinds = {str(getattr(module, "rope_type", "")) for module in transformer.model.modules()}
-    return any(kind.startswith(("dynamic", "longrope")) for kind in kinds)
+    return any(name in kind for kind in kinds for name in ("dynamic", "longrope"))
 
 
 def _run(

@@ -96,9 +96,9 @@ class Batch:
         """The plan with all of its texts computed whole."""
         return self._with(segment.uncached() for segment in self.segments)
 
-    def dead_segments(self) -> tuple[Segment, ...]:
-        """Those of jobs that ended meanwhile."""
-        return tuple(segment for segment in self.segments if segment.job.dead)
+    def left_out(self, alive: Batch) -> tuple[Segment, ...]:
+        """Segments that a plan made of this one is without."""
+        return tuple(segment for segment in self.segments if segment not in alive.segments)
 
     @cached_property
     def jobs(self) -> tuple[Job, ...]:
@@ -109,6 +109,11 @@ class Batch:
         """Texts of one lane, those that it does not finish left out."""
         segments = [segment for segment in self.segments if segment.job.lane is lane]
         return sum(segment.texts for segment in segments if not segment.is_unfinished)
+
+    @property
+    def has_bulk(self) -> bool:
+        """Whether it is for ingestion too, texts that it does not finish included."""
+        return any(segment.job.lane is Lane.BULK for segment in self.segments)
 
     def alive(self) -> Batch:
         """The plan without the texts of jobs that ended meanwhile."""

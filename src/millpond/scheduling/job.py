@@ -114,6 +114,8 @@ class Span:
     """When they became ready, on the engine's clock."""
     claim: Claim | None = None
     """Of a single text of which a part is computed: the blocks that hold it."""
+    in_one_batch: bool = False
+    """Whether a part of its text was no good: then all of it goes into one batch."""
 
     @property
     def computed_tokens(self) -> int:

@@ -101,12 +101,15 @@ class Plan:
             span.start += 1
             return True
         ids, before, until = chunk.ids_of(place), span.computed_tokens, None
-        claim = self._claim(prefixes, job, ids)
+        # A text that was cut may have lost its prompt, and there is no room to pin just anything.
+        pin = job.is_pinned and not job.truncated[chunk.rows[place]]
+        claim = self._claim(prefixes, job, ids, pin)
         if len(ids) - claim.cached_tokens > self.tokens_left:
             if self.segments:
                 prefixes.cancel(claim)
                 return False
-            claim, until = self._part(prefixes, job, ids, claim)
+            if not span.in_one_batch:
+                claim, until = self._part(prefixes, job, ids, pin, claim)
         if span.claim is not None:
             prefixes.release(span.claim)
             span.claim = None
@@ -122,13 +125,13 @@ class Plan:
         prefixes: PrefixCache,
         job: Job,
         ids: npt.NDArray[np.int32],
+        pin: bool,
         until: int | None = None,
     ) -> Claim:
-        split, pin = job.shared_tokens, job.is_pinned
-        return prefixes.claim(ids, owner=self, split=split, pin=pin, until=until)
+        return prefixes.claim(ids, owner=self, split=job.shared_tokens, pin=pin, until=until)
 
     def _part(
-        self, prefixes: PrefixCache, job: Job, ids: npt.NDArray[np.int32], claim: Claim
+        self, prefixes: PrefixCache, job: Job, ids: npt.NDArray[np.int32], pin: bool, claim: Claim
     ) -> tuple[Claim, int | None]:
         """A claim on what fits of a text that is longer than the batch, and where that ends.
 
@@ -140,7 +143,7 @@ class Plan:
         if not claim.cached_tokens < until < len(ids):
             return claim, None
         prefixes.cancel(claim)
-        return self._claim(prefixes, job, ids, until), until
+        return self._claim(prefixes, job, ids, pin, until), until
 
     def batch(self) -> Batch:
         """The plan as it is now. It has at least one segment."""

@@ -191,7 +191,8 @@ class Scheduler:
             interactive.admit()
         if not plan.segments:
             return None
-        if sum(segment.tokens for segment in plan.segments) < self._min_prefix_batch_tokens:
+        tokens = sum(segment.tokens for segment in plan.segments)
+        if tokens < self._min_prefix_batch_tokens and tokens <= self.max_batch_tokens:
             plan.compute_whole()
         return plan.batch()
 
@@ -239,8 +240,7 @@ class Scheduler:
         for followers in self._twins.land(segments).values():
             for job, chunk, place in followers:
                 if not job.dead:
-                    span = Span(chunk, place, place + 1, now_s)
-                    self.lanes[job.lane].put_back(job, span)
+                    self._wait_again(job, Span(chunk, place, place + 1, now_s), now_s)
 
     def _settle(self, segment: Segment, *, keep: bool) -> None:
         for claim in segment.claims or ():
@@ -259,15 +259,20 @@ class Scheduler:
         claim = segment.claims[0] if keep else None
         if claim is None:
             self._release(segment)
-        span = Span(segment.chunk, segment.start, segment.stop, now_s, claim)
-        self.lanes[segment.job.lane].put_back(segment.job, span)
+        # In parts again, one whose own numbers overflow would never come to its end.
+        span = Span(segment.chunk, segment.start, segment.stop, now_s, claim, in_one_batch=not keep)
+        self._wait_again(segment.job, span, now_s)
+
+    def _wait_again(self, job: Job, span: Span, now_s: float) -> None:
+        self.lanes[job.lane].put_back(job, span)
+        self._note_ready(job, now_s)
 
     def record(self, batch: Batch, seconds: float) -> None:
         """Learn from a finished batch what fits, and how many tokens a second bulk runs at."""
         if batch.computed_tokens * 2 > self.max_batch_tokens:
             grown = int(self.max_batch_tokens * REGROWTH) + 1
             self.max_batch_tokens = min(self._most_batch_tokens, grown)
-        if seconds <= 0 or not batch.lane_texts(Lane.BULK):
+        if seconds <= 0 or not batch.has_bulk:
             return
         seen = batch.computed_tokens / seconds
         known = self._bulk_tokens_per_s
