@@ -21,7 +21,7 @@ from peer import FIRST, Peer
 from plan import Sizes, Step, mixed_steps, steps
 from workers import Worker, WorkerFailed
 
-MEMORY_OF_A_PEER = 9 * 2**28  # bytes; a few take more, most take less
+MEMORY_OF_A_PEER = 5 * 2**29  # bytes; one takes 6.5 GiB, most a third of this
 BEHIND = 2  # times the length of the arrivals; who takes longer is not asked to do more
 Peers = dict[str, tuple[Peer, Path]]
 Record = dict[str, Any]

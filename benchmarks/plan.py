@@ -41,7 +41,7 @@ class Sizes:
 
 FULL = Sizes(
     rounds=5,
-    start_rounds=5,
+    start_rounds=3,
     texts={"queries": 512, "passages": 256, "chunks": 64},
     lone_queries=100,
     lengths=(8, 16, 32, 64, 128, 256, 512),
@@ -49,7 +49,7 @@ FULL = Sizes(
     callers=(1, 4, 16, 64),
     queries_of_a_caller=4,
     ingestion_s=6,
-    loads=(0.25, 0.5, 1, 2, 4),
+    loads=(0.5, 1, 2, 4),
     mixed_s=5,
     mixed_rounds=2,
 )

@@ -58,8 +58,13 @@ def answers(embedder: Embedder, texts_file: Path, requests: TextIO, replies: Tex
             reply = obey(embedder, texts, json.loads(line))
         except Exception as error:
             traceback.print_exc()
-            reply = {"error": f"{type(error).__name__}: {error}"}
+            reply = {"error": f"{type(_cause(error)).__name__}: {_cause(error)}"}
         print(json.dumps(reply), file=replies, flush=True)
+
+
+def _cause(error: Exception) -> Exception:
+    """The first of those that a group of tasks ended with."""
+    return _cause(error.exceptions[0]) if isinstance(error, ExceptionGroup) else error
 
 
 def main() -> None:
