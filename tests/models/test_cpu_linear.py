@@ -239,6 +239,15 @@ def test_a_layer_in_pieces_agrees_with_the_one_replaced(fused: bool) -> None:
 
 
 @prepacks_bfloat16
+def test_large_batches_go_through_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = in_pieces(wide_layers())
+    rows = torch.randn(1, 300, 1100).bfloat16()
+    expected = model(rows)
+    monkeypatch.setattr(cpu_linear, "MOST_NUMBERS", 600 * 40)
+    assert torch.equal(model(rows), expected)
+
+
+@prepacks_bfloat16
 def test_a_compiler_takes_a_layer_in_pieces() -> None:
     model = in_pieces(wide_layers())
     rows = torch.randn(33, 1100).bfloat16()

@@ -33,6 +33,9 @@ _EXACT_GELUS = (nn.GELU, activations.GELUActivation)
 # columns that are a multiple of what a matrix unit takes at once. Some others are, most are not.
 MOST_COLUMNS = 480
 COLUMNS_AT_ONCE = 32
+# What a layer in pieces makes at a time: its tensors for each piece are new memory, and above
+# 32 MB the operating system's own, which takes longer to get than the product.
+MOST_NUMBERS = 2**23
 # On one thread, with these numbers of rows, a product of 512 columns or more shows whether the
 # processor is steady; it takes 64 outputs to show it, and more than 512 show no more.
 ROW_COUNTS = (16, 48, 256)
@@ -90,12 +93,26 @@ def _linear(input: Tensor, packed: Sequence[Tensor], bias: Tensor | None, then: 
 def _linear_in_pieces(
     input: Tensor, packed: Sequence[Tensor], bias: Tensor | None, then: str
 ) -> Tensor:
+    rows, outputs = input.reshape(-1, input.shape[-1]), packed[0].shape[0]
+    parts = -(-len(rows) * outputs // MOST_NUMBERS)
+    if parts <= 1:
+        return _sum_of_pieces(input, packed, bias, then)
+    out = input.new_empty(*input.shape[:-1], outputs)
+    places = torch.tensor_split(out.view(-1, outputs), parts)
+    for part, place in zip(torch.tensor_split(rows, parts), places, strict=True):
+        place.copy_(_sum_of_pieces(part, packed, bias, then))
+    return out
+
+
+def _sum_of_pieces(
+    input: Tensor, packed: Sequence[Tensor], bias: Tensor | None, then: str
+) -> Tensor:
     pieces = torch.split(input, [weight.shape[1] for weight in packed], dim=-1)
     out = _linear(pieces[0], packed[:1], bias, "none")
     for piece, weight in zip(pieces[1:], packed[1:], strict=True):
         # Added before the kernel rounds: one rounding for each piece, not two.
         out = _operators()._linear_pointwise.binary(piece, out, weight, None, "add")
-    return functional.gelu(out) if then == "gelu" else out
+    return torch.ops.aten.gelu_(out) if then == "gelu" else out
 
 
 # The same for a compiler, whose own rules for the operator want weights that are constants.
