@@ -210,7 +210,9 @@ class FakeRunner:
             raise RuntimeError("the tokenizer is broken")
         if not words.isdisjoint(self.refuses):
             raise InvalidInput("it is refused", index=row)
-        (listed,) = self.token_ids(job.route, [job.prompt + text], special_tokens=True)
+        (listed,) = self.token_ids(
+            job.route, [text], prompt=job.prompt, task=job.task, special_tokens=True
+        )
         ids = np.array(listed, dtype=np.int32)
         if self.max_length is None or len(ids) <= self.max_length:
             return ids
@@ -220,9 +222,16 @@ class FakeRunner:
         return ids[: self.max_length] if job.truncate != "start" else ids[-self.max_length :]
 
     def token_ids(
-        self, route: int, texts: Sequence[str], *, special_tokens: bool
+        self,
+        route: int,
+        texts: Sequence[str],
+        *,
+        prompt: str,
+        task: str | None,
+        special_tokens: bool,
     ) -> list[list[int]]:
         first, last = self.special_ends if special_tokens else ((), ())
+        texts = [prompt + text for text in texts]
         self._words.update((token(word), word) for text in texts for word in text.split())
         return [[*first, *token_ids(text).tolist(), *last] for text in texts]
 

@@ -15,10 +15,10 @@ import pytest
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-from chat_templates import TEMPLATES
+from chat_templates import REFUSES_PROMPTS, TEMPLATES
 from checkpoints import reference, save_checkpoint, save_transformer
 from families import FAMILIES, WIDTH
-from millpond import Engine
+from millpond import Engine, InvalidText
 
 TOLERANCE = 1e-5
 VISIBLE = 1e-3
@@ -261,6 +261,20 @@ def test_a_chat_model(chat: Path) -> None:
         vectors = engine.embed(LENGTHY)
         agree(vectors, official.encode(list(LENGTHY)))
         assert np.array_equal(saved.embed(LENGTHY), vectors)
+
+
+def test_a_prompt_of_a_chat_model_is_the_systems_message(chat: Path) -> None:
+    official = reference(chat, prompts=PROMPTS)
+    asked = dict(ASKED)
+    with engine_on(chat, prompts=PROMPTS) as engine:
+        if TEMPLATES[REFUSES_PROMPTS] == (chat / "chat_template.jinja").read_text():
+            with pytest.raises(InvalidText, match=r"text 0: .*System role not supported"):
+                engine.embed(LENGTHY, task="query")
+            asked = {"plain": ASKED["plain"]}
+        for options, expected in asked.values():
+            agree(engine.embed(LENGTHY, **options), expected(official))
+            ids = engine.tokenize(["mill"], **options)
+            agree(engine.embed(ids), engine.embed(["mill"], **options))
 
 
 def test_a_chat_template_older_than_messages_is_not_used(chat: Path, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from .errors import (
     UnknownTask,
     UnsupportedModel,
 )
-from .stats import BatchStats, EngineStats, StatsHook
+from .stats import BatchStats, EngineStats, PrefixCacheStats, StatsHook
 
 if typing.TYPE_CHECKING:
     from .embeddings import Embeddings, quantize
@@ -70,6 +70,7 @@ __all__ = [
     "ModelNotFound",
     "NonFiniteVector",
     "OutOfMemory",
+    "PrefixCacheStats",
     "QueueFull",
     "StatsHook",
     "TextFailed",

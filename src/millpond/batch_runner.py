@@ -83,7 +83,13 @@ class BatchRunner(Protocol):
         """Turn texts of a job into ids, from any thread. Raises `InvalidInput`."""
 
     def token_ids(
-        self, route: int, texts: Sequence[str], *, special_tokens: bool
+        self,
+        route: int,
+        texts: Sequence[str],
+        *,
+        prompt: str,
+        task: str | None,
+        special_tokens: bool,
     ) -> list[list[int]]:
         """Token ids of texts, whole and from any thread. Raises `InvalidInput`."""
 

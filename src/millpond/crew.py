@@ -76,6 +76,10 @@ class Crew:
         """Batches that may run beside those of the other workers."""
         return self._general - sum(other.busy for other in self.workers if other is not worker)
 
+    def is_idle(self, *, but: Worker) -> bool:
+        """Whether no other worker has a batch that is not home yet."""
+        return not any(other.busy for other in self.workers if other is not but)
+
     def wake_one(self, *, queries: bool, bulk: bool) -> None:
         """Wake one for what is ready; having planned it, it has the next one woken."""
         for worker in self.workers:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from .models.pipeline import ExecutionKind, RouteInfo
 from .models.spec import ModelSpec
+from .scheduling.prefix_cache import PrefixBudget
 
 __all__ = ["EngineInfo"]
 
@@ -21,6 +22,8 @@ class EngineInfo:
     max_batch_tokens: int
     max_queue_tokens: int
     max_query_wait_ms: float
+    prefix_cache: PrefixBudget | None = None
+    """Room for beginnings that texts share; None where they are not kept, see `prefix_reason`."""
 
     @property
     def dimension(self) -> int:
@@ -36,6 +39,11 @@ class EngineInfo:
     def reason(self) -> str:
         """Why it runs that way."""
         return self.routes[0].reason
+
+    @property
+    def prefix_reason(self) -> str:
+        """Why beginnings that texts share can be kept, or why not."""
+        return self.routes[0].prefixes
 
     @property
     def max_length(self) -> int | None:

@@ -230,7 +230,9 @@ class Loop:
     def stats(self) -> EngineStats:
         """Totals since the start, and what is waiting now."""
         with self._lock:
+            prefixes = self._scheduler.prefixes
             return self._totals.snapshot(
+                prefix_cache=None if prefixes is None else prefixes.stats,
                 waiting_interactive_tokens=self._scheduler.waiting_tokens(Lane.INTERACTIVE),
                 waiting_bulk_tokens=self._scheduler.waiting_tokens(Lane.BULK),
             )
@@ -344,6 +346,8 @@ class Loop:
                 elif not expired:
                     if not wait or self._is_over():
                         return None
+                    if not self._pending and self._crew.is_idle(but=worker):
+                        self._scheduler.check_idle()
                     self._wake()  # all that was ready may have joined texts in flight
                     deadline_s = self._scheduler.next_deadline()
                     worker.wait(None if deadline_s is None else max(0.0, deadline_s - now_s))

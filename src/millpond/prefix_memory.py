@@ -56,11 +56,6 @@ class PrefixMemory:
         )
         return cls(like, budget)
 
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return self.budget.blocks * self.budget.block_tokens * self.budget.bytes_per_token
-
     def allocate(self) -> KVCache:
         """The cache, empty."""
         return self.like.like(self.budget.blocks * self.budget.block_tokens)

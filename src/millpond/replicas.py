@@ -122,10 +122,18 @@ class Replicas:
         return self._first.tokenize(job, rows)
 
     def token_ids(
-        self, route: int, texts: Sequence[str], *, special_tokens: bool
+        self,
+        route: int,
+        texts: Sequence[str],
+        *,
+        prompt: str,
+        task: str | None,
+        special_tokens: bool,
     ) -> list[list[int]]:
         """Token ids of texts, whole and from any thread. Raises `InvalidInput`."""
-        return self._first.token_ids(route, texts, special_tokens=special_tokens)
+        return self._first.token_ids(
+            route, texts, prompt=prompt, task=task, special_tokens=special_tokens
+        )
 
     def detokenize(self, route: int, ids: Sequence[Sequence[int]]) -> list[str]:
         """Texts of token ids, from any thread. Raises `InvalidInput`."""

@@ -64,6 +64,7 @@ class Request:
             output=output,
             route=route,
             prompt=prompt,
+            task=self.task,
             prompt_tokens=runner.prompt_tokens(route, prompt) if prompt else 0,
             shared_tokens=runner.shared_tokens(route, prompt) if prompt else 0,
             is_pinned=prompt in spec.prompts.values(),
@@ -84,8 +85,13 @@ class Request:
         if isinstance(texts, str):
             raise InvalidText("expected a list of strings; put the one text into a list")
         prompt = self._prompt(spec, tokenized=False)
-        prompted = [prompt + text for text in _strings(texts)]
-        return runner.token_ids(self._route(spec, runner), prompted, special_tokens=special_tokens)
+        return runner.token_ids(
+            self._route(spec, runner),
+            _strings(texts),
+            prompt=prompt,
+            task=self.task,
+            special_tokens=special_tokens,
+        )
 
     def _route(self, spec: ModelSpec, runner: BatchRunner) -> int:
         name = spec.route_for(self.task).name

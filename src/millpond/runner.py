@@ -143,7 +143,7 @@ class Runner:
         prefixes = PrefixMemory.of(pipelines, device, memory)
         max_batch_tokens = config.max_batch_tokens
         if max_batch_tokens == "auto":
-            reserved = 0 if prefixes is None else prefixes.size
+            reserved = 0 if prefixes is None else prefixes.budget.bytes
             max_batch_tokens = _batch_tokens(pipelines, device, memory, reserved=reserved)
         runner = cls(
             pipelines,
@@ -207,8 +207,13 @@ class Runner:
             if job.tokenized:
                 tokens = tokenizer.fit_ids(texts, job.truncate, max_length=limit)
             else:
-                prompted = [job.prompt + text for text in texts] if job.prompt else texts
-                tokens = tokenizer.encode(prompted, truncate=job.truncate, max_length=limit)
+                tokens = tokenizer.encode(
+                    texts,
+                    prompt=job.prompt,
+                    task=job.task,
+                    truncate=job.truncate,
+                    max_length=limit,
+                )
         except InvalidInput as error:
             raise error.at(int(rows[error.index])) from None
         job.token_counts[rows] = tokens.lengths
@@ -217,10 +222,18 @@ class Runner:
         return Chunk.build(rows, tokens.ids, tokens.lengths, seconds)
 
     def token_ids(
-        self, route: int, texts: Sequence[str], *, special_tokens: bool
+        self,
+        route: int,
+        texts: Sequence[str],
+        *,
+        prompt: str,
+        task: str | None,
+        special_tokens: bool,
     ) -> list[list[int]]:
         """Token ids of texts, whole. Raises `InvalidInput`."""
-        return self.pipelines[route].tokenizer.token_ids(texts, special_tokens=special_tokens)
+        return self.pipelines[route].tokenizer.token_ids(
+            texts, prompt=prompt, task=task, special_tokens=special_tokens
+        )
 
     def detokenize(self, route: int, ids: Sequence[Sequence[int]]) -> list[str]:
         """Texts of token ids, special tokens spelled out. Raises `InvalidInput`."""

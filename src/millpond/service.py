@@ -158,6 +158,7 @@ class Service:
             max_batch_tokens=self.runner.max_batch_tokens,
             max_queue_tokens=self.config.max_queue_tokens,
             max_query_wait_ms=self.config.max_query_wait_ms,
+            prefix_cache=self.runner.prefix_budget,
         )
 
     def after_fork_in_child(self) -> None:

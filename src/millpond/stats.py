@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
-__all__ = ["BatchStats", "EngineStats", "StatsHook", "Totals"]
+__all__ = ["BatchStats", "EngineStats", "PrefixCacheStats", "StatsHook", "Totals"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +39,25 @@ class BatchStats:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PrefixCacheStats:
+    """Totals since the cache was made, and what its blocks hold now."""
+
+    looked_up_tokens: int
+    """Tokens of all texts that were claimed."""
+    hit_tokens: int
+    """Tokens among them that need not be computed."""
+    evictions: int
+    """Blocks with remembered content that were given to other texts."""
+    block_tokens: int
+    blocks: int
+    blocks_in_use: int
+    """Those of pinned prompts included."""
+    blocks_pinned: int
+    blocks_cached: int
+    """Free, and remembered until they are needed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EngineStats:
     """Totals since the engine was made, and what is waiting now."""
 
@@ -59,6 +78,8 @@ class EngineStats:
     waiting_bulk_tokens: int
     """Tokens accepted and not yet run; estimated from characters until a text is tokenised."""
     forward_s: float
+    prefix_cache: PrefixCacheStats | None = None
+    """None where the model has no prefix cache."""
 
     @property
     def padding_waste(self) -> float:
@@ -92,12 +113,19 @@ class Totals:
         self.padded_tokens += batch.padded_tokens
         self.forward_s += batch.forward_s
 
-    def snapshot(self, *, waiting_interactive_tokens: int, waiting_bulk_tokens: int) -> EngineStats:
-        """The sums so far, with what is waiting now."""
+    def snapshot(
+        self,
+        *,
+        waiting_interactive_tokens: int,
+        waiting_bulk_tokens: int,
+        prefix_cache: PrefixCacheStats | None,
+    ) -> EngineStats:
+        """The sums so far, with what is waiting and remembered now."""
         return EngineStats(
             **asdict(self),
             waiting_interactive_tokens=waiting_interactive_tokens,
             waiting_bulk_tokens=waiting_bulk_tokens,
+            prefix_cache=prefix_cache,
         )
 
 

@@ -77,7 +77,8 @@ def _facts(about: EngineInfo) -> Facts:
             {"modules": [_module(module) for module in chain.modules], **_fields(route)}
             for route, chain in routes
         ],
-        **_fields(about, but=("model", "routes")),
+        **_fields(about, but=("model", "routes", "prefix_cache")),
+        "prefix_cache": None if about.prefix_cache is None else _fields(about.prefix_cache),
     }
 
 
@@ -101,8 +102,16 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
                 yield from _route_lines(route, named=len(value) > 1)
         elif name == "prompts":
             yield from ((f"prompt {key}", json.dumps(text)) for key, text in value.items())
+        elif name == "prefix_cache":
+            reason = facts["routes"][0]["prefixes"]
+            yield "prefix cache", _room(value) if value else f"none: {reason}"
         elif value is not None:
             yield name.replace("_", " "), str(value)
+
+
+def _room(budget: Facts) -> str:
+    tokens = budget["blocks"] * budget["block_tokens"]
+    return f"{tokens} tokens, {tokens * budget['bytes_per_token'] / 2**20:.0f} MiB"
 
 
 def _route_lines(route: Facts, *, named: bool) -> Iterator[tuple[str, str]]:

@@ -126,7 +126,8 @@ class Pipeline:
             reason="no transformer to run" if self.execution is None else self.execution.reason,
             dimension=self.head.dimension,
             max_length=self.tokenizer.max_length,
-            same_bits=self.execution is None or self.execution.same_bits,
+            same_bits=self.execution is None
+            or (self.execution.same_bits and self.prefixes.same_bits),
             compiled=self.execution is not None and self.execution.compiled,
             prefixes=self.prefixes.reason,
         )
@@ -220,7 +221,6 @@ class _Encoders:
         if self.config.compile:
             execution = prove_compiled(transformer, execution, token_ids=ids)
         return transformer, tokenizer, execution
-
 
     def prefixes(self, route: Route, head: Head) -> PrefixSupport:
         """Whether the texts of a route can go on from cached prefixes."""

@@ -149,6 +149,7 @@ class Job:
         output: OutputFormat,
         route: int = 0,
         prompt: str = "",
+        task: str | None = None,
         prompt_tokens: int = 0,
         shared_tokens: int = 0,
         is_pinned: bool = False,
@@ -165,6 +166,7 @@ class Job:
         self.output = output
         self.route = route
         self.prompt = prompt
+        self.task = task  # for chat templates that ask for it
         self.prompt_tokens = prompt_tokens
         self.shared_tokens = shared_tokens  # leading ones that texts with this prompt share
         self.is_pinned = is_pinned  # whether they stay in a prefix cache for good

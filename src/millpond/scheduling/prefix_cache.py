@@ -23,35 +23,18 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from ..stats import PrefixCacheStats
 from .blocks import BlockPool
 
-__all__ = ["Claim", "PrefixBudget", "PrefixCache", "PrefixCacheStats"]
+__all__ = ["Claim", "PrefixBudget", "PrefixCache"]
 
 Digest = Callable[[tuple[int, bytes]], int]
 
 ID_BYTES = 4
+FEW_BLOCKS = 4096  # whose books are read through in a millisecond
 ROOT_KEY = 0  # what the first node's digest is chained to
 
 OPEN, SETTLED, RELEASED = "open", "settled", "released"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PrefixCacheStats:
-    """Totals since the cache was made, and what its blocks hold now."""
-
-    looked_up_tokens: int
-    """Tokens of all texts that were claimed."""
-    hit_tokens: int
-    """Tokens among them that need not be computed."""
-    evictions: int
-    """Blocks with remembered content that were given to other texts."""
-    block_tokens: int
-    blocks: int
-    blocks_in_use: int
-    """Those of pinned prompts included."""
-    blocks_pinned: int
-    blocks_cached: int
-    """Free, and remembered until they are needed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +46,11 @@ class PrefixBudget:
     bytes_per_token: int = 0
     min_batch_tokens: int = 0
     """Batches of fewer tokens are quicker when they are computed whole."""
+
+    @property
+    def bytes(self) -> int:
+        """Memory that a full cache takes."""
+        return self.blocks * self.block_tokens * self.bytes_per_token
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -339,6 +327,13 @@ class PrefixCache:
         if idle:
             assert self._claims == 0
             assert self.pool.in_use == self._pinned
+
+    def check_idle(self) -> None:
+        """Assert that nobody holds on to a block; in a small cache, that all the books agree."""
+        assert self._claims == 0
+        assert self.pool.in_use == self._pinned
+        if self.pool.size <= FEW_BLOCKS:
+            self.check(idle=True)
 
     def _check_node(self, node: Node) -> None:
         assert self._remembers(node)

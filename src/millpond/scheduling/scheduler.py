@@ -267,6 +267,11 @@ class Scheduler:
         self.lanes[job.lane].put_back(job, span)
         self._note_ready(job, now_s)
 
+    def check_idle(self) -> None:
+        """Where nothing is planned or running, assert that nobody holds on to a block."""
+        if self.prefixes is not None:
+            self.prefixes.check_idle()
+
     def record(self, batch: Batch, seconds: float) -> None:
         """Learn from a finished batch what fits, and how many tokens a second bulk runs at."""
         if batch.computed_tokens * 2 > self.max_batch_tokens:

@@ -15,7 +15,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from ..engine import Engine
-from ..stats import BatchStats, EngineStats
+from ..stats import BatchStats, EngineStats, PrefixCacheStats
 from .exchange import Exchange
 from .served import ServedModel, ServedModels
 
@@ -150,10 +150,31 @@ class _BatchMeters:
 _TOTALS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("texts", "Texts that got a vector.", lambda stats: stats.texts),
     ("tokens", "Tokens of texts that were run.", lambda stats: stats.tokens),
+    (
+        "twin_texts",
+        "Texts that got the vector of an identical one in flight.",
+        lambda stats: stats.twin_texts,
+    ),
+    (
+        "cached_tokens",
+        "Tokens that came out of the prefix cache instead of being computed.",
+        lambda stats: stats.cached_tokens,
+    ),
     ("padded_tokens", "Tokens computed beside them.", lambda stats: stats.padded_tokens),
     ("truncated_texts", "Texts that were cut.", lambda stats: stats.truncated_texts),
     ("failed_texts", "Texts the model failed on.", lambda stats: stats.failed_texts),
     ("cancelled_texts", "Texts taken out before they ran.", lambda stats: stats.cancelled_texts),
+)
+
+_CACHE_TOTALS: tuple[tuple[str, str, Callable[[PrefixCacheStats], float]], ...] = (
+    ("looked_up_tokens", "Tokens of texts that were looked up.", lambda c: c.looked_up_tokens),
+    ("hit_tokens", "Tokens among them that were found.", lambda c: c.hit_tokens),
+    ("evictions", "Blocks that were forgotten for want of room.", lambda c: c.evictions),
+)
+_CACHE_STATES: tuple[tuple[str, Callable[[PrefixCacheStats], int]], ...] = (
+    ("in_use", lambda cache: cache.blocks_in_use),
+    ("cached", lambda cache: cache.blocks_cached),
+    ("empty", lambda cache: cache.blocks - cache.blocks_in_use - cache.blocks_cached),
 )
 
 
@@ -182,3 +203,22 @@ class _EngineCollector(Collector):
             for name, _, number in _TOTALS:
                 totals[name].add_metric([model.name], number(stats))
         yield from (ready, waiting, *totals.values())
+        yield from self._prefix_caches()
+
+    def _prefix_caches(self) -> Iterator[Metric]:
+        """Of the models that have one."""
+        totals = {
+            name: CounterMetricFamily(f"millpond_prefix_cache_{name}", text, labels=["model"])
+            for name, text, _ in _CACHE_TOTALS
+        }
+        blocks = GaugeMetricFamily(
+            "millpond_prefix_cache_blocks", "Blocks by state.", labels=["model", "state"]
+        )
+        for model in self._models:
+            cache = model.engine.stats().prefix_cache
+            if cache is not None:
+                for name, _, number in _CACHE_TOTALS:
+                    totals[name].add_metric([model.name], number(cache))
+                for state, count in _CACHE_STATES:
+                    blocks.add_metric([model.name, state], count(cache))
+        yield from (*totals.values(), blocks)
