@@ -1,304 +1,186 @@
-"""Plans with a prefix cache and twins, under any order of what may happen to their batches.
-
-`Scheduler` runs alone, beside a memory whose slots know the whole beginning they were filled with.
-"""
+"""Plans with a prefix cache, by example: parts of texts, whole after all, and what is pinned."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import pytest
 
-import numpy as np
-import numpy.typing as npt
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-
-from millpond.embeddings import OutputFormat
 from millpond.scheduling.batch import Batch
-from millpond.scheduling.job import Chunk, Job, Lane
-from millpond.scheduling.plan import BatchShape
+from millpond.scheduling.job import Lane
 from millpond.scheduling.prefix_cache import PrefixCache
-from millpond.scheduling.scheduler import Scheduler
-from millpond.scheduling.twins import Follower
-from slot_memory import SlotMemory, SlotUse
+from millpond.scheduling.scheduler import BULK_PATIENCE, Scheduler
+from tokenized_jobs import WAIT_S, job_of, scheduler_of, submit
 
-OUTPUT = OutputFormat(dimension=1)
-WAIT_S = 0.03
-Ids = tuple[int, ...]
-# Few, with much in common, so that most meet an earlier one's blocks, or a twin.
-TEXTS = st.builds(
-    lambda base, length: base[:length],
-    st.sampled_from([(0,) * 30, (0, 0, 0, 0, 1) * 6, (1,) + (0,) * 29]),
-    st.sampled_from([1, 2, 3, 4, 5, 7, 9, 12, 17, 30]),
-)
-LANES = st.sampled_from(Lane)
-WHICH = st.integers(0, 10)
+LONG = tuple(range(1000, 1030))
 
 
-def job_of(texts: Sequence[Ids], **options: Any) -> Job:
-    arrays = [np.array(text, dtype=np.int32) for text in texts]
-    return Job(arrays, output=OUTPUT, tokenized=True, **{"lane": Lane.BULK, **options})
+def land(scheduler: Scheduler, batch: Batch | None, *, keep: bool = True) -> Batch:
+    assert batch is not None
+    scheduler.landed(batch, 0.0, keep=keep)
+    return batch
 
 
-def chunk_of(job: Job, rows: npt.NDArray[np.int64] | None = None) -> Chunk:
-    taken = np.arange(len(job)) if rows is None else rows
-    ids = [np.asarray(job.texts[row], dtype=np.int32) for row in taken.tolist()]
-    return Chunk.build(taken, np.concatenate(ids), np.array([len(one) for one in ids]))
+def parts_of(scheduler: Scheduler, **how: bool) -> list[tuple[int, bool]]:
+    """What is computed of one text, batch by batch, and whether it takes another."""
+    parts = []
+    while (batch := scheduler.next_batch(0.0)) is not None:
+        assert len(parts) < 20, "it has no end"
+        land(scheduler, batch, **how)
+        (segment,) = batch.segments
+        parts.append((batch.computed_tokens, segment.is_unfinished))
+    return parts
 
 
-def scheduler_of(*, budget: int = 8, prefixes: PrefixCache | None = None, **more: Any) -> Scheduler:
-    options = {"max_queue_tokens": 10_000, "max_query_wait_s": WAIT_S, **more}
-    return Scheduler([BatchShape()], max_batch_tokens=budget, prefixes=prefixes, **options)
+def test_a_text_longer_than_a_batch_is_computed_in_parts() -> None:
+    cache = PrefixCache(64, block_tokens=4)
+    scheduler = scheduler_of(budget=10, prefixes=cache)
+    submit(scheduler, job_of([LONG]))
+    assert parts_of(scheduler) == [(8, True), (8, True), (8, True), (6, False)]
+    cache.check(idle=True)
 
 
-def submit(scheduler: Scheduler, job: Job, now_s: float = 0.0) -> Job:
-    scheduler.submit(job, now_s, chunk_of(job))
-    return job
+@pytest.mark.parametrize("blocks", [0, 1, 3])
+def test_where_the_pool_is_too_small_for_it_the_rest_goes_whole(blocks: int) -> None:
+    cache = PrefixCache(blocks, block_tokens=4)
+    scheduler = scheduler_of(budget=8, prefixes=cache)
+    submit(scheduler, job_of([LONG]))
+    parts = parts_of(scheduler)
+    assert sum(tokens for tokens, _ in parts) == len(LONG)
+    assert parts[-1] == (len(LONG) - sum(tokens for tokens, _ in parts[:-1]), False)
+    assert len(parts) == {0: 1, 1: 2, 3: 3}[blocks]
+    cache.check(idle=True)
 
 
-# Any order.
+def test_queries_go_in_between_the_parts() -> None:
+    scheduler = scheduler_of(budget=8, prefixes=PrefixCache(64, block_tokens=4))
+    long = submit(scheduler, job_of([LONG]))
+    order = []
+    for number in range(4):
+        order.append(land(scheduler, scheduler.next_batch(0.0)).jobs)
+        query = submit(scheduler, job_of([(number, 7)], lane=Lane.INTERACTIVE))
+        order.append(land(scheduler, scheduler.next_batch(0.0)).jobs)
+        assert order[-1] == (query,)
+    assert order[::2] == [(long,)] * 4
+    assert scheduler.next_batch(0.0) is None
 
 
-@dataclass(eq=False)
-class Flight:
-    """A batch that is planned and not home."""
+def test_the_rest_of_a_text_is_due_like_any_that_waits() -> None:
+    """Queries without end would keep it from ever running otherwise."""
+    scheduler = scheduler_of(budget=8, prefixes=PrefixCache(64, block_tokens=4))
+    long = submit(scheduler, job_of([LONG]))
+    land(scheduler, scheduler.next_batch(0.0))
+    ran = []
+    for number in range(10):
+        now_s = BULK_PATIENCE * WAIT_S * 1.01 * number
+        submit(scheduler, job_of([(number, 7)], lane=Lane.INTERACTIVE), now_s)
+        batch = scheduler.next_batch(now_s)
+        assert batch is not None
+        scheduler.landed(batch, now_s, keep=True)
+        ran.append(long in batch.jobs)
+    assert ran.count(True) == 3
 
-    batch: Batch
-    use: SlotUse | None
-    is_part: bool = False
+
+def test_a_part_that_is_no_good_sends_the_text_whole() -> None:
+    """In parts again it would be no good again, and never end."""
+    cache = PrefixCache(64, block_tokens=4)
+    scheduler = scheduler_of(budget=8, prefixes=cache)
+    submit(scheduler, job_of([LONG]))
+    assert parts_of(scheduler, keep=False) == [(8, True), (len(LONG), False)]
+    cache.check(idle=True)
 
 
-class Machine(RuleBasedStateMachine):
-    """`ended` counts, for each text, how often it got its vector or its error."""
+def test_a_batch_that_fails_computes_its_text_whole() -> None:
+    cache = PrefixCache(64, block_tokens=4)
+    scheduler = scheduler_of(budget=8, prefixes=cache)
+    submit(scheduler, job_of([LONG]))
+    land(scheduler, scheduler.next_batch(0.0))
+    batch = scheduler.next_batch(0.0)
+    assert batch is not None
+    assert batch.segments[0].is_unfinished
+    scheduler.failed(batch)
+    assert not batch.uncached().uses_prefixes
+    assert not batch.uncached().segments[0].is_unfinished
+    scheduler.landed(batch.uncached(), 0.0, keep=True)
+    assert scheduler.next_batch(0.0) is None
+    cache.check(idle=True)
 
-    @initialize(
-        blocks=st.sampled_from([0, 1, 3, 8, 16, 64]),
-        block_tokens=st.integers(1, 4),
-        budget=st.sampled_from([4, 8, 16]),
-        digest=st.sampled_from([hash, hash, lambda key: hash(key) % 5]),
-        min_prefix_batch_tokens=st.sampled_from([0, 0, 6, 100]),
-        with_cache=st.sampled_from([True, True, True, False]),
-        room=st.sampled_from([20, 10_000]),
-        gives_nan=st.booleans(),
+
+@pytest.mark.parametrize("in_flight", [False, True])
+def test_a_job_that_ends_between_parts_lets_go_of_its_blocks(in_flight: bool) -> None:
+    cache = PrefixCache(64, block_tokens=4)
+    scheduler = scheduler_of(budget=8, prefixes=cache)
+    job = submit(scheduler, job_of([LONG]))
+    first = scheduler.next_batch(0.0)
+    assert first is not None
+    if in_flight:
+        scheduler.forget(job)
+    scheduler.landed(first, 0.0, keep=True)
+    if not in_flight:
+        assert cache.stats.blocks_in_use == 2
+        scheduler.forget(job)
+    assert scheduler.next_batch(0.0) is None
+    cache.check(idle=True)
+
+
+def test_two_long_texts_that_begin_alike_share_their_parts() -> None:
+    scheduler = scheduler_of(budget=8, prefixes=PrefixCache(64, block_tokens=4))
+    submit(scheduler, job_of([LONG, (*LONG[:-1], 7)]))
+    tokens = []
+    while (batch := scheduler.next_batch(0.0)) is not None:
+        tokens.append(land(scheduler, batch).computed_tokens)
+    assert sum(tokens) <= len(LONG) + 2
+
+
+# Whole after all.
+
+
+def planned(scheduler: Scheduler) -> Batch:
+    batch = scheduler.next_batch(0.0)
+    assert batch is not None
+    return batch
+
+
+def test_a_small_batch_is_computed_whole_and_keeps_nothing() -> None:
+    cache = PrefixCache(64, block_tokens=4)
+    scheduler = scheduler_of(budget=100, prefixes=cache, min_prefix_batch_tokens=50)
+    submit(scheduler, job_of([LONG, LONG[:12]]))
+    batch = planned(scheduler)
+    assert (batch.computed_tokens, batch.uses_prefixes) == (42, False)
+    cache.check(idle=True)
+    scheduler.landed(batch, 0.0, keep=True)
+    submit(scheduler, job_of([LONG, LONG[:20], (7, 8)]))
+    assert planned(scheduler).uses_prefixes
+
+
+def test_a_batch_is_not_computed_whole_where_that_is_more_than_it_may_hold() -> None:
+    scheduler = scheduler_of(
+        budget=32, prefixes=PrefixCache(64, block_tokens=4), min_prefix_batch_tokens=100
     )
-    def start(
-        self,
-        blocks: int,
-        block_tokens: int,
-        budget: int,
-        digest: Any,
-        min_prefix_batch_tokens: int,
-        with_cache: bool,
-        room: int,
-        gives_nan: bool,
-    ) -> None:
-        self.gives_nan = gives_nan  # in the end always, before that at times
-        self.memory = SlotMemory(block_tokens)
-        cache = PrefixCache(blocks, block_tokens=block_tokens, digest=digest)
-        self.scheduler = scheduler_of(
-            budget=budget,
-            prefixes=cache if with_cache else None,
-            max_queue_tokens=room,
-            min_prefix_batch_tokens=min_prefix_batch_tokens if with_cache else 0,
-        )
-        self.now_s = 0.0
-        self.jobs: list[Job] = []
-        self.claimed: list[tuple[Job, npt.NDArray[np.int64]]] = []
-        self.flights: list[Flight] = []
-        self.ended: Counter[tuple[int, int]] = Counter()
-
-    # What comes in.
-
-    @rule(
-        texts=st.lists(TEXTS, min_size=1, max_size=6),
-        lane=LANES,
-        split=st.sampled_from([0, 3, 5]),
-        pin=st.booleans(),
-        prompt_tokens=st.sampled_from([0, 0, 1]),
-        tokenized=st.booleans(),
-        deadline=st.sampled_from([None, None, None, 0.5]),
-    )
-    def submit(
-        self,
-        texts: list[Ids],
-        lane: Lane,
-        split: int,
-        pin: bool,
-        prompt_tokens: int,
-        tokenized: bool,
-        deadline: float | None,
-    ) -> None:
-        job = job_of(
-            texts,
-            lane=lane,
-            shared_tokens=split,
-            is_pinned=pin,
-            prompt_tokens=prompt_tokens,
-            deadline_s=None if deadline is None else self.now_s + deadline,
-        )
-        self.jobs.append(job)
-        self.scheduler.submit(job, self.now_s, chunk_of(job) if tokenized else None)
-
-    @rule()
-    def claim_some(self) -> None:
-        self.claim_texts()
-
-    def claim_texts(self) -> None:
-        claimed = self.scheduler.next_to_tokenize()
-        if claimed is not None:
-            self.claimed.append(claimed)
-
-    @precondition(lambda self: self.claimed)
-    @rule(which=WHICH)
-    def tokenize_one(self, which: int) -> None:
-        self.tokenized(which)
-
-    def tokenized(self, which: int) -> None:
-        job, rows = self.claimed.pop(which % len(self.claimed))
-        self.scheduler.ready(job, chunk_of(job, rows), self.now_s)
-
-    # Batches.
-
-    @precondition(lambda self: len(self.flights) < 4)
-    @rule(queries_only=st.booleans(), takers=st.integers(1, 3))
-    def plan_one(self, queries_only: bool, takers: int) -> None:
-        self.plan(queries_only, takers)
-
-    def plan(self, queries_only: bool = False, takers: int = 1) -> bool:
-        batch = self.scheduler.next_batch(
-            self.now_s, queries_only=queries_only, bulk_takers=takers, query_takers=takers
-        )
-        if batch is None:
-            return False
-        assert all(segment.job.lane is Lane.INTERACTIVE or not queries_only
-                   for segment in batch.segments)  # fmt: skip
-        assert not any(segment.job.dead for segment in batch.segments)
-        self.check_size(batch)
-        use = self.memory.launch(batch) if batch.uses_prefixes else None
-        self.flights.append(Flight(batch, use))
-        return True
-
-    def check_size(self, batch: Batch) -> None:
-        """No more than the budget is computed, but for a text that has to go whole."""
-        assert 0 < batch.computed_tokens <= batch.tokens
-        last = batch.segments[-1]
-        first = batch.segments[0]
-        rest = batch.computed_tokens - Batch(0, (first,)).computed_tokens
-        if batch.computed_tokens > self.scheduler.max_batch_tokens:
-            assert rest == 0
-            assert last.texts == 1
-
-    @precondition(lambda self: self.flights)
-    @rule(which=WHICH, keep=st.sampled_from([True, True, True, False]))
-    def land_one(self, which: int, keep: bool) -> None:
-        self.land(which, keep)
-
-    def land(self, which: int, keep: bool = True) -> None:
-        flight = self.flights.pop(which % len(self.flights))
-        if flight.is_part:
-            keep = False
-        if flight.use is not None:
-            if not keep:
-                self.memory.spoil(flight.use)
-            self.memory.done(flight.use)
-        self.end(flight.batch, self.scheduler.landed(flight.batch, self.now_s, keep=keep))
-
-    def end(self, batch: Batch, followers: Any) -> None:
-        place = 0
-        for segment in batch.segments:
-            for index in range(segment.start, segment.stop):
-                leader = (segment.job, segment.chunk, index)
-                if not segment.is_unfinished:
-                    self.end_text(leader)
-                for follower in followers.get(place, ()):
-                    assert not segment.is_unfinished
-                    self.check_twins(leader, follower)
-                    self.end_text(follower)
-                place += 1
-
-    def check_twins(self, leader: Follower, follower: Follower) -> None:
-        one, other = (chunk.ids_of(place).tolist() for _, chunk, place in (leader, follower))
-        assert one == other
-        assert leader[0].prompt_tokens == follower[0].prompt_tokens
-        assert follower[0].lane is Lane.BULK or leader[0].lane is Lane.INTERACTIVE
-
-    def end_text(self, text: Follower) -> None:
-        job, chunk, place = text
-        self.ended[job.id, int(chunk.rows[place])] += 1
-        job.remaining -= 1
-
-    @precondition(lambda self: self.flights)
-    @rule(which=WHICH)
-    def fail(self, which: int) -> None:
-        flight = self.flights.pop(which % len(self.flights))
-        if flight.use is not None:
-            self.memory.spoil(flight.use)
-            self.memory.done(flight.use)
-        self.scheduler.failed(flight.batch)
-        batch = flight.batch.uncached()
-        assert not batch.uses_prefixes
-        if batch.texts == 1:
-            self.end(batch, self.scheduler.landed(batch, self.now_s, keep=False))
-            return
-        for half in batch.halves():
-            alive = half.alive()
-            self.scheduler.dropped(half.left_out(alive), self.now_s)
-            if alive.segments:
-                self.flights.append(Flight(alive, None, is_part=True))
-
-    # Ends.
-
-    @precondition(lambda self: self.jobs)
-    @rule(which=WHICH)
-    def forget(self, which: int) -> None:
-        self.scheduler.forget(self.jobs[which % len(self.jobs)])
-
-    @rule(seconds=st.sampled_from([0.01, 0.2, 1.0]))
-    def wait(self, seconds: float) -> None:
-        self.now_s += seconds
-        for job in self.scheduler.expired(self.now_s):
-            assert job.dead
-
-    @invariant()
-    def the_books_agree(self) -> None:
-        if not hasattr(self, "scheduler"):
-            return
-        if self.scheduler.prefixes is not None:
-            self.scheduler.prefixes.check()
-        assert max(self.ended.values(), default=1) == 1
-        for lane in self.scheduler.lanes.values():
-            assert 0 <= lane.ready_tokens <= lane.waiting_tokens
-
-    def teardown(self) -> None:
-        """Everything comes to its end in a number of steps that is bounded."""
-        if not hasattr(self, "scheduler"):
-            return
-        for _ in range(2000):
-            if self.claimed:
-                self.tokenized(0)
-            self.claim_texts()
-            if self.flights:
-                self.land(0, keep=not self.gives_nan)
-            elif not self.plan() and not self.claimed:
-                break
-        else:
-            raise AssertionError(f"no end: {self.scheduler!r}")
-        for job in self.jobs:
-            if not job.dead:
-                assert {row for number, row in self.ended if number == job.id} == {*range(len(job))}
-        self.check_at_rest()
-
-    def check_at_rest(self) -> None:
-        scheduler = self.scheduler
-        assert repr(scheduler._twins) == "Twins(in_flight=0, following=0)"
-        assert {lane.waiting_tokens for lane in scheduler.lanes.values()} == {0}
-        assert {lane.ready_tokens for lane in scheduler.lanes.values()} == {0}
-        if scheduler.prefixes is not None:
-            scheduler.prefixes.check(idle=True)
+    submit(scheduler, job_of([LONG[:n] for n in (28, 27, 26, 25)]))
+    batch = planned(scheduler)
+    assert batch.tokens > 32 >= batch.computed_tokens
 
 
-TestPlans = Machine.TestCase
-TestPlans.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+# What is pinned.
+
+
+def test_only_a_text_that_still_has_its_prompt_pins_it() -> None:
+    cache = PrefixCache(64, block_tokens=4)
+    scheduler = scheduler_of(budget=64, prefixes=cache)
+    cut = job_of([LONG], shared_tokens=6, is_pinned=True)
+    cut.truncated[:] = True
+    submit(scheduler, cut)
+    land(scheduler, scheduler.next_batch(0.0))
+    assert cache.stats.blocks_pinned == 0
+    submit(scheduler, job_of([LONG], shared_tokens=6, is_pinned=True))
+    land(scheduler, scheduler.next_batch(0.0))
+    assert cache.stats.blocks_pinned == 2
+
+
+def test_a_part_of_bulk_counts_as_bulk() -> None:
+    scheduler = scheduler_of(budget=8, prefixes=PrefixCache(64, block_tokens=4))
+    submit(scheduler, job_of([LONG]))
+    batch = planned(scheduler)
+    assert batch.has_bulk
+    assert batch.lane_texts(Lane.BULK) == 0
+    scheduler.record(batch, 0.5)
+    assert scheduler._bulk_tokens_per_s == 16

@@ -1,0 +1,47 @@
+"""Jobs of token ids, and a scheduler that takes them: what tests of plans begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from millpond.embeddings import OutputFormat
+from millpond.scheduling.job import Chunk, Job, Lane
+from millpond.scheduling.plan import BatchShape
+from millpond.scheduling.prefix_cache import PrefixCache
+from millpond.scheduling.scheduler import Scheduler
+
+__all__ = ["WAIT_S", "Ids", "chunk_of", "job_of", "scheduler_of", "submit"]
+
+OUTPUT = OutputFormat(dimension=1)
+WAIT_S = 0.03
+Ids = tuple[int, ...]
+
+
+def job_of(texts: Sequence[Ids], **options: Any) -> Job:
+    arrays = [np.array(text, dtype=np.int32) for text in texts]
+    return Job(arrays, output=OUTPUT, tokenized=True, **{"lane": Lane.BULK, **options})
+
+
+def chunk_of(
+    job: Job, rows: npt.NDArray[np.int64] | None = None, *, digests: int | None = None
+) -> Chunk:
+    """Texts of a job, tokenised; with no more than so many `digests`."""
+    taken = np.arange(len(job)) if rows is None else rows
+    ids = [np.asarray(job.texts[row], dtype=np.int32) for row in taken.tolist()]
+    chunk = Chunk.build(taken, np.concatenate(ids), np.array([len(one) for one in ids]))
+    return chunk if digests is None else replace(chunk, digests=chunk.digests % np.uint64(digests))
+
+
+def scheduler_of(*, budget: int = 8, prefixes: PrefixCache | None = None, **more: Any) -> Scheduler:
+    options = {"max_queue_tokens": 10_000, "max_query_wait_s": WAIT_S, **more}
+    return Scheduler([BatchShape()], max_batch_tokens=budget, prefixes=prefixes, **options)
+
+
+def submit(scheduler: Scheduler, job: Job, now_s: float = 0.0) -> Job:
+    scheduler.submit(job, now_s, chunk_of(job))
+    return job
