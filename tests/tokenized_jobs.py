@@ -19,6 +19,7 @@ __all__ = ["WAIT_S", "Ids", "chunk_of", "job_of", "scheduler_of", "submit"]
 
 OUTPUT = OutputFormat(dimension=1)
 WAIT_S = 0.03
+PACKED = BatchShape()
 Ids = tuple[int, ...]
 
 
@@ -37,9 +38,15 @@ def chunk_of(
     return chunk if digests is None else replace(chunk, digests=chunk.digests % np.uint64(digests))
 
 
-def scheduler_of(*, budget: int = 8, prefixes: PrefixCache | None = None, **more: Any) -> Scheduler:
+def scheduler_of(
+    *,
+    budget: int = 8,
+    prefixes: PrefixCache | None = None,
+    shape: BatchShape = PACKED,
+    **more: Any,
+) -> Scheduler:
     options = {"max_queue_tokens": 10_000, "max_query_wait_s": WAIT_S, **more}
-    return Scheduler([BatchShape()], max_batch_tokens=budget, prefixes=prefixes, **options)
+    return Scheduler([shape], max_batch_tokens=budget, prefixes=prefixes, **options)
 
 
 def submit(scheduler: Scheduler, job: Job, now_s: float = 0.0) -> Job:

@@ -175,6 +175,15 @@ class Scheduler:
 
         What waits in a lane is divided evenly among its takers, the workers that are free for it.
         """
+        lanes = [self.lanes[lane] for lane in Lane if lane is not Lane.BULK or not queries_only]
+        while any(lane.has_ready for lane in lanes):
+            plan = self._plan(now_s, queries_only, bulk_takers, query_takers)
+            if plan.segments:
+                return plan.batch()
+            # All of it follows texts in flight, and something else may have waited behind it.
+        return None
+
+    def _plan(self, now_s: float, queries_only: bool, bulk_takers: int, query_takers: int) -> Plan:
         interactive, bulk = self.lanes[Lane.INTERACTIVE], self.lanes[Lane.BULK]
         plan = Plan(self.shapes, self.max_batch_tokens, now_s, self._twins, self.prefixes)
         takes_bulk = bulk.has_ready and not queries_only
@@ -189,12 +198,10 @@ class Scheduler:
             plan.tokens_left = min(plan.tokens_left, self._share(interactive, query_takers))
             interactive.fill(plan)
             interactive.admit()
-        if not plan.segments:
-            return None
         tokens = sum(segment.tokens for segment in plan.segments)
         if tokens < self._min_prefix_batch_tokens and tokens <= self.max_batch_tokens:
             plan.compute_whole()
-        return plan.batch()
+        return plan
 
     def _share(self, lane: LaneQueue, takers: int) -> int:
         """Tokens of one batch where `takers` divide what waits in a lane."""
