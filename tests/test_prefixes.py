@@ -10,11 +10,12 @@ import random
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
+from typing import Any
 
 import numpy as np
 import pytest
 
-from fakes import PATIENCE_S, start_engine, vectors_for, words
+from fakes import PATIENCE_S, FakeRunner, held_engine, start_engine, vectors_for, words
 from millpond import (
     Embeddings,
     Engine,
@@ -159,3 +160,143 @@ def test_every_text_ends_once_with_its_own_vector_whatever_happens(seed: int) ->
     assert ended.keys() == calls.keys()
     assert engine.health == "closed"
     check_at_rest(engine)
+
+
+# Texts longer than a batch.
+
+
+def long_text(tokens: int, name: str = "l") -> str:
+    return " ".join(f"{name}{number}" for number in range(tokens))
+
+
+def test_queries_run_between_the_parts_of_a_long_text() -> None:
+    runner = RememberingRunner(max_batch_tokens=8, blocks=64)
+    text = long_text(50)
+    with held_engine(runner) as engine:
+        future = engine.submit([text], lane="bulk")
+        for number in range(5):
+            runner.wait_for_batches(2 * number + 1)
+            query = engine.submit(f"q{number}")
+            runner.let(2)
+            assert query.result(PATIENCE_S)
+        runner.let()
+        assert np.array_equal(future.result(PATIENCE_S).vectors, vectors_for([text]))
+        stats = engine.stats()
+    order = ["long" if text in batch else "query" for batch in runner.batches]
+    assert order[:10] == ["long", "query"] * 5
+    assert max(batch.tokens for batch in runner.batches) <= 8
+    assert (stats.texts, stats.tokens, stats.cached_tokens) == (6, 55, 0)
+    assert runner.mistakes == []
+
+
+@pytest.mark.parametrize("word", [*FAULTS])
+def test_a_fault_in_a_later_part_is_the_text_s_own(word: str) -> None:
+    runner = RememberingRunner(max_batch_tokens=8, blocks=64, **SCRIPT)
+    bad = f"{long_text(30)} {word} {long_text(9)}"
+    texts = [bad, long_text(33), "short"]
+    with start_engine(runner) as engine:
+        result = engine.submit(texts).result(PATIENCE_S)
+        assert {row: type(error) for row, error in result.errors.items()} == {0: FAULTS[word]}
+        assert np.array_equal(result.vectors[1:], vectors_for(texts[1:]))
+    assert runner.mistakes == []
+    check_at_rest(engine)
+
+
+@pytest.mark.parametrize("blocks", [0, 2, 5])
+def test_a_pool_too_small_for_a_text_runs_the_rest_of_it_whole(blocks: int) -> None:
+    runner = RememberingRunner(max_batch_tokens=8, blocks=blocks)
+    texts = [long_text(50), long_text(40, "m"), "short"]
+    with start_engine(runner) as engine:
+        assert np.array_equal(engine.embed(texts), vectors_for(texts))
+    assert runner.mistakes == []
+    check_at_rest(engine)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "closed", "expired"])
+def test_a_text_that_ends_between_its_parts_holds_no_blocks(how: str) -> None:
+    runner = RememberingRunner(max_batch_tokens=8, blocks=64)
+    with held_engine(runner) as engine:
+        future = engine.submit([long_text(50)], timeout=1000)
+        runner.let(1)
+        runner.wait_for_batches(2)
+        assert prefixes_of(engine).stats.blocks_in_use > 0
+        loop = engine._service.loop
+        (job,) = loop._pending.values()
+        if how == "cancelled":
+            future.cancel()
+        elif how == "closed":
+            loop.close(drain=False, wait=False)
+        else:
+            loop.expire(job)
+        runner.let()
+        with pytest.raises((CancelledError, EngineError)):
+            future.result(PATIENCE_S)
+    assert len(runner.batches) <= 3
+    check_at_rest(engine)
+
+
+# How much is computed.
+
+
+def results(futures: list[Future[Embeddings]]) -> list[Embeddings]:
+    return [future.result(PATIENCE_S) for future in futures]
+
+
+INSTRUCTION = " ".join(f"instruct{number}" for number in range(40)) + " "
+PROMPTED: dict[str, Any] = {"spec": {"prompts": {"query": INSTRUCTION, "document": ""}}}
+QUERIES = [" ".join(f"q{number}w{word}" for word in range(10)) for number in range(1000)]
+
+
+@pytest.mark.parametrize("how", ["one by one", "in one call", "at once"])
+def test_a_thousand_queries_compute_their_instruction_once(how: str) -> None:
+    runner = RememberingRunner(max_batch_tokens=512, blocks=256, block_tokens=16)
+    with start_engine(runner, **PROMPTED) as engine:
+        first = engine.embed("the first of all", task="query")
+        before = engine.stats()
+        if how == "one by one":
+            found = np.array([engine.embed(text, task="query") for text in QUERIES])
+        elif how == "in one call":
+            found = engine.embed(QUERIES, task="query")
+        else:
+            futures = [engine.submit(text, task="query") for text in QUERIES]
+            found = np.concatenate([result.vectors for result in results(futures)])
+        stats = engine.stats()
+    assert np.array_equal(found, vectors_for(QUERIES, INSTRUCTION))
+    assert np.array_equal(first, vectors_for(["the first of all"], INSTRUCTION)[0])
+    assert stats.tokens - before.tokens == 1000 * 50
+    computed = stats.tokens - stats.cached_tokens - (before.tokens - before.cached_tokens)
+    assert computed == 1000 * 10, "the instruction is found to its last token"
+    assert runner.mistakes == []
+
+
+def test_without_a_prefix_cache_every_token_is_computed() -> None:
+    with start_engine(FakeRunner(max_batch_tokens=512), **PROMPTED) as engine:
+        engine.embed(QUERIES, task="query")
+        assert (engine.stats().tokens, engine.stats().cached_tokens) == (1000 * 50, 0)
+
+
+def test_a_saved_prompt_stays_through_a_flood_of_other_texts() -> None:
+    runner = RememberingRunner(max_batch_tokens=256, blocks=64, block_tokens=4)
+    flood = [long_text(24, f"f{number}x") for number in range(2000)]
+    with start_engine(runner, **PROMPTED) as engine:
+        engine.embed("one", task="query")
+        other = "another prompt, not saved " + long_text(35, "o") + " "
+        engine.embed("one", prompt=other)
+        assert np.array_equal(engine.embed(flood), vectors_for(flood))
+        assert prefixes_of(engine).stats.evictions > 1000
+        for options, cached in (({"task": "query"}, 40), ({"prompt": other}, 0)):
+            before = engine.stats()
+            engine.embed("two", **options)
+            assert engine.stats().cached_tokens - before.cached_tokens == cached
+        assert prefixes_of(engine).stats.blocks_pinned == 10
+    assert runner.mistakes == []
+
+
+def test_texts_cut_at_the_start_pin_nothing_in_place_of_the_prompt() -> None:
+    runner = RememberingRunner(max_batch_tokens=256, blocks=64, block_tokens=4, max_length=50)
+    cut = [long_text(60, f"c{number}x") for number in range(100)]
+    with start_engine(runner, **PROMPTED) as engine:
+        engine.embed(cut, task="query", truncate="start")
+        assert prefixes_of(engine).stats.blocks_pinned == 0
+        engine.embed("one", task="query")
+        assert prefixes_of(engine).stats.blocks_pinned == 10
