@@ -64,9 +64,7 @@ class MeanOfText(nn.Module):
 
 
 def prove(model: nn.Module) -> tuple[Execution, Transformer]:
-    loaded = SimpleNamespace(
-        model=model, hidden_size=8, vocab_size=40, needs_token_type_ids=False
-    )
+    loaded = SimpleNamespace(model=model, hidden_size=8, vocab_size=40, needs_token_type_ids=False)
     transformer = Transformer(loaded)  # type: ignore[arg-type]
     return prove_execution(transformer, token_ids=IDS, pad_id=PAD), transformer
 

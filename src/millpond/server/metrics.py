@@ -206,7 +206,7 @@ class _EngineCollector(Collector):
         yield from self._prefix_caches()
 
     def _prefix_caches(self) -> Iterator[Metric]:
-        """Of the models that have one."""
+        """Zeros for the models that have none."""
         totals = {
             name: CounterMetricFamily(f"millpond_prefix_cache_{name}", text, labels=["model"])
             for name, text, _ in _CACHE_TOTALS
@@ -216,9 +216,8 @@ class _EngineCollector(Collector):
         )
         for model in self._models:
             cache = model.engine.stats().prefix_cache
-            if cache is not None:
-                for name, _, number in _CACHE_TOTALS:
-                    totals[name].add_metric([model.name], number(cache))
-                for state, count in _CACHE_STATES:
-                    blocks.add_metric([model.name, state], count(cache))
+            for name, _, number in _CACHE_TOTALS:
+                totals[name].add_metric([model.name], number(cache) if cache else 0)
+            for state, count in _CACHE_STATES:
+                blocks.add_metric([model.name, state], count(cache) if cache else 0)
         yield from (*totals.values(), blocks)
