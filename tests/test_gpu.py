@@ -10,7 +10,7 @@ import torch
 
 import checkpoints
 from families import ENCODER, FAMILIES
-from millpond import Engine, InvalidOption
+from millpond import Engine, InvalidOption, prefix_memory
 
 pytestmark = [
     pytest.mark.gpu,
@@ -78,6 +78,37 @@ def test_deterministic_gives_the_same_bits_in_any_company(folder: Path, compiled
         assert np.array_equal(engine.embed(MANY[::-1])[::-1], together)
         for i in range(0, 40):
             assert np.array_equal(engine.embed(MANY[i]), together[i])
+
+
+@pytest.mark.parametrize("blocks", [64, 5000])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize("name", ["qwen3", "llama", "gemma3_text", "qwen2_sliding"])
+def test_texts_after_cached_prefixes_have_the_vectors_of_the_cpu(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    dtype: str,
+    tolerance: float,
+    blocks: int,
+) -> None:
+    monkeypatch.setattr(prefix_memory, "MIN_BATCH_TOKENS", {})
+    monkeypatch.setattr(prefix_memory, "MOST_BLOCKS", blocks)
+    prompt = "Instruct: find the mill\nQuery: "
+    family = next(family for family in FAMILIES if family.name == name)
+    folder = checkpoints.save_family(family, tmp_path)
+    with Engine(folder, device="cpu", dtype="float32", prefix_cache="off") as engine:
+        expected = engine.embed(MANY, prompt=prompt, normalize=True)
+    with Engine(folder, device="cuda:0", dtype=dtype, max_batch_tokens=2000) as engine:
+        assert engine.info().prefix_reason == "it agrees with the whole run"
+        for _ in range(2):
+            found = engine.embed(MANY, prompt=prompt, normalize=True)
+            assert np.abs(found - expected).max() < tolerance
+        alone = np.array([engine.embed(text, prompt=prompt, normalize=True) for text in MANY[:40]])
+        assert np.abs(alone - expected[:40]).max() < tolerance
+        stats = engine.stats()
+    assert stats.prefix_cache is not None
+    assert stats.cached_tokens > 0
+    assert (stats.prefix_cache.evictions > 0) == (blocks == 64)
 
 
 def test_two_engines_on_one_device_do_not_disturb_each_other(
