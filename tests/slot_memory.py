@@ -139,7 +139,7 @@ class RememberingRunner(FakeRunner):
 
     blocks: int = 16
     block_tokens: int = 4
-    min_batch_with_prefixes: int = 0
+    min_saved_tokens: int = 0
     mistakes: list[BaseException] = field(default_factory=list)
     """What a batch got wrong. The engine takes it for a text that the model does not like."""
 
@@ -149,7 +149,7 @@ class RememberingRunner(FakeRunner):
         self.prefix_budget = PrefixBudget(
             blocks=self.blocks,
             block_tokens=self.block_tokens,
-            min_batch_tokens=self.min_batch_with_prefixes,
+            min_saved_tokens=self.min_saved_tokens,
         )
 
     def launch(self, batch: Batch) -> FakeTicket:

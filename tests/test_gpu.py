@@ -91,7 +91,7 @@ def test_texts_after_cached_prefixes_have_the_vectors_of_the_cpu(
     tolerance: float,
     blocks: int,
 ) -> None:
-    monkeypatch.setattr(prefix_memory, "MIN_BATCH_TOKENS", {})
+    monkeypatch.setattr(prefix_memory, "MIN_SAVED_TOKENS", {})
     monkeypatch.setattr(prefix_memory, "MOST_BLOCKS", blocks)
     prompt = "Instruct: find the mill\nQuery: "
     family = next(family for family in FAMILIES if family.name == name)

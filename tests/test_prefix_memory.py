@@ -114,4 +114,4 @@ def test_batches_that_are_quicker_whole_are_told_by_the_device(
     pipelines = [pipeline_with(small_cache())]
     found = PrefixMemory.of(pipelines, torch.device(device), MemoryBudget())
     assert found is not None
-    assert found.budget.min_batch_tokens == tokens
+    assert found.budget.min_saved_tokens == tokens

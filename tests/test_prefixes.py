@@ -109,7 +109,7 @@ def test_every_text_ends_once_with_its_own_vector_whatever_happens(seed: int) ->
         query_workers=chance.choice([0, 1]),
         blocks=chance.choice([0, 8, 16, 64]),
         block_tokens=chance.choice([2, 3, 4]),
-        min_batch_with_prefixes=chance.choice([0, 0, 6]),
+        min_saved_tokens=chance.choice([0, 0, 6]),
         **SCRIPT,
     )
     engine = start_engine(runner, max_queue_tokens=chance.choice([60, 1_000_000]))

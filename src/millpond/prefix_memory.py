@@ -19,9 +19,8 @@ logger = logging.getLogger("millpond")
 BLOCK_TOKENS = 16
 FEWEST_BLOCKS = 64
 MOST_BLOCKS = 1 << 17  # two million tokens; the books of more take memory of their own
-# A shorter batch takes no longer whole, and replays a recorded pass, which one with prefixes
-# does not.
-MIN_BATCH_TOKENS = {"cuda": 4096}
+# Saving less takes longer: a whole batch replays a recorded pass, one with prefixes does not.
+MIN_SAVED_TOKENS = {"cuda": 4096}
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class PrefixMemory:
             blocks=blocks,
             block_tokens=BLOCK_TOKENS,
             bytes_per_token=like.bytes_per_slot,
-            min_batch_tokens=MIN_BATCH_TOKENS.get(device.type, 0),
+            min_saved_tokens=MIN_SAVED_TOKENS.get(device.type, 0),
         )
         return cls(like, budget)
 

@@ -28,7 +28,7 @@ from .models.cuda_staging import PinnedBuffers
 from .models.loading import choose_device
 from .models.memory import MemoryBudget
 from .models.pipeline import Pipeline, TokenRows, load_pipelines
-from .models.prefix_attention import PrefixedSequences, PrefixSlots
+from .models.prefix_attention import PrefixedSequences, PrefixIndex, PrefixSlots
 from .models.spec import ModelSpec
 from .models.transformer import Transformer
 from .prefix_memory import PrefixMemory
@@ -287,14 +287,17 @@ class Runner:
         ids = np.append(layout.ids, np.full(sum(fillers), pipeline.tokenizer.pad_id))
         positions = np.concatenate([layout.positions, *map(np.arange, fillers)])
         starts = np.cumsum(layout.lengths) - layout.lengths
-        staging, (device_ids, device_positions, *texts) = self._stage(
-            ids, positions, starts, layout.lengths, np.zeros_like(layout.lengths)
-        )
         slots = PrefixSlots(
             np.append(layout.prefixes, nothing), layout.read, layout.rows, layout.written
         )
-        sequences = PrefixedSequences.of(lengths, slots, self._kv_cache)
-        vectors = pipeline.packed(device_ids, device_positions, sequences, TokenRows(*texts))
+        index = PrefixIndex.of(lengths, slots, self._kv_cache)
+        texts = (starts, layout.lengths, np.zeros_like(layout.lengths))
+        staging, (device_ids, device_positions, *rest) = self._stage(
+            ids, positions, *texts, *index.arrays
+        )
+        rows, arrays = TokenRows(*rest[: len(texts)]), rest[len(texts) :]
+        sequences = PrefixedSequences.of(index, self._kv_cache, arrays)
+        vectors = pipeline.packed(device_ids, device_positions, sequences, rows)
         return self._launched(vectors, layout.order, sum(fillers), staging)
 
     def _launch_padded(self, batch: Batch, layout: Layout) -> _Launched:

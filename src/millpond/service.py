@@ -100,7 +100,7 @@ class Service:
             query_workers=self.runner.query_workers,
             min_short_batch_tokens=self.runner.min_batch_tokens,
             prefixes=None if budget is None else PrefixCache.of(budget),
-            min_prefix_batch_tokens=0 if budget is None else budget.min_batch_tokens,
+            min_saved_tokens=0 if budget is None else budget.min_saved_tokens,
         )
         return Loop(self.runner, scheduler)
 

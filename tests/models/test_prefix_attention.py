@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from millpond.models import attention, prefix_attention
 from millpond.models.attention import packed_attention
 from millpond.models.kv_cache import KVCache
-from millpond.models.prefix_attention import PrefixedSequences, PrefixSlots
+from millpond.models.prefix_attention import PrefixedSequences, PrefixIndex, PrefixSlots
 
 HEADS, KV_HEADS, SIZE = 4, 2, 8
 LAYER = 5
@@ -98,7 +98,8 @@ def attended(row: Row, cache: KVCache, **options: Any) -> list[Tensor]:
     module.layer_idx = LAYER
     rows = [torch.cat([text[i][text.cached :] for text in row.texts]) for i in range(3)]
     lengths = np.array([text.new for text in row.texts])
-    sequences = PrefixedSequences.of(lengths, slots_of(row), cache)
+    index = PrefixIndex.of(lengths, slots_of(row), cache)
+    sequences = PrefixedSequences.of(index, cache)
     found, weights = packed_attention(
         module,
         *(each.transpose(0, 1).unsqueeze(0) for each in rows),
@@ -251,21 +252,29 @@ def test_neighbours_of_one_length_and_prefix_share_a_call() -> None:
     assert found == [(0, 2, 5, 7, 0), (10, 1, 5, 3, 14), (15, 1, 5, 0, 17), (20, 1, 2, 0, 17)]
 
 
-def test_the_kernel_is_given_every_prefix_before_its_text() -> None:
-    joined = prefix_attention._join(np.array([3, 2, 1]), np.array([2, 0, 4]), CPU)
-    assert joined.query_boundaries.tolist() == [0, 3, 5, 6]
-    assert joined.key_boundaries.tolist() == [0, 5, 7, 12]
-    assert joined.query_boundaries.dtype == joined.key_boundaries.dtype == torch.int32
-    assert (joined.longest_query, joined.longest_key) == (3, 5)
-    assert joined.prefix_rows.tolist() == [0, 1, 7, 8, 9, 10]
-    assert joined.own_rows.tolist() == [2, 3, 4, 5, 6, 11]
+def test_the_kernel_is_given_every_prefix_before_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix_attention, "uses_varlen", lambda *_: True)
+    cache = KVCache(10, dtype=torch.bfloat16, device=CPU)
+    nothing = np.array([], dtype=np.int64)
+    slots = PrefixSlots(np.array([2, 0, 4]), np.array([9, 4, 9, 4, 5, 6]), nothing, nothing)
+    index = PrefixIndex.of(np.array([3, 2, 1]), slots, cache)
+    read, _, _, order, queries, keys = index.arrays
+    assert sorted(read) == [4, 5, 6, 9]  # each once
+    assert [*read[order[[0, 1, 7, 8, 9, 10]]]] == [9, 4, 9, 4, 5, 6]
+    assert [*order[[2, 3, 4, 5, 6, 11]]] == [4, 5, 6, 7, 8, 9]  # the row's own come after
+    assert (queries.tolist(), keys.tolist()) == ([0, 3, 5, 6], [0, 5, 7, 12])
+    assert (index.longest_query, index.longest_key) == (3, 5)
+    sequences = PrefixedSequences.of(index, cache)
+    assert sequences.joined is not None
+    assert sequences.joined.key_boundaries.dtype == torch.int32
 
 
 def test_attention_that_cannot_go_on_says_why() -> None:
     text = text_of(4, 0, 1)
     cache = KVCache(4, dtype=torch.float32, device=CPU)
     row = Row([text], [[0, 1, 2, 3]], [True])
-    sequences = PrefixedSequences.of(np.array([4]), slots_of(row), cache)
+    index = PrefixIndex.of(np.array([4]), slots_of(row), cache)
+    sequences = PrefixedSequences.of(index, cache)
     rows = [each.transpose(0, 1) for each in text[:3]]
     options: dict[str, Any] = {"scaling": None, "window": None}
     with pytest.raises(NotImplementedError, match="is not causal"):

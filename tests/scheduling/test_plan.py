@@ -139,9 +139,9 @@ def planned(scheduler: Scheduler) -> Batch:
     return batch
 
 
-def test_a_small_batch_is_computed_whole_and_keeps_nothing() -> None:
+def test_a_batch_that_saves_little_is_computed_whole_and_keeps_nothing() -> None:
     cache = PrefixCache(64, block_tokens=4)
-    scheduler = scheduler_of(budget=100, prefixes=cache, min_prefix_batch_tokens=50)
+    scheduler = scheduler_of(budget=100, prefixes=cache, min_saved_tokens=13)
     submit(scheduler, job_of([LONG, LONG[:12]]))
     batch = planned(scheduler)
     assert (batch.computed_tokens, batch.uses_prefixes) == (42, False)
@@ -153,7 +153,7 @@ def test_a_small_batch_is_computed_whole_and_keeps_nothing() -> None:
 
 def test_a_batch_is_not_computed_whole_where_that_is_more_than_it_may_hold() -> None:
     scheduler = scheduler_of(
-        budget=32, prefixes=PrefixCache(64, block_tokens=4), min_prefix_batch_tokens=100
+        budget=32, prefixes=PrefixCache(64, block_tokens=4), min_saved_tokens=100
     )
     submit(scheduler, job_of([LONG[:n] for n in (28, 27, 26, 25)]))
     batch = planned(scheduler)

@@ -49,7 +49,7 @@ class Machine(RuleBasedStateMachine):
         block_tokens=st.integers(1, 4),
         budget=st.sampled_from([4, 8, 16]),
         digest=st.sampled_from([hash, hash, lambda key: hash(key) % 5]),
-        min_prefix_batch_tokens=st.sampled_from([0, 0, 6, 100]),
+        min_saved_tokens=st.sampled_from([0, 0, 6, 100]),
         with_cache=st.sampled_from([True, True, True, False]),
         room=st.sampled_from([20, 10_000]),
         gives_nan=st.booleans(),
@@ -61,7 +61,7 @@ class Machine(RuleBasedStateMachine):
         block_tokens: int,
         budget: int,
         digest: Any,
-        min_prefix_batch_tokens: int,
+        min_saved_tokens: int,
         with_cache: bool,
         room: int,
         gives_nan: bool,
@@ -75,7 +75,7 @@ class Machine(RuleBasedStateMachine):
             budget=budget,
             prefixes=cache if with_cache else None,
             max_queue_tokens=room,
-            min_prefix_batch_tokens=min_prefix_batch_tokens if with_cache else 0,
+            min_saved_tokens=min_saved_tokens if with_cache else 0,
         )
         self.now_s = 0.0
         self.jobs: list[Job] = []

@@ -83,7 +83,7 @@ def _seen(stop: int) -> int:
 
 
 def _mask(start: int, stop: int, window: int | None, device: torch.device) -> Tensor:
-    """Bool `[stop - start, keys]`. Rows beyond the text are nobody's, and see something at least."""
+    """Bool `[stop - start, keys]`. Rows beyond the text are nobody's and see something."""
     keys = torch.arange(_seen(stop), device=device)
     distance = torch.arange(start, stop, device=device)[:, None] - keys[None, :]
     visible = distance >= 0

@@ -22,6 +22,7 @@ from .cpu_activation import steady_activations
 from .cpu_linear import fuse_gelus, has_steady_products, prepack_linears
 from .cpu_threads import threads_for_a_check
 from .cuda_norms import fuse_rms_norms
+from .cuda_rotary import fuse_rotary
 from .head import Head
 from .loading import checkpoint_dtype, choose_dtype, load_transformer
 from .prefix_check import PrefixSupport, prove_prefixes
@@ -214,6 +215,8 @@ class _Encoders:
                 steady_activations(loaded.model)
             if self.device.type == "cuda":
                 fuse_rms_norms(loaded.model)
+                if not self.config.compile:  # a compiler fuses more than this
+                    fuse_rotary(loaded.model)
             transformer = Transformer(loaded)
             execution = prove_execution(transformer, token_ids=ids, pad_id=tokenizer.pad_id)
             if self.device.type == "cpu" and not has_steady_products(loaded.model):

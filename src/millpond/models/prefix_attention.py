@@ -20,7 +20,7 @@ from .attention import attend_varlen, uses_varlen
 from .causal_tiles import Masks, attend_in_tiles
 from .kv_cache import KVCache
 
-__all__ = ["PrefixSlots", "PrefixedSequences"]
+__all__ = ["PrefixIndex", "PrefixSlots", "PrefixedSequences"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -50,16 +50,43 @@ class _Run(NamedTuple):
     """Where the slots of their prefixes begin among those that are read."""
 
 
-@dataclass(frozen=True)
-class _Joined:
+class _Joined(NamedTuple):
     """How keys of prefixes and of the row stand end to end, for the variable-length kernel."""
 
+    order: Tensor
+    """For every key its place among those read from the cache and then those of the row."""
     query_boundaries: Tensor
     key_boundaries: Tensor
+
+
+@dataclass(frozen=True)
+class PrefixIndex:
+    """Where everything is that a row of sequences takes or leaves in a cache, on the host.
+
+    `arrays` are what the device needs of it, int64: slots that are read, rows that are kept and
+    their slots; for the variable-length kernel also the order of keys, and the boundaries of
+    queries and keys. What many sequences begin with is read once for that kernel.
+    """
+
+    arrays: tuple[IntArray, ...]
+    runs: tuple[_Run, ...]
+    """Sequences that share a call; not for the variable-length kernel."""
     longest_query: int
     longest_key: int
-    prefix_rows: Tensor
-    own_rows: Tensor
+
+    @classmethod
+    def of(cls, lengths: IntArray, slots: PrefixSlots, cache: KVCache) -> PrefixIndex:
+        """Sequences of these lengths, in this order; neighbours alike share a call on a CPU."""
+        keys = lengths + slots.lengths
+        arrays: tuple[IntArray, ...] = (slots.read, slots.rows, slots.written)
+        runs: tuple[_Run, ...] = ()
+        if uses_varlen(cache.device, cache.dtype):
+            read, places = _distinct(slots.read)
+            order = _key_order(lengths, slots.lengths, places, len(read))
+            arrays = (read, slots.rows, slots.written, order, _edges(lengths), _edges(keys))
+        else:
+            runs = tuple(_runs(lengths, slots.lengths))
+        return cls(arrays, runs, int(lengths.max()), int(keys.max()))
 
 
 @dataclass(frozen=True)
@@ -67,7 +94,7 @@ class PrefixedSequences:
     """Sequences of a packed row, each after its prefix."""
 
     cache: KVCache
-    runs: tuple[_Run, ...]
+    index: PrefixIndex
     read: Tensor
     rows: Tensor
     written: Tensor
@@ -75,18 +102,18 @@ class PrefixedSequences:
     masks: Masks = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, lengths: IntArray, slots: PrefixSlots, cache: KVCache) -> PrefixedSequences:
-        """Sequences of these lengths, in this order; neighbours alike share a call on a CPU."""
-        device = cache.device
-        varlen = uses_varlen(device, cache.dtype)
-        return cls(
-            cache=cache,
-            runs=() if varlen else tuple(_runs(lengths, slots.lengths)),
-            read=_on(device, slots.read),
-            rows=_on(device, slots.rows),
-            written=_on(device, slots.written),
-            joined=_join(lengths, slots.lengths, device) if varlen else None,
-        )
+    def of(
+        cls, index: PrefixIndex, cache: KVCache, arrays: Sequence[Tensor] | None = None
+    ) -> PrefixedSequences:
+        """The sequences of an index, whose `arrays` may be on the device already."""
+        if arrays is None:
+            arrays = [torch.from_numpy(array).to(cache.device) for array in index.arrays]
+        read, rows, written, *joined = arrays
+        if not joined:
+            return cls(cache, index, read, rows, written)
+        order, *boundaries = joined
+        narrow = (edges.to(torch.int32) for edges in boundaries)
+        return cls(cache, index, read, rows, written, _Joined(order, *narrow))
 
     def attend(
         self,
@@ -111,7 +138,7 @@ class PrefixedSequences:
             return self._varlen(query.transpose(0, 1), key, value, layer, scaling, window)
         parts = [
             self._run(run, query, key, value, layer=layer, scaling=scaling, window=window)
-            for run in self.runs
+            for run in self.index.runs
         ]
         return torch.cat(parts)
 
@@ -162,20 +189,21 @@ class PrefixedSequences:
     ) -> Tensor:
         joined = self.joined
         assert joined is not None
-        total = len(joined.prefix_rows) + len(joined.own_rows)
-        both = []
-        for own, old in zip((key, value), self.cache.read(layer, self.read), strict=True):
-            rows = own.new_empty(total, *own.shape[1:])
-            rows[joined.own_rows] = own
-            rows[joined.prefix_rows] = old
-            both.append(rows)
+        keys, values = key, value
+        if len(self.read):
+            old = self.cache.read(layer, self.read)
+            keys, values = (
+                torch.cat(rows).index_select(0, joined.order)
+                for rows in zip(old, (key, value), strict=True)
+            )
         return attend_varlen(
             query,
-            *both,
+            keys,
+            values,
             query_boundaries=joined.query_boundaries,
             key_boundaries=joined.key_boundaries,
-            longest_query=joined.longest_query,
-            longest_key=joined.longest_key,
+            longest_query=self.index.longest_query,
+            longest_key=self.index.longest_key,
             scaling=scaling,
             window=window,
             causal=True,
@@ -192,28 +220,33 @@ def _runs(lengths: IntArray, prefixes: IntArray) -> Sequence[_Run]:
     return [_Run(*run) for run in zip(*(column.tolist() for column in columns), strict=True)]
 
 
-def _join(lengths: IntArray, prefixes: IntArray, device: torch.device) -> _Joined:
+def _distinct(slots: IntArray) -> tuple[IntArray, IntArray]:
+    """Each slot once, and for every one of `slots` its place among those."""
+    if not len(slots):
+        return slots, slots
+    last = np.empty(int(slots.max()) + 1, dtype=np.int64)  # only what is written to is touched
+    places = np.arange(len(slots))
+    last[slots] = places
+    stands_for = last[slots]
+    is_first = stands_for == places
+    return slots[is_first], (np.cumsum(is_first) - 1)[stands_for]
+
+
+def _key_order(lengths: IntArray, prefixes: IntArray, places: IntArray, read: int) -> IntArray:
+    """Where each sequence's keys are among `read` ones and then the row's: prefix, then its own."""
     keys = lengths + prefixes
     starts = np.cumsum(keys) - keys
-    return _Joined(
-        query_boundaries=_on(device, _edges(lengths)),
-        key_boundaries=_on(device, _edges(keys)),
-        longest_query=int(lengths.max()),
-        longest_key=int(keys.max()),
-        prefix_rows=_on(device, _ranges(starts, prefixes)),
-        own_rows=_on(device, _ranges(starts + prefixes, lengths)),
-    )
+    order = np.empty(int(keys.sum()), dtype=np.int64)
+    order[_ranges(starts, prefixes)] = places
+    order[_ranges(starts + prefixes, lengths)] = read + np.arange(int(lengths.sum()))
+    return order
 
 
-def _edges(lengths: IntArray) -> npt.NDArray[np.int32]:
-    return np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
+def _edges(lengths: IntArray) -> IntArray:
+    return np.concatenate(([0], np.cumsum(lengths)))
 
 
 def _ranges(starts: IntArray, lengths: IntArray) -> IntArray:
     """`start, start + 1, …` for each, end to end."""
     before = np.cumsum(lengths) - lengths
     return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
-
-
-def _on(device: torch.device, array: npt.NDArray[np.integer]) -> Tensor:
-    return torch.from_numpy(array).to(device, non_blocking=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .kv_cache import KVCache
-from .prefix_attention import PrefixedSequences, PrefixSlots
+from .prefix_attention import PrefixedSequences, PrefixIndex, PrefixSlots
 from .selfcheck import check_texts, disagreement, last_layer, run_packed
 from .transformer import Transformer
 
@@ -84,5 +84,6 @@ def _run(
     ids = torch.tensor([token for text in texts for token in text], device=device)
     places = [np.arange(p, p + n) for p, n in zip(slots.lengths, lengths, strict=True)]
     positions = torch.from_numpy(np.concatenate(places)).to(device)
-    rows = transformer.packed(ids, positions, PrefixedSequences.of(lengths, slots, cache))
+    index = PrefixIndex.of(lengths, slots, cache)
+    rows = transformer.packed(ids, positions, PrefixedSequences.of(index, cache))
     return list(torch.split(last_layer(rows), lengths.tolist()))

@@ -44,8 +44,8 @@ class PrefixBudget:
     blocks: int
     block_tokens: int = 16
     bytes_per_token: int = 0
-    min_batch_tokens: int = 0
-    """Batches of fewer tokens are quicker when they are computed whole."""
+    min_saved_tokens: int = 0
+    """Batches in which a cache saves fewer tokens are quicker when they are computed whole."""
 
     @property
     def bytes(self) -> int:

@@ -68,7 +68,7 @@ class Scheduler:
         query_workers: int = 0,
         min_short_batch_tokens: int = MIN_SHORT_BATCH_TOKENS,
         prefixes: PrefixCache | None = None,
-        min_prefix_batch_tokens: int = 0,
+        min_saved_tokens: int = 0,
     ) -> None:
         self.shapes = tuple(shapes)
         self.max_batch_tokens = max_batch_tokens
@@ -80,7 +80,7 @@ class Scheduler:
         self._ahead_batches = max(TOKENIZE_AHEAD_BATCHES, 2 * workers)
         self._min_short_batch_tokens = min_short_batch_tokens
         self.prefixes = prefixes
-        self._min_prefix_batch_tokens = min_prefix_batch_tokens
+        self._min_saved_tokens = min_saved_tokens
         self._twins = Twins()
         self.lanes = {lane: LaneQueue(max_queue_tokens) for lane in Lane}
         self._deadlines: list[tuple[float, int, Job]] = []
@@ -199,7 +199,8 @@ class Scheduler:
             interactive.fill(plan)
             interactive.admit()
         tokens = sum(segment.tokens for segment in plan.segments)
-        if tokens < self._min_prefix_batch_tokens and tokens <= self.max_batch_tokens:
+        saved = sum(segment.cached_tokens for segment in plan.segments)
+        if saved < self._min_saved_tokens and tokens <= self.max_batch_tokens:
             plan.compute_whole()
         return plan
 
