@@ -130,6 +130,7 @@ class FakeRunner:
     threads: set[int] = field(default_factory=set)  # that launched or collected
     memory_freed: int = 0
     texts_tokenized: int = 0
+    chunks_tokenized: int = 0
     texts_collected: int = 0
     most_texts_ahead: int = 0  # tokenised and not collected
 
@@ -197,6 +198,7 @@ class FakeRunner:
         job.token_counts[rows] = lengths
         with self._changed:
             self.texts_tokenized += len(rows)
+            self.chunks_tokenized += 1
             ahead = self.texts_tokenized - self.texts_collected
             self.most_texts_ahead = max(self.most_texts_ahead, ahead)
         return Chunk.build(rows, np.concatenate(ids), lengths, tokenize_s=0.001)

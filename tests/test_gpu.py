@@ -80,9 +80,9 @@ def test_deterministic_gives_the_same_bits_in_any_company(folder: Path, compiled
             assert np.array_equal(engine.embed(MANY[i]), together[i])
 
 
-@pytest.mark.parametrize("blocks", [64, 5000])
+@pytest.mark.parametrize("blocks", [8, 5000])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
-@pytest.mark.parametrize("name", ["qwen3", "llama", "gemma3_text", "qwen2_sliding"])
+@pytest.mark.parametrize("name", ["qwen3", "mistral", "gemma3_text", "qwen2_sliding"])
 def test_texts_after_cached_prefixes_have_the_vectors_of_the_cpu(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -93,6 +93,7 @@ def test_texts_after_cached_prefixes_have_the_vectors_of_the_cpu(
 ) -> None:
     monkeypatch.setattr(prefix_memory, "MIN_SAVED_TOKENS", {})
     monkeypatch.setattr(prefix_memory, "MOST_BLOCKS", blocks)
+    monkeypatch.setattr(prefix_memory, "FEWEST_BLOCKS", 0)
     prompt = "Instruct: find the mill\nQuery: "
     family = next(family for family in FAMILIES if family.name == name)
     folder = checkpoints.save_family(family, tmp_path)
@@ -108,7 +109,7 @@ def test_texts_after_cached_prefixes_have_the_vectors_of_the_cpu(
         stats = engine.stats()
     assert stats.prefix_cache is not None
     assert stats.cached_tokens > 0
-    assert (stats.prefix_cache.evictions > 0) == (blocks == 64)
+    assert (stats.prefix_cache.evictions > 0) == (blocks == 8)
 
 
 def test_two_engines_on_one_device_do_not_disturb_each_other(

@@ -109,7 +109,10 @@ class Scheduler:
         most = self.max_batch_tokens * self._ahead_batches
         for lane in (self.lanes[Lane.INTERACTIVE], self.lanes[Lane.BULK]):
             if lane.ready_tokens < most:
-                claimed = lane.next_to_tokenize(most)
+                # Where nothing is ready a worker may be waiting: one batch now, more beside it.
+                claimed = lane.next_to_tokenize(
+                    most if lane.ready_tokens else self.max_batch_tokens
+                )
                 if claimed is not None:
                     return claimed
         return None
