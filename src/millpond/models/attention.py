@@ -23,6 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from .causal_tiles import Masks, attend_in_tiles
+from .right_of_way import give_way
 
 __all__ = [
     "ATTENTION_NAME",
@@ -163,6 +164,8 @@ def packed_attention(
         if options.get(name) is not None:
             raise NotImplementedError(f"its attention has {name}")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if not torch.compiler.is_compiling():
+        give_way()
     out = packed_sequences.attend(
         query[0],
         key[0],

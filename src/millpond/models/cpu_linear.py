@@ -22,6 +22,7 @@ from torch.nn import functional
 from transformers import activations
 
 from .cpu_threads import threads_for_a_check
+from .right_of_way import give_way
 
 __all__ = ["fuse_gelus", "has_steady_products", "prepack_linears"]
 
@@ -69,7 +70,11 @@ class _PrepackedLinear(nn.Linear):
         return made.eval()
 
     def forward(self, input: Tensor) -> Tensor:
-        multiply = _opaque_linear if torch.compiler.is_compiling() else _linear
+        multiply = _linear
+        if torch.compiler.is_compiling():
+            multiply = _opaque_linear
+        else:
+            give_way()
         return multiply(input, self._packed, self.bias, self._then)
 
 

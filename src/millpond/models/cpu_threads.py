@@ -3,7 +3,7 @@
 Several forward passes on few threads each do more than one pass on all of them: inside a pass the
 threads wait for each other at every layer, and most of all while others use the processor. So
 batches run side by side, one thread each for a small model, and queries have a worker of their
-own, which the operating system lets in between the others.
+own, for which the others step aside (`right_of_way`).
 
 The bits of a vector do not depend on the count: every thread computes whole rows.
 """
@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from .right_of_way import RightOfWay
 
 __all__ = ["CpuThreads", "threads_for_a_check"]
 
@@ -46,6 +48,7 @@ class CpuThreads:
         self.query_workers = 1 if total > 1 else 0
         self._lock = threading.Lock()
         self._in_use = 0  # under the lock
+        self._right_of_way = RightOfWay()
 
     @classmethod
     def for_model(cls, model: nn.Module, *, max_batch_tokens: int) -> CpuThreads | None:
@@ -76,9 +79,11 @@ class CpuThreads:
         with self._lock:
             count = self.wanted(tokens, queries=queries)
             self._in_use += count
+        way = self._right_of_way
         try:
             _set_own_threads(count)
-            yield count
+            with way.query() if queries else way.ingestion():
+                yield count
         finally:
             with self._lock:
                 self._in_use -= count
