@@ -1,17 +1,21 @@
 """RMS norms for a GPU: one kernel that reads its rows once, in place of half a dozen.
 
 Decoder models write the norm out in float32, step by step, and each step is a trip through the
-device's memory. torch has it as one operator. A layer is replaced only where the operator gives
-what the layer gave.
+device's memory. torch has it as one operator, and `cuda_kernels` has one for narrow rows too. A
+layer is replaced only where that gives what the layer gave.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm
+from torch.nn import functional
 
-__all__ = ["fuse_rms_norms"]
+__all__ = ["fuse_rms_norms", "rms_norm"]
+
+Norm = Callable[[Tensor, Tensor, float], Tensor]
 
 PROBE_ROWS = 17
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -20,29 +24,35 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 class _FusedNorm(nn.Module):
     """The norm of `[…, size]` rows times a weight, rounded once at the end."""
 
-    def __init__(self, weight: Tensor, epsilon: float) -> None:
+    def __init__(self, weight: Tensor, epsilon: float, norm: Norm) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.epsilon = epsilon
+        self._norm = norm
 
     def forward(self, rows: Tensor) -> Tensor:
-        return rms_norm(rows, self.weight.shape, self.weight, self.epsilon)
+        return self._norm(rows, self.weight, self.epsilon)
+
+
+def rms_norm(rows: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """torch's own operator."""
+    return functional.rms_norm(rows, weight.shape, weight, epsilon)
 
 
 @torch.no_grad()
-def fuse_rms_norms(model: nn.Module) -> int:
-    """Replace the RMS norms of a model; how many is returned."""
+def fuse_rms_norms(model: nn.Module, norm: Norm = rms_norm) -> int:
+    """Replace the RMS norms of a model by `norm`; how many is returned."""
     replaced = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            fused = _fused(child)
+            fused = _fused(child, norm)
             if fused is not None:
                 setattr(parent, name, fused)
                 replaced += 1
     return replaced
 
 
-def _fused(layer: nn.Module) -> nn.Module | None:
+def _fused(layer: nn.Module, norm: Norm) -> nn.Module | None:
     """What takes the layer's place, or None. Some models keep their weights less one."""
     weight = getattr(layer, "weight", None)
     epsilon = getattr(layer, "variance_epsilon", getattr(layer, "eps", None))
@@ -54,7 +64,7 @@ def _fused(layer: nn.Module) -> nn.Module | None:
     rows = _probe(weight)
     expected = layer(rows)
     for scale in (weight.detach(), weight.detach() + 1):
-        fused = _FusedNorm(scale, epsilon).eval()
+        fused = _FusedNorm(scale, epsilon, norm).eval()
         if _are_close(fused(rows), expected):
             return fused
     return None

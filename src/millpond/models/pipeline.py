@@ -21,8 +21,7 @@ from .attention import Sequences as PackedRow
 from .cpu_activation import steady_activations
 from .cpu_linear import fuse_gelus, has_steady_products, prepack_linears
 from .cpu_threads import threads_for_a_check
-from .cuda_norms import fuse_rms_norms
-from .cuda_rotary import fuse_rotary
+from .cuda_fusion import fuse_for_cuda
 from .head import Head
 from .loading import checkpoint_dtype, choose_dtype, load_transformer
 from .prefix_check import PrefixSupport, prove_prefixes
@@ -214,9 +213,7 @@ class _Encoders:
                 fuse_gelus(loaded.model)
                 steady_activations(loaded.model)
             if self.device.type == "cuda":
-                fuse_rms_norms(loaded.model)
-                if not self.config.compile:  # a compiler fuses more than this
-                    fuse_rotary(loaded.model)
+                fuse_for_cuda(loaded.model, compiled=self.config.compile)
             transformer = Transformer(loaded)
             execution = prove_execution(transformer, token_ids=ids, pad_id=tokenizer.pad_id)
             if self.device.type == "cpu" and not has_steady_products(loaded.model):
