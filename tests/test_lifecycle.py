@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 import millpond
@@ -31,6 +32,7 @@ from fakes import (
     vectors_for,
 )
 from millpond import Engine, EngineClosed, EngineConfig, EngineFailed, ModelNotFound
+from millpond.scheduling.job import Chunk, Job
 from millpond.service import Service
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -98,6 +100,31 @@ def test_closing_finishes_what_was_accepted() -> None:
     assert not closing.is_alive()
     np.testing.assert_array_equal(futures[0].result(0).vectors, vectors_for(texts))
     assert all(future.done() for future in futures)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_closing_ends_when_the_last_call_is_cancelled_while_it_is_tokenized(workers: int) -> None:
+    tokenizing, go_on = threading.Event(), threading.Event()
+
+    class SlowTokenizer(FakeRunner):
+        def tokenize(self, job: Job, rows: npt.NDArray[np.int64]) -> Chunk:
+            tokenizing.set()
+            assert go_on.wait(PATIENCE_S)
+            return super().tokenize(job, rows)
+
+    engine = start_engine(SlowTokenizer(workers=workers))
+    future = engine.submit(["a b", "c"], lane="bulk")
+    assert tokenizing.wait(PATIENCE_S)
+    closing = threading.Thread(target=engine.close, daemon=True)
+    closing.start()
+    crew = engine._service.loop._crew
+    while engine.health == "ready" or not all(worker.idle for worker in crew.workers):
+        closing.join(0)  # until everyone has looked and waits again
+    assert future.cancel()
+    go_on.set()
+    closing.join(PATIENCE_S)
+    assert not closing.is_alive()
+    assert engine.health == "closed"
 
 
 def test_closing_many_engines_with_work_never_hangs() -> None:

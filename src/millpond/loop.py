@@ -175,7 +175,10 @@ class Loop:
             return False
         self._totals.cancelled_texts += job.remaining
         self._scheduler.forget(job)
-        self._wake()
+        if self._is_over():  # it was the last one, and those who wait may leave
+            self._wake_all()
+        else:
+            self._wake()
         return True
 
     def _wake(self) -> None:
