@@ -51,7 +51,7 @@ def test_identical_texts_are_computed_once_and_counted(shape: BatchShape) -> Non
     runner = FakeRunner(shapes=(shape,))
     texts = ["a b", "c", "a b", "d", "c", "a b"]
     with held_engine(runner) as engine:
-        calls = [{"texts": of, "lane": "bulk"} for of in (texts, ["d", "e"], ["a b"])]
+        calls = [{"texts": of, "lane": "interactive"} for of in (texts, ["d", "e"], ["a b"])]
         futures = submit_behind(engine, runner, *calls)
         runner.let()
         for result, call in zip(results(futures)[1:], calls, strict=True):
