@@ -72,7 +72,9 @@ def test_a_twin_gets_its_vector_in_its_own_form() -> None:
         {},
     ]
     with held_engine(runner) as engine:
-        futures = submit_behind(engine, runner, *({"texts": ["a b"], **form} for form in forms))
+        futures = submit_behind(
+            engine, runner, *({"texts": ["a b"], "lane": "interactive", **form} for form in forms)
+        )
         runner.let()
         found = [result.vectors for result in results(futures)[1:]]
         alone = [engine.embed(["a b"], **form) for form in forms]
