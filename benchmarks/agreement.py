@@ -9,7 +9,7 @@ import numpy as np
 from peer import Precision
 
 MOST_DIFFERENCE = 1e-5  # of an element, between two ways to compute in float32
-LEAST_COSINE = {"float32": 0.99999, "bfloat16": 0.999}
+LEAST_COSINE = {"float32": 0.99999, "bfloat16": 0.999, "int8": 0.99}
 
 
 class Disagrees(Exception):

@@ -10,7 +10,7 @@ import summary
 from report import FLOOR, over
 from summary import Results
 
-OURS = "millpond auto"
+OURS, IN_INT8 = "millpond auto", "millpond int8"
 INCUMBENTS = {
     "langchain-huggingface": "millpond in LangChain",
     "llama-index-embeddings-huggingface": "millpond in LlamaIndex",
@@ -98,6 +98,8 @@ def _ingestion(results: Results, workload: str, first: str) -> Iterator[Reached]
     if rival is not None and rival != first:
         value = _ratio(results, OURS, rival, *arguments)
         yield Reached(f"{workload}, texts/s: over the best peer, {rival}", Aim(1.1), value)
+    value = _ratio(results, IN_INT8, OURS, *arguments)
+    yield Reached(f"{workload}, texts/s: int8 over {OURS}", Aim(1.3), value)
 
 
 def _ratio(

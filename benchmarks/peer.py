@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 FOLDER = Path(__file__).parent / "peers"
 FIRST = ("sentence-transformers", "millpond auto", "millpond float32")
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "int8"]
 
 
 class Embedder:

@@ -44,5 +44,11 @@ PEERS = (
         "`Engine.embed` at its defaults: bfloat16 where the processor has it",
         precision="bfloat16",
     ),
+    Peer(
+        "millpond int8",
+        partial(MillpondPeer, dtype="int8"),
+        '`dtype="int8"`: linear layers in int8, the rest as with `auto`',
+        precision="int8",
+    ),
     Peer("millpond float32", partial(MillpondPeer, dtype="float32"), '`dtype="float32"`'),
 )

@@ -15,7 +15,7 @@ from .errors import InvalidOption
 
 __all__ = ["DTypeName", "EngineConfig", "EngineOptions", "PoolingMode"]
 
-DTypeName = Literal["auto", "float32", "float16", "bfloat16"]
+DTypeName = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
 
@@ -34,7 +34,8 @@ class EngineConfig:
     """Several devices of this host, each with a copy of the model, behind one queue; instead of
     `device`."""
     dtype: DTypeName = "auto"
-    """Precision of the transformer; what follows it always runs in float32."""
+    """Precision of the transformer; what follows it always runs in float32. `int8` is for CPUs with
+    VNNI or AMX: linear layers in int8, the rest as with `auto`."""
     revision: str | None = None
     """Branch, tag or commit of a model on the hub."""
     trust_remote_code: bool = False

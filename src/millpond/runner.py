@@ -183,7 +183,7 @@ class Runner:
 
     @property
     def dtype_name(self) -> str:
-        return str(self.pipelines[0].dtype).removeprefix("torch.")
+        return self.pipelines[0].dtype_name
 
     def prompt_tokens(self, route: int, prompt: str) -> int:
         """Tokens of a prompt that pooling leaves out; 0 for most models."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import activations
 
+from .cpu_int8 import Int8Linear
 from .cpu_threads import threads_for_a_check
 from .right_of_way import give_way
 
@@ -237,7 +238,7 @@ def _products(model: nn.Module) -> set[tuple[int, int, bool]]:
     """Columns and outputs to try for a model in bfloat16, and whether prepacked."""
     found: set[tuple[int, int, bool]] = set()
     for module in model.modules():
-        if isinstance(module, nn.Embedding):
+        if isinstance(module, nn.Embedding | Int8Linear):  # no product, or an exact one
             continue
         for weight in module.parameters(recurse=False):
             if weight.ndim < 2 or weight.dtype != torch.bfloat16:

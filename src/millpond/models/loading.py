@@ -282,13 +282,18 @@ def _available_devices() -> list[str]:
 def choose_dtype(
     name: str, *, device: torch.device, checkpoint_dtype: torch.dtype | None
 ) -> torch.dtype:
-    """The precision of the transformer, for `auto`, `float32`, `float16` or `bfloat16`.
+    """The precision of the transformer, for `auto`, `float32`, `float16`, `bfloat16` or `int8`.
 
     `auto` on CUDA: the checkpoint's own half type, and float16 for any other checkpoint; on a
-    CPU that computes in bfloat16: bfloat16; elsewhere float32.
+    CPU that computes in bfloat16: bfloat16; elsewhere float32. `int8` is what is between its linear
+    layers: that of `auto`, on a CPU.
     """
-    if name not in ("auto", *_DTYPES):
-        raise InvalidOption(f"dtype={name!r}: choose one of auto, {', '.join(_DTYPES)}")
+    if name not in ("auto", "int8", *_DTYPES):
+        raise InvalidOption(f"dtype={name!r}: choose one of auto, int8, {', '.join(_DTYPES)}")
+    if name == "int8":
+        if device.type != "cpu":
+            raise InvalidOption(f"dtype='int8' is for CPUs and this is {device}; choose 'auto'")
+        name = "auto"
     if name == "float16" and device.type == "cpu":
         logger.warning("float16 is several times slower than float32 on a CPU; use dtype='auto'")
     if name != "auto":

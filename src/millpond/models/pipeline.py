@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from .cuda_fusion import fuse_for_cuda
 from .head import Head
 from .loading import checkpoint_dtype, choose_dtype, load_transformer
 from .prefix_check import PrefixSupport, prove_prefixes
-from .selfcheck import LENGTHS, Execution, prove_compiled, prove_execution
+from .selfcheck import LENGTHS, Execution, prove_compiled, prove_execution, quantize
 from .spec import ModelSpec, Module, Route
 from .static import StaticEmbeddings
 from .tokenizer import TextTokenizer
@@ -34,6 +35,19 @@ from .transformer import Transformer
 __all__ = ["ExecutionKind", "Pipeline", "RouteInfo", "TokenRows", "load_pipelines"]
 
 logger = logging.getLogger("millpond")
+MOST_ENGLISH_TOKENS = 64
+ENGLISH = (
+    "The mill stands beside a pond, and its wheel turns as long as there is water.",
+    "when can I buy bread?",
+    "Embeddings are vectors that stand for texts: what is alike in meaning is close in direction. "
+    "A query is compared with millions of passages, and the closest ones are read first.",
+    "grain",
+    "In 1887 the old stones were replaced by rollers of steel, which grind finer, cost less to "
+    "keep and, according to a report of the time, doubled what was sold within three years.",
+    "def open(path: str, mode: str = 'r') -> File",
+)
+"""Texts as they come, of several kinds and lengths."""
+
 ExecutionKind = Literal["packed", "padded", "equal_length", "static"]
 
 
@@ -93,6 +107,13 @@ class Pipeline:
     def dtype(self) -> torch.dtype:
         """The precision of the encoder."""
         return torch.float32 if isinstance(self.encoder, StaticEmbeddings) else self.encoder.dtype
+
+    @property
+    def dtype_name(self) -> str:
+        """The same as users name it."""
+        if isinstance(self.encoder, Transformer) and self.encoder.is_int8:
+            return "int8"
+        return str(self.dtype).removeprefix("torch.")
 
     def packed(
         self, ids: Tensor, positions: Tensor, sequences: PackedRow | None, texts: TokenRows
@@ -208,13 +229,15 @@ class _Encoders:
         )
         ids = _ordinary_ids(loaded.vocab_size, tokenizer)
         with threads_for_a_check(loaded.model, sum(LENGTHS)):
+            transformer = Transformer(loaded)
+            if self.config.dtype == "int8":
+                quantize(transformer, _ordinary_texts(tokenizer))
             if self.device.type == "cpu":
                 prepack_linears(loaded.model, steady=self.config.deterministic)
                 fuse_gelus(loaded.model)
                 steady_activations(loaded.model)
             if self.device.type == "cuda":
                 fuse_for_cuda(loaded.model, compiled=self.config.compile)
-            transformer = Transformer(loaded)
             execution = prove_execution(transformer, token_ids=ids, pad_id=tokenizer.pad_id)
             if self.device.type == "cpu" and not has_steady_products(loaded.model):
                 execution = replace(execution, same_bits=False)
@@ -282,6 +305,14 @@ def _load_pipeline(route: Route, encoders: _Encoders) -> Pipeline:
         execution=execution,
         prefixes=encoders.prefixes(route, head),
     )
+
+
+def _ordinary_texts(tokenizer: TextTokenizer) -> list[list[int]]:
+    """Token ids of some English, from one word to a paragraph."""
+    tokens = tokenizer.encode(
+        ENGLISH, prompt="", task=None, truncate="end", max_length=MOST_ENGLISH_TOKENS
+    )
+    return [ids.tolist() for ids in np.split(tokens.ids, np.cumsum(tokens.lengths)[:-1])]
 
 
 def _ordinary_ids(vocab_size: int, tokenizer: TextTokenizer) -> Sequence[int]:

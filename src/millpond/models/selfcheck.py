@@ -16,8 +16,10 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from .attention import PackedSequences, uses_varlen
+from .cpu_int8 import quantize_linears, recorded_inputs
 from .transformer import HiddenStates, Transformer
 
 __all__ = [
@@ -28,12 +30,15 @@ __all__ = [
     "last_layer",
     "prove_compiled",
     "prove_execution",
+    "quantize",
     "run_packed",
 ]
 
 logger = logging.getLogger("millpond")
 PAD_TO = 16
 MOST_WINDOW_TOKENS = 1024  # a sliding window up to this is checked with a text longer than it
+INT8_COSINE = 0.99  # to the hidden states in the model's own precision, worth a word if less
+INT8_TOLERANCE = 8e-2  # a code may be rounded the other way
 MIN_ROWS = 16  # below this many rows, CPU matrix products round differently
 LENGTHS = (9, 4, 13, 1, 9, 6)
 COMPANY = (16, 17, 23, 31, 33, 64, 100, 257, 1000)  # rows beside a text; compiled code has tails
@@ -89,6 +94,26 @@ def prove_execution(
 
 
 @torch.inference_mode()
+def quantize(transformer: Transformer, texts: Sequence[list[int]]) -> None:
+    """Let the linear layers run in int8, and say so where vectors suffer.
+
+    `texts` are token ids of texts as they come. Raises `InvalidOption` where the processor cannot
+    do it.
+    """
+    with recorded_inputs(transformer.model) as inputs:
+        own = torch.cat([_alone(transformer, text) for text in texts]).float()
+    quantize_linears(transformer.model, inputs)
+    found = torch.cat([_alone(transformer, text) for text in texts]).float()
+    cosine = float(cosine_similarity(found, own).mean())
+    if cosine < INT8_COSINE:
+        logger.warning(
+            "in int8 the hidden states of this model have a cosine of %.3f to its own; "
+            "dtype='auto' keeps them",
+            cosine,
+        )
+
+
+@torch.inference_mode()
 def prove_compiled(
     transformer: Transformer, execution: Execution, *, token_ids: Sequence[int]
 ) -> Execution:
@@ -104,7 +129,7 @@ def prove_compiled(
     try:
         transformer.use_compiled_layers()
         rows = run_packed(transformer, texts)
-        reason = disagreement(rows, expected)
+        reason = disagreement(rows, expected, in_int8=transformer.is_int8)
         longest = max(range(len(texts)), key=lambda i: len(texts[i]))
         same_bits = reason is None and _same_bits_in_company(
             transformer, texts[longest], rows[longest]
@@ -171,7 +196,7 @@ def _check_packed(
     for offset in _position_offsets(transformer, pad_id, len(texts[longest])):
         transformer.position_offset = offset
         rows = run_packed(transformer, texts)
-        reason = disagreement(rows, expected)
+        reason = disagreement(rows, expected, in_int8=transformer.is_int8)
         if reason is None:
             return None, _same_bits(transformer, texts[longest], rows[longest])
     return reason, True
@@ -221,10 +246,13 @@ def _check_padded(
         rows = last_layer(transformer.padded(ids, mask)).view(*ids.shape, -1)
     except Exception as error:
         return f"{type(error).__name__}: {_first_line(error)}"
-    return disagreement([rows[i, : len(text)] for i, text in enumerate(texts)], expected)
+    found = [rows[i, : len(text)] for i, text in enumerate(texts)]
+    return disagreement(found, expected, in_int8=transformer.is_int8)
 
 
-def disagreement(rows: list[Tensor], expected: list[Tensor]) -> str | None:
+def disagreement(
+    rows: list[Tensor], expected: list[Tensor], *, in_int8: bool = False
+) -> str | None:
     """The worst token's distance relative to its length, if it is more than rounding explains."""
     worst = 0.0
     for got, wanted in zip(rows, expected, strict=True):
@@ -234,7 +262,7 @@ def disagreement(rows: list[Tensor], expected: list[Tensor]) -> str | None:
         distance = (got - wanted).nan_to_num().norm(dim=-1)
         scale = wanted.nan_to_num().norm(dim=-1).clamp(min=1e-6)
         worst = max(worst, float((distance / scale).max()))
-    if worst <= TOLERANCE[expected[0].dtype]:
+    if worst <= (INT8_TOLERANCE if in_int8 else TOLERANCE[expected[0].dtype]):
         return None
     return f"hidden states differ from the one-by-one run by {worst:.2g} of their length"
 

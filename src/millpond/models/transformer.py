@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .attention import ATTENTION_NAME, PackedSequences, Sequences, register_attention
 from .compiled_layers import CompiledLayers, TracedSequences
+from .cpu_int8 import has_int8_layers
 from .loading import LoadedTransformer
 
 __all__ = ["HiddenStates", "Transformer"]
@@ -56,6 +57,11 @@ class Transformer:
         """Switch back to the attention the model was loaded with, if it was ever left."""
         if self.model.config._attn_implementation != self._stock_attention:
             self.model.set_attn_implementation(self._stock_attention)
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether its linear layers run in int8."""
+        return has_int8_layers(self.model)
 
     @property
     def is_compiled(self) -> bool:

@@ -2,6 +2,9 @@
 
 It decides how much of a job's next texts goes in, and lets twins of texts in flight go by. Which
 job is next is not its business.
+
+Texts that go on from prefixes bring keys beside the tokens that are computed. Those are bounded
+too: a batch of short ends after one long prefix would fill the memory otherwise.
 """
 
 from __future__ import annotations
@@ -17,7 +20,10 @@ from .job import Job, Span
 from .prefix_cache import Claim, PrefixCache
 from .twins import Twins
 
-__all__ = ["BatchShape", "Plan"]
+__all__ = ["BatchShape", "Plan", "most_keys"]
+
+KEYS_PER_TOKEN = 4  # of a batch as large as may be
+FEWEST_KEYS = 32_768  # a bound below this saves no memory worth speaking of
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,11 @@ class BatchShape:
         return rounded if self.max_length is None else max(length, min(rounded, self.max_length))
 
 
+def most_keys(max_batch_tokens: int) -> int:
+    """Keys that the texts of a batch with prefixes may attend to; a single one goes in anyway."""
+    return max(FEWEST_KEYS, KEYS_PER_TOKEN * max_batch_tokens)
+
+
 @dataclass(eq=False)
 class Plan:
     """A batch in the making. With `prefixes`, its texts go on from what that cache holds."""
@@ -49,6 +60,11 @@ class Plan:
     now_s: float
     twins: Twins = field(default_factory=Twins)
     prefixes: PrefixCache | None = None
+    keys_left: int = FEWEST_KEYS
+    most_of_a_text: int = 0
+    """Tokens of one text, where they are more than those left: dividing is for several texts."""
+    waiting_beside: int = 0
+    """Tokens that wait in the lane beside those of the job whose turn it is."""
     route: int | None = None
     padded_length: int | None = None
     oldest_ready_s: float = float("inf")
@@ -100,16 +116,20 @@ class Plan:
         if span.claim is None and self.twins.follows(job, chunk, place):
             span.start += 1
             return True
+        if self.segments and chunk.lengths[place] > self.keys_left:
+            return False
         ids, before, until = chunk.ids_of(place), span.computed_tokens, None
         # A text that was cut may have lost its prompt, and there is no room to pin just anything.
         pin = job.is_pinned and not job.truncated[chunk.rows[place]]
         claim = self._claim(prefixes, job, ids, pin)
-        if len(ids) - claim.cached_tokens > self.tokens_left:
-            if self.segments:
+        new, most = len(ids) - claim.cached_tokens, max(self.tokens_left, self.most_of_a_text)
+        if new > (self.tokens_left if self.segments else most):
+            room = self._room_for_a_part(most, prefixes.block_tokens)
+            if self.segments and (new <= most or span.in_one_batch or not room):
                 prefixes.cancel(claim)
                 return False
             if not span.in_one_batch:
-                claim, until = self._part(prefixes, job, ids, pin, claim)
+                claim, until = self._part(prefixes, job, ids, pin, claim, room)
         if span.claim is not None:
             prefixes.release(span.claim)
             span.claim = None
@@ -117,8 +137,19 @@ class Plan:
             self.twins.lead(job, chunk, place)
         segment = Segment(job, chunk, place, place + 1, (claim,), until, before)
         self._add(segment, span, segment.tokens - segment.cached_tokens)
+        self.keys_left -= until or len(ids)
         span.start += 1
         return True
+
+    def _room_for_a_part(self, most: int, block_tokens: int) -> int:
+        """Tokens of a text that is longer than the batch; 0 where too few are left to be worth it.
+
+        Where others wait it leaves them room, but for half of the batch at most.
+        """
+        half = most // 2
+        if self.segments:
+            return self.tokens_left if self.tokens_left >= max(half, block_tokens) else 0
+        return min(most, max(half, most - self.waiting_beside, block_tokens))
 
     def _claim(
         self,
@@ -131,14 +162,20 @@ class Plan:
         return prefixes.claim(ids, owner=self, split=job.shared_tokens, pin=pin, until=until)
 
     def _part(
-        self, prefixes: PrefixCache, job: Job, ids: npt.NDArray[np.int32], pin: bool, claim: Claim
+        self,
+        prefixes: PrefixCache,
+        job: Job,
+        ids: npt.NDArray[np.int32],
+        pin: bool,
+        claim: Claim,
+        room: int,
     ) -> tuple[Claim, int | None]:
         """A claim on what fits of a text that is longer than the batch, and where that ends.
 
         The text goes in whole where there are no blocks to keep a part in.
         """
         ends = np.cumsum(claim.sizes)
-        fitting = ends[ends <= claim.cached_tokens + self.tokens_left]
+        fitting = ends[ends <= claim.cached_tokens + room]
         until = int(fitting[-1]) if len(fitting) else 0
         if not claim.cached_tokens < until < len(ids):
             return claim, None
