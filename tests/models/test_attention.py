@@ -73,6 +73,21 @@ def test_every_sequence_is_attended_to_on_its_own(
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 21, 22, 31, 70, 255, 300])
+def test_keys_added_at_the_end_of_a_bfloat16_text_are_seen_by_nobody(length: int) -> None:
+    texts = [torch.randn(4, length, 32).to(torch.bfloat16) for _ in range(3)]
+    sequences = PackedSequences.of(np.array([length, length, 3]))
+    rows = [torch.cat([text, text * 2, text[:, :3]], dim=1) for text in texts]
+    options: dict[str, Any] = {"scaling": 0.2, "window": None, "causal": False}
+    found = sequences.attend(*rows, **options)
+    for start, stop in ((0, length), (length, 2 * length), (2 * length, 2 * length + 3)):
+        query, key, value = (each[:, start:stop].float() for each in rows)
+        expected = (query @ key.transpose(1, 2) * 0.2).softmax(-1) @ value
+        torch.testing.assert_close(
+            found[start:stop].float(), expected.transpose(0, 1), rtol=2e-2, atol=2e-2
+        )
+
+
 def reference_varlen(
     query: Tensor,
     key: Tensor,

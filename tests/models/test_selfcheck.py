@@ -5,11 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from millpond.models.attention import PackedSequences
-from millpond.models.selfcheck import PAD_TO, Execution, prove_execution
+from millpond.models.selfcheck import PAD_TO, Execution, leave_out_pooler, prove_execution
 from millpond.models.transformer import Transformer
 
 PAD = 1
@@ -64,9 +65,13 @@ class MeanOfText(nn.Module):
 
 
 def prove(model: nn.Module) -> tuple[Execution, Transformer]:
-    loaded = SimpleNamespace(model=model, hidden_size=8, vocab_size=40, needs_token_type_ids=False)
-    transformer = Transformer(loaded)  # type: ignore[arg-type]
+    transformer = transformer_of(model)
     return prove_execution(transformer, token_ids=IDS, pad_id=PAD), transformer
+
+
+def transformer_of(model: nn.Module) -> Transformer:
+    loaded = SimpleNamespace(model=model, hidden_size=8, vocab_size=40, needs_token_type_ids=False)
+    return Transformer(loaded)  # type: ignore[arg-type]
 
 
 def test_a_model_that_keeps_packed_texts_apart_runs_packed() -> None:
@@ -125,3 +130,28 @@ def test_a_forward_that_takes_no_positions_is_not_asked() -> None:
     execution, _ = prove(Narrow(respects={"mask"}))
     assert execution.kind == "padded"
     assert "takes no position ids" in execution.reason
+
+
+class WithPooler(MeanOfText):
+    """It pools for itself as well, and may not be able to do without."""
+
+    def __init__(self, *, needs_it: bool) -> None:
+        super().__init__(respects={"boundaries", "mask"})
+        self.pooler: nn.Module | None = nn.Linear(8, 8)
+        self.needs_it = needs_it
+
+    def forward(self, *args: Any, **options: Any) -> SimpleNamespace:
+        output = super().forward(*args, **options)
+        if self.needs_it or self.pooler is not None:
+            assert self.pooler is not None
+            output.pooled = self.pooler(output.last_hidden_state[:, 0])
+        return output
+
+
+@pytest.mark.parametrize("needs_it", [True, False])
+def test_a_pooler_that_nobody_reads_is_left_out_where_the_model_can_do_without(
+    needs_it: bool,
+) -> None:
+    model = WithPooler(needs_it=needs_it)
+    leave_out_pooler(transformer_of(model), token_ids=IDS)
+    assert (model.pooler is not None) == needs_it

@@ -26,7 +26,14 @@ from .cuda_fusion import fuse_for_cuda
 from .head import Head
 from .loading import checkpoint_dtype, choose_dtype, load_transformer
 from .prefix_check import PrefixSupport, prove_prefixes
-from .selfcheck import LENGTHS, Execution, prove_compiled, prove_execution, quantize
+from .selfcheck import (
+    LENGTHS,
+    Execution,
+    leave_out_pooler,
+    prove_compiled,
+    prove_execution,
+    quantize,
+)
 from .spec import ModelSpec, Module, Route
 from .static import StaticEmbeddings
 from .tokenizer import TextTokenizer
@@ -230,6 +237,7 @@ class _Encoders:
         ids = _ordinary_ids(loaded.vocab_size, tokenizer)
         with threads_for_a_check(loaded.model, sum(LENGTHS)):
             transformer = Transformer(loaded)
+            leave_out_pooler(transformer, token_ids=ids)
             if self.config.dtype == "int8":
                 quantize(transformer, _ordinary_texts(tokenizer))
             if self.device.type == "cpu":

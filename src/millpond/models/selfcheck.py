@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from .attention import PackedSequences, uses_varlen
@@ -28,6 +28,7 @@ __all__ = [
     "check_texts",
     "disagreement",
     "last_layer",
+    "leave_out_pooler",
     "prove_compiled",
     "prove_execution",
     "quantize",
@@ -91,6 +92,24 @@ def prove_execution(
         return Execution(kind="padded", reason=reason, finite=finite, same_bits=same_bits)
     reason = f"not packed: {packed_reason}; not padded: {padded_reason}"
     return Execution(kind="equal_length", reason=reason, finite=finite, same_bits=same_bits)
+
+
+@torch.inference_mode()
+def leave_out_pooler(transformer: Transformer, *, token_ids: Sequence[int]) -> None:
+    """Spare a model what it pools for itself, where it can do without: nobody reads it."""
+    model = transformer.model
+    pooler = getattr(model, "pooler", None)
+    if not isinstance(pooler, nn.Module):
+        return
+    text = list(token_ids[:4])
+    expected = _alone(transformer, text)
+    model.register_module("pooler", None)
+    try:
+        agrees = torch.equal(_alone(transformer, text), expected)
+    except Exception:  # whatever a model objects with that needs one
+        agrees = False
+    if not agrees:
+        model.register_module("pooler", pooler)
 
 
 @torch.inference_mode()
