@@ -22,9 +22,6 @@ from hypothesis import strategies as st
 
 from checkpoints import TEXTS
 from millpond import Engine
-from millpond.config import EngineConfig
-from millpond.models.pipeline import promised
-from millpond.models.selfcheck import Execution
 
 TEXT = (
     "the stone grinds grain mill water pond falls requests gather engine draws full batches query"
@@ -187,12 +184,3 @@ def test_bits_differ_where_vectors_do(checkpoint: Callable[[str], Path]) -> None
         model._alone["mill"] = np.nextafter(engine.embed("mill"), np.float32(9)).tobytes()
         with pytest.raises(AssertionError):
             model.check(engine, ["pond", "mill"])
-
-
-@pytest.mark.parametrize("deterministic", [False, True])
-def test_a_gpu_promises_the_same_bits_only_where_it_was_asked_for_them(deterministic: bool) -> None:
-    """What a few rows of a check showed says nothing of a large batch there."""
-    proven = Execution(kind="packed", reason="it agrees", same_bits=True)
-    config = EngineConfig(model="any", deterministic=deterministic)
-    assert promised(proven, config, torch.device("cuda", 0)).same_bits == deterministic
-    assert promised(proven, config, torch.device("cpu")).same_bits

@@ -5,10 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from millpond.config import EngineConfig
 from millpond.models.attention import PackedSequences
+from millpond.models.pipeline import promised
 from millpond.models.selfcheck import PAD_TO, Execution, prove_execution
 from millpond.models.transformer import Transformer
 
@@ -125,3 +128,12 @@ def test_a_forward_that_takes_no_positions_is_not_asked() -> None:
     execution, _ = prove(Narrow(respects={"mask"}))
     assert execution.kind == "padded"
     assert "takes no position ids" in execution.reason
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_gpu_promises_the_same_bits_only_where_it_was_asked_for_them(deterministic: bool) -> None:
+    """What a few rows of a check showed says nothing of a large batch there."""
+    proven = Execution(kind="packed", reason="it agrees", same_bits=True)
+    config = EngineConfig(model="any", deterministic=deterministic)
+    assert promised(proven, config, torch.device("cuda", 0)).same_bits == deterministic
+    assert promised(proven, config, torch.device("cpu")).same_bits
