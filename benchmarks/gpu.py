@@ -1,156 +1,229 @@
-"""Millpond and sentence-transformers on one GPU: agreement first, then every figure.
+"""Millpond beside sentence-transformers on one GPU: what is right first, then every figure.
 
-Run by `benchmarks/gpu.sh FOLDER`; writes `gpu.json` and `gpu.md` there after each figure.
+Run by `benchmarks/gpu.sh FOLDER`; writes `gpu.json` and `gpu.md` there after each figure. Nothing
+is begun that the time left is not enough for, and nothing that fails or hangs stops what follows.
+`--device cpu --share 0.01` is a rehearsal on tiny models.
 """
+# ruff: noqa: E402
 
 from __future__ import annotations
+
+import time
+
+STARTED = time.perf_counter()  # what is imported below takes its share
 
 import argparse
 import logging
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 import transformers
-from gpu_figures import Contest, compiled_speed, deterministic_cost, profile
-from gpu_models import SHAPES, TINY, Texts, english_words, save
-from gpu_report import Report, machine, matrix_rate
+from gpu_checks import RunningTests, check_agreement, check_kernels
+from gpu_clock import Clock
+from gpu_figures import DEFAULT_BATCH, FEWEST_ROUNDS, Contest
+from gpu_models import SHAPES, TINY, Shape, Texts, english_words, save
+from gpu_prefixes import prefix_figures
+from gpu_report import Report, machine
 from sentence_transformers import SentenceTransformer
 
 from millpond import Engine
 
-STARTED = time.perf_counter()
-SECONDS = 400.0  # after these no further figure is begun
-ROUNDS = 3
+SECONDS = 460.0  # nothing runs for longer
+ROUNDS = 5
+TESTS_WAIT_S = 75.0
+# What was never measured goes first. XLM-R-large has the shape of bge-large.
+MODELS = ("bge-large", "Qwen3-0.6B", "bge-base", "MiniLM-L6")
+# Ingestion before queries: for five seconds after one, an engine keeps bulk batches short.
 FIGURES = (
-    *("tiny", "checks", "query", "passages", "chunks", "matrix", "deterministic", "compiled"),
-    *("concurrent", "beside"),
+    *("checks", "passages", "chunks", "matrix", "prefixes", "deterministic", "defaults", "flash"),
+    *("query", "callers", "beside"),
 )
-LEAST_COSINE = {torch.float16: 0.999, torch.bfloat16: 0.99, torch.float32: 0.99999}
+ON_REQUEST = ("compiled", "profile")
+FIRST = {"bge-base": ("checks", "chunks", "deterministic")}  # the others were measured once
+# About what a figure takes, so that none is begun in vain.
+NEEDS_S = {"callers": 15.0, "chunks": 12.0, "passages": 10.0, "prefixes": 25.0, "compiled": 60.0}
+NEEDS_S_OTHERS = 8.0
+LIMIT_S = 60.0  # and what ends it
+EXTRAS = ("defaults", "flash", "beside")  # as long as what follows has enough:
+RESERVE_S = 70.0  # for each model
+OWN_RESERVE_S = 35.0
+LESS_S = 95.0  # for each model: where less is left there are fewer rounds
 
 
-def _least_cosine(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return float(((a * b).sum(1) / norms).min())
+@dataclass
+class Plan:
+    """What is to be measured, in which order."""
 
+    report: Report
+    clock: Clock
+    options: argparse.Namespace
+    texts: Texts
 
-def check_agreement(report: Report, name: str, folder: Path, texts: list[str]) -> None:
-    """The reference in float32, against Millpond in float32 and in half precision."""
-    peer = SentenceTransformer(
-        str(folder), device="cuda", local_files_only=True, model_kwargs={"dtype": torch.float32}
-    )
-    expected = peer.encode(texts, batch_size=16, show_progress_bar=False)
-    del peer
-    for dtype in ("float32", "auto"):
-        with Engine(folder, device="cuda", dtype=dtype) as engine:
-            info = engine.info()
-            found = engine.embed(texts)
-        used = getattr(torch, info.dtype)
-        cosine = _least_cosine(found, expected)
-        report.check(name, f"cosine to float32, {info.dtype}", cosine, cosine >= LEAST_COSINE[used])
-        report.check(name, f"runs packed, {info.dtype}", 1.0, info.execution == "packed")
-        if info.execution != "packed":
-            print(info.routes[0].reason)
+    def model(self, name: str, folder: Path, following: int) -> None:
+        """All figures of one model, before that many others."""
+        shape, device = shapes(self.options)[name], self.options.device
+        loading = partial(self.report.attempt, needs_s=20)
+        engine = loading(f"{name}: engine", lambda: Engine(folder, device=device))
+        if engine is None:
+            return
+        with engine:
+            peer = loading(f"{name}: peer", lambda: load_peer(folder, device, shape.dtype))
+            if peer is None:
+                return
+            contest = Contest(
+                self.report,
+                name,
+                shape,
+                folder,
+                engine,
+                peer,
+                self.texts,
+                rounds=self._rounds(following + 1),
+                device=device,
+                share=self.options.share,
+            )
+            self._measure(contest, following)
+            print(repr(engine), engine.stats(), engine.info().prefix_reason, flush=True)
 
+    def _rounds(self, models: int) -> int:
+        enough = self.clock.left / models >= LESS_S
+        return self.options.rounds if enough else min(FEWEST_ROUNDS, self.options.rounds)
 
-def check_same_bits(report: Report, name: str, folder: Path, texts: list[str]) -> None:
-    """With `deterministic=True`, a text has the same bits alone and in any company."""
-    with Engine(folder, device="cuda", deterministic=True) as engine:
-        together = engine.embed(texts)
-        reversed_company = engine.embed(texts[::-1])[::-1]
-        halves = np.concatenate([engine.embed(part) for part in (texts[:7], texts[7:])])
-        alone = np.stack([engine.embed(text) for text in texts])
-        differing = sum(
-            int((other != together).any(axis=1).sum())
-            for other in (reversed_company, halves, alone)
-        )
-    report.check(name, "deterministic: texts whose bits differ", differing, differing == 0)
-
-
-def contest(report: Report, name: str, folder: Path, texts: Texts, options: Any) -> None:
-    """The wanted figures of one model, while there is time."""
-    shape = SHAPES[name]
-    few = [*texts.queries(6), *texts.passages(8), *texts.chunks(2, longest=0), "mill", ""]
-    if "checks" in options.figures:
-        with report.attempt(f"{name}: checks"):
-            check_agreement(report, name, folder, few)
-            check_same_bits(report, name, folder, few)
-    peer = SentenceTransformer(
-        str(folder), device="cuda", local_files_only=True, model_kwargs={"dtype": shape.dtype}
-    )
-    with Engine(folder, device="cuda") as engine:
-        ours = Contest(report, name, shape, engine, peer, texts, options.rounds)
-        for figure, measure in figures_of(ours, folder, options.figures).items():
-            if figure not in options.figures:
+    def _measure(self, contest: Contest, following: int) -> None:
+        figures = figures_of(contest)
+        first = FIRST.get(contest.name, ())
+        order = dict.fromkeys((*first, *FIGURES, *ON_REQUEST))
+        for figure in (figure for figure in order if figure in self.options.figures):
+            if figure == "prefixes" and not contest.shape.is_decoder:
                 continue
-            if time.perf_counter() - STARTED > options.seconds:
-                report.errors.append(f"{name}: {figure}: left out, the time was up")
-                continue
-            with report.attempt(f"{name}: {figure}"):
-                measure()
-        print(repr(engine), engine.stats(), flush=True)
+            contest.rounds = self._rounds(following + 1)
+            needs_s = NEEDS_S.get(figure, NEEDS_S_OTHERS)
+            if figure in EXTRAS:
+                needs_s += RESERVE_S * following + OWN_RESERVE_S
+            name = f"{contest.name}: {figure}"
+            self.report.attempt(name, figures[figure], needs_s=needs_s, limit_s=LIMIT_S)
 
 
-def figures_of(ours: Contest, folder: Path, wanted: list[str]) -> dict[str, Callable[[], None]]:
-    """How each figure is measured, in their order."""
+def load_peer(folder: Path, device: str, dtype: torch.dtype, **options: str) -> SentenceTransformer:
+    return SentenceTransformer(
+        str(folder), device=device, local_files_only=True, model_kwargs={"dtype": dtype, **options}
+    )
 
-    def profiled(engine: Engine) -> None:
-        if "profile" in wanted:
-            profile(engine, ours, ours.report.folder)
 
-    texts, longest = ours.texts, ours.shape.max_length
+def figures_of(contest: Contest) -> Mapping[str, Callable[[], None]]:
+    """How each figure is measured."""
+    kept: dict[str, SentenceTransformer] = {}
+    report, name, folder, device = contest.report, contest.name, contest.folder, contest.device
+
+    def in_float32() -> SentenceTransformer:
+        if "float32" not in kept:
+            kept["float32"] = load_peer(folder, device, torch.float32)
+        return kept["float32"]
+
+    def checks() -> None:
+        check_agreement(report, name, contest.engine, in_float32(), contest.few_texts())
+
+    def defaults() -> None:
+        """Of checkpoints as they are published: encoders in float32, Qwen3 in bfloat16."""
+        is_half = contest.shape.is_decoder
+        peer = contest.peer if is_half else in_float32()
+        label = f"at its defaults, {'bfloat16' if is_half else 'float32'}"
+        for what in ("passages", "chunks"):
+            contest.against(peer, what, label=label, batch=DEFAULT_BATCH)
+        kept.clear()
+
+    def flash() -> None:
+        """sentence-transformers packs texts where it finds flash attention."""
+        dtype = contest.shape.dtype
+        peer = load_peer(folder, device, dtype, attn_implementation="flash_attention_2")
+        batch = contest.best_batches.get("passages", 128)
+        contest.against(peer, "passages", label="flash_attention_2", batch=batch)
+
     return {
-        "query": ours.lone_query,
-        "passages": lambda: ours.ingestion("passages", texts.passages, 80),
-        "chunks": lambda: ours.ingestion(
-            "chunks", lambda count: texts.chunks(count, longest=longest), 400
+        "checks": checks,
+        "passages": partial(contest.ingestion, "passages"),
+        "chunks": partial(contest.ingestion, "chunks"),
+        "matrix": contest.matrix_share,
+        "deterministic": contest.deterministic,
+        "query": contest.lone_query,
+        "callers": contest.callers,
+        "prefixes": partial(
+            prefix_figures,
+            *(report, name, folder),
+            device=device,
+            dtype=str(contest.engine.info().dtype),
+            share=contest.share,
         ),
-        "matrix": lambda: ours.matrix_share(matrix_rate()),
-        "deterministic": lambda: deterministic_cost(ours, folder),
-        "compiled": lambda: compiled_speed(ours, folder, matrix_rate(), profiled),
-        "concurrent": ours.concurrent_queries,
-        "beside": ours.queries_during_ingestion,
-        "profile": lambda: profiled(ours.engine),
+        "defaults": defaults,
+        "flash": flash,
+        "beside": contest.beside,
+        "compiled": contest.compiled,
+        "profile": contest.profile,
     }
 
 
-def check_tiny(report: Report, texts: Texts, words: list[str], scratch: Path) -> None:
-    """The checks on models of a few layers."""
-    few = [*texts.queries(12), *texts.passages(12), "mill", ""]
-    for name, shape in TINY.items():
-        with report.attempt(f"{name}: checks"):
-            folder = save(shape, scratch / name.replace(" ", "-"), words)
-            check_agreement(report, name, folder, few)
-            check_same_bits(report, name, folder, few)
+def shapes(options: argparse.Namespace) -> Mapping[str, Shape]:
+    """The models there are; in a rehearsal, tiny ones by the same names."""
+    if options.device.startswith("cuda"):
+        return SHAPES
+    return {
+        name: TINY["tiny Qwen3" if shape.is_decoder else "tiny BERT"]
+        for name, shape in SHAPES.items()
+    }
+
+
+def make_models(
+    report: Report, options: argparse.Namespace, words: Sequence[str], scratch: Path
+) -> dict[str, Path]:
+    """The checkpoints' folders; the tests run meanwhile."""
+    tests = RunningTests.start(options.folder) if "tests" in options.figures else None
+    found: dict[str, Path] = {}
+    for name in options.models:
+        make = partial(save, shapes(options)[name], scratch / name, words)
+        folder = report.attempt(f"{name}: made", make, needs_s=20)
+        if folder is not None:
+            found[name] = folder
+    if tests is not None:
+        end = partial(tests.end, report, wait_s=max(1.0, TESTS_WAIT_S - report.clock.gone))
+        report.attempt("tests", end, limit_s=TESTS_WAIT_S + 5)
+    return found
+
+
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--models", nargs="*", default=MODELS, choices=[*SHAPES])
+    figures = ("tests", *FIGURES)
+    parser.add_argument("--figures", nargs="*", default=figures, choices=[*figures, *ON_REQUEST])
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--seconds", type=float, default=SECONDS)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--share", type=float, default=1.0, help="of the texts, for a rehearsal")
+    return parser.parse_args(arguments)
 
 
 def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("millpond").setLevel(logging.INFO)
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--models", nargs="*", default=[*SHAPES], choices=[*SHAPES])
-    parser.add_argument("--figures", nargs="*", default=FIGURES, choices=[*FIGURES, "profile"])
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--seconds", type=float, default=SECONDS)
-    options = parser.parse_args()
-    report = Report(options.folder, machine())
-    print(report.machine, flush=True)
+    options = parsed()
+    clock = Clock(options.seconds, STARTED)
+    report = Report(options.folder, machine(options.device), clock)
+    print(report.machine, clock, flush=True)
     words = english_words()
-    texts = Texts(words, words_per_token=0.65)
+    plan = Plan(report, clock, options, Texts(words, words_per_token=0.65))
     with tempfile.TemporaryDirectory() as scratch:
-        if "tiny" in options.figures:
-            check_tiny(report, texts, words, Path(scratch))
-        for name in options.models:
-            with report.attempt(name):
-                folder = save(SHAPES[name], Path(scratch) / name, words)
-                contest(report, name, folder, texts, options)
+        folders = make_models(report, options, words, Path(scratch))
+        if options.device.startswith("cuda"):
+            report.attempt("kernels", partial(check_kernels, report))
+        for number, (name, folder) in enumerate(folders.items(), 1):
+            measure = partial(plan.model, name, folder, len(folders) - number)
+            report.attempt(name, measure, needs_s=20, limit_s=clock.left)
+    report.write()
     print(report.markdown())
 
 

@@ -5,4 +5,5 @@ set -eu
 cd "$(dirname "$0")/.."
 folder="${1:-benchmarks/results/gpu}"
 [ $# -gt 0 ] && shift
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true PYTHONUNBUFFERED=1
 PYTHONPATH=src exec "${PYTHON:-python3}" benchmarks/gpu.py "$folder" "$@"

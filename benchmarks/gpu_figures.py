@@ -4,48 +4,65 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from gpu_callers import CALLERS, Asked, as_the_incumbents_ask, in_threads, incumbents, on_a_loop
+from gpu_checks import check_same_bits
 from gpu_models import Shape, Texts
-from gpu_report import Report
+from gpu_report import Report, matrix_rate
 from sentence_transformers import SentenceTransformer
 
 from millpond import Engine
 
-QUERIES = 200
-CALLERS = 64
-CALLS = 16  # queries of each caller
-PEER_CALLS = 2  # of a peer, which takes its time
+QUERIES = 150
+WARM_QUERIES = 20
+CALLS = 8  # queries of each caller, and one of a peer's, which takes its time
+CALLER_ROUNDS = 3
 PEER_BATCHES = (32, 128, 512)
-TOKENS = {"MiniLM-L6": 1_000_000, "bge-base": 500_000, "XLM-R-large": 300_000}
-TOKENS_OTHERS = 150_000
-MATRIX_TOKENS = 500_000
+DEFAULT_BATCH = 32  # sentence-transformers'
+FEWEST_ROUNDS = 3
+# So many that a peer's round takes a second or two.
+TOKENS = {"MiniLM-L6": 600_000, "bge-base": 400_000, "bge-large": 200_000}
+TOKENS_OTHERS = 120_000
+MATRIX_TOKENS = {"Qwen3-0.6B": 200_000}
+MATRIX_TOKENS_OTHERS = 500_000
 
 
-def _seconds(work: Callable[[], Any]) -> float:
-    torch.cuda.synchronize()
-    started = time.perf_counter()
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def seconds_of(work: Callable[[], Any]) -> float:
+    synchronize()
+    since = time.perf_counter()
     work()
-    return time.perf_counter() - started
+    return time.perf_counter() - since
 
 
-def _elapsed(work: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def _alternated(*works: Callable[[], Any], rounds: int) -> list[list[float]]:
-    """Seconds of each work in each round, taking turns."""
-    times = [[_seconds(work) for work in works] for _ in range(rounds)]
+def alternated(
+    *works: Callable[[], Any], rounds: int, allowed_s: float = 20.0
+) -> list[list[float]]:
+    """Seconds of each work in each round, taking turns; fewer rounds where they take long."""
+    times: list[list[float]] = []
+    since = time.perf_counter()
+    while len(times) < rounds:
+        times.append([seconds_of(work) for work in works])
+        if len(times) >= FEWEST_ROUNDS and time.perf_counter() - since > allowed_s:
+            break
     return [list(column) for column in zip(*times, strict=True)]
+
+
+def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Of throughputs, from seconds: the median of the rounds' own."""
+    return statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
 
 
 @dataclass
@@ -55,95 +72,209 @@ class Contest:
     report: Report
     name: str
     shape: Shape
+    folder: Path
     engine: Engine
     peer: SentenceTransformer
     texts: Texts
     rounds: int
+    device: str = "cuda"
+    share: float = 1.0
+    """Of the amount of work; less in a rehearsal."""
+    best_batches: dict[str, int] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
-        return TOKENS.get(self.name, TOKENS_OTHERS)
+        return int(self.share * TOKENS.get(self.name, TOKENS_OTHERS))
 
-    def count_tokens(self, texts: Sequence[str]) -> int:
-        return int(self.engine.submit(list(texts)).result().token_counts.sum())
+    @property
+    def peer_name(self) -> str:
+        return f"sentence-transformers, {str(self.shape.dtype).removeprefix('torch.')}"
 
-    def encode(self, texts: list[str], batch_size: int) -> np.ndarray:
-        return self.peer.encode(texts, batch_size=batch_size, show_progress_bar=False)
+    def draw(self, what: str) -> list[str]:
+        """The texts of a workload."""
+        if what == "passages":
+            return self.texts.passages(max(64, self.tokens // 80))
+        return self.texts.chunks(max(32, self.tokens // 400), longest=self.shape.max_length)
 
-    def ingestion(self, what: str, draw: Callable[[int], list[str]], mean: int) -> None:
-        texts = draw(max(256, self.tokens // mean))
-        tokens = self.count_tokens(texts)  # warms Millpond up, too
-        sample = texts[: max(64, len(texts) // 4)]
+    def prepare(self, texts: Sequence[str]) -> int:
+        """How many tokens they have. Millpond is warm from here on."""
+        results = [self.engine.submit(list(texts)).result() for _ in range(3)]
+        return int(results[0].token_counts.sum())
+
+    def encode(self, texts: Sequence[str], batch: int, peer: Any = None) -> np.ndarray:
+        return (peer or self.peer).encode(list(texts), batch_size=batch, show_progress_bar=False)
+
+    def ingestion(self, what: str) -> None:
+        texts = self.draw(what)
+        tokens = self.prepare(texts)
+        best = self._best_batch(what, texts)
+        ours, theirs = alternated(
+            lambda: self.engine.embed(texts),
+            lambda: self.encode(texts, best),
+            rounds=self.rounds,
+        )
+        self.report.figure(
+            self.name,
+            f"{what}, tokens/s",
+            kind=what,
+            millpond=tokens / statistics.median(ours),
+            peer=tokens / statistics.median(theirs),
+            ratio=ratio_of(ours, theirs),
+            other=f"{self.peer_name}, batches of {best}",
+            rounds=len(ours),
+            texts=len(texts),
+            tokens=tokens,
+        )
+
+    def _best_batch(self, what: str, texts: list[str]) -> int:
         speeds = {}
         for size in PEER_BATCHES:
+            sample = texts[: max(size, len(texts) // 5)]
             try:
                 self.encode(sample[:size], size)
-                speeds[size] = len(sample) / _seconds(lambda size=size: self.encode(sample, size))
+                speeds[size] = len(sample) / seconds_of(partial(self.encode, sample, size))
             except torch.OutOfMemoryError:
                 print(f"{self.name}, {what}: the peer has no memory for batches of {size}")
                 torch.cuda.empty_cache()
-        best = max(speeds, key=speeds.__getitem__)
-        ours, theirs = _alternated(
-            lambda: self.engine.embed(texts), lambda: self.encode(texts, best), rounds=self.rounds
+        print(f"{self.name}, {what}: the peer's texts/s by batch size: {speeds}", flush=True)
+        self.best_batches[what] = max(speeds, key=speeds.__getitem__)
+        return self.best_batches[what]
+
+    def matrix_share(self) -> None:
+        """Share of the measured matrix rate, by the operations texts of 512 tokens must take."""
+        rate, length = matrix_rate(), min(512, self.shape.max_length)
+        share, speed = matrix_share(self, self.engine, rate)
+        what = f"share of the matrix rate at {length} tokens"
+        self.report.figure(
+            self.name,
+            what,
+            kind="matrix",
+            millpond=share,
+            tokens_per_s=speed,
+            matrix_tflops=rate / 1e12,
+        )
+
+    def lone_query(self) -> None:
+        queries = self.texts.queries(int(self.share * QUERIES) + 2 * WARM_QUERIES)
+        for query in queries[:WARM_QUERIES]:
+            self.engine.embed(query)
+            self.peer.encode(query, show_progress_bar=False)
+        ours, theirs = [], []
+        for query in queries[WARM_QUERIES:]:
+            ours.append(seconds_of(partial(self.engine.embed, query)))
+            theirs.append(seconds_of(partial(self.peer.encode, query, show_progress_bar=False)))
+        self.report.figure(
+            self.name,
+            "lone query p50, ms",
+            kind="query",
+            millpond=statistics.median(ours) * 1000,
+            peer=statistics.median(theirs) * 1000,
+            ratio=statistics.median(ours) / statistics.median(theirs),
+            other=self.peer_name,
+            p99=float(np.percentile(ours, 99) * 1000),
+            peer_p99=float(np.percentile(theirs, 99) * 1000),
+        )
+
+    def callers(self) -> None:
+        """64 callers at a time, through the incumbents' adapters and through Millpond's call."""
+        found, errors = incumbents(str(self.folder), self.device, self.shape.dtype)
+        self.report.errors += [f"{self.name}: {error}" for error in errors]
+        found = found or {"as the incumbents' adapters ask": as_the_incumbents_ask(self.peer)}
+
+        async def ours(query: str) -> list[float]:
+            vector = await self.engine.aembed(query, task="query")
+            listed: list[float] = vector.tolist()
+            return listed
+
+        queries = self.texts.queries(CALLERS * CALLS, seed=7)
+        on_a_loop(queries, ours)
+        mine: list[Asked] = []
+        theirs: dict[str, list[Asked]] = {name: [] for name in found}
+        for number in range(CALLER_ROUNDS):
+            mine.append(on_a_loop(queries, ours))
+            few = queries[number * CALLERS : (number + 1) * CALLERS]
+            for name, ask in found.items():
+                theirs[name].append(on_a_loop(few, ask))
+        threads = in_threads(queries, partial(self.engine.embed, task="query"))
+        for name, seen in theirs.items():
+            self.report.figure(
+                self.name,
+                f"{CALLERS} callers, queries/s",
+                kind="callers",
+                millpond=_speed(mine),
+                peer=_speed(seen),
+                ratio=statistics.median(
+                    a.per_second / b.per_second for a, b in zip(mine, seen, strict=True)
+                ),
+                other=f"{name}, {self.peer_name}",
+                rounds=len(mine),
+                p99_ms=_p99_ms(mine),
+                peer_p99_ms=_p99_ms(seen),
+                from_threads=threads.per_second,
+                from_threads_p99_ms=_p99_ms([threads]),
+            )
+
+    def deterministic(self) -> None:
+        """How much longer ingestion takes with the same bits in any company; and those bits."""
+        texts = self.draw("passages")
+        self.prepare(texts)
+        with Engine(self.folder, device=self.device, deterministic=True) as fixed:
+            for _ in range(2):
+                fixed.embed(texts)
+            free, same = alternated(
+                lambda: self.engine.embed(texts), lambda: fixed.embed(texts), rounds=self.rounds
+            )
+            self.report.figure(
+                self.name,
+                "deterministic=True, time on passages",
+                kind="deterministic",
+                ratio=ratio_of(free, same),
+                rounds=len(same),
+            )
+            check_same_bits(self.report, self.name, fixed, self.few_texts())
+
+    def few_texts(self) -> list[str]:
+        """Of every length, for checks."""
+        texts = self.texts
+        few = [*texts.queries(6), *texts.passages(8), *texts.chunks(2, longest=0), "mill", ""]
+        return [*few, texts.of_length(3000)] if self.shape.max_length > 3000 else few
+
+    def against(self, peer: SentenceTransformer, what: str, *, label: str, batch: int) -> None:
+        """Ingestion beside another setting of the peer, with less work; aimed at nothing."""
+        texts = self.draw(what)
+        texts = texts[: max(64, len(texts) // 3)]
+        tokens = self.prepare(texts)
+        self.encode(texts[: 2 * batch], batch, peer)
+        ours, theirs = alternated(
+            lambda: self.engine.embed(texts),
+            lambda: self.encode(texts, batch, peer),
+            rounds=FEWEST_ROUNDS,
         )
         self.report.figure(
             self.name,
             f"{what}, tokens/s",
             millpond=tokens / statistics.median(ours),
             peer=tokens / statistics.median(theirs),
-            ratio=statistics.median(b / a for a, b in zip(ours, theirs, strict=True)),
-            texts=len(texts),
+            ratio=ratio_of(ours, theirs),
+            other=f"sentence-transformers {label}, batches of {batch}",
+            rounds=len(ours),
             tokens=tokens,
-            peer_batch=best,
         )
 
-    def lone_query(self) -> None:
-        queries = self.texts.queries(QUERIES + 20)
-        for query in queries[:20]:
-            self.engine.embed(query)
-            self.peer.encode(query)
-        ours, theirs = [], []
-        for query in queries[20:]:
-            ours.append(_seconds(lambda query=query: self.engine.embed(query)))
-            theirs.append(_seconds(lambda query=query: self.peer.encode(query)))
-        self.report.figure(
-            self.name,
-            "lone query p50, ms",
-            millpond=statistics.median(ours) * 1000,
-            peer=statistics.median(theirs) * 1000,
-            ratio=statistics.median(ours) / statistics.median(theirs),
-            p99=float(np.percentile(ours, 99) * 1000),
-            peer_p99=float(np.percentile(theirs, 99) * 1000),
-        )
-
-    def concurrent_queries(self) -> None:
-        queries = self.texts.queries(CALLERS * CALLS, seed=7)
-        few = queries[: CALLERS * PEER_CALLS]
-        _from_threads(queries, self.engine.embed)  # both are warm from here on
-        _from_threads(few[:CALLERS], lambda query: self.peer.encode([query]))
-        ours = _from_threads(queries, self.engine.embed)
-        theirs = _from_threads(few, lambda query: self.peer.encode([query]))
-        self.report.figure(
-            self.name,
-            f"{CALLERS} concurrent callers, queries/s",
-            millpond=ours[0],
-            peer=theirs[0],
-            ratio=ours[0] / theirs[0],
-            p99_ms=ours[1],
-            peer_p99_ms=theirs[1],
-        )
-
-    def queries_during_ingestion(self) -> None:
+    def beside(self) -> None:
         """A query at a time beside an ingestion job, after the same without one."""
-        queries = self.texts.queries(QUERIES, seed=9)
-        idle = [_seconds(lambda query=query: self.engine.embed(query)) for query in queries]
-        texts = self.texts.passages(self.tokens // 16, seed=10)
+        queries = self.texts.queries(int(self.share * QUERIES) + 10, seed=9)
+        idle = [seconds_of(partial(self.engine.embed, query)) for query in queries]
+        texts = self.texts.passages(self.tokens // 20, seed=10)
         job = self.engine.submit(texts)
         busy = []
         for query in itertools.cycle(queries):
-            busy.append(_elapsed(lambda query=query: self.engine.embed(query)))
+            since = time.perf_counter()
+            self.engine.embed(query)
+            busy.append(time.perf_counter() - since)
             if job.done():
                 break
+        result = job.result()
         self.report.figure(
             self.name,
             "query beside ingestion p99, ms",
@@ -151,28 +282,71 @@ class Contest:
             ratio_to_idle=float(np.percentile(busy, 99) / np.percentile(idle, 99)),
             p50=statistics.median(busy) * 1000,
             idle_p50=statistics.median(idle) * 1000,
-            ingestion_tokens_per_s=int(job.result().token_counts.sum())
-            / job.result().timings.total_s,
+            ingestion_tokens_per_s=int(result.token_counts.sum()) / result.timings.total_s,
         )
 
-    def matrix_share(self, rate: float) -> None:
-        """Share of the measured matrix rate, by the operations texts of 512 tokens must take."""
-        length = min(512, self.shape.max_length)
-        share, speed = _matrix_share(self.engine, self.shape, rate, self.rounds)
-        what = f"share of the matrix rate at {length} tokens"
-        self.report.figure(self.name, what, millpond=share, tokens_per_s=speed)
+    def compiled(self) -> None:
+        """What `compile=True` changes: the start, ingestion, and the share of the matrix rate."""
+        texts = self.draw("passages")
+        since = time.perf_counter()
+        with Engine(self.folder, device=self.device, compile=True) as engine:
+            start_s = time.perf_counter() - since
+            self.report.check(self.name, "runs compiled", 1.0, engine.info().routes[0].compiled)
+            found, expected = engine.embed(texts[:200]), self.engine.embed(texts[:200])
+            cosine = float((found * expected).sum(1).min())
+            self.report.check(self.name, "compiled: cosine to plain", cosine, cosine > 0.999)
+            for _ in range(2):
+                engine.embed(texts), self.engine.embed(texts)
+            plain, compiled = alternated(
+                lambda: self.engine.embed(texts), lambda: engine.embed(texts), rounds=self.rounds
+            )
+            share, speed = matrix_share(self, engine, matrix_rate())
+        self.report.figure(
+            self.name,
+            "compile=True, time on passages",
+            ratio=ratio_of(plain, compiled),
+            matrix_share=share,
+            tokens_per_s_at_that=speed,
+            start_s=start_s,
+        )
+
+    def profile(self) -> None:
+        """Where the time of ingestion goes, by kernel and by call."""
+        texts = self.texts.passages(self.tokens // 160)
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as profiler:
+            seconds = seconds_of(lambda: self.engine.embed(texts))
+        found = [e for e in profiler.key_averages() if e.self_device_time_total > 0]
+        found.sort(key=lambda event: -event.self_device_time_total)
+        busy = sum(event.self_device_time_total for event in found) / 1e6
+        lines = [f"{self.engine!r}, {self.name}: {seconds:.3f} s, {busy:.3f} s on the device"]
+        for event in found[:30]:
+            milliseconds = event.self_device_time_total / 1e3
+            lines.append(f"{milliseconds:9.2f} ms {event.count:6} × {event.key[:140]}")
+        with (self.report.folder / "profile.txt").open("a") as out:
+            out.write("\n".join([*lines, "", ""]))
 
 
-def _matrix_share(engine: Engine, shape: Shape, rate: float, rounds: int) -> tuple[float, float]:
+def _speed(asked: Sequence[Asked]) -> float:
+    return statistics.median(one.per_second for one in asked)
+
+
+def _p99_ms(asked: Sequence[Asked]) -> float:
+    return float(np.percentile([s for one in asked for s in one.latencies_s], 99) * 1000)
+
+
+def matrix_share(contest: Contest, engine: Engine, rate: float) -> tuple[float, float]:
     """The share, and tokens a second. The first two rounds only warm up."""
-    length, rng = min(512, shape.max_length), np.random.default_rng(5)
-    ids = list(rng.integers(100, 5000, (MATRIX_TOKENS // length, length), dtype=np.int32))
-    seconds = [_seconds(lambda: engine.embed(ids)) for _ in range(rounds + 2)][2:]
+    shape, rng = contest.shape, np.random.default_rng(5)
+    length = min(512, shape.max_length)
+    tokens = MATRIX_TOKENS.get(contest.name, MATRIX_TOKENS_OTHERS) * contest.share
+    ids = list(rng.integers(100, 5000, (max(1, int(tokens) // length), length), dtype=np.int32))
+    seconds = [seconds_of(lambda: engine.embed(ids)) for _ in range(contest.rounds + 2)][2:]
     speed = length * len(ids) / statistics.median(seconds)
-    return speed * _operations_per_token(shape, length) / rate, speed
+    return speed * operations_per_token(shape, length) / rate, speed
 
 
-def _operations_per_token(shape: Shape, length: int) -> float:
+def operations_per_token(shape: Shape, length: int) -> float:
     """Floating-point operations of the products of one token in a text of `length`."""
     c = shape.config
     width, inner, layers = c["hidden_size"], c["intermediate_size"], c["num_hidden_layers"]
@@ -183,88 +357,3 @@ def _operations_per_token(shape: Shape, length: int) -> float:
     mlp = 2 * width * inner * (3 if shape.is_decoder else 2)
     seen = length / 2 if shape.is_decoder else length
     return float(layers * (projections + mlp + 4 * seen * heads * size))
-
-
-def _from_threads(queries: list[str], embed: Callable[[str], Any]) -> tuple[float, float]:
-    """Queries a second, and the p99 in milliseconds, from `CALLERS` threads."""
-    latencies: list[float] = []
-    barrier = threading.Barrier(CALLERS + 1)
-
-    def call(mine: list[str]) -> None:
-        barrier.wait()
-        for query in mine:
-            since = time.perf_counter()
-            embed(query)
-            latencies.append(time.perf_counter() - since)
-
-    shares = [queries[i::CALLERS] for i in range(CALLERS)]
-    threads = [threading.Thread(target=call, args=(share,)) for share in shares]
-    for thread in threads:
-        thread.start()
-    barrier.wait()
-    started = time.perf_counter()
-    for thread in threads:
-        thread.join()
-    seconds = time.perf_counter() - started
-    return len(queries) / seconds, float(np.percentile(latencies, 99) * 1000)
-
-
-def deterministic_cost(contest: Contest, folder: Path) -> None:
-    """How much longer ingestion takes with the same bits in any company."""
-    texts = contest.texts.passages(contest.tokens // 80)
-    with Engine(folder, device="cuda", deterministic=True) as fixed:
-        fixed.embed(texts)
-        free, same = _alternated(
-            lambda: contest.engine.embed(texts),
-            lambda: fixed.embed(texts),
-            rounds=contest.rounds,
-        )
-    ratio = statistics.median(b / a for a, b in zip(free, same, strict=True))
-    contest.report.figure(contest.name, "deterministic=True, time on passages", ratio=ratio)
-
-
-def compiled_speed(
-    contest: Contest, folder: Path, rate: float, also: Callable[[Engine], None] | None = None
-) -> None:
-    """What `compile=True` changes: the start, ingestion, and the share of the matrix rate."""
-    texts = contest.texts.passages(contest.tokens // 80)
-    started = time.perf_counter()
-    with Engine(folder, device="cuda", compile=True) as engine:
-        start_s = time.perf_counter() - started
-        contest.report.check(contest.name, "runs compiled", 1.0, engine.info().routes[0].compiled)
-        found, expected = engine.embed(texts[:200]), contest.engine.embed(texts[:200])
-        cosine = float((found * expected).sum(1).min())
-        contest.report.check(contest.name, "compiled: cosine to plain", cosine, cosine > 0.999)
-        for _ in range(2):
-            engine.embed(texts), contest.engine.embed(texts)
-        plain, compiled = _alternated(
-            lambda: contest.engine.embed(texts), lambda: engine.embed(texts), rounds=contest.rounds
-        )
-        share, speed = _matrix_share(engine, contest.shape, rate, contest.rounds)
-        if also is not None:
-            also(engine)
-    contest.report.figure(
-        contest.name,
-        "compile=True, time on passages",
-        ratio=statistics.median(b / a for a, b in zip(plain, compiled, strict=True)),
-        matrix_share=share,
-        tokens_per_s_at_that=speed,
-        start_s=start_s,
-    )
-
-
-def profile(engine: Engine, contest: Contest, folder: Path) -> None:
-    """Where the time of ingestion goes, by kernel and by call."""
-    texts = contest.texts.passages(contest.tokens // 160)
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profiler:
-        seconds = _seconds(lambda: engine.embed(texts))
-    found = [e for e in profiler.key_averages() if e.self_device_time_total > 0]
-    found.sort(key=lambda event: -event.self_device_time_total)
-    busy = sum(event.self_device_time_total for event in found) / 1e6
-    lines = [f"{engine!r}, {contest.name}: {seconds:.3f} s, {busy:.3f} s of them on the device"]
-    for event in found[:30]:
-        milliseconds = event.self_device_time_total / 1e3
-        lines.append(f"{milliseconds:9.2f} ms {event.count:6} × {event.key[:140]}")
-    with (folder / "profile.txt").open("a") as out:
-        out.write("\n".join([*lines, "", ""]))

@@ -70,6 +70,7 @@ _XLM_R = {**_bert(1024, 24, 16), "vocab_size": 250_002, "max_position_embeddings
 SHAPES: Mapping[str, Shape] = {
     "MiniLM-L6": Shape("BertModel", _bert(384, 6, 12), 256, "mean"),
     "bge-base": Shape("BertModel", _bert(768, 12, 12), 512, "cls"),
+    "bge-large": Shape("BertModel", _bert(1024, 24, 16), 512, "cls"),
     "XLM-R-large": Shape("XLMRobertaModel", {**_XLM_R, "pad_token_id": 0}, 512, "cls"),
     "Qwen3-0.6B": Shape("Qwen3Model", _QWEN, 8192, "lasttoken", torch.bfloat16),
 }
@@ -97,7 +98,8 @@ def save(shape: Shape, folder: Path, words: Sequence[str]) -> Path:
     model.to(shape.dtype).save_pretrained(bare)
     _tokenizer(words, decoder=shape.is_decoder).save_pretrained(bare)
     del model
-    torch.cuda.empty_cache()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     encoder = Transformer(
         str(bare), max_seq_length=shape.max_length, model_kwargs={"dtype": shape.dtype}
     )
@@ -153,6 +155,10 @@ class Texts:
     def passages(self, count: int, seed: int = 2) -> list[str]:
         """Log-normal: a median of 70 tokens, 160 at the 95th percentile."""
         return self._log_normal(count, 70, 160, seed)
+
+    def of_length(self, tokens: int, seed: int = 4) -> str:
+        """One text of about so many tokens."""
+        return self._text(tokens, random.Random(seed))
 
     def chunks(self, count: int, *, longest: int, seed: int = 3) -> list[str]:
         """256 to 512 tokens, a tenth of them short tails, and 2 % of 2k to 8k where they fit."""

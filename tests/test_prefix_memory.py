@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from millpond import InvalidOption, prefix_memory
 from millpond.models.kv_cache import KVCache
 from millpond.models.memory import DeviceMemory, MemoryBudget
 from millpond.models.prefix_check import PrefixSupport
+from millpond.models.transformer import Transformer
 from millpond.prefix_memory import BLOCK_TOKENS, FEWEST_BLOCKS, MOST_BLOCKS, PrefixMemory
 
 CPU = torch.device("cpu")
@@ -106,12 +108,34 @@ def test_what_is_allocated_is_what_was_planned(monkeypatch: pytest.MonkeyPatch) 
     assert tensors.shapes == cache.shapes
 
 
-@pytest.mark.parametrize(("device", "tokens"), [("cpu", 0), ("cuda", 4096)])
-def test_batches_that_are_quicker_whole_are_told_by_the_device(
-    monkeypatch: pytest.MonkeyPatch, device: str, tokens: int
+class Decoder(Transformer):
+    """One layer of so many weights, and a table of a million."""
+
+    def __init__(self, weights: int) -> None:
+        table = nn.Embedding(1000, 1000, device="meta")
+        model = nn.ModuleList([table, nn.Linear(weights // 1000, 1000, bias=False, device="meta")])
+        model.get_input_embeddings = lambda: table
+        self.model = model  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("device", "weights", "tokens"),
+    [
+        ("cpu", None, 0),
+        ("cpu", 16_000_000, 0),
+        ("cuda", None, 4096),
+        ("cuda", 1_000_000, 4096),
+        ("cuda", 16_000_000, 4096),
+        ("cuda", 160_000_000, 409),
+        ("cuda", 1_600_000_000, 256),
+    ],
+)
+def test_batches_that_are_quicker_whole_are_told_by_the_device_and_the_model(
+    monkeypatch: pytest.MonkeyPatch, device: str, weights: int | None, tokens: int
 ) -> None:
     monkeypatch.setattr(prefix_memory.DeviceMemory, "of", lambda *_: DeviceMemory(GIB, GIB, 0))
     pipelines = [pipeline_with(small_cache())]
+    pipelines[0].encoder = None if weights is None else Decoder(weights)
     found = PrefixMemory.of(pipelines, torch.device(device), MemoryBudget())
     assert found is not None
     assert found.budget.min_saved_tokens == tokens

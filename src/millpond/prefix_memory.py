@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from .models.kv_cache import KVCache
 from .models.memory import DeviceMemory, MemoryBudget
 from .models.pipeline import Pipeline
+from .models.transformer import Transformer
 from .scheduling.prefix_cache import PrefixBudget
 
 __all__ = ["PrefixMemory"]
@@ -19,8 +21,12 @@ logger = logging.getLogger("millpond")
 BLOCK_TOKENS = 16
 FEWEST_BLOCKS = 64
 MOST_BLOCKS = 1 << 17  # two million tokens; the books of more take memory of their own
-# Saving less takes longer: a whole batch replays a recorded pass, one with prefixes does not.
+# Saving less takes longer: a whole batch replays a recorded pass, one with prefixes does not. What
+# that costs grows with the layers and what a token costs with their weights, so these are tokens of
+# a model with layers of 16 million weights (Qwen3-0.6B); with larger ones fewer are enough.
 MIN_SAVED_TOKENS = {"cuda": 4096}
+LAYER_WEIGHTS = 16_000_000
+FEWEST_SAVED_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -51,10 +57,20 @@ class PrefixMemory:
             blocks=blocks,
             block_tokens=BLOCK_TOKENS,
             bytes_per_token=like.bytes_per_slot,
-            min_saved_tokens=MIN_SAVED_TOKENS.get(device.type, 0),
+            min_saved_tokens=_min_saved_tokens(pipelines[0], device, len(like.shapes)),
         )
         return cls(like, budget)
 
     def allocate(self) -> KVCache:
         """The cache, empty."""
         return self.like.like(self.budget.blocks * self.budget.block_tokens)
+
+
+def _min_saved_tokens(pipeline: Pipeline, device: torch.device, layers: int) -> int:
+    tokens = MIN_SAVED_TOKENS.get(device.type, 0)
+    if not tokens or not isinstance(pipeline.encoder, Transformer):
+        return tokens
+    model = pipeline.encoder.model
+    table: Any = model.get_input_embeddings().weight
+    weights = sum(p.numel() for p in model.parameters()) - int(table.numel())
+    return min(tokens, max(FEWEST_SAVED_TOKENS, tokens * LAYER_WEIGHTS * layers // weights))

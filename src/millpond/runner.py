@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ from .layout import Layout, PrefixLayout
 from .models.attention import PackedSequences
 from .models.cpu_threads import CpuThreads
 from .models.cuda_forward import bucketed_forwards
-from .models.cuda_memory import rows_that_fit
+from .models.cuda_memory import tokens_that_fit
 from .models.cuda_staging import PinnedBuffers
 from .models.loading import choose_device
 from .models.memory import MemoryBudget
@@ -38,7 +39,6 @@ from .scheduling.plan import BatchShape
 from .scheduling.prefix_cache import PrefixBudget
 
 __all__ = ["BatchRunner", "Runner", "Ticket"]
-
 MIN_CPU_ROWS = 16  # a CPU matrix product gives a row the same bits from this many rows on
 # On a CPU, batches beyond the caches are slower; a GPU wants them large; a table has no arithmetic.
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32_767, "mps": 8_192, "static": 65_536}
@@ -74,14 +74,14 @@ def _batch_tokens(
     device: torch.device,
     memory: MemoryBudget,
     *,
+    wanted: int | Literal["auto"],
     reserved: int,
 ) -> int:
     static = all(pipeline.is_static for pipeline in pipelines)
     most = BATCH_TOKENS["static" if static else device.type]
     if device.type != "cuda":
-        return most
-    rows = rows_that_fit(pipelines, device, memory, reserved=reserved)
-    return most if rows is None else min(most, rows - 1)
+        return most if wanted == "auto" else wanted
+    return tokens_that_fit(pipelines, device, memory, wanted=wanted, most=most, reserved=reserved)
 
 
 def _new_stream(device: torch.device) -> torch.cuda.Stream | None:
@@ -89,6 +89,11 @@ def _new_stream(device: torch.device) -> torch.cuda.Stream | None:
     if device.type != "cuda":
         return None
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def _current(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Makes a GPU the current one: Triton launches there, wherever the tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 class Runner:
@@ -133,18 +138,28 @@ class Runner:
         self._threads = threads
         self._max_length = max_length  # the user's; a checkpoint may set lower ones for a task
         self._clock = clock
+        if self._stream is not None:  # what is in memory by now was put there on another stream
+            self._stream.wait_stream(torch.cuda.current_stream(device))
 
     @classmethod
     def load(cls, spec: ModelSpec, config: EngineConfig) -> Runner:
         """Load a model onto its device. Raises `ModelError` and `InvalidOption`."""
         device = choose_device(config.device)
+        with _current(device):
+            return cls._load_on(device, spec, config)
+
+    @classmethod
+    def _load_on(cls, device: torch.device, spec: ModelSpec, config: EngineConfig) -> Runner:
         memory = MemoryBudget(config.memory_utilization, config.memory_bytes)
         pipelines = load_pipelines(spec, config, device)
         prefixes = PrefixMemory.of(pipelines, device, memory)
-        max_batch_tokens = config.max_batch_tokens
-        if max_batch_tokens == "auto":
-            reserved = 0 if prefixes is None else prefixes.budget.bytes
-            max_batch_tokens = _batch_tokens(pipelines, device, memory, reserved=reserved)
+        max_batch_tokens = _batch_tokens(
+            pipelines,
+            device,
+            memory,
+            wanted=config.max_batch_tokens,
+            reserved=0 if prefixes is None else prefixes.budget.bytes,
+        )
         runner = cls(
             pipelines,
             device=device,
@@ -242,7 +257,7 @@ class Runner:
     @torch.inference_mode()
     def launch(self, batch: Batch) -> _Launched:
         """Start a forward pass; on CUDA it returns before the device is done."""
-        with self._place_of(batch):
+        with _current(self.device), self._place_of(batch):
             if batch.uses_prefixes:
                 return self._launch_prefixed(batch)
             layout = Layout.of(batch)
@@ -272,7 +287,8 @@ class Runner:
         )
         sequences = None
         if not pipeline.is_static:
-            sequences = PackedSequences.of(lengths)
+            one_by_one = self._fixed_rows is not None
+            sequences = PackedSequences.of(lengths, deterministic=one_by_one)
         vectors = pipeline.packed(device_ids, device_positions, sequences, TokenRows(*texts))
         return self._launched(vectors, layout.order, sum(fillers), staging)
 
@@ -304,7 +320,7 @@ class Runner:
         pipeline = self.pipelines[batch.route]
         assert batch.padded_length is not None
         width, texts = batch.padded_length, batch.texts
-        rows = max(texts, -(-MIN_CPU_ROWS // width))
+        rows = max(texts, (self._fixed_rows or 0) // width, -(-MIN_CPU_ROWS // width))
         lengths = np.append(layout.lengths, np.full(rows - texts, width))
         mask = np.arange(width) < lengths[:, None]
         ids = np.full((rows, width), pipeline.tokenizer.pad_id, dtype=np.int64)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AutoModel, masking_utils
 
 from millpond.models import attention
 from millpond.models.attention import PackedSequences, packed_attention
@@ -75,9 +77,8 @@ def test_every_sequence_is_attended_to_on_its_own(
 
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 21, 22, 31, 70, 255, 300])
 def test_keys_added_at_the_end_of_a_bfloat16_text_are_seen_by_nobody(length: int) -> None:
-    texts = [torch.randn(4, length, 32).to(torch.bfloat16) for _ in range(3)]
+    rows = [torch.randn(4, 2 * length + 3, 32).to(torch.bfloat16) for _ in range(3)]
     sequences = PackedSequences.of(np.array([length, length, 3]))
-    rows = [torch.cat([text, text * 2, text[:, :3]], dim=1) for text in texts]
     options: dict[str, Any] = {"scaling": 0.2, "window": None, "causal": False}
     found = sequences.attend(*rows, **options)
     for start, stop in ((0, length), (length, 2 * length), (2 * length, 2 * length + 3)):
@@ -138,6 +139,7 @@ def test_the_cuda_kernel_is_asked_for_the_same(
     monkeypatch.setattr(attention, "varlen_attn", record)
     monkeypatch.setattr(attention, "_VARLEN_OPTIONS", frozenset(options))
     monkeypatch.setattr(attention, "_shares_keys", lambda *_: False)
+    monkeypatch.setattr(attention, "_can_keep_keys_whole", lambda *_: "num_splits" in options)
     edges = torch.tensor(np.concatenate(([0], np.cumsum(LENGTHS))), dtype=torch.int32)
     sequences = PackedSequences.of(np.array(LENGTHS), boundaries=edges, deterministic=True)
     found, expected = attend(sequences, 2, scale=0.3, window=window, causal=causal)
@@ -166,6 +168,57 @@ def test_keys_are_repeated_where_heads_do_not_share_them(
     monkeypatch.setattr(attention, "varlen_attn", kernel)
     found = attention._shares_keys.__wrapped__(torch.device("cpu"), torch.float32)
     assert found == shares
+
+
+def refusing(*inputs: Any, num_splits: int | None = None, **options: Any) -> Tensor:
+    """A kernel of a build whose option is for another kernel."""
+    if num_splits is not None:
+        raise RuntimeError("num_splits requires FA3")
+    return reference_varlen(*inputs, **options)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "options", "takes"),
+    [
+        (reference_varlen, {"window_size", "num_splits"}, True),
+        (refusing, {"window_size", "num_splits"}, False),
+        (refusing, {"window_size"}, False),
+    ],
+)
+def test_keys_are_asked_to_stay_whole_where_the_kernel_can(
+    monkeypatch: pytest.MonkeyPatch, kernel: Any, options: set[str], takes: bool
+) -> None:
+    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    monkeypatch.setattr(attention, "_VARLEN_OPTIONS", frozenset(options))
+    probe = attention._can_keep_keys_whole.__wrapped__
+    assert probe(torch.device("cpu"), torch.float32) == takes
+    monkeypatch.setattr(attention, "_can_keep_keys_whole", probe)
+    edges = torch.tensor(np.concatenate(([0], np.cumsum(LENGTHS))), dtype=torch.int32)
+    sequences = PackedSequences.of(np.array(LENGTHS), boundaries=edges, deterministic=True)
+    found, expected = attend(sequences, 4, scale=0.3, window=None, causal=True)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["bert", "qwen3", "gemma3_text", "modernbert", "qwen2_sliding"])
+def test_nobody_looks_for_packed_sequences_in_the_positions(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """transformers would, if the attention had a mask; on a GPU that waits for the device."""
+    calls: list[Tensor] = []
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", calls.append)
+    model = AutoModel.from_pretrained(checkpoint(name))
+    attention.register_attention()
+    model.set_attn_implementation(attention.ATTENTION_NAME)
+    ids, positions = torch.arange(20, 26)[None], torch.tensor([[0, 1, 2, 0, 1, 2]])
+    sequences = PackedSequences.of(np.array([3, 3]))
+    with torch.inference_mode():
+        model(input_ids=ids, position_ids=positions, packed_sequences=sequences)
+    assert not calls
+
+
+def test_deterministic_sequences_share_no_group() -> None:
+    groups = PackedSequences.of(np.array([7, 7, 5]), deterministic=True).groups
+    assert groups == ((0, 1, 7), (7, 1, 7), (14, 1, 5))
 
 
 def test_neighbours_of_equal_length_share_a_group() -> None:

@@ -44,6 +44,19 @@ def test_a_text_that_fits_has_the_same_rows_in_any_company() -> None:
     assert {bucket_for(n, 1, n, fixed_rows=1024).rows for n in (1, 17, 1023)} == {1024}
 
 
+@pytest.mark.parametrize(
+    ("max_length", "room"), [(None, 512), (8192, 512), (512, 512), (256, 256), (64, 128)]
+)
+def test_with_fixed_rows_the_room_for_a_text_is_the_same_in_any_company(
+    max_length: int | None, room: int
+) -> None:
+    longest = {
+        bucket_for(600, 3, n, fixed_rows=1024, max_length=max_length).longest
+        for n in range(1, min(512, max_length or 512))
+    }
+    assert longest == {room}
+
+
 @given(LENGTHS, st.randoms(use_true_random=False))
 def test_a_filled_bucket_says_where_every_text_is(lengths: list[int], random: object) -> None:
     sizes = np.array(sorted(lengths, reverse=True), dtype=np.int64)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from millpond.models.attention import PackedSequences
-from millpond.models.cuda_forward import BucketedForward
+from millpond.models.cuda_forward import MOST_RECORDED_ROWS, BucketedForward
 from millpond.models.cuda_staging import PinnedBuffers
 from millpond.models.pipeline import TokenRows
 
@@ -23,7 +23,7 @@ class FakePipeline:
     """A text's vector is the sum of its ids, and of ids times places."""
 
     def __init__(self) -> None:
-        self.tokenizer = SimpleNamespace(pad_id=9)
+        self.tokenizer = SimpleNamespace(pad_id=9, max_length=256)
         self.rows: list[int] = []
         self.sequences: list[PackedSequences] = []
 
@@ -129,6 +129,19 @@ def test_a_batch_beyond_the_largest_bucket_runs_plainly() -> None:
         texts = texts_of(3000)
         assert torch.equal(vectors(forward, buffers, texts), expected(texts))
     assert "graphs=0" in repr(forward)
+
+
+def test_large_batches_run_plainly_and_their_graphs_take_no_memory() -> None:
+    forward, buffers = forward_on(FakePipeline(), most_tokens=32_767)
+    for length, graphs in ((9000, 0), (MOST_RECORDED_ROWS - 1, 1), (MOST_RECORDED_ROWS, 1)):
+        for _ in range(3):
+            texts = texts_of(length)
+            assert torch.equal(vectors(forward, buffers, texts), expected(texts))
+        assert f"graphs={graphs}" in repr(forward)
+    fixed, buffers = forward_on(FakePipeline(), most_tokens=16_383, fixed_rows=16_384)
+    for _ in range(2):
+        vectors(fixed, buffers, texts_of(9000))
+    assert "graphs=1" in repr(fixed), "fixed rows are one size"
 
 
 def test_fixed_rows_give_every_pass_the_same_rows() -> None:

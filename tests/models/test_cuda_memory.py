@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
+import torch
 
 from millpond import InvalidOption
-from millpond.models.cuda_memory import COPIES, FEWEST_ROWS, rows_within
+from millpond.config import EngineConfig
+from millpond.models import cuda_memory
+from millpond.models.cuda_memory import (
+    FEWEST_ROWS,
+    MOST_ROWS,
+    probe_of,
+    rows_within,
+    tokens_that_fit,
+)
 from millpond.models.memory import DeviceMemory, MemoryBudget
+from millpond.models.pipeline import load_pipelines
+from millpond.models.resolve import resolve_checkpoint
+from millpond.models.spec import read_spec
 
 GB = 10**9
 MEMORY = DeviceMemory(free=40 * GB, total=80 * GB, weights=GB)
@@ -31,6 +48,71 @@ def test_a_budget_below_the_weights_is_refused(budget: MemoryBudget) -> None:
         budget.room_for_batches(MEMORY)
 
 
-def test_rows_are_as_many_as_fit_twice_and_never_too_few() -> None:
-    assert rows_within(1_000_000, 100) == 1_000_000 // (100 * COPIES)
+def test_rows_are_as_many_as_fit_and_never_too_few() -> None:
+    assert rows_within(1_000_000, 100) == 10_000
     assert rows_within(1000, 100) == FEWEST_ROWS
+    assert rows_within(1000, 0) == MOST_ROWS
+
+
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """A GPU on which a row of any pipeline takes 1 kB; the pipelines that were asked."""
+    asked: list[Any] = []
+
+    def bytes_per_row(pipeline: Any, device: torch.device) -> float:
+        asked.append(pipeline)
+        return 1000.0
+
+    monkeypatch.setattr(cuda_memory.DeviceMemory, "of", lambda *_: MEMORY)
+    monkeypatch.setattr(cuda_memory, "_bytes_per_row", bytes_per_row)
+    return asked
+
+
+MODEL, TABLE = SimpleNamespace(is_static=False), SimpleNamespace(is_static=True)
+
+
+@pytest.mark.parametrize(
+    ("budget", "wanted", "tokens"),
+    [
+        (MemoryBudget(), "auto", 32_767),  # 20 million would fit
+        (MemoryBudget(size=GB + 10**7), "auto", 9_999),
+        (MemoryBudget(size=GB + 10**7), 50_000, 9_999),
+        (MemoryBudget(size=GB + 10**7), 100, 100),
+        (MemoryBudget(), 50_000_000, 50_000_000),  # nobody said how much
+    ],
+)
+def test_a_batch_is_as_large_as_wanted_and_as_the_memory_allows(
+    told: list[Any], budget: MemoryBudget, wanted: Any, tokens: int
+) -> None:
+    models: Any = [MODEL, TABLE]
+    found = tokens_that_fit(models, CUDA, budget, wanted=wanted, most=32_767, reserved=0)
+    assert found == tokens
+    assert told in ([], [MODEL])
+
+
+@pytest.mark.parametrize("wanted", ["auto", 100])
+@pytest.mark.parametrize("pipeline", [MODEL, TABLE])
+def test_a_budget_is_checked_whatever_the_model_and_the_batch(
+    told: list[Any], wanted: Any, pipeline: Any
+) -> None:
+    budget = MemoryBudget(size=GB)
+    with pytest.raises(InvalidOption, match="the weights alone take"):
+        tokens_that_fit([pipeline], CUDA, budget, wanted=wanted, most=10, reserved=0)
+
+
+@pytest.mark.parametrize("name", ["bert", "mpnet", "convbert", "qwen3"])
+def test_every_kind_of_model_has_a_pass_to_measure(
+    checkpoint: Callable[[str], Path], name: str
+) -> None:
+    config = EngineConfig(model=str(checkpoint(name)), device="cpu", dtype="float32")
+    cpu = torch.device("cpu")
+    (pipeline,) = load_pipelines(read_spec(resolve_checkpoint(config.model)), config, cpu)
+    forward, rows = probe_of(pipeline, cpu)
+    with torch.inference_mode():
+        vectors = forward()
+    longest = pipeline.tokenizer.max_length
+    assert longest is not None
+    assert (len(vectors), rows) == (4096 // longest, 4096 // longest * longest)

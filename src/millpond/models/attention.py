@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import pad, scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
 from .causal_tiles import Masks, attend_in_tiles
 from .right_of_way import give_way
@@ -65,8 +65,11 @@ class PackedSequences:
         boundaries: Tensor | None = None,
         deterministic: bool = False,
     ) -> PackedSequences:
-        """Describe sequences of these lengths, in this order."""
-        changes = np.flatnonzero(np.diff(lengths)) + 1
+        """Describe sequences of these lengths, in this order.
+
+        Deterministic ones share no call: how many are alike depends on the company.
+        """
+        changes = np.flatnonzero(np.diff(lengths) | deterministic) + 1
         firsts = np.concatenate(([0], changes))
         counts = np.diff(np.concatenate((firsts, [len(lengths)])))
         starts = np.cumsum(lengths) - lengths
@@ -128,13 +131,12 @@ class Sequences(Protocol):
 
 
 def register_attention() -> None:
-    """Make `ATTENTION_NAME` known to transformers. Doing it again changes nothing."""
+    """Make `ATTENTION_NAME` known to transformers. Doing it again changes nothing.
+
+    It has no mask function, and without one transformers makes no mask. With one it would look for
+    packed sequences in the positions of every batch first, and wait for a GPU to do it.
+    """
     AttentionInterface.register(ATTENTION_NAME, packed_attention)
-    AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)
-
-
-def _no_mask(*_: Any, **__: Any) -> None:
-    """The boundaries say it all."""
 
 
 def uses_varlen(device: torch.device, dtype: torch.dtype) -> bool:
@@ -207,12 +209,27 @@ def attend_varlen(
         elif not _shares_keys(query.device, query.dtype):
             repeats = query.shape[1] // key.shape[1]
             key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
-    if deterministic and "num_splits" in _VARLEN_OPTIONS:
+    if deterministic and _can_keep_keys_whole(query.device, query.dtype):
         options["num_splits"] = 1
     bounds = (query_boundaries, key_boundaries, longest_query, longest_key)
     out = varlen_attn(query, key, value, *bounds, scale=scaling, **options)
     assert isinstance(out, Tensor)
     return out
+
+
+@functools.cache
+def _can_keep_keys_whole(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernel takes `num_splits`. In some builds the option is there and refused."""
+    if "num_splits" not in _VARLEN_OPTIONS:
+        return False
+    rows = torch.zeros(2, 1, 64, device=device, dtype=dtype)
+    bounds = torch.tensor([0, 2], dtype=torch.int32, device=device)
+    try:
+        options: dict[str, Any] = {"window_size": (-1, -1), "num_splits": 1}
+        varlen_attn(rows, rows, rows, bounds, bounds, 2, 2, scale=0.1, **options)
+    except (RuntimeError, ValueError):
+        return False
+    return True
 
 
 @functools.cache

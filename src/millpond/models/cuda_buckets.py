@@ -18,6 +18,7 @@ SMALLEST_ROWS = 64  # below a few hundred rows a GPU takes the same time for any
 DOUBLING_ROWS = 1024  # up to here sizes double, above they grow by an eighth at most
 TEXTS_FACTOR = 8  # an empty text costs attention a block that ends at once
 SHORTEST_LONGEST = 128  # rows of queries that the attention kernel takes as one block
+FIXED_LONGEST = 512  # what most models read at most; more would cost attention empty blocks
 
 IntArray = npt.NDArray[np.int64]
 
@@ -83,9 +84,24 @@ class Bucket:
             part[:texts], part[texts:] = values, filler
 
 
-def bucket_for(tokens: int, texts: int, longest: int, *, fixed_rows: int | None = None) -> Bucket:
-    """The smallest bucket for a batch; with `fixed_rows`, its rows are a multiple of them."""
-    rows = _rows(tokens + 1) if fixed_rows is None else -(-(tokens + 1) // fixed_rows) * fixed_rows
+def bucket_for(
+    tokens: int,
+    texts: int,
+    longest: int,
+    *,
+    fixed_rows: int | None = None,
+    max_length: int | None = None,
+) -> Bucket:
+    """The smallest bucket for a batch.
+
+    With `fixed_rows`, its rows are a multiple of them, and there is always room for a text of
+    `max_length` tokens, the longest that the model reads, or of `FIXED_LONGEST`.
+    """
+    if fixed_rows is None:
+        rows = _rows(tokens + 1)
+    else:
+        rows = -(-(tokens + 1) // fixed_rows) * fixed_rows
+        longest = max(longest, min(FIXED_LONGEST, max_length or FIXED_LONGEST))
     return Bucket(
         rows,
         _power(texts, least=TEXTS_FACTOR, factor=TEXTS_FACTOR),
@@ -93,11 +109,11 @@ def bucket_for(tokens: int, texts: int, longest: int, *, fixed_rows: int | None 
     )
 
 
-def query_buckets(most_tokens: int, *, fixed_rows: int | None = None) -> list[Bucket]:
-    """The buckets of one query and of dozens at a time, smallest first."""
+def query_buckets(most_tokens: int, **options: int | None) -> list[Bucket]:
+    """The buckets of one query and of dozens at a time, smallest first; options of `bucket_for`."""
     sizes = [SMALLEST_ROWS << doubling for doubling in range(5)]
     found = {
-        bucket_for(size - 1, texts, 1, fixed_rows=fixed_rows)
+        bucket_for(size - 1, texts, 1, **options)
         for size in sizes
         for texts in (1, TEXTS_FACTOR**2)
         if size <= most_tokens and texts < size

@@ -23,6 +23,7 @@ from .pipeline import Pipeline, TokenRows
 __all__ = ["BucketedForward", "bucketed_forwards", "forward_bucket", "is_bucketed"]
 
 WARM_UP_TOKENS = 8
+MOST_RECORDED_ROWS = 8192  # more keep the device busy for longer than Python needs to launch them
 IntArray = npt.NDArray[np.int64]
 
 
@@ -40,7 +41,8 @@ class BucketRun(NamedTuple):
 class BucketedForward:
     """Runs texts of one pipeline; `fixed_rows` makes their bits independent of company.
 
-    Batches beyond `most_tokens` run plainly, in memory of their own.
+    Batches beyond `most_tokens`, or beyond `MOST_RECORDED_ROWS` that are not fixed, run plainly, in
+    memory of their own. So graphs take no more than some thousand rows do.
     """
 
     def __init__(
@@ -57,7 +59,10 @@ class BucketedForward:
         self._device = device
         self._buffers = buffers
         self._fixed_rows = fixed_rows
-        self._most_rows = bucket_for(most_tokens, 1, 1, fixed_rows=fixed_rows).rows
+        self._sizes = {"fixed_rows": fixed_rows, "max_length": pipeline.tokenizer.max_length}
+        self._most_rows = bucket_for(most_tokens, 1, 1, **self._sizes).rows
+        if fixed_rows is None:
+            self._most_rows = min(self._most_rows, MOST_RECORDED_ROWS)
         largest = Bucket(self._most_rows, self._most_rows, 1)
         self._integers = torch.zeros(sum(largest.sizes), dtype=torch.int64, device=device)
         self._recorded = RecordedForwards(self._forward, recorder)
@@ -66,7 +71,7 @@ class BucketedForward:
         self, ids: npt.NDArray[np.integer], lengths: IntArray, prompt_lengths: IntArray
     ) -> BucketRun:
         """Start the forward pass of texts end to end, longest first."""
-        bucket = bucket_for(len(ids), len(lengths), int(lengths[0]), fixed_rows=self._fixed_rows)
+        bucket = bucket_for(len(ids), len(lengths), int(lengths[0]), **self._sizes)
         count = sum(bucket.sizes)
         staging = self._buffers.take(count, torch.int64)
         pad_id = self._pipeline.tokenizer.pad_id
@@ -82,7 +87,7 @@ class BucketedForward:
         """Record the buckets that a few queries need."""
         pad_id = self._pipeline.tokenizer.pad_id
         text, length = np.full(WARM_UP_TOKENS, pad_id), np.array([WARM_UP_TOKENS])
-        for bucket in query_buckets(self._most_rows, fixed_rows=self._fixed_rows):
+        for bucket in query_buckets(self._most_rows, **self._sizes):
             integers = np.empty(sum(bucket.sizes), dtype=np.int64)
             bucket.fill(integers, text, length, np.zeros(1, dtype=np.int64), pad_id=pad_id)
             self._integers[: len(integers)].copy_(torch.from_numpy(integers))

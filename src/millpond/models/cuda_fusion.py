@@ -33,7 +33,7 @@ def fuse_for_cuda(model: nn.Module, *, compiled: bool) -> None:
         fuse_rms_norms(model)
         fuse_rotary(model)
         return
-    fuse_rms_norms(model, kernels.rms_norm)
+    fuse_rms_norms(model, kernels.rms_norm, mixed=True)
     fuse_rms_norms(model)  # those it did not do
     fuse_rotary(model, kernels.rotate)
     fuse_gates(model, kernels.silu_times)

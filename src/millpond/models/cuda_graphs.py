@@ -9,9 +9,10 @@ a model that cannot be recorded runs plainly.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ __all__ = ["RecordedForwards", "Recorder", "Recording", "record_cuda_graph"]
 
 logger = logging.getLogger("millpond")
 MOST_GRAPHS = 96
+PAUSE = 256  # runs without recording, after the device was full
 RELATIVE, ABSOLUTE = 1e-2, 1e-3  # half precision; a wrong tensor is further away
 
 
@@ -39,30 +41,48 @@ Recorder = Callable[[Callable[[], Tensor]], tuple[Recording, Tensor]]
 def record_cuda_graph() -> Recorder:
     """A recorder of CUDA graphs on the current stream, all in one pool of memory.
 
-    They share it because no two run at a time and their results are fetched in between.
+    They share it because no two run at a time and their results are fetched in between. When the
+    last of them is gone so is the pool, and the next graph begins another.
     """
-    pool = torch.cuda.graph_pool_handle()
+    graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
+    pools: list[Any] = []  # the one in use
 
     def record(work: Callable[[], Tensor]) -> tuple[Recording, Tensor]:
+        if not graphs:
+            pools[:] = [torch.cuda.graph_pool_handle()]
+        (pool,) = pools
         graph = torch.cuda.CUDAGraph()
-        # What other threads do with the device meanwhile is none of the recording's business.
-        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
+            # What other threads do with the device meanwhile is none of the recording's business.
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             vectors = work()
+            graph.capture_end()
         except BaseException:
-            _abandon(graph)
+            _abandon(graph, pool)
             raise
-        graph.capture_end()
+        graphs.add(graph)
         return graph, vectors
 
     return record
 
 
-def _abandon(graph: torch.cuda.CUDAGraph) -> None:
+def _abandon(graph: torch.cuda.CUDAGraph, pool: Any) -> None:
+    """End a recording that failed, so that the allocator knows of it too."""
     try:
         graph.capture_end()
-    except RuntimeError:  # it says that the recording failed, which we know
+    except RuntimeError:  # it says that the recording failed, which we know, and stops there
         logger.debug("a recording was abandoned", exc_info=True)
+        _leave(pool)
+
+
+def _leave(pool: Any) -> None:
+    """What the end of a recording does with its pool, where torch did not come to it."""
+    device = torch.cuda.current_device()
+    try:
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
+    except (AttributeError, RuntimeError):  # private names; or it had come to it after all
+        logger.debug("a pool of graphs was left as it is", exc_info=True)
 
 
 class RecordedForwards:
@@ -83,6 +103,7 @@ class RecordedForwards:
         self._most_graphs = most_graphs
         self._seen: set[Bucket] = set()
         self._recorded: OrderedDict[Bucket, tuple[Recording, Tensor]] = OrderedDict()
+        self._pause = 0  # runs until recording is tried again
         self.reason_against: str | None = None
         """Why the model is not recorded, once that is known."""
 
@@ -102,9 +123,12 @@ class RecordedForwards:
             recording.replay()
             return vectors
         plain = self._forward(bucket, integers)
-        if self.reason_against is None and bucket in self._seen:
+        if self._pause:
+            self._pause -= 1
+        elif self.reason_against is None and bucket in self._seen:
             self._keep(bucket, integers, plain[:texts])
-        self._seen.add(bucket)
+        else:
+            self._seen.add(bucket)
         return plain
 
     def _keep(self, bucket: Bucket, integers: Tensor, expected: Tensor) -> None:
@@ -116,14 +140,24 @@ class RecordedForwards:
             close = torch.allclose(found, expected, RELATIVE, ABSOLUTE, equal_nan=True)
         except Exception as error:  # whatever the model's code does that a graph cannot
             first_line = (str(error).splitlines() or [""])[0]
-            self._give_up(f"{type(error).__name__}: {first_line}")
+            if "out of memory" in first_line:
+                self._make_room()
+            else:
+                self._give_up(f"{type(error).__name__}: {first_line}")
             return
         if not close:
             self._give_up("a replay gave other vectors than the run it was recorded from")
             return
         self._recorded[bucket] = (recording, vectors)
         if len(self._recorded) > self._most_graphs:
-            self._recorded.popitem(last=False)
+            oldest, _ = self._recorded.popitem(last=False)
+            self._seen.discard(oldest)
+
+    def _make_room(self) -> None:
+        """Batches come first: without graphs for a while, and then again."""
+        logger.debug("no memory for another CUDA graph; none are kept for now")
+        self.clear()
+        self._pause = PAUSE
 
     def _give_up(self, reason: str) -> None:
         self.clear()

@@ -4,11 +4,11 @@ Each reads its input once and writes its result once, computes in float32 and ro
 gives a row the same bits whatever other rows there are. torch brings Triton along where it is built
 for CUDA; Triton needs a C compiler at hand when a kernel is first used. Import this module only
 where there is a use for it, and expect any error.
+
+Triton reads the annotations of kernels, too, and knows no names but its own.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import triton
@@ -25,11 +25,11 @@ NUMBERS = 2048  # that a program works on at a time, about
 # cannot be done while a graph is recorded.
 @triton.jit(do_not_specialize=["count"])
 def _rms_norm(
-    rows: Any,
-    weight: Any,
-    out: Any,
-    count: Any,
-    epsilon: Any,
+    rows: tl.tensor,
+    weight: tl.tensor,
+    out: tl.tensor,
+    count: tl.tensor,
+    epsilon: tl.tensor,
     WIDTH: tl.constexpr,
     COLUMNS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -63,17 +63,17 @@ def rms_norm(rows: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 @triton.jit(do_not_specialize=["heads"])
 def _rotate(
-    rows: Any,
-    cos: Any,
-    sin: Any,
-    out: Any,
-    heads: Any,
-    row_head: Any,
-    row_token: Any,
-    out_head: Any,
-    out_token: Any,
-    cos_token: Any,
-    sin_token: Any,
+    rows: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
+    out: tl.tensor,
+    heads: tl.tensor,
+    row_head: tl.tensor,
+    row_token: tl.tensor,
+    out_head: tl.tensor,
+    out_token: tl.tensor,
+    cos_token: tl.tensor,
+    sin_token: tl.tensor,
     HALF: tl.constexpr,
     COLUMNS: tl.constexpr,
     HEADS: tl.constexpr,
@@ -123,10 +123,18 @@ def rotate(rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return out
 
 
-@triton.jit(do_not_specialize=["count"])
-def _silu_times(gate: Any, up: Any, out: Any, count: Any, NUMBERS: tl.constexpr) -> None:
+# Where the numbers come in eights it knows that whole eights are inside or not, and reads them so.
+@triton.jit(do_not_specialize=["units"])
+def _silu_times(
+    gate: tl.tensor,
+    up: tl.tensor,
+    out: tl.tensor,
+    units: tl.tensor,
+    UNIT: tl.constexpr,
+    NUMBERS: tl.constexpr,
+) -> None:
     place = tl.program_id(0).to(tl.int64) * NUMBERS + tl.arange(0, NUMBERS)
-    inside = place < count
+    inside = place < tl.cast(units, tl.int64) * UNIT
     x = tl.load(gate + place, mask=inside, other=0.0).to(tl.float32)
     y = tl.load(up + place, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + place, x * tl.sigmoid(x) * y, mask=inside)
@@ -137,5 +145,8 @@ def silu_times(gate: Tensor, up: Tensor) -> Tensor:
     gate, up = gate.contiguous(), up.contiguous()
     out = torch.empty_like(gate)
     if count := out.numel():
-        _silu_times[(triton.cdiv(count, NUMBERS),)](gate, up, out, count, NUMBERS=NUMBERS)
+        unit = 8 if count % 8 == 0 else 1
+        _silu_times[(triton.cdiv(count, NUMBERS),)](
+            gate, up, out, count // unit, UNIT=unit, NUMBERS=NUMBERS
+        )
     return out

@@ -2,7 +2,8 @@
 
 Decoder models write the norm out in float32, step by step, and each step is a trip through the
 device's memory. torch has it as one operator, and `cuda_kernels` has one for narrow rows too. A
-layer is replaced only where that gives what the layer gave.
+layer is replaced only where that gives what the layer gave. Some models keep their weights less
+one; the sum is kept in float32, because half precision has no room for both.
 """
 
 from __future__ import annotations
@@ -40,20 +41,23 @@ def rms_norm(rows: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 
 @torch.no_grad()
-def fuse_rms_norms(model: nn.Module, norm: Norm = rms_norm) -> int:
-    """Replace the RMS norms of a model by `norm`; how many is returned."""
+def fuse_rms_norms(model: nn.Module, norm: Norm = rms_norm, *, mixed: bool = False) -> int:
+    """Replace the RMS norms of a model by `norm`; how many is returned.
+
+    With `mixed` it takes weights in float32 for rows in half precision.
+    """
     replaced = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            fused = _fused(child, norm)
+            fused = _fused(child, norm, mixed)
             if fused is not None:
                 setattr(parent, name, fused)
                 replaced += 1
     return replaced
 
 
-def _fused(layer: nn.Module, norm: Norm) -> nn.Module | None:
-    """What takes the layer's place, or None. Some models keep their weights less one."""
+def _fused(layer: nn.Module, norm: Norm, mixed: bool) -> nn.Module | None:
+    """What takes the layer's place, or None."""
     weight = getattr(layer, "weight", None)
     epsilon = getattr(layer, "variance_epsilon", getattr(layer, "eps", None))
     is_norm = type(layer).__name__.endswith("RMSNorm") and not list(layer.children())
@@ -61,12 +65,18 @@ def _fused(layer: nn.Module, norm: Norm) -> nn.Module | None:
         return None
     if weight.ndim != 1 or weight.dtype not in TOLERANCE or type(layer) is nn.RMSNorm:
         return None
+    scales = [weight.detach()]
+    if mixed or weight.dtype == torch.float32:
+        scales.append(weight.detach().float() + 1)
     rows = _probe(weight)
-    expected = layer(rows)
-    for scale in (weight.detach(), weight.detach() + 1):
-        fused = _FusedNorm(scale, epsilon, norm).eval()
-        if _are_close(fused(rows), expected):
-            return fused
+    try:
+        expected = layer(rows)
+        for scale in scales:
+            fused = _FusedNorm(scale, epsilon, norm).eval()
+            if _are_close(fused(rows), expected):
+                return fused
+    except Exception:  # whatever a layer that is called otherwise, or a kernel, objects with
+        return None
     return None
 
 
@@ -80,5 +90,7 @@ def _probe(weight: Tensor) -> Tensor:
 
 def _are_close(found: Tensor, expected: Tensor) -> bool:
     """Whether every row is, by its own length."""
+    if found.dtype != expected.dtype:
+        return False
     distances = (found.float() - expected.float()).norm(dim=-1)
     return bool((distances <= TOLERANCE[expected.dtype] * expected.float().norm(dim=-1)).all())

@@ -45,6 +45,11 @@ class MemoryBudget:
     share: float | None = None
     size: int | None = None
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether somebody said how much."""
+        return self.share is not None or self.size is not None
+
     def room_for_batches(self, memory: DeviceMemory) -> int:
         """Bytes left for batches, beside weights that are loaded. Raises `InvalidOption`."""
         left = self._left(memory)
@@ -56,7 +61,7 @@ class MemoryBudget:
         return int(memory.free * GUEST_PREFIX_SHARE if left is None else left * PREFIX_SHARE)
 
     def _left(self, memory: DeviceMemory) -> int | None:
-        if self.share is None and self.size is None:
+        if not self.is_limited:
             return None
         limit = self.size if self.size is not None else int(memory.total * (self.share or 0))
         if limit <= memory.weights:

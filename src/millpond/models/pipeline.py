@@ -39,7 +39,7 @@ from .static import StaticEmbeddings
 from .tokenizer import TextTokenizer
 from .transformer import Transformer
 
-__all__ = ["ExecutionKind", "Pipeline", "RouteInfo", "TokenRows", "load_pipelines"]
+__all__ = ["ExecutionKind", "Pipeline", "RouteInfo", "TokenRows", "load_pipelines", "promised"]
 
 logger = logging.getLogger("millpond")
 MOST_ENGLISH_TOKENS = 64
@@ -251,7 +251,7 @@ class _Encoders:
                 execution = replace(execution, same_bits=False)
         if self.config.compile:
             execution = prove_compiled(transformer, execution, token_ids=ids)
-        return transformer, tokenizer, execution
+        return transformer, tokenizer, promised(execution, self.config, self.device)
 
     def prefixes(self, route: Route, head: Head) -> PrefixSupport:
         """Whether the texts of a route can go on from cached prefixes."""
@@ -263,6 +263,13 @@ class _Encoders:
         ids = _ordinary_ids(encoder.vocab_size, tokenizer)
         with threads_for_a_check(encoder.model, sum(LENGTHS)):
             return prove_prefixes(encoder, token_ids=ids)
+
+
+def promised(execution: Execution, config: EngineConfig, device: torch.device) -> Execution:
+    """On a GPU the company decides about kernels, whatever a few rows showed, unless it may not."""
+    if device.type != "cuda":
+        return execution
+    return replace(execution, same_bits=config.deterministic)
 
 
 def _reason_against_prefixes(
