@@ -5,6 +5,7 @@ From a cold cache, a warm one, one that is full and evicts, and with several cal
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,9 @@ NAMES = [
         "gemma3_text",
         "qwen2_sliding",
         "gpt2",
+        "qwen2",
+        "gemma2",
+        "phi3",
         "phi3_sliding",
     )
     if name in BY_NAME
@@ -189,6 +193,31 @@ def test_a_cold_cache_a_warm_one_and_a_full_one_change_nothing(
         assert cache is not None
         assert (stats.cached_tokens > 0) == (blocks > 0)
         assert (cache.stats.evictions > 0) == (0 < blocks < 500)
+
+
+def test_a_prompt_that_pooling_leaves_out_is_left_out_of_what_follows_a_prefix(
+    tmp_path: Path,
+) -> None:
+    """Without an end token the empty text is nothing but its prompt: its vector is zeros."""
+    family = BY_NAME["qwen3"]
+    config = {**family.config, "max_position_embeddings": LONGEST}
+    bare = save_transformer(
+        tmp_path / "bare", model=family.model, tokenizer="decoder", config=config
+    )
+    tokenizer = json.loads((bare / "tokenizer.json").read_text())
+    (bare / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": None}))
+    modules = [
+        Transformer(str(bare), max_seq_length=LONGEST),
+        Pooling(WIDTH, "lasttoken", include_prompt=False),
+    ]
+    folder = save_checkpoint(tmp_path / "saved", modules, prompts=PROMPTS)
+    with engine_on(folder) as off, engine_on(folder, blocks=500) as engine:
+        expected = ways(off)
+        assert not expected["query"][TEXTS.index("")].any()
+        for _ in range(2):
+            for how, found in ways(engine).items():
+                agree(engine, found, expected[how])
+        assert engine.stats().cached_tokens > 0
 
 
 @pytest.mark.parametrize("blocks", [6, 24, 500])

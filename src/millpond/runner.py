@@ -291,7 +291,7 @@ class Runner:
             np.append(layout.prefixes, nothing), layout.read, layout.rows, layout.written
         )
         index = PrefixIndex.of(lengths, slots, self._kv_cache)
-        texts = (starts, layout.lengths, np.zeros_like(layout.lengths))
+        texts = (starts, layout.lengths, layout.prompt_lengths)
         staging, (device_ids, device_positions, *rest) = self._stage(
             ids, positions, *texts, *index.arrays
         )
