@@ -51,7 +51,7 @@ class Segment(NamedTuple):
 
     def uncached(self) -> Segment:
         """The same texts, computed whole."""
-        return self._replace(claims=None, until=None)
+        return self._replace(claims=None, until=None, computed_before=0)
 
 
 @dataclass(frozen=True)

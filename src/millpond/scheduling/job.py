@@ -116,6 +116,8 @@ class Span:
     """Of a single text of which a part is computed: the blocks that hold it."""
     in_one_batch: bool = False
     """Whether a part of its text was no good: then all of it goes into one batch."""
+    is_rest: bool = False
+    """Whether it is a text of which a batch was to compute a part."""
 
     @property
     def computed_tokens(self) -> int:

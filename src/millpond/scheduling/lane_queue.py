@@ -91,6 +91,8 @@ class LaneQueue:
             job = self._ready.popleft()
             if job.dead:
                 continue
+            if not plan.segments:
+                plan.waiting_beside = self.ready_tokens - _span_tokens(job)
             took = self._fill_from(job, plan)
             if job.spans:
                 (served if took else misfits).append(job)
@@ -111,8 +113,13 @@ class LaneQueue:
         return took
 
     def put_back(self, job: Job, span: Span) -> None:
-        """Texts that a batch had taken are to run after all; they go first."""
-        if not job.spans:
+        """Texts that a batch had taken wait again.
+
+        They go first, but the rest of a text that is computed in part takes turns with other jobs.
+        """
+        if not job.spans and span.is_rest:
+            self._ready.append(job)
+        elif not job.spans:
             self._ready.appendleft(job)
         job.spans.appendleft(span)
         self._count(job, _tokens(span))

@@ -2,12 +2,16 @@
 
 It decides how much of a job's next texts goes in, and lets twins of texts in flight go by. Which
 job is next is not its business.
+
+Texts that go on from prefixes bring keys beside the tokens that are computed. Those are bounded
+too: a batch of short ends after one long prefix would fill the memory otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +21,10 @@ from .job import Job, Span
 from .prefix_cache import Claim, PrefixCache
 from .twins import Twins
 
-__all__ = ["BatchShape", "Plan"]
+__all__ = ["BatchShape", "Plan", "most_keys"]
+
+KEYS_PER_TOKEN = 4  # of a batch as large as may be
+FEWEST_KEYS = 32_768  # a bound below this saves no memory worth speaking of
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,11 @@ class BatchShape:
         return rounded if self.max_length is None else max(length, min(rounded, self.max_length))
 
 
+def most_keys(max_batch_tokens: int) -> int:
+    """Keys that the texts of a batch with prefixes may attend to; a single one goes in anyway."""
+    return max(FEWEST_KEYS, KEYS_PER_TOKEN * max_batch_tokens)
+
+
 @dataclass(eq=False)
 class Plan:
     """A batch in the making. With `prefixes`, its texts go on from what that cache holds."""
@@ -49,6 +61,11 @@ class Plan:
     now_s: float
     twins: Twins = field(default_factory=Twins)
     prefixes: PrefixCache | None = None
+    keys_left: int = FEWEST_KEYS
+    most_of_a_text: int = 0
+    """Tokens of one text, where they are more than those left: dividing is for several texts."""
+    waiting_beside: int = 0
+    """Tokens that wait in the lane beside those of the job whose turn it is."""
     route: int | None = None
     padded_length: int | None = None
     oldest_ready_s: float = float("inf")
@@ -100,16 +117,16 @@ class Plan:
         if span.claim is None and self.twins.follows(job, chunk, place):
             span.start += 1
             return True
-        ids, before, until = chunk.ids_of(place), span.computed_tokens, None
+        if self.segments and chunk.lengths[place] > self.keys_left:
+            return False
+        ids, before = chunk.ids_of(place), span.computed_tokens
         # A text that was cut may have lost its prompt, and there is no room to pin just anything.
         pin = job.is_pinned and not job.truncated[chunk.rows[place]]
-        claim = self._claim(prefixes, job, ids, pin)
-        if len(ids) - claim.cached_tokens > self.tokens_left:
-            if self.segments:
-                prefixes.cancel(claim)
-                return False
-            if not span.in_one_batch:
-                claim, until = self._part(prefixes, job, ids, pin, claim)
+        hold = partial(prefixes.claim, ids, owner=self, split=job.shared_tokens, pin=pin)
+        found = self._fitting(prefixes, hold, in_one_batch=span.in_one_batch)
+        if found is None:
+            return False
+        claim, until = found
         if span.claim is not None:
             prefixes.release(span.claim)
             span.claim = None
@@ -117,33 +134,35 @@ class Plan:
             self.twins.lead(job, chunk, place)
         segment = Segment(job, chunk, place, place + 1, (claim,), until, before)
         self._add(segment, span, segment.tokens - segment.cached_tokens)
+        self.keys_left -= until or len(ids)
         span.start += 1
         return True
 
-    def _claim(
-        self,
-        prefixes: PrefixCache,
-        job: Job,
-        ids: npt.NDArray[np.int32],
-        pin: bool,
-        until: int | None = None,
-    ) -> Claim:
-        return prefixes.claim(ids, owner=self, split=job.shared_tokens, pin=pin, until=until)
-
-    def _part(
-        self, prefixes: PrefixCache, job: Job, ids: npt.NDArray[np.int32], pin: bool, claim: Claim
-    ) -> tuple[Claim, int | None]:
-        """A claim on what fits of a text that is longer than the batch, and where that ends.
-
-        The text goes in whole where there are no blocks to keep a part in.
-        """
-        ends = np.cumsum(claim.sizes)
-        fitting = ends[ends <= claim.cached_tokens + self.tokens_left]
-        until = int(fitting[-1]) if len(fitting) else 0
-        if not claim.cached_tokens < until < len(ids):
+    def _fitting(
+        self, prefixes: PrefixCache, hold: Callable[..., Claim], *, in_one_batch: bool
+    ) -> tuple[Claim, int | None] | None:
+        """A claim on a text, and where this batch stops computing it; None if it has to wait."""
+        claim = hold()
+        new, most = claim.length - claim.cached_tokens, max(self.tokens_left, self.most_of_a_text)
+        if new <= (self.tokens_left if self.segments else most):
+            return claim, None
+        until = 0
+        if new > most and not in_one_batch:
+            until = _last_end(claim, self._room_for_a_part(most, prefixes.block_tokens))
+        if not until and not self.segments:  # there are no blocks to keep a part in
             return claim, None
         prefixes.cancel(claim)
-        return self._claim(prefixes, job, ids, pin, until), until
+        return (hold(until=until), until) if until else None
+
+    def _room_for_a_part(self, most: int, block_tokens: int) -> int:
+        """Tokens of a text that is longer than the batch; 0 where too few are left to be worth it.
+
+        Where others wait it leaves them room, but for half of the batch at most.
+        """
+        half = most // 2
+        if self.segments:
+            return self.tokens_left if self.tokens_left >= half else 0
+        return min(most, max(half, most - self.waiting_beside, block_tokens))
 
     def batch(self) -> Batch:
         """The plan as it is now. It has at least one segment."""
@@ -160,6 +179,14 @@ class Plan:
             for claim in segment.claims or ():
                 prefixes.cancel(claim)
         self.segments = [segment.uncached() for segment in self.segments]
+
+
+def _last_end(claim: Claim, room: int) -> int:
+    """Where the last block ends before which no more than `room` tokens are new; 0 if none does."""
+    ends = np.cumsum(claim.sizes)
+    fitting = ends[ends <= claim.cached_tokens + room]
+    until = int(fitting[-1]) if len(fitting) else 0
+    return until if until > claim.cached_tokens else 0
 
 
 def _joined(segments: Sequence[Segment]) -> Sequence[Segment]:

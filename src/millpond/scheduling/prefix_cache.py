@@ -31,7 +31,7 @@ __all__ = ["Claim", "PrefixBudget", "PrefixCache"]
 Digest = Callable[[tuple[int, bytes]], int]
 
 ID_BYTES = 4
-FEW_BLOCKS = 4096  # whose books are read through in a millisecond
+FEW_BLOCKS = 256  # whose books are read through in no time
 ROOT_KEY = 0  # what the first node's digest is chained to
 
 OPEN, SETTLED, RELEASED = "open", "settled", "released"

@@ -14,7 +14,7 @@ The policy, all of it:
 - Jobs of a lane take turns, so a small job does not wait for a large one to end.
 - A text that is identical to one in flight is not planned; it gets that one's vector.
 - With a prefix cache a text costs the tokens that the cache does not have, and one that is longer
-  than a batch is computed in parts, others going in between.
+  than a batch is computed in parts, others going in beside and between them.
 
 It never reads a clock, and every method is called under the engine's lock.
 """
@@ -31,7 +31,7 @@ import numpy.typing as npt
 from .batch import Batch, Segment
 from .job import Chunk, Job, Lane, Span
 from .lane_queue import LaneQueue
-from .plan import BatchShape, Plan
+from .plan import BatchShape, Plan, most_keys
 from .prefix_cache import PrefixCache
 from .twins import Follower, Twins
 
@@ -189,15 +189,18 @@ class Scheduler:
     def _plan(self, now_s: float, queries_only: bool, bulk_takers: int, query_takers: int) -> Plan:
         interactive, bulk = self.lanes[Lane.INTERACTIVE], self.lanes[Lane.BULK]
         plan = Plan(self.shapes, self.max_batch_tokens, now_s, self._twins, self.prefixes)
+        plan.keys_left = most_keys(self.max_batch_tokens)
         takes_bulk = bulk.has_ready and not queries_only
         if takes_bulk and (not interactive.has_ready or self._bulk_is_due(now_s)):
-            bulk_budget = min(self._bulk_budget(now_s), self._share(bulk, bulk_takers))
+            plan.most_of_a_text = self._bulk_budget(now_s)
+            bulk_budget = min(plan.most_of_a_text, self._share(bulk, bulk_takers))
             plan.tokens_left = bulk_budget
             bulk.fill(plan)
             bulk.admit()
             self._bulk_waits_since_s = now_s if bulk.has_ready else None
             plan.tokens_left += self.max_batch_tokens - bulk_budget
         if interactive.has_ready:
+            plan.most_of_a_text = self.max_batch_tokens
             plan.tokens_left = min(plan.tokens_left, self._share(interactive, query_takers))
             interactive.fill(plan)
             interactive.admit()
@@ -271,7 +274,8 @@ class Scheduler:
         if claim is None:
             self._release(segment)
         # In parts again, one whose own numbers overflow would never come to its end.
-        span = Span(segment.chunk, segment.start, segment.stop, now_s, claim, in_one_batch=not keep)
+        whole = not keep
+        span = Span(segment.chunk, segment.start, segment.stop, now_s, claim, whole, is_rest=True)
         self._wait_again(segment.job, span, now_s)
 
     def _wait_again(self, job: Job, span: Span, now_s: float) -> None:
