@@ -14,6 +14,7 @@ from millpond.models.kv_cache import KVCache
 from millpond.models.memory import DeviceMemory, MemoryBudget
 from millpond.models.prefix_check import PrefixSupport
 from millpond.prefix_memory import BLOCK_TOKENS, FEWEST_BLOCKS, MOST_BLOCKS, PrefixMemory
+from millpond.scheduling.plan import most_keys
 
 CPU = torch.device("cpu")
 GIB = 1 << 30
@@ -104,6 +105,15 @@ def test_what_is_allocated_is_what_was_planned(monkeypatch: pytest.MonkeyPatch) 
     assert tensors.slots == 100 * BLOCK_TOKENS
     assert tensors.slots * tensors.bytes_per_slot == found.budget.bytes == 100 * block_bytes
     assert tensors.shapes == cache.shapes
+
+
+def test_room_is_reserved_for_what_a_batch_reads_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small cache in its layers: one layer's keys and values are read at a time."""
+    cache = small_cache()
+    found = room(monkeypatch, DeviceMemory(GIB, GIB, 0), MemoryBudget(), cache)
+    assert found is not None
+    read = found.reserved(100_000) - found.budget.bytes
+    assert read == 2 * most_keys(100_000) * cache.bytes_per_slot
 
 
 @pytest.mark.parametrize(("device", "tokens"), [("cpu", 0), ("cuda", 4096)])

@@ -143,7 +143,7 @@ class Runner:
         prefixes = PrefixMemory.of(pipelines, device, memory)
         max_batch_tokens = config.max_batch_tokens
         if max_batch_tokens == "auto":
-            reserved = 0 if prefixes is None else prefixes.budget.bytes
+            reserved = 0 if prefixes is None else prefixes.reserved(BATCH_TOKENS[device.type])
             max_batch_tokens = _batch_tokens(pipelines, device, memory, reserved=reserved)
         runner = cls(
             pipelines,
@@ -189,11 +189,11 @@ class Runner:
         """Tokens of a prompt that pooling leaves out; 0 for most models."""
         return self.pipelines[route].prompt_tokens(prompt)
 
-    def shared_tokens(self, route: int, prompt: str) -> int:
-        """Leading tokens that all texts with this prompt share; 0 without a prefix cache."""
+    def shared_tokens(self, route: int, prompt: str, task: str | None) -> int:
+        """Leading tokens that texts with this prompt share; 0 without a prefix cache."""
         if self._prefix_budget is None:
             return 0
-        return self.pipelines[route].tokenizer.shared_prefix_length(prompt)
+        return self.pipelines[route].tokenizer.shared_prefix_length(prompt, task)
 
     def tokenize(self, job: Job, rows: npt.NDArray[np.int64]) -> Chunk:
         """Turn texts of a job into ids and note what was cut off. Raises `InvalidInput`."""
