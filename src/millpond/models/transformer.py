@@ -15,6 +15,7 @@ from torch import Tensor
 from .attention import ATTENTION_NAME, PackedSequences, Sequences, register_attention
 from .compiled_layers import CompiledLayers, TracedSequences
 from .loading import LoadedTransformer
+from .rotary import RotaryStart
 
 __all__ = ["HiddenStates", "Transformer"]
 
@@ -38,6 +39,7 @@ class Transformer:
         self.takes_boundaries = any_name
         self.compiled: CompiledLayers | None = None
         self._stock_attention = self.model.config._attn_implementation
+        self._rotary_start = RotaryStart(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -96,6 +98,7 @@ class Transformer:
             inputs["token_type_ids"] = torch.zeros_like(input_ids)
         if self.all_layers:
             inputs["output_hidden_states"] = True
+        self._rotary_start.restore()
         return self.model(input_ids=input_ids, return_dict=True, **inputs)
 
     def _rows(self, output: Any) -> HiddenStates:
