@@ -47,6 +47,7 @@ def room(
         (DeviceMemory(70 * GIB, 80 * GIB, 2 * GIB), MemoryBudget(share=0.5), 19 * GIB),
         (DeviceMemory(70 * GIB, 80 * GIB, 2 * GIB), MemoryBudget(size=4 * GIB), GIB),
         (DeviceMemory(6 * GIB, 80 * GIB, 2 * GIB), MemoryBudget(share=0.9), 3 * GIB),
+        (DeviceMemory(0, 0, 2 * GIB), MemoryBudget(size=4 * GIB), GIB),
     ],
 )
 def test_a_guest_takes_a_tenth_of_what_is_free_and_a_server_half_of_what_it_may(
@@ -65,6 +66,11 @@ def test_a_budget_that_the_weights_fill_is_refused(monkeypatch: pytest.MonkeyPat
     memory = DeviceMemory(70 * GIB, 80 * GIB, 4 * GIB)
     with pytest.raises(InvalidOption, match=r"weights alone take 4,294,967,296"):
         room(monkeypatch, memory, MemoryBudget(size=4 * GIB), small_cache())
+
+
+def test_a_share_of_what_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidOption, match=r"cannot be asked for here; set memory_bytes"):
+        room(monkeypatch, DeviceMemory(0, 0, GIB), MemoryBudget(share=0.5), small_cache())
 
 
 @pytest.mark.parametrize(
