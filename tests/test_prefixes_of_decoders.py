@@ -5,6 +5,7 @@ From a cold cache, a warm one, one that is full and evicts, and with several cal
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -277,6 +278,32 @@ def test_a_thousand_queries_compute_their_instruction_once(saved: Callable[[str]
     computed = stats.tokens - before.tokens - (stats.cached_tokens - before.cached_tokens)
     assert computed <= sum(counts) - 1000 * shared
     assert stats.tokens - before.tokens <= sum(counts)
+
+
+def test_a_layer_that_throws_half_way_leaves_nothing_behind(
+    saved: Callable[[str], Path], whole: Callable[[str], dict[str, npt.NDArray[Any]]]
+) -> None:
+    """By then the layers before it have written keys and values for some of the texts."""
+    expected = whole("qwen3")["query"]
+    with engine_on(saved("qwen3"), blocks=200) as engine:
+        layer = engine._service.runner.pipelines[0].encoder.model.layers[1]  # type: ignore[attr-defined]
+        forward, calls = layer.forward, itertools.count()
+
+        def failing(*rows: Any, **options: Any) -> Any:
+            if next(calls) % 3 == 0:
+                raise RuntimeError("half-way")
+            return forward(*rows, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(layer, "forward", failing)
+            for _ in range(3):
+                result = engine.submit(TEXTS, task="query").result(PATIENCE_S)
+                good = [row for row in range(len(TEXTS)) if row not in result.errors]
+                assert good
+                agree(engine, result.vectors[good], expected[good])
+        assert next(calls) > 9
+        agree(engine, engine.embed(TEXTS, task="query"), expected)
+        assert engine.health == "ready"
 
 
 @pytest.mark.parametrize("blocks", [2, 500])
