@@ -162,10 +162,14 @@ def test_the_prefix_that_texts_share_reaches_into_the_template(bare: Path, name:
 
 def test_continuations_that_the_template_refuses_are_left_out(bare: Path) -> None:
     """A hint about prompts is no reason for a call to fail."""
-    refuses = "{% if not m.content or 'refuse' in m.content %}{{ raise_exception('no') }}{% endif %}"
+    refuses = (
+        "{% if not m.content or 'refuse' in m.content %}{{ raise_exception('no') }}{% endif %}"
+    )
     with_template(bare, "{% for m in messages %}" + refuses + "{{ m.content }}|{% endfor %}")
     tokenizer = load(bare)
-    assert tokenizer.shared_prefix_length("find it:") >= len(tokenizer.token_ids(["find it:"])[0]) - 1
+    assert (
+        tokenizer.shared_prefix_length("find it:") >= len(tokenizer.token_ids(["find it:"])[0]) - 1
+    )
     assert tokenizer.shared_prefix_length("refuse:") == 0, "all of them are refused"
 
 

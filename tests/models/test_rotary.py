@@ -33,16 +33,15 @@ BY_LENGTH: dict[str, dict[str, Any]] = {
         },
     },
 }
-WORDS = "the stone grinds the grain of the mill while the water of the pond falls".split() * 9
+STORY = "the stone grinds the grain of the mill while the water of the pond falls"
+WORDS = STORY.split() * 9
 TEXTS = ["a mill", *(" ".join(WORDS[:count]) for count in (5, 20, 45, 70))]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("name", BY_LENGTH)
-def test_a_text_has_its_vector_beside_longer_ones_and_after_them(
-    tmp_path: Path, name: str
-) -> None:
+def test_a_text_has_its_vector_beside_longer_ones_and_after_them(tmp_path: Path, name: str) -> None:
     family = BY_NAME[name]
     config = {**family.config, **BY_LENGTH[name], "initializer_range": 0.1}
     bare = save_transformer(
