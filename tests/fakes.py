@@ -189,7 +189,7 @@ class FakeRunner:
     def prompt_tokens(self, route: int, prompt: str) -> int:
         return len(prompt.split())
 
-    def shared_tokens(self, route: int, prompt: str) -> int:
+    def shared_tokens(self, route: int, prompt: str, task: str | None) -> int:
         return 0 if self.prefix_budget is None else len(prompt.split())
 
     def tokenize(self, job: Job, rows: npt.NDArray[np.int64]) -> Chunk:

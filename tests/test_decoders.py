@@ -12,8 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import (
+    Dense,
+    Normalize,
+    Pooling,
+    Transformer,
+)
 
 from chat_templates import REFUSES_PROMPTS, TEMPLATES
 from checkpoints import reference, save_checkpoint, save_transformer
@@ -250,6 +256,49 @@ def chat(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     folder = bare_folder(tmp_path / "chat", "qwen3", model="Qwen3ForCausalLM", tokenizer="chat")
     (folder / "chat_template.jinja").write_text(TEMPLATES[request.param], encoding="utf-8")
     return folder
+
+
+def test_the_shape_of_embedding_gemma(saved_gemma: Path) -> None:
+    """Attention both ways, the mean of all tokens, two Dense modules and a unit length."""
+    official = reference(saved_gemma)
+    with Engine(saved_gemma, device="cpu", dtype="float32") as engine:
+        about = engine.info()
+        assert (about.execution, about.prefix_cache) == ("packed", None)
+        assert "not the last alone" in about.prefix_reason
+        assert engine._service.runner._kv_cache is None  # type: ignore[attr-defined]
+        assert engine.stats().prefix_cache is None
+        texts = list(LENGTHY)
+        for options, expected in (
+            ({"task": "query"}, official.encode_query(texts)),
+            ({"task": "document"}, official.encode_document(texts)),
+            ({"prompt_name": "Clustering"}, official.encode(texts, prompt_name="Clustering")),
+        ):
+            found = engine.embed(texts, **options)  # type: ignore[arg-type]
+            assert float(np.abs(found - expected).max()) <= TOLERANCE
+            assert np.allclose(np.linalg.norm(found, axis=1), 1)
+
+
+@pytest.fixture
+def saved_gemma(tmp_path: Path) -> Path:
+    family = BY_NAME["gemma3_text_bidirectional"]
+    config = {**family.config, "max_position_embeddings": LONGEST, "initializer_range": 0.1}
+    bare = save_transformer(
+        tmp_path / "bare", model=family.model, tokenizer=family.tokenizer, config=config
+    )
+    linear = {"bias": False, "activation_function": torch.nn.Identity()}
+    modules = [
+        Transformer(str(bare), max_seq_length=LONGEST),
+        Pooling(WIDTH, "mean"),
+        Dense(WIDTH, 2 * WIDTH, **linear),
+        Dense(2 * WIDTH, WIDTH, **linear),
+        Normalize(),
+    ]
+    prompts = {
+        "query": "task: search result | query: ",
+        "document": "title: none | text: ",
+        "Clustering": "task: clustering | query: ",
+    }
+    return save_checkpoint(tmp_path / "saved", modules, prompts=prompts)
 
 
 def test_a_chat_model(chat: Path) -> None:

@@ -152,6 +152,17 @@ def test_twins_of_a_call_that_is_cancelled_while_its_batch_is_split_are_computed
     assert repr(engine._service.loop._scheduler._twins) == "Twins(in_flight=0, following=0)"
 
 
+def test_a_call_that_only_follows_is_told_what_its_texts_took() -> None:
+    runner = FakeRunner()
+    with held_engine(runner) as engine:
+        futures = submit_behind(engine, runner, {"texts": ["a b"]}, {"texts": ["a b"]})
+        runner.let()
+        _, leading, following = (result.timings for result in results(futures))
+        assert engine.stats().twin_texts == 1
+    assert following.forward_s == leading.forward_s > 0
+    assert following.tokenize_s == pytest.approx(0.001)
+
+
 def test_a_corpus_of_one_text_does_not_stall() -> None:
     runner = FakeRunner(max_batch_tokens=8, depth=2)
     with start_engine(runner, max_queue_tokens=100) as engine:

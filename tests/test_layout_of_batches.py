@@ -62,6 +62,7 @@ def expected(batch: Batch, block_tokens: int) -> dict[str, list[int]]:
     """The same, token by token."""
     claims: list[Claim] = [claim for segment in batch.segments for claim in segment.claims or ()]
     texts = list(zip(claims, texts_and_ends(batch), strict=True))
+    prompts = [s.job.prompt_tokens for s in batch.segments for _ in range(s.texts)]
     places = sorted(
         range(len(texts)),
         key=lambda place: (
@@ -72,8 +73,10 @@ def expected(batch: Batch, block_tokens: int) -> dict[str, list[int]]:
     )
     made: dict[str, list[int]] = {name: [] for name in PrefixLayout.__dataclass_fields__}
     made["order"] = places
-    for claim, (ids, end) in (texts[place] for place in places):
+    for prompt, (claim, (ids, end)) in ((prompts[place], texts[place]) for place in places):
         cached, row = claim.cached_tokens, len(made["ids"])
+        left_out = max(0, min(prompt, len(ids)) - cached)
+        made["prompt_lengths"].append(left_out if end == len(ids) else 0)
         made["lengths"].append(end - cached)
         made["prefixes"].append(cached)
         made["ids"] += ids[cached:end].tolist()
@@ -103,7 +106,10 @@ def check(batch: Batch, block_tokens: int) -> PrefixLayout:
 @given(
     calls=st.lists(
         st.tuples(
-            st.lists(TEXTS, min_size=1, max_size=5), st.sampled_from([0, 3, 5]), st.booleans()
+            st.lists(TEXTS, min_size=1, max_size=5),
+            st.sampled_from([0, 3, 5]),
+            st.sampled_from([0, 4]),
+            st.booleans(),
         ),
         min_size=1,
         max_size=6,
@@ -113,13 +119,14 @@ def check(batch: Batch, block_tokens: int) -> PrefixLayout:
     budget=st.sampled_from([6, 20, 60]),
 )
 def test_every_token_has_its_place_its_position_and_its_slot(
-    calls: list[tuple[list[Ids], int, bool]], blocks: int, block_tokens: int, budget: int
+    calls: list[tuple[list[Ids], int, int, bool]], blocks: int, block_tokens: int, budget: int
 ) -> None:
     cache = PrefixCache(blocks, block_tokens=block_tokens)
     scheduler = scheduler_of(budget=budget, prefixes=cache)
-    for texts, split, is_query in calls:
+    for texts, split, left_out, is_query in calls:
         lane = Lane.INTERACTIVE if is_query else Lane.BULK
-        submit(scheduler, job_of(texts, shared_tokens=split, lane=lane))
+        job = job_of(texts, shared_tokens=split, prompt_tokens=left_out, lane=lane)
+        submit(scheduler, job)
         if is_query:
             continue
         while (batch := scheduler.next_batch(0.0)) is not None:

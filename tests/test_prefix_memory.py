@@ -16,6 +16,7 @@ from millpond.models.memory import DeviceMemory, MemoryBudget
 from millpond.models.prefix_check import PrefixSupport
 from millpond.models.transformer import Transformer
 from millpond.prefix_memory import BLOCK_TOKENS, FEWEST_BLOCKS, MOST_BLOCKS, PrefixMemory
+from millpond.scheduling.plan import most_keys
 
 CPU = torch.device("cpu")
 GIB = 1 << 30
@@ -48,6 +49,7 @@ def room(
         (DeviceMemory(70 * GIB, 80 * GIB, 2 * GIB), MemoryBudget(share=0.5), 19 * GIB),
         (DeviceMemory(70 * GIB, 80 * GIB, 2 * GIB), MemoryBudget(size=4 * GIB), GIB),
         (DeviceMemory(6 * GIB, 80 * GIB, 2 * GIB), MemoryBudget(share=0.9), 3 * GIB),
+        (DeviceMemory(0, 0, 2 * GIB), MemoryBudget(size=4 * GIB), GIB),
     ],
 )
 def test_a_guest_takes_a_tenth_of_what_is_free_and_a_server_half_of_what_it_may(
@@ -66,6 +68,11 @@ def test_a_budget_that_the_weights_fill_is_refused(monkeypatch: pytest.MonkeyPat
     memory = DeviceMemory(70 * GIB, 80 * GIB, 4 * GIB)
     with pytest.raises(InvalidOption, match=r"weights alone take 4,294,967,296"):
         room(monkeypatch, memory, MemoryBudget(size=4 * GIB), small_cache())
+
+
+def test_a_share_of_what_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidOption, match=r"cannot be asked for here; set memory_bytes"):
+        room(monkeypatch, DeviceMemory(0, 0, GIB), MemoryBudget(share=0.5), small_cache())
 
 
 @pytest.mark.parametrize(
@@ -106,6 +113,15 @@ def test_what_is_allocated_is_what_was_planned(monkeypatch: pytest.MonkeyPatch) 
     assert tensors.slots == 100 * BLOCK_TOKENS
     assert tensors.slots * tensors.bytes_per_slot == found.budget.bytes == 100 * block_bytes
     assert tensors.shapes == cache.shapes
+
+
+def test_room_is_reserved_for_what_a_batch_reads_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small cache in its layers: one layer's keys and values are read at a time."""
+    cache = small_cache()
+    found = room(monkeypatch, DeviceMemory(GIB, GIB, 0), MemoryBudget(), cache)
+    assert found is not None
+    read = found.reserved(100_000) - found.budget.bytes
+    assert read == 2 * most_keys(100_000) * cache.bytes_per_slot
 
 
 class Decoder(Transformer):

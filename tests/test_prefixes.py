@@ -15,7 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fakes import PATIENCE_S, FakeRunner, held_engine, start_engine, vectors_for, words
+from fakes import (
+    PATIENCE_S,
+    FakeRunner,
+    FakeTicket,
+    OutOfFakeMemory,
+    held_engine,
+    start_engine,
+    vectors_for,
+    words,
+)
 from millpond import (
     Embeddings,
     Engine,
@@ -25,6 +34,7 @@ from millpond import (
     QueueFull,
     TextFailed,
 )
+from millpond.scheduling.batch import Batch
 from millpond.scheduling.prefix_cache import PrefixCache
 from slot_memory import RememberingRunner
 
@@ -186,6 +196,52 @@ def test_queries_run_between_the_parts_of_a_long_text() -> None:
     assert order[:10] == ["long", "query"] * 5
     assert max(batch.tokens for batch in runner.batches) <= 8
     assert (stats.texts, stats.tokens, stats.cached_tokens) == (6, 55, 0)
+    assert runner.mistakes == []
+
+
+@pytest.mark.parametrize("lane", ["interactive", "bulk"])
+def test_texts_run_between_the_parts_of_a_long_one_of_their_lane(lane: str) -> None:
+    """A long query would keep every other one waiting otherwise."""
+    runner = RememberingRunner(max_batch_tokens=8, blocks=64)
+    long = long_text(60)
+    with held_engine(runner) as engine:
+        future = engine.submit(long, lane=lane)
+        runner.wait_for_batches(1)
+        others = [engine.submit(f"q{number} a b", lane=lane) for number in range(6)]
+        for number, other in enumerate(others):
+            runner.let(1)
+            runner.wait_for_batches(number + 2)
+            if number >= 4:
+                other.result(PATIENCE_S)
+        assert [other.done() for other in others] == [True] * 6
+        assert not future.done()
+        runner.let()
+        assert np.array_equal(future.result(PATIENCE_S).vectors[0], vectors_for([long])[0])
+    assert max(batch.tokens for batch in runner.batches) <= 8
+    assert runner.mistakes == []
+
+
+class FullOnce(RememberingRunner):
+    """A device without room for the first batch of several texts that uses prefixes."""
+
+    was_full = False
+
+    def launch(self, batch: Batch) -> FakeTicket:
+        if batch.uses_prefixes and batch.cached_tokens and not self.was_full:
+            self.was_full = True
+            raise OutOfFakeMemory("no room for what it reads")
+        return super().launch(batch)
+
+
+def test_a_batch_with_prefixes_that_does_not_fit_makes_the_next_ones_smaller() -> None:
+    """By what it computed, and not by the tokens of its texts, which are many more."""
+    runner = FullOnce(max_batch_tokens=40, blocks=100)
+    texts = [f"{long_text(32)} t{number} u" for number in range(20)]
+    with start_engine(runner) as engine:
+        engine.embed(long_text(36))
+        assert np.array_equal(engine.embed(texts), vectors_for(texts))
+        assert runner.was_full
+        assert engine._service.loop._scheduler.max_batch_tokens < 30
     assert runner.mistakes == []
 
 

@@ -5,6 +5,8 @@ From a cold cache, a warm one, one that is full and evicts, and with several cal
 
 from __future__ import annotations
 
+import itertools
+import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +38,9 @@ NAMES = [
         "gemma3_text",
         "qwen2_sliding",
         "gpt2",
+        "qwen2",
+        "gemma2",
+        "phi3",
         "phi3_sliding",
     )
     if name in BY_NAME
@@ -191,6 +196,31 @@ def test_a_cold_cache_a_warm_one_and_a_full_one_change_nothing(
         assert (cache.stats.evictions > 0) == (0 < blocks < 500)
 
 
+def test_a_prompt_that_pooling_leaves_out_is_left_out_of_what_follows_a_prefix(
+    tmp_path: Path,
+) -> None:
+    """Without an end token the empty text is nothing but its prompt: its vector is zeros."""
+    family = BY_NAME["qwen3"]
+    config = {**family.config, "max_position_embeddings": LONGEST}
+    bare = save_transformer(
+        tmp_path / "bare", model=family.model, tokenizer="decoder", config=config
+    )
+    tokenizer = json.loads((bare / "tokenizer.json").read_text())
+    (bare / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": None}))
+    modules = [
+        Transformer(str(bare), max_seq_length=LONGEST),
+        Pooling(WIDTH, "lasttoken", include_prompt=False),
+    ]
+    folder = save_checkpoint(tmp_path / "saved", modules, prompts=PROMPTS)
+    with engine_on(folder) as off, engine_on(folder, blocks=500) as engine:
+        expected = ways(off)
+        assert not expected["query"][TEXTS.index("")].any()
+        for _ in range(2):
+            for how, found in ways(engine).items():
+                agree(engine, found, expected[how])
+        assert engine.stats().cached_tokens > 0
+
+
 @pytest.mark.parametrize("blocks", [6, 24, 500])
 @pytest.mark.parametrize("name", ["qwen3", "gemma3_text"])
 def test_several_callers_at_once_change_nothing(
@@ -248,6 +278,32 @@ def test_a_thousand_queries_compute_their_instruction_once(saved: Callable[[str]
     computed = stats.tokens - before.tokens - (stats.cached_tokens - before.cached_tokens)
     assert computed <= sum(counts) - 1000 * shared
     assert stats.tokens - before.tokens <= sum(counts)
+
+
+def test_a_layer_that_throws_half_way_leaves_nothing_behind(
+    saved: Callable[[str], Path], whole: Callable[[str], dict[str, npt.NDArray[Any]]]
+) -> None:
+    """By then the layers before it have written keys and values for some of the texts."""
+    expected = whole("qwen3")["query"]
+    with engine_on(saved("qwen3"), blocks=200) as engine:
+        layer = engine._service.runner.pipelines[0].encoder.model.layers[1]  # type: ignore[attr-defined]
+        forward, calls = layer.forward, itertools.count()
+
+        def failing(*rows: Any, **options: Any) -> Any:
+            if next(calls) % 3 == 0:
+                raise RuntimeError("half-way")
+            return forward(*rows, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(layer, "forward", failing)
+            for _ in range(3):
+                result = engine.submit(TEXTS, task="query").result(PATIENCE_S)
+                good = [row for row in range(len(TEXTS)) if row not in result.errors]
+                assert good
+                agree(engine, result.vectors[good], expected[good])
+        assert next(calls) > 9
+        agree(engine, engine.embed(TEXTS, task="query"), expected)
+        assert engine.health == "ready"
 
 
 @pytest.mark.parametrize("blocks", [2, 500])

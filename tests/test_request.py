@@ -14,6 +14,7 @@ from millpond.engine import CallOptions
 from millpond.request import Request
 from millpond.scheduling.job import Job
 from millpond.scheduling.plan import BatchShape
+from millpond.scheduling.prefix_cache import PrefixBudget
 
 RUNNER = FakeRunner(route_names=("query", "document"), shapes=(BatchShape(), BatchShape()))
 
@@ -37,6 +38,20 @@ def test_a_call_becomes_a_job() -> None:
     assert (job.prompt, job.prompt_tokens, job.route) == ("say this: ", 2, 1)
     assert (job.arrived_s, job.deadline_s) == (50.0, 52.0)
     assert (job.lane, job.tokenized) == (Lane.BULK, False)
+
+
+def test_the_tokens_that_texts_share_are_asked_for_with_the_task() -> None:
+    """A chat template may begin with it."""
+
+    class Chatty(FakeRunner):
+        def shared_tokens(self, route: int, prompt: str, task: str | None) -> int:
+            return {"query": 3, None: 9}[task]
+
+    runner = Chatty(prefix_budget=PrefixBudget(blocks=4))
+    spec = fake_spec(runner)
+    asked = Request(task="query"), Request(prompt="ask: ")
+    jobs = [request.job("a", spec=spec, runner=runner, now_s=0.0)[0] for request in asked]
+    assert [job.shared_tokens for job in jobs] == [3, 9]
 
 
 def test_without_a_timeout_there_is_no_deadline() -> None:

@@ -72,8 +72,11 @@ class BatchRunner(Protocol):
     def prompt_tokens(self, route: int, prompt: str) -> int:
         """Tokens of a prompt that pooling leaves out."""
 
-    def shared_tokens(self, route: int, prompt: str) -> int:
-        """Leading tokens that all texts with this prompt share; 0 without a prefix cache."""
+    def shared_tokens(self, route: int, prompt: str, task: str | None) -> int:
+        """Leading tokens that texts with this prompt share; 0 without a prefix cache.
+
+        The task is for chat templates that ask for it.
+        """
 
     @property
     def prefix_budget(self) -> PrefixBudget | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -39,7 +39,7 @@ class Listener(Protocol):
         """The last text of a job has its vector or its error."""
 
     def out_of_memory(self, batch: Batch) -> None:
-        """A batch of several texts did not fit and is being split."""
+        """A batch of several texts, or a part of one, did not fit in memory."""
 
     def batch_landed(self, batch: Batch, *, keep: bool) -> Mapping[int, Sequence[Follower]]:
         """A batch, or a part of one that failed, is through; with `keep`, in every layer.
@@ -126,11 +126,12 @@ class BatchExecutor:
         keep = bool(np.isfinite(vectors).all())
         followers = self._listener.batch_landed(batch, keep=keep)
         failed = _deliver(batch, vectors)
-        for job in batch.jobs:
+        for job in _jobs(batch, followers):
             job.spent(forward_s=forward_s)
         for place, texts in followers.items():
             for job, chunk, at in texts:
                 _note_start(job, flight.launched_s)
+                job.spent(tokenize_s=chunk.tokenize_s / len(chunk))
                 failed += _write(job, chunk, at, vectors[place : place + 1])
         waited = sum(map(len, followers.values()))
         padded_tokens = flight.ticket.padded_tokens
@@ -141,9 +142,7 @@ class BatchExecutor:
     def _end_completed(
         self, batch: Batch, followers: Mapping[int, Sequence[Follower]] = NO_FOLLOWERS
     ) -> None:
-        jobs = {job.id: job for job in batch.jobs}
-        jobs |= {job.id: job for texts in followers.values() for job, *_ in texts}
-        for job in jobs.values():
+        for job in _jobs(batch, followers):
             if not job.remaining:
                 self._listener.job_completed(job)
 
@@ -155,18 +154,19 @@ class BatchExecutor:
         self._listener.batch_failed(flight.batch)
         batch = flight.batch.uncached()
         out_of_memory = self._runner.is_out_of_memory(error)
+        if out_of_memory and not flight.is_part and _is_divisible(flight.batch):
+            self._listener.out_of_memory(flight.batch)
         if out_of_memory:
             while self._flights:  # they take memory too
                 self.finish_oldest()
             self._runner.free_memory()
-        if batch.texts == 1 and out_of_memory and not flight.alone:
+        without = flight.batch.uses_prefixes or (out_of_memory and not flight.alone)
+        if batch.texts == 1 and without:  # prefixes or the other batches were too much, perhaps
             self._finish(self._start(batch))
             return
         if batch.texts == 1:
             self._fail_text(batch, error, out_of_memory=out_of_memory)
             return
-        if out_of_memory and not flight.is_part:
-            self._listener.out_of_memory(batch)
         for half in batch.halves():
             alive = half.alive()
             self._listener.texts_dropped(half.left_out(alive))
@@ -185,6 +185,17 @@ class BatchExecutor:
             job.fail(row, failure)
             logger.warning("a text failed: %s", failure)
         self._end_completed(batch, followers)
+
+
+def _jobs(batch: Batch, followers: Mapping[int, Sequence[Follower]]) -> Iterable[Job]:
+    """The jobs that have texts in a batch or texts that follow those, each once."""
+    following = {job.id: job for texts in followers.values() for job, *_ in texts}
+    return ({job.id: job for job in batch.jobs} | following).values()
+
+
+def _is_divisible(batch: Batch) -> bool:
+    """Whether batches that take less memory could do the same."""
+    return batch.texts > 1 or any(segment.is_unfinished for segment in batch.segments)
 
 
 def _failure(row: int, tokens: int, error: Exception, *, out_of_memory: bool) -> TextFailed:

@@ -52,6 +52,8 @@ class PrefixLayout:
 
     ids: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
+    prompt_lengths: npt.NDArray[np.int64]
+    """Tokens of each text's row that are of a prompt which pooling leaves out."""
     positions: npt.NDArray[np.int64]
     """Of each token in its text."""
     prefixes: npt.NDArray[np.int64]
@@ -76,6 +78,7 @@ class PrefixLayout:
         return cls(
             ids=ids[_ranges(begins + cached, lengths)].astype(np.int64),
             lengths=lengths,
+            prompt_lengths=np.clip(_left_out(batch)[order] - cached, 0, lengths),
             positions=_ranges(cached, lengths),
             prefixes=cached,
             read=slots.slots[slots.positions < cached[slots.texts]],
@@ -127,6 +130,13 @@ def _claimed(
         ends.append(lengths if segment.until is None else np.array([segment.until]))
         before += int(last - first)
     return claims, np.concatenate(ids), np.concatenate(begins), np.concatenate(ends)
+
+
+def _left_out(batch: Batch) -> npt.NDArray[np.int64]:
+    """Tokens of each text's prompt that pooling leaves out; 0 where nothing is pooled yet."""
+    segments = batch.segments
+    tokens = [0 if s.is_unfinished else s.job.prompt_tokens for s in segments]
+    return np.repeat(np.array(tokens, dtype=np.int64), [s.texts for s in segments])
 
 
 def _ranges(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -13,12 +13,14 @@ from .models.kv_cache import KVCache
 from .models.memory import DeviceMemory, MemoryBudget
 from .models.pipeline import Pipeline
 from .models.transformer import Transformer
+from .scheduling.plan import most_keys
 from .scheduling.prefix_cache import PrefixBudget
 
 __all__ = ["PrefixMemory"]
 
 logger = logging.getLogger("millpond")
 BLOCK_TOKENS = 16
+COPIES = 2  # of the keys and values that a layer reads: as they are kept, and in a row
 FEWEST_BLOCKS = 64
 MOST_BLOCKS = 1 << 17  # two million tokens; the books of more take memory of their own
 # Saving less takes longer: a whole batch replays a recorded pass, one with prefixes does not. What
@@ -60,6 +62,12 @@ class PrefixMemory:
             min_saved_tokens=_min_saved_tokens(pipelines[0], device, len(like.shapes)),
         )
         return cls(like, budget)
+
+    def reserved(self, max_batch_tokens: int) -> int:
+        """Bytes for the cache, and for what a batch of so many tokens reads of it in a layer."""
+        layer = max(shape.elements for shape in self.like.shapes.values())
+        keys = most_keys(max_batch_tokens) * layer * self.like.dtype.itemsize
+        return self.budget.bytes + COPIES * keys
 
     def allocate(self) -> KVCache:
         """The cache, empty."""

@@ -109,7 +109,7 @@ class Replicas:
         """Tokens of a prompt that pooling leaves out."""
         return self._first.prompt_tokens(route, prompt)
 
-    def shared_tokens(self, route: int, prompt: str) -> int:
+    def shared_tokens(self, route: int, prompt: str, task: str | None) -> int:
         """0: what one device has computed, the others do not have."""
         return 0
 

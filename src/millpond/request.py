@@ -66,7 +66,7 @@ class Request:
             prompt=prompt,
             task=self.task,
             prompt_tokens=runner.prompt_tokens(route, prompt) if prompt else 0,
-            shared_tokens=runner.shared_tokens(route, prompt) if prompt else 0,
+            shared_tokens=runner.shared_tokens(route, prompt, self.task) if prompt else 0,
             is_pinned=prompt in spec.prompts.values(),
             truncate=self.truncate,
             max_length=spec.max_length_for(self.task),

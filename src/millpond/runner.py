@@ -158,7 +158,7 @@ class Runner:
             device,
             memory,
             wanted=config.max_batch_tokens,
-            reserved=0 if prefixes is None else prefixes.budget.bytes,
+            reserved=0 if prefixes is None else prefixes.reserved(BATCH_TOKENS[device.type]),
         )
         runner = cls(
             pipelines,
@@ -204,11 +204,11 @@ class Runner:
         """Tokens of a prompt that pooling leaves out; 0 for most models."""
         return self.pipelines[route].prompt_tokens(prompt)
 
-    def shared_tokens(self, route: int, prompt: str) -> int:
-        """Leading tokens that all texts with this prompt share; 0 without a prefix cache."""
+    def shared_tokens(self, route: int, prompt: str, task: str | None) -> int:
+        """Leading tokens that texts with this prompt share; 0 without a prefix cache."""
         if self._prefix_budget is None:
             return 0
-        return self.pipelines[route].tokenizer.shared_prefix_length(prompt)
+        return self.pipelines[route].tokenizer.shared_prefix_length(prompt, task)
 
     def tokenize(self, job: Job, rows: npt.NDArray[np.int64]) -> Chunk:
         """Turn texts of a job into ids and note what was cut off. Raises `InvalidInput`."""
@@ -307,7 +307,7 @@ class Runner:
             np.append(layout.prefixes, nothing), layout.read, layout.rows, layout.written
         )
         index = PrefixIndex.of(lengths, slots, self._kv_cache)
-        texts = (starts, layout.lengths, np.zeros_like(layout.lengths))
+        texts = (starts, layout.lengths, layout.prompt_lengths)
         staging, (device_ids, device_positions, *rest) = self._stage(
             ids, positions, *texts, *index.arrays
         )

@@ -160,6 +160,32 @@ def test_the_prefix_that_texts_share_reaches_into_the_template(bare: Path, name:
         assert shared >= (0 if after else 1)
 
 
+def test_continuations_that_the_template_refuses_are_left_out(bare: Path) -> None:
+    """A hint about prompts is no reason for a call to fail."""
+    refuses = (
+        "{% if not m.content or 'refuse' in m.content %}{{ raise_exception('no') }}{% endif %}"
+    )
+    with_template(bare, "{% for m in messages %}" + refuses + "{{ m.content }}|{% endfor %}")
+    tokenizer = load(bare)
+    assert (
+        tokenizer.shared_prefix_length("find it:") >= len(tokenizer.token_ids(["find it:"])[0]) - 1
+    )
+    assert tokenizer.shared_prefix_length("refuse:") == 0, "all of them are refused"
+
+
+def test_the_prefix_that_texts_share_is_that_of_their_task(bare: Path) -> None:
+    with_template(
+        bare,
+        "{{ 'Q: ' if task == 'query' else 'the mill by the pond: ' }}"
+        "{% for m in messages %}{{ m.content }};{% endfor %}",
+    )
+    tokenizer = load(bare)
+    query, plain = (tokenizer.shared_prefix_length("a", task) for task in ("query", None))
+    ids = tokenizer.token_ids(TEXTS, prompt="a", task="query")
+    assert len({tuple(row[:query]) for row in ids}) == 1
+    assert 0 < query < plain
+
+
 def test_ids_of_the_caller_are_taken_as_they_are(bare: Path) -> None:
     with_template(bare, TEMPLATES["chatml"])
     tokenizer = load(bare, max_seq_length=20)

@@ -252,6 +252,33 @@ def test_neighbours_of_one_length_and_prefix_share_a_call() -> None:
     assert found == [(0, 2, 5, 7, 0), (10, 1, 5, 3, 14), (15, 1, 5, 0, 17), (20, 1, 2, 0, 17)]
 
 
+def test_a_call_takes_a_bounded_number_of_keys_and_bits_do_not_depend_on_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = text_of(40, 0, seed=1)
+    cache = KVCache(64, dtype=torch.float32, device=CPU)
+    slots = list(range(40))
+    attended(Row([first], [slots], [True]), cache, scaling=0.3, window=None)
+    row = Row(
+        [beginning_alike(first, 43, 40, seed=seed) for seed in range(2, 9)],
+        [[*slots, 60, 61, 62]] * 7,
+        [False] * 7,
+    )
+    together = attended(row, cache, scaling=0.3, window=None)
+    monkeypatch.setattr(prefix_attention, "MOST_KEYS", 3 * 43 + 5)
+    assert [run.texts for run in index_of(row, cache).runs] == [3, 3, 1]
+    sliced = attended(row, cache, scaling=0.3, window=None)
+    monkeypatch.setattr(prefix_attention, "MOST_KEYS", 10)
+    assert [run.texts for run in index_of(row, cache).runs] == [1] * 7
+    alone = attended(row, cache, scaling=0.3, window=None)
+    assert all(map(torch.equal, together, sliced))
+    assert all(map(torch.equal, together, alone))
+
+
+def index_of(row: Row, cache: KVCache) -> PrefixIndex:
+    return PrefixIndex.of(np.array([text.new for text in row.texts]), slots_of(row), cache)
+
+
 def test_the_kernel_is_given_every_prefix_before_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefix_attention, "uses_varlen", lambda *_: True)
     cache = KVCache(10, dtype=torch.bfloat16, device=CPU)

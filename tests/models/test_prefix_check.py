@@ -86,18 +86,6 @@ def proven(pipeline: Pipeline) -> PrefixSupport:
     return prove_prefixes(pipeline.encoder, token_ids=IDS)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "longrope", {"full_attention": "dynamic"}])
-def test_positions_that_depend_on_the_longest_text_refuse_it(
-    checkpoint: Callable[[str], Path], kind: Any
-) -> None:
-    with loaded(checkpoint("qwen2")) as pipeline:
-        rotary = pipeline.encoder.model.rotary_emb  # type: ignore[union-attr]
-        rotary.rope_type = kind
-        support = proven(pipeline)
-    assert support.cache is None
-    assert support.reason == "its rotary embedding depends on the longest text of a batch"
-
-
 def test_attention_that_does_not_know_its_layer_refuses_it(
     checkpoint: Callable[[str], Path],
 ) -> None:

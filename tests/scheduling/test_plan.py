@@ -6,9 +6,10 @@ import pytest
 
 from millpond.scheduling.batch import Batch
 from millpond.scheduling.job import Lane
+from millpond.scheduling.plan import most_keys
 from millpond.scheduling.prefix_cache import PrefixCache
 from millpond.scheduling.scheduler import BULK_PATIENCE, Scheduler
-from tokenized_jobs import WAIT_S, job_of, scheduler_of, submit
+from tokenized_jobs import WAIT_S, Ids, job_of, scheduler_of, submit
 
 LONG = tuple(range(1000, 1030))
 
@@ -16,6 +17,12 @@ LONG = tuple(range(1000, 1030))
 def land(scheduler: Scheduler, batch: Batch | None, *, keep: bool = True) -> Batch:
     assert batch is not None
     scheduler.landed(batch, 0.0, keep=keep)
+    return batch
+
+
+def planned(scheduler: Scheduler) -> Batch:
+    batch = scheduler.next_batch(0.0)
+    assert batch is not None
     return batch
 
 
@@ -79,6 +86,112 @@ def test_the_rest_of_a_text_is_due_like_any_that_waits() -> None:
     assert ran.count(True) == 3
 
 
+# Turns.
+
+
+def names_in(scheduler: Scheduler, names: dict[int, str]) -> list[list[str]]:
+    """The jobs of each batch, until there is none."""
+    order = []
+    while (batch := scheduler.next_batch(0.0)) is not None:
+        assert len(order) < 40, "it has no end"
+        order.append([names[job.id] for job in land(scheduler, batch).jobs])
+    return order
+
+
+def short(number: int, tokens: int = 3) -> Ids:
+    return (number,) * tokens
+
+
+@pytest.mark.parametrize("lane", Lane)
+def test_texts_of_a_lane_go_in_beside_the_parts_of_a_long_one(lane: Lane) -> None:
+    scheduler = scheduler_of(budget=8, prefixes=PrefixCache(64, block_tokens=4))
+    names = {submit(scheduler, job_of([LONG], lane=lane)).id: "long"}
+    for number in range(4):
+        names[submit(scheduler, job_of([short(number)], lane=lane)).id] = f"s{number}"
+    order = names_in(scheduler, names)
+    assert order[:3] == [["long", "s0"], ["s1", "s2"], ["s3", "long"]]
+    assert all(batch == ["long"] for batch in order[3:])
+
+
+@pytest.mark.parametrize("lane", Lane)
+def test_the_rest_of_a_text_takes_turns_with_those_that_came_meanwhile(lane: Lane) -> None:
+    """One that always went first would keep the others waiting until it is through."""
+    scheduler = scheduler_of(budget=8, prefixes=PrefixCache(64, block_tokens=4))
+    names = {submit(scheduler, job_of([LONG], lane=lane)).id: "long"}
+    order = []
+    for number in range(3):
+        first = planned(scheduler)
+        names[submit(scheduler, job_of([short(number, 8)], lane=lane)).id] = f"s{number}"
+        order.append([names[job.id] for job in land(scheduler, first).jobs])
+    assert order + names_in(scheduler, names) == [
+        *(["long"], ["s0"], ["long"], ["s1"], ["s2"]),
+        *(["long"], ["long"], ["long"]),
+    ]
+
+
+def test_a_long_text_is_not_kept_waiting_by_short_ones_without_end() -> None:
+    scheduler = scheduler_of(budget=8, prefixes=PrefixCache(64, block_tokens=4))
+    long = submit(scheduler, job_of([LONG], lane=Lane.INTERACTIVE))
+    for number in range(12):
+        submit(scheduler, job_of([short(number, 4)], lane=Lane.INTERACTIVE))
+        batch = land(scheduler, scheduler.next_batch(0.0))
+        if any(s.job is long and not s.is_unfinished for s in batch.segments):
+            return
+    raise AssertionError("it waits for ever")
+
+
+def test_two_long_texts_share_a_batch_that_neither_may_fill() -> None:
+    scheduler = scheduler_of(budget=16, prefixes=PrefixCache(64, block_tokens=4))
+    texts = [tuple(range(100 * n, 100 * n + 40)) for n in range(3)]
+    one, two, three = (submit(scheduler, job_of([text])) for text in texts)
+    batches = [land(scheduler, scheduler.next_batch(0.0)) for _ in range(3)]
+    assert [batch.jobs for batch in batches] == [(one, two), (three, one), (two, three)]
+    assert [batch.computed_tokens for batch in batches] == [16, 16, 16]
+
+
+@pytest.mark.parametrize("lane", Lane)
+def test_a_text_that_fits_into_a_batch_is_not_cut_to_be_divided(lane: Lane) -> None:
+    """Several workers divide texts, and not a text."""
+    text = tuple(range(500))
+    scheduler = scheduler_of(budget=1024, prefixes=PrefixCache(256))
+    submit(scheduler, job_of([text], lane=lane))
+    batch = scheduler.next_batch(0.0, bulk_takers=4, query_takers=4)
+    assert batch is not None
+    assert (batch.tokens, batch.segments[0].is_unfinished) == (500, False)
+
+
+# Keys.
+
+
+def test_texts_that_go_on_from_a_long_prefix_are_bounded_by_the_keys_they_bring() -> None:
+    prefix = tuple(range(4000))
+    scheduler = scheduler_of(budget=4096, prefixes=PrefixCache(300))
+    submit(scheduler, job_of([(*prefix, 1)]))
+    land(scheduler, scheduler.next_batch(0.0))
+    scheduler.shrink(64)
+    job = submit(scheduler, job_of([(*prefix, 2, number) for number in range(20)]))
+    texts = []
+    while (batch := scheduler.next_batch(0.0)) is not None:
+        assert batch.tokens <= most_keys(64)
+        texts.append(land(scheduler, batch).texts)
+    assert texts == [8, 8, 4]
+    assert not job.spans
+
+
+def test_a_text_with_more_keys_than_a_batch_may_have_goes_in_alone() -> None:
+    prefix = tuple(range(most_keys(8)))
+    scheduler = scheduler_of(budget=len(prefix), prefixes=PrefixCache(3000))
+    submit(scheduler, job_of([prefix]))
+    land(scheduler, scheduler.next_batch(0.0))
+    scheduler.shrink(8)
+    submit(scheduler, job_of([(*prefix, 1), (*prefix, 2)]))
+    assert [land(scheduler, scheduler.next_batch(0.0)).texts for _ in range(2)] == [1, 1]
+    assert scheduler.next_batch(0.0) is None
+
+
+# Faults.
+
+
 def test_a_part_that_is_no_good_sends_the_text_whole() -> None:
     """In parts again it would be no good again, and never end."""
     cache = PrefixCache(64, block_tokens=4)
@@ -99,6 +212,7 @@ def test_a_batch_that_fails_computes_its_text_whole() -> None:
     scheduler.failed(batch)
     assert not batch.uncached().uses_prefixes
     assert not batch.uncached().segments[0].is_unfinished
+    assert batch.uncached().tokens == batch.uncached().computed_tokens == len(LONG)
     scheduler.landed(batch.uncached(), 0.0, keep=True)
     assert scheduler.next_batch(0.0) is None
     cache.check(idle=True)
@@ -131,12 +245,6 @@ def test_two_long_texts_that_begin_alike_share_their_parts() -> None:
 
 
 # Whole after all.
-
-
-def planned(scheduler: Scheduler) -> Batch:
-    batch = scheduler.next_batch(0.0)
-    assert batch is not None
-    return batch
 
 
 def test_a_batch_that_saves_little_is_computed_whole_and_keeps_nothing() -> None:

@@ -135,6 +135,17 @@ def test_queries_do_not_follow_bulk_texts_and_bulk_texts_follow_queries(
     assert set(landed(scheduler, query_batch)[A]) == {follower, asking_too}
 
 
+def test_queries_beside_an_identical_bulk_text_are_computed_once(scheduler: Scheduler) -> None:
+    submit(scheduler, job_of([A]))
+    bulk_batch = planned(scheduler)
+    first, *others = [submit(scheduler, query(A)) for _ in range(4)]
+    query_batch = planned(scheduler)
+    assert (query_batch.texts, query_batch.jobs) == (1, (first,))
+    assert landed(scheduler, bulk_batch) == {}
+    assert landed(scheduler, query_batch) == {A: others}
+    assert in_flight(scheduler) == "Twins(in_flight=0, following=0)"
+
+
 def test_bulk_texts_do_not_wait_behind_queries_that_follow(scheduler: Scheduler) -> None:
     submit(scheduler, query(A))
     planned(scheduler)

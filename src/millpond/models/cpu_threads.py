@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from .right_of_way import RightOfWay
+from .rotary import rotates_by_length
 
 __all__ = ["CpuThreads", "threads_for_a_check"]
 
@@ -132,9 +133,7 @@ def _multiplied_parameters(model: nn.Module) -> int:
 def _is_reentrant(model: nn.Module) -> bool:
     if not type(model).__module__.startswith("transformers."):
         return False
-    rope_types = {str(getattr(module, "rope_type", "default")) for module in model.modules()}
-    # A kind for every type of layer, in some models.
-    return not any(name in kind for kind in rope_types for name in ("dynamic", "longrope"))
+    return not rotates_by_length(model)
 
 
 def _set_own_threads(count: int) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from ..errors import InvalidOption
+from .host_memory import host_memory
 from .pipeline import Pipeline
 from .transformer import Transformer
 
@@ -22,7 +21,10 @@ PREFIX_SHARE = 0.5  # of what a budget leaves beside the weights
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Bytes of a device's memory, and those among them that the weights have taken."""
+    """Bytes of a device's memory, and those among them that the weights have taken.
+
+    A `total` of 0 says that nothing is known of it.
+    """
 
     free: int
     total: int
@@ -34,7 +36,7 @@ class DeviceMemory:
         if device.type == "cuda":
             free, total = torch.cuda.mem_get_info(device)
         else:
-            free, total = _host_memory(Path("/proc/meminfo"))
+            free, total = host_memory()
         return cls(free, total, sum(_weights(pipelines)))
 
 
@@ -63,13 +65,20 @@ class MemoryBudget:
     def _left(self, memory: DeviceMemory) -> int | None:
         if not self.is_limited:
             return None
+        is_known = memory.total > 0
+        if self.size is None and not is_known:
+            raise InvalidOption(
+                "memory_utilization is a share of the device's memory, which cannot be asked for "
+                "here; set memory_bytes"
+            )
         limit = self.size if self.size is not None else int(memory.total * (self.share or 0))
         if limit <= memory.weights:
             raise InvalidOption(
                 f"the memory allowed is {limit:,} bytes and the weights alone take "
                 f"{memory.weights:,}; raise memory_bytes or memory_utilization"
             )
-        return min(limit - memory.weights, memory.free)
+        left = limit - memory.weights
+        return min(left, memory.free) if is_known else left
 
 
 def _weights(pipelines: Sequence[Pipeline]) -> Iterator[int]:
@@ -77,13 +86,3 @@ def _weights(pipelines: Sequence[Pipeline]) -> Iterator[int]:
     encoders = [p.encoder for p in pipelines if isinstance(p.encoder, Transformer)]
     for model in {id(encoder.model): encoder.model for encoder in encoders}.values():
         yield sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-
-
-def _host_memory(meminfo: Path) -> tuple[int, int]:
-    """Available and total bytes, as Linux tells them."""
-    try:
-        found = dict(re.findall(r"^(\w+):\s+(\d+) kB$", meminfo.read_text(), re.MULTILINE))
-    except OSError:
-        found = {}
-    available, total = (int(found.get(name, 0)) * 1024 for name in ("MemAvailable", "MemTotal"))
-    return available, total

@@ -7,7 +7,7 @@ one of the same row writes. Which slots hold which tokens is decided elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from .kv_cache import KVCache
 __all__ = ["PrefixIndex", "PrefixSlots", "PrefixedSequences"]
 
 IntArray = npt.NDArray[np.int64]
+MOST_KEYS = 32_768  # that are put end to end at a time on a CPU; a longer text's go in anyway
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class PrefixSlots:
 
 
 class _Run(NamedTuple):
-    """Neighbours of equal length and equal prefix."""
+    """Neighbours of equal length and equal prefix, as many as a call takes."""
 
     row: int
     texts: int
@@ -217,7 +218,19 @@ def _runs(lengths: IntArray, prefixes: IntArray) -> Sequence[_Run]:
     rows = np.cumsum(lengths) - lengths
     slots = np.cumsum(prefixes) - prefixes
     columns = (rows[firsts], counts, lengths[firsts], prefixes[firsts], slots[firsts])
-    return [_Run(*run) for run in zip(*(column.tolist() for column in columns), strict=True)]
+    runs = (_Run(*run) for run in zip(*(column.tolist() for column in columns), strict=True))
+    return [part for run in runs for part in _slices(run)]
+
+
+def _slices(run: _Run) -> Iterator[_Run]:
+    """The run in parts whose keys take a bounded memory."""
+    step = max(1, MOST_KEYS // (run.prefix + run.length))
+    for first in range(0, run.texts, step):
+        yield run._replace(
+            row=run.row + first * run.length,
+            texts=min(step, run.texts - first),
+            slot=run.slot + first * run.prefix,
+        )
 
 
 def _distinct(slots: IntArray) -> tuple[IntArray, IntArray]:

@@ -48,8 +48,6 @@ def prove_prefixes(transformer: Transformer, *, token_ids: Sequence[int]) -> Pre
 
 
 def _compare(transformer: Transformer, texts: list[list[int]]) -> PrefixSupport:
-    if _changes_with_length(transformer):
-        return PrefixSupport(reason="its rotary embedding depends on the longest text of a batch")
     lengths = np.array([len(text) for text in texts])
     prefixes = lengths // 2
     slots = np.arange(int(prefixes.sum()))
@@ -68,12 +66,6 @@ def _compare(transformer: Transformer, texts: list[list[int]]) -> PrefixSupport:
         return PrefixSupport(reason=f"with a cached prefix {reason}")
     same_bits = all(map(torch.equal, found, expected))
     return PrefixSupport(reason="it agrees with the whole run", cache=cache, same_bits=same_bits)
-
-
-def _changes_with_length(transformer: Transformer) -> bool:
-    """Some models name one kind of rotary embedding, and some a kind for every type of layer."""
-    kinds = {str(getattr(module, "rope_type", "")) for module in transformer.model.modules()}
-    return any(name in kind for kind in kinds for name in ("dynamic", "longrope"))
 
 
 def _run(

@@ -20,6 +20,7 @@ from torch.nn.functional import cosine_similarity
 
 from .attention import PackedSequences, uses_varlen
 from .cpu_int8 import quantize_linears, recorded_inputs
+from .rotary import rotates_by_length
 from .transformer import HiddenStates, Transformer
 
 __all__ = [
@@ -77,6 +78,11 @@ def prove_execution(
     texts = check_texts(transformer, token_ids)
     expected = [_alone(transformer, text) for text in texts]
     finite = all(bool(rows.isfinite().all()) for rows in expected)
+    if rotates_by_length(transformer.model):
+        # Only texts longer than the model was trained on would show it.
+        reason = "its rotary embedding depends on the longest text of a batch"
+        same_bits = all(_same_bits_in_every_row(transformer, text) for text in texts)
+        return Execution(kind="equal_length", reason=reason, finite=finite, same_bits=same_bits)
     try:
         packed_reason, same_bits = _check_packed(transformer, texts, expected, pad_id)
     except Exception as error:  # whatever a model's code objects with, it can still run padded

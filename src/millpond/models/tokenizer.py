@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ..errors import InvalidCheckpoint, InvalidOption, InvalidText, InvalidTokenIds
 from .recent import Recent
-from .shared_prefix import CONTINUATIONS, common_prefix_length
+from .shared_prefix import CONTINUATIONS, END_CHARACTERS, KINDS, common_prefix_length
 from .spec import Module
 from .tokenizer_source import NO_LIMIT, TokenizerSource, ids_of, load_source
 from .truncation import Ends, Side, Truncate, common_suffix, require_short, special_ends
@@ -220,12 +220,28 @@ class TextTokenizer:
         Found with a few texts that begin differently, before anything is cut: a hint where reuse
         may pay, never a promise. Without a prompt it is what every text begins with.
         """
+        find = self._shared_by_all if self._source.chat is None else self._shared_in_chats
+        return self._shared_prefixes.get((prompt, task), lambda: find(prompt, task))
 
-        def tried() -> int:
-            rows = self.token_ids(CONTINUATIONS, prompt=prompt, task=task)
-            return common_prefix_length(rows)
+    def _shared_by_all(self, prompt: str, task: str | None) -> int:
+        """What stays of the prompt's tokens when any kind of text follows its end."""
+        whole = self.token_ids(KINDS[:3], prompt=prompt, task=task)
+        alone, *_ = self.token_ids([prompt], special_tokens=False)
+        ends = self.token_ids(CONTINUATIONS, prompt=prompt[-END_CHARACTERS:], special_tokens=False)
+        merging = len(ends[0]) - common_prefix_length(ends)
+        stays = len(self._ends.prefix) + len(alone) - merging
+        return max(0, min(stays, common_prefix_length(whole)))
 
-        return self._shared_prefixes.get((prompt, task), tried)
+    def _shared_in_chats(self, prompt: str, task: str | None) -> int:
+        rows = [row for text in KINDS for row in self._accepted(text, prompt, task)]
+        return common_prefix_length(rows)
+
+    def _accepted(self, text: str, prompt: str, task: str | None) -> list[list[int]]:
+        """The ids of one text; none if a chat template does not render it."""
+        try:
+            return self.token_ids([text], prompt=prompt, task=task)
+        except InvalidText:
+            return []
 
     def _rows(
         self, texts: Sequence[str], prompt: str, task: str | None, special_tokens: bool

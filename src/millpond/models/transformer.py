@@ -16,6 +16,7 @@ from .attention import ATTENTION_NAME, PackedSequences, Sequences, register_atte
 from .compiled_layers import CompiledLayers, TracedSequences
 from .cpu_int8 import has_int8_layers
 from .loading import LoadedTransformer
+from .rotary import RotaryStart
 
 __all__ = ["HiddenStates", "Transformer"]
 
@@ -39,6 +40,7 @@ class Transformer:
         self.takes_boundaries = any_name
         self.compiled: CompiledLayers | None = None
         self._stock_attention = self.model.config._attn_implementation
+        self._rotary_start = RotaryStart(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -102,6 +104,7 @@ class Transformer:
             inputs["token_type_ids"] = torch.zeros_like(input_ids)
         if self.all_layers:
             inputs["output_hidden_states"] = True
+        self._rotary_start.restore()
         return self.model(input_ids=input_ids, return_dict=True, **inputs)
 
     def _rows(self, output: Any) -> HiddenStates:

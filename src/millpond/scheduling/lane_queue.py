@@ -91,7 +91,8 @@ class LaneQueue:
             job = self._ready.popleft()
             if job.dead:
                 continue
-            plan.waiting_beside = self.ready_tokens - _span_tokens(job)
+            if not plan.segments:
+                plan.waiting_beside = self.ready_tokens - _span_tokens(job)
             took = self._fill_from(job, plan)
             if job.spans:
                 (served if took else misfits).append(job)

@@ -9,8 +9,9 @@ too: a batch of short ends after one long prefix would fill the memory otherwise
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -118,18 +119,14 @@ class Plan:
             return True
         if self.segments and chunk.lengths[place] > self.keys_left:
             return False
-        ids, before, until = chunk.ids_of(place), span.computed_tokens, None
+        ids, before = chunk.ids_of(place), span.computed_tokens
         # A text that was cut may have lost its prompt, and there is no room to pin just anything.
         pin = job.is_pinned and not job.truncated[chunk.rows[place]]
-        claim = self._claim(prefixes, job, ids, pin)
-        new, most = len(ids) - claim.cached_tokens, max(self.tokens_left, self.most_of_a_text)
-        if new > (self.tokens_left if self.segments else most):
-            room = self._room_for_a_part(most, prefixes.block_tokens)
-            if self.segments and (new <= most or span.in_one_batch or not room):
-                prefixes.cancel(claim)
-                return False
-            if not span.in_one_batch:
-                claim, until = self._part(prefixes, job, ids, pin, claim, room)
+        hold = partial(prefixes.claim, ids, owner=self, split=job.shared_tokens, pin=pin)
+        found = self._fitting(prefixes, hold, in_one_batch=span.in_one_batch)
+        if found is None:
+            return False
+        claim, until = found
         if span.claim is not None:
             prefixes.release(span.claim)
             span.claim = None
@@ -141,6 +138,22 @@ class Plan:
         span.start += 1
         return True
 
+    def _fitting(
+        self, prefixes: PrefixCache, hold: Callable[..., Claim], *, in_one_batch: bool
+    ) -> tuple[Claim, int | None] | None:
+        """A claim on a text, and where this batch stops computing it; None if it has to wait."""
+        claim = hold()
+        new, most = claim.length - claim.cached_tokens, max(self.tokens_left, self.most_of_a_text)
+        if new <= (self.tokens_left if self.segments else most):
+            return claim, None
+        until = 0
+        if new > most and not in_one_batch:
+            until = _last_end(claim, self._room_for_a_part(most, prefixes.block_tokens))
+        if not until and not self.segments:  # there are no blocks to keep a part in
+            return claim, None
+        prefixes.cancel(claim)
+        return (hold(until=until), until) if until else None
+
     def _room_for_a_part(self, most: int, block_tokens: int) -> int:
         """Tokens of a text that is longer than the batch; 0 where too few are left to be worth it.
 
@@ -148,39 +161,8 @@ class Plan:
         """
         half = most // 2
         if self.segments:
-            return self.tokens_left if self.tokens_left >= max(half, block_tokens) else 0
+            return self.tokens_left if self.tokens_left >= half else 0
         return min(most, max(half, most - self.waiting_beside, block_tokens))
-
-    def _claim(
-        self,
-        prefixes: PrefixCache,
-        job: Job,
-        ids: npt.NDArray[np.int32],
-        pin: bool,
-        until: int | None = None,
-    ) -> Claim:
-        return prefixes.claim(ids, owner=self, split=job.shared_tokens, pin=pin, until=until)
-
-    def _part(
-        self,
-        prefixes: PrefixCache,
-        job: Job,
-        ids: npt.NDArray[np.int32],
-        pin: bool,
-        claim: Claim,
-        room: int,
-    ) -> tuple[Claim, int | None]:
-        """A claim on what fits of a text that is longer than the batch, and where that ends.
-
-        The text goes in whole where there are no blocks to keep a part in.
-        """
-        ends = np.cumsum(claim.sizes)
-        fitting = ends[ends <= claim.cached_tokens + room]
-        until = int(fitting[-1]) if len(fitting) else 0
-        if not claim.cached_tokens < until < len(ids):
-            return claim, None
-        prefixes.cancel(claim)
-        return self._claim(prefixes, job, ids, pin, until), until
 
     def batch(self) -> Batch:
         """The plan as it is now. It has at least one segment."""
@@ -197,6 +179,14 @@ class Plan:
             for claim in segment.claims or ():
                 prefixes.cancel(claim)
         self.segments = [segment.uncached() for segment in self.segments]
+
+
+def _last_end(claim: Claim, room: int) -> int:
+    """Where the last block ends before which no more than `room` tokens are new; 0 if none does."""
+    ends = np.cumsum(claim.sizes)
+    fitting = ends[ends <= claim.cached_tokens + room]
+    until = int(fitting[-1]) if len(fitting) else 0
+    return until if until > claim.cached_tokens else 0
 
 
 def _joined(segments: Sequence[Segment]) -> Sequence[Segment]:

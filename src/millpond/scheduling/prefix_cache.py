@@ -329,11 +329,7 @@ class PrefixCache:
             assert self.pool.in_use == self._pinned
 
     def check_idle(self) -> None:
-        """Assert that nobody holds on to a block; in a small cache, that all the books agree.
-
-        It is done under the engine's lock whenever there is nothing to do, so in a large one it
-        takes no longer for what is remembered.
-        """
+        """Assert that nobody holds on to a block; in a small cache, that all the books agree."""
         assert self._claims == 0
         assert self.pool.in_use == self._pinned
         if self.pool.size <= FEW_BLOCKS:

@@ -18,18 +18,22 @@ __all__ = ["Follower", "Twins"]
 
 Follower = tuple[Job, Chunk, int]
 """The text at a place of a chunk of a job."""
+FOLLOWED = {
+    Lane.INTERACTIVE: (Lane.INTERACTIVE,),
+    Lane.BULK: (Lane.INTERACTIVE, Lane.BULK),  # a query is home first
+}
 
 
 class Twins:
     """Who computes a text for whom, by digests of token ids that the ids themselves confirm."""
 
     def __init__(self) -> None:
-        self._leaders: dict[int, Follower] = {}
-        self._followers: dict[int, list[Follower]] = {}
+        self._leaders: dict[Lane, dict[int, Follower]] = {lane: {} for lane in Lane}
+        self._followers: dict[tuple[Lane, int], list[Follower]] = {}
 
     def __len__(self) -> int:
         """Texts in flight."""
-        return len(self._leaders)
+        return sum(map(len, self._leaders.values()))
 
     def __repr__(self) -> str:
         following = sum(map(len, self._followers.values()))
@@ -37,29 +41,32 @@ class Twins:
 
     def follows(self, job: Job, chunk: Chunk, place: int) -> bool:
         """Let a text follow its twin, if it has one in flight."""
-        return self._follows(job, chunk, place, int(chunk.digests[place]))
+        digest = int(chunk.digests[place])
+        return any(
+            digest in self._leaders[lane] and self._follows(lane, digest, (job, chunk, place))
+            for lane in FOLLOWED[job.lane]
+        )
 
-    def _follows(self, job: Job, chunk: Chunk, place: int, digest: int) -> bool:
-        leader = self._leaders.get(digest)
-        if leader is None or not _are_twins(leader, (job, chunk, place)):
+    def _follows(self, lane: Lane, digest: int, text: Follower) -> bool:
+        if not _are_twins(self._leaders[lane][digest], text):
             return False
-        self._followers.setdefault(digest, []).append((job, chunk, place))
+        self._followers.setdefault((lane, digest), []).append(text)
         return True
 
     def lead(self, job: Job, chunk: Chunk, place: int) -> None:
         """A text is going to be computed: from now on others may follow it."""
-        self._leaders.setdefault(int(chunk.digests[place]), (job, chunk, place))
+        self._leaders[job.lane].setdefault(int(chunk.digests[place]), (job, chunk, place))
 
     def leading(self, job: Job, chunk: Chunk, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Of the texts `start:stop`, the runs of those that are to be computed: they lead."""
-        first, leaders = start, self._leaders
+        first, queries, own = start, self._leaders[Lane.INTERACTIVE], self._leaders[job.lane]
         for place, digest in enumerate(chunk.digests[start:stop].tolist(), start):
-            if digest not in leaders:
-                leaders[digest] = (job, chunk, place)
-            elif self._follows(job, chunk, place, digest):
+            if (digest in own or digest in queries) and self.follows(job, chunk, place):
                 if first < place:
                     yield first, place
                 first = place + 1
+            elif digest not in own:
+                own[digest] = (job, chunk, place)
         if first < stop:
             yield first, stop
 
@@ -67,12 +74,13 @@ class Twins:
         """Texts that are no longer in flight; who followed them, by their place in the batch."""
         followers = {}
         place = 0
-        for _, chunk, start, stop, *_ in segments:
+        for job, chunk, start, stop, *_ in segments:
+            leaders = self._leaders[job.lane]
             for index, digest in enumerate(chunk.digests[start:stop].tolist(), start):
-                leader = self._leaders.get(digest)
+                leader = leaders.get(digest)
                 if leader is not None and leader[1] is chunk and leader[2] == index:
-                    del self._leaders[digest]
-                    found = self._followers.pop(digest, None)
+                    del leaders[digest]
+                    found = self._followers.pop((job.lane, digest), None)
                     if found:
                         followers[place] = found
                 place += 1
@@ -81,7 +89,5 @@ class Twins:
 
 def _are_twins(leader: Follower, text: Follower) -> bool:
     a, b = leader[0], text[0]
-    if b.lane is Lane.INTERACTIVE and a.lane is not Lane.INTERACTIVE:
-        return False
     same_pass = a.route == b.route and a.prompt_tokens == b.prompt_tokens
     return same_pass and np.array_equal(leader[1].ids_of(leader[2]), text[1].ids_of(text[2]))
