@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -39,7 +40,7 @@ from .scheduling.scheduler import Scheduler
 from .scheduling.twins import Follower
 from .stats import BatchStats, EngineStats, StatsHook, Totals
 
-__all__ = ["Health", "Loop"]
+__all__ = ["Health", "Loop", "forget_loops", "stop_loops"]
 
 Health = Literal["ready", "closing", "closed", "failed"]
 INLINE_TOKENS = 2048  # a query up to this guess is tokenised by its caller, not by the thread
@@ -66,7 +67,8 @@ class Loop:
         # Everything below is under the lock.
         self._lock = threading.RLock()
         self._crew = Crew(
-            partial(BatchExecutor, runner, self, clock=clock),
+            # Weakly: without a cycle, the last thread to end takes the weights with it.
+            partial(BatchExecutor, runner, weakref.proxy(self), clock=clock),
             self._lock,
             general=runner.workers,
             for_queries=runner.query_workers,
@@ -87,6 +89,7 @@ class Loop:
         )
         for thread in self._threads:
             thread.start()
+        _note_threads(self)
 
     # Callers.
 
@@ -112,7 +115,8 @@ class Loop:
             else:  # who waits looks at the clock again
                 self._wake_all()
         # By its id: a future that held its job would be a cycle, and keep the vectors for long.
-        job.future.add_done_callback(partial(self._forget_if_cancelled, job.id))
+        # Weakly: a future somebody keeps does not keep the weights.
+        job.future.add_done_callback(partial(_forget_if_cancelled, weakref.ref(self), job.id))
         if block and not self.owns_this_thread:
             self._block_until_admitted(job)
 
@@ -160,9 +164,8 @@ class Loop:
         if ours:
             _end(job, _deadline_error(job))
 
-    def _forget_if_cancelled(self, job_id: int, future: Future[Embeddings]) -> None:
-        if not future.cancelled():
-            return
+    def forget(self, job_id: int) -> None:
+        """Drop a job whose caller cancelled it."""
         with self._lock:
             job = self._pending.get(job_id)
             ours = job is not None and self._drop(job)
@@ -433,6 +436,44 @@ class Loop:
                 f"Loop(health={self._health!r}, pending_jobs={len(self._pending)}, "
                 f"in_flight={self._crew.in_flight}, {self._scheduler!r})"
             )
+
+
+# The threads of every loop, until they have ended, and their loops, which they hold while they
+# run. A service that is gone has no loop to ask, and its threads may be at work still. Changed by
+# single operations of a dict, so that a fork or a collection may come at any time.
+_threads: dict[threading.Thread, weakref.ref[Loop]] = {}
+
+
+def _note_threads(loop: Loop) -> None:
+    for thread in list(_threads):
+        if not thread.is_alive():
+            _threads.pop(thread, None)
+    _threads.update(dict.fromkeys(loop._threads, weakref.ref(loop)))
+
+
+def stop_loops() -> None:
+    """Stop every loop of the process, and wait until all their threads have ended.
+
+    For the end of the process: a thread that frees tensors while the interpreter finalises takes
+    the process down with it.
+    """
+    for found in list(_threads.values()):
+        if (loop := found()) is not None:
+            loop.close(drain=False, wait=False)
+    for thread in list(_threads):
+        thread.join()
+
+
+def forget_loops() -> None:
+    """In a forked child: the threads are the parent's."""
+    _threads.clear()
+
+
+def _forget_if_cancelled(
+    found: weakref.ref[Loop], job_id: int, future: Future[Embeddings]
+) -> None:
+    if future.cancelled() and (loop := found()) is not None:
+        loop.forget(job_id)
 
 
 def _deadline_error(job: Job) -> DeadlineExceeded:

@@ -17,7 +17,7 @@ from .batch_runner import BatchRunner
 from .config import EngineConfig
 from .errors import EngineClosed, EngineError, EngineFailed
 from .info import EngineInfo
-from .loop import Loop
+from .loop import Loop, forget_loops, stop_loops
 from .models.resolve import resolve_checkpoint
 from .models.spec import ModelSpec, read_spec
 from .replicas import load_runner
@@ -196,6 +196,7 @@ def _unregister(config: EngineConfig, loading: Future[Service]) -> None:
 
 def _after_fork_in_child() -> None:
     global _registry_lock
+    forget_loops()
     _registry_lock = threading.RLock()
     for config, loading in list(_registry.items()):
         if not loading.done():  # its loading thread stayed behind
@@ -204,10 +205,5 @@ def _after_fork_in_child() -> None:
         service.after_fork_in_child()
 
 
-def _stop_all() -> None:
-    for service in list(_services):
-        service.stop(drain=False, wait=True)
-
-
 os.register_at_fork(after_in_child=_after_fork_in_child)
-atexit.register(_stop_all)
+atexit.register(stop_loops)
