@@ -469,9 +469,7 @@ def forget_loops() -> None:
     _threads.clear()
 
 
-def _forget_if_cancelled(
-    found: weakref.ref[Loop], job_id: int, future: Future[Embeddings]
-) -> None:
+def _forget_if_cancelled(found: weakref.ref[Loop], job_id: int, future: Future[Embeddings]) -> None:
     if future.cancelled() and (loop := found()) is not None:
         loop.forget(job_id)
 
