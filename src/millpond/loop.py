@@ -22,6 +22,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from . import ending
 from .crew import Crew, Worker
 from .embeddings import Embeddings
 from .errors import (
@@ -40,7 +41,7 @@ from .scheduling.scheduler import Scheduler
 from .scheduling.twins import Follower
 from .stats import BatchStats, EngineStats, StatsHook, Totals
 
-__all__ = ["Health", "Loop", "forget_loops", "stop_loops"]
+__all__ = ["Health", "Loop"]
 
 Health = Literal["ready", "closing", "closed", "failed"]
 INLINE_TOKENS = 2048  # a query up to this guess is tokenised by its caller, not by the thread
@@ -89,7 +90,7 @@ class Loop:
         )
         for thread in self._threads:
             thread.start()
-        _note_threads(self)
+        ending.note(self, self._threads)
 
     # Callers.
 
@@ -436,37 +437,6 @@ class Loop:
                 f"Loop(health={self._health!r}, pending_jobs={len(self._pending)}, "
                 f"in_flight={self._crew.in_flight}, {self._scheduler!r})"
             )
-
-
-# The threads of every loop, until they have ended, and their loops, which they hold while they
-# run. A service that is gone has no loop to ask, and its threads may be at work still. Changed by
-# single operations of a dict, so that a fork or a collection may come at any time.
-_threads: dict[threading.Thread, weakref.ref[Loop]] = {}
-
-
-def _note_threads(loop: Loop) -> None:
-    for thread in list(_threads):
-        if not thread.is_alive():
-            _threads.pop(thread, None)
-    _threads.update(dict.fromkeys(loop._threads, weakref.ref(loop)))
-
-
-def stop_loops() -> None:
-    """Stop every loop of the process, and wait until all their threads have ended.
-
-    For the end of the process: a thread that frees tensors while the interpreter finalises takes
-    the process down with it.
-    """
-    for found in list(_threads.values()):
-        if (loop := found()) is not None:
-            loop.close(drain=False, wait=False)
-    for thread in list(_threads):
-        thread.join()
-
-
-def forget_loops() -> None:
-    """In a forked child: the threads are the parent's."""
-    _threads.clear()
 
 
 def _forget_if_cancelled(found: weakref.ref[Loop], job_id: int, future: Future[Embeddings]) -> None:

@@ -13,11 +13,12 @@ import threading
 import weakref
 from concurrent.futures import Future
 
+from . import ending
 from .batch_runner import BatchRunner
 from .config import EngineConfig
 from .errors import EngineClosed, EngineError, EngineFailed
 from .info import EngineInfo
-from .loop import Loop, forget_loops, stop_loops
+from .loop import Loop
 from .models.resolve import resolve_checkpoint
 from .models.spec import ModelSpec, read_spec
 from .replicas import load_runner
@@ -196,7 +197,7 @@ def _unregister(config: EngineConfig, loading: Future[Service]) -> None:
 
 def _after_fork_in_child() -> None:
     global _registry_lock
-    forget_loops()
+    ending.forget_all()
     _registry_lock = threading.RLock()
     for config, loading in list(_registry.items()):
         if not loading.done():  # its loading thread stayed behind
@@ -206,4 +207,4 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
-atexit.register(stop_loops)
+atexit.register(ending.stop_all)

@@ -331,6 +331,10 @@ def test_a_model_that_is_not_there_is_millponds_own_error(tmp_path: Path) -> Non
         MillpondEmbedding(model_name=str(tmp_path / "nothing"))
 
 
+def test_no_device_is_any_device_as_in_the_incumbent(model: MillpondEmbedding) -> None:
+    assert MillpondEmbedding(model_name=model.model_name, device=None).device == "auto"
+
+
 def test_the_cache_folder_may_be_a_path(tiny: str, tiny_engine: Engine, tmp_path: Path) -> None:
     model = MillpondEmbedding(model_name=tiny, cache_folder=tmp_path)
     assert model.cache_folder == str(tmp_path)

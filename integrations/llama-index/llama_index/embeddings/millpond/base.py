@@ -46,12 +46,13 @@ _ENGINE_OPTIONS = {
 """The fields that configure the engine, and the engine's own names for them."""
 
 PathText = BeforeValidator(lambda path: os.fspath(path) if isinstance(path, os.PathLike) else path)
+AutoDevice = BeforeValidator(lambda device: "auto" if device is None else device)
 
 
 class EmbeddingOptions(TypedDict, total=False):
     """What `MillpondEmbedding` takes beside a model or an engine, for type checkers."""
 
-    device: str
+    device: str | None
     devices: Sequence[str] | None
     dtype: Literal["auto", "float32", "float16", "bfloat16"]
     revision: str | None
@@ -98,7 +99,8 @@ class MillpondEmbedding(BaseEmbedding):
             installed package carries.
         engine (Optional[Engine], optional): An engine that is already built. It is used as it is,
             and the options of the engine are read from it. Defaults to None.
-        device (str, optional): "auto", "cpu", "cuda", "cuda:N" or "mps". Defaults to "auto".
+        device (Optional[str], optional): "auto", "cpu", "cuda", "cuda:N" or "mps"; None is
+            "auto". Defaults to "auto".
         devices (Optional[Tuple[str, ...]], optional): Several devices of this host, instead of
             `device`. Defaults to None.
         dtype (str, optional): "auto", "float32", "bfloat16" or "float16". Defaults to "auto".
@@ -176,7 +178,7 @@ class MillpondEmbedding(BaseEmbedding):
     )
 
     # The engine's: fixed once it is built.
-    device: str = Field("auto", frozen=True, description="Device to run on.")
+    device: Annotated[str, AutoDevice] = Field("auto", frozen=True, description="Device to run on.")
     devices: tuple[str, ...] | None = Field(
         None, frozen=True, description="Several devices behind one queue, instead of `device`."
     )
