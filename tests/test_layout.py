@@ -25,7 +25,7 @@ LADDER = (
     {"info", "layout", "batch_runner", "prefix_memory"},
     {"runner"},
     {"executor", "request", "replicas"},
-    {"progress", "crew"},
+    {"progress", "crew", "ending"},
     {"loop"},
     {"service"},
     {"engine"},

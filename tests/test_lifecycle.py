@@ -232,16 +232,32 @@ def test_an_engine_nobody_holds_finishes_what_it_accepted_and_stops() -> None:
     assert own_threads() == before
 
 
-def test_a_service_nobody_holds_is_collected() -> None:
-    engine = start_engine(FakeRunner())
-    engine.embed("a")
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """What is freed is freed because nothing refers to it any more."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_last_engine_to_go_takes_the_weights_with_it(
+    workers: int, closed: bool, no_collector: None
+) -> None:
+    engine = start_engine(FakeRunner(workers=workers))
+    engine.embed(["a", "b"])
+    kept = engine.submit("c")
+    kept.result(PATIENCE_S)
     runner = weakref.ref(engine._service.runner)
     threads = engine._service._loop._threads
+    if closed:
+        engine.close()
     del engine
     for thread in threads:
         thread.join(PATIENCE_S)
     del thread, threads
-    gc.collect()
     assert runner() is None, "the weights would stay in memory"
 
 
@@ -487,6 +503,47 @@ print("the end")
 @needs_fork
 def test_forks_amid_work_leave_no_child_waiting_and_the_process_exits_amid_work() -> None:
     assert outcome(FORKED_AND_EXITING_AMID_WORK) == (0, "the end\n", "")
+
+
+DROPPED_AMID_WORK = """
+import atexit, threading
+def last():
+    print([t.name for t in threading.enumerate()], futures[0].exception(0))
+atexit.register(last)  # runs after the engine's own
+from fakes import *
+def main():
+    runner = FakeRunner(max_batch_tokens=2)
+    runner.hold()
+    engine = start_engine(runner)
+    futures.extend(engine.submit(["a b", "c d"]) for _ in range(2))
+    runner.wait_for_batches(1)
+    for future in futures:
+        future.add_done_callback(lambda _: runner.let())  # the call is ended before its batch
+futures = []
+main()
+"""
+
+
+def test_the_exit_waits_for_the_threads_of_an_engine_that_is_gone() -> None:
+    expected = "['MainThread'] the engine was closed before the call was finished\n"
+    assert outcome(DROPPED_AMID_WORK) == (0, expected, "")
+
+
+DROPPED_AND_EXITING = """
+from millpond import Engine
+def main():
+    engine = Engine.shared(MODEL)
+    engine.embed([f"some bread {n} " * (1 + n % 40) for n in range(60)], lane="bulk")
+    for _ in range(3):
+        engine.embed("which bread?", task="query")
+main()
+""".replace("MODEL", repr(MODEL))
+
+
+@pytest.mark.slow
+def test_a_program_whose_engine_is_gone_exits_in_peace() -> None:
+    for _ in range(5):
+        assert outcome(DROPPED_AND_EXITING) == (0, "", "")
 
 
 GUEST = """

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -21,6 +22,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from . import ending
 from .crew import Crew, Worker
 from .embeddings import Embeddings
 from .errors import (
@@ -66,7 +68,8 @@ class Loop:
         # Everything below is under the lock.
         self._lock = threading.RLock()
         self._crew = Crew(
-            partial(BatchExecutor, runner, self, clock=clock),
+            # Weakly: without a cycle, the last thread to end takes the weights with it.
+            partial(BatchExecutor, runner, weakref.proxy(self), clock=clock),
             self._lock,
             general=runner.workers,
             for_queries=runner.query_workers,
@@ -87,6 +90,7 @@ class Loop:
         )
         for thread in self._threads:
             thread.start()
+        ending.note(self, self._threads)
 
     # Callers.
 
@@ -112,7 +116,8 @@ class Loop:
             else:  # who waits looks at the clock again
                 self._wake_all()
         # By its id: a future that held its job would be a cycle, and keep the vectors for long.
-        job.future.add_done_callback(partial(self._forget_if_cancelled, job.id))
+        # Weakly: a future somebody keeps does not keep the weights.
+        job.future.add_done_callback(partial(_forget_if_cancelled, weakref.ref(self), job.id))
         if block and not self.owns_this_thread:
             self._block_until_admitted(job)
 
@@ -160,9 +165,8 @@ class Loop:
         if ours:
             _end(job, _deadline_error(job))
 
-    def _forget_if_cancelled(self, job_id: int, future: Future[Embeddings]) -> None:
-        if not future.cancelled():
-            return
+    def forget(self, job_id: int) -> None:
+        """Drop a job whose caller cancelled it."""
         with self._lock:
             job = self._pending.get(job_id)
             ours = job is not None and self._drop(job)
@@ -433,6 +437,11 @@ class Loop:
                 f"Loop(health={self._health!r}, pending_jobs={len(self._pending)}, "
                 f"in_flight={self._crew.in_flight}, {self._scheduler!r})"
             )
+
+
+def _forget_if_cancelled(found: weakref.ref[Loop], job_id: int, future: Future[Embeddings]) -> None:
+    if future.cancelled() and (loop := found()) is not None:
+        loop.forget(job_id)
 
 
 def _deadline_error(job: Job) -> DeadlineExceeded:

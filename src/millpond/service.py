@@ -13,6 +13,7 @@ import threading
 import weakref
 from concurrent.futures import Future
 
+from . import ending
 from .batch_runner import BatchRunner
 from .config import EngineConfig
 from .errors import EngineClosed, EngineError, EngineFailed
@@ -196,6 +197,7 @@ def _unregister(config: EngineConfig, loading: Future[Service]) -> None:
 
 def _after_fork_in_child() -> None:
     global _registry_lock
+    ending.forget_all()
     _registry_lock = threading.RLock()
     for config, loading in list(_registry.items()):
         if not loading.done():  # its loading thread stayed behind
@@ -204,10 +206,5 @@ def _after_fork_in_child() -> None:
         service.after_fork_in_child()
 
 
-def _stop_all() -> None:
-    for service in list(_services):
-        service.stop(drain=False, wait=True)
-
-
 os.register_at_fork(after_in_child=_after_fork_in_child)
-atexit.register(_stop_all)
+atexit.register(ending.stop_all)

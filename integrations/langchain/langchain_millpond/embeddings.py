@@ -7,28 +7,78 @@ and arrays to lists of floats. Batching, threads and devices are the engine's bu
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+import pickle
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, Self, TypedDict, Unpack
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.utils import from_env
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic.json_schema import SkipJsonSchema
 
 from millpond import Engine, EngineConfig, InvalidOption, InvalidText
 
 ROWS_PER_TURN = 64  # vectors made into lists before the event loop gets its turn, about 1 ms
 ENGINE_OPTIONS = (
     *("device", "devices", "dtype", "revision", "trust_remote_code", "max_length", "pooling"),
+    "prompts",
     *("max_batch_tokens", "max_queue_tokens", "max_query_wait_ms"),
     *("memory_utilization", "memory_bytes", "prefix_cache", "compile", "warmup", "deterministic"),
 )
 """The fields that configure the engine under its own names; `cache_folder` is its `cache_dir`."""
 
+OPTIONS_OF_ENGINE = {"model", "model_name", "cache_folder", *ENGINE_OPTIONS}
+
 NO_MODEL = "name a model: MillpondEmbeddings(model=…), or set MILLPOND_MODEL"
 
 PathText = BeforeValidator(lambda path: os.fspath(path) if isinstance(path, os.PathLike) else path)
 Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+
+
+def _from_env(name: str, default: str | None) -> Callable[[], Any]:
+    """LangChain's `from_env`, where a variable that is set to nothing counts as unset."""
+    return lambda: from_env(name, default="")() or default
+
+
+def _model_from_env() -> str:
+    model: str = _from_env("MILLPOND_MODEL", None)()
+    if not model:
+        raise ValueError(NO_MODEL)
+    return model
+
+
+class EmbeddingOptions(TypedDict, total=False):
+    """What `MillpondEmbeddings` takes, for type checkers; its fields say what it means."""
+
+    model: str | os.PathLike[str]
+    model_name: str | os.PathLike[str]
+    query_prompt: str | None
+    document_prompt: str | None
+    dimensions: int | None
+    normalize: bool | None
+    truncate: Literal["end", "start", "error"] | None
+    show_progress: bool
+    device: str
+    devices: Sequence[str] | None
+    dtype: Literal["auto", "float32", "float16", "bfloat16"]
+    revision: str | None
+    trust_remote_code: bool
+    max_length: int | None
+    pooling: Pooling | tuple[Pooling, ...] | None
+    prompts: Mapping[str, str] | None
+    max_batch_tokens: int | Literal["auto"]
+    max_queue_tokens: int
+    max_query_wait_ms: float
+    memory_utilization: float | None
+    memory_bytes: int | None
+    prefix_cache: Literal["auto", "off"]
+    compile: bool
+    warmup: bool
+    deterministic: bool
+    cache_folder: str | os.PathLike[str] | None
+    engine: Engine | None
 
 
 class MillpondEmbeddings(BaseModel, Embeddings):
@@ -51,7 +101,7 @@ class MillpondEmbeddings(BaseModel, Embeddings):
     Key init args — embedding params:
         model: str
             A folder, the name of a model on the Hugging Face hub, or a name that an installed
-            package carries. Also taken as `model_name`, and from `MILLPOND_MODEL`.
+            package carries. Also taken and read as `model_name`, and from `MILLPOND_MODEL`.
         query_prompt, document_prompt: str | None
             Text to put in front of queries and documents. None takes the prompts saved in the
             checkpoint, "" takes none.
@@ -102,7 +152,7 @@ class MillpondEmbeddings(BaseModel, Embeddings):
     """
 
     model: Annotated[str, PathText] = Field(
-        default_factory=from_env("MILLPOND_MODEL", error_message=NO_MODEL),
+        default_factory=_model_from_env,
         validation_alias=AliasChoices("model", "model_name"),
     )
     """A folder, or the name of a model as the Hugging Face hub spells it."""
@@ -119,7 +169,7 @@ class MillpondEmbeddings(BaseModel, Embeddings):
     show_progress: bool = False
     """Show a progress bar while documents are embedded."""
 
-    device: str = Field(default_factory=from_env("MILLPOND_DEVICE", default="auto"))
+    device: str = Field(default_factory=_from_env("MILLPOND_DEVICE", "auto"))
     """`auto` (CUDA, then MPS, then CPU), `cpu`, `cuda`, `cuda:N` or `mps`."""
     devices: tuple[str, ...] | None = None
     """Several devices of this host behind one queue, instead of `device`."""
@@ -133,6 +183,8 @@ class MillpondEmbeddings(BaseModel, Embeddings):
     """Longest text in tokens, special tokens included; None for the checkpoint's own."""
     pooling: Pooling | tuple[Pooling, ...] | None = None
     """Instead of the checkpoint's pooling; several are concatenated."""
+    prompts: dict[str, str] | None = None
+    """Prompts by name, over those the checkpoint saves: `query` and `document` are put in front."""
     max_batch_tokens: int | Literal["auto"] = EngineConfig.max_batch_tokens
     """Most tokens in one forward pass."""
     max_queue_tokens: int = EngineConfig.max_queue_tokens
@@ -152,29 +204,74 @@ class MillpondEmbeddings(BaseModel, Embeddings):
     deterministic: bool = False
     """On CUDA: the same bits whatever else is in flight. On CPU this is always so."""
     cache_folder: Annotated[str | None, PathText] = Field(
-        default_factory=from_env("MILLPOND_CACHE_FOLDER", default=None)
+        default_factory=_from_env("MILLPOND_CACHE_FOLDER", None)
     )
     """Where downloaded models are kept; None for Hugging Face's own cache."""
-    engine: Engine | None = Field(default=None, exclude=True, repr=False)
+    engine: Annotated[Engine | None, SkipJsonSchema()] = Field(
+        default=None, exclude=True, repr=False
+    )
     """An engine that is already built."""
 
-    _engine: Engine = PrivateAttr()
+    _engine: Engine | None = PrivateAttr(None)  # None where a pickle found no model
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, arbitrary_types_allowed=True, protected_namespaces=()
     )
 
-    if not TYPE_CHECKING:  # type checkers derive the signature from the fields
+    def __init__(self, **options: Unpack[EmbeddingOptions]) -> None:
+        # Not in a validator: pydantic would turn Millpond's ValueErrors into its own.
+        super().__init__(**_with_options_of_engine({**options}))
+        self._engine = self.engine
+        self._serving.embed([], **self._call("document"))  # refuses bad options now
 
-        def __init__(self, **options: Any) -> None:
-            # Not in a validator: pydantic would turn Millpond's ValueErrors into its own.
-            super().__init__(**_with_options_of_engine(options))
-            self._engine = self.engine or self._shared_engine()
-            self._engine.embed([], **self._call("document"))  # refuses bad options now
+    @property
+    def model_name(self) -> str:
+        """The model, by the name that LangChain's other embeddings have for it."""
+        return self.model
+
+    @property
+    def _serving(self) -> Engine:
+        if self._engine is None:
+            self._engine = self._shared_engine()
+        return self._engine
 
     def _shared_engine(self) -> Engine:
         options = {name: getattr(self, name) for name in ENGINE_OPTIONS}
         return Engine.shared(self.model, cache_dir=self.cache_folder, **options)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy on the same engine, or with `update` one that is built and checked anew.
+
+        Raises as the constructor does.
+        """
+        copied = super().model_copy(deep=deep)
+        if not update:
+            return copied
+        changed = OPTIONS_OF_ENGINE & update.keys()
+        engine = update.get("engine", None if changed else copied.engine)
+        kept = dict(copied)
+        if engine is not None:  # it has its own
+            kept = {name: kept[name] for name in kept.keys() - OPTIONS_OF_ENGINE}
+        elif "model_name" in update:
+            del kept["model"]
+        return type(self)(**kept | dict(update) | {"engine": engine})
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """The options, which describe an engine that was given, too."""
+        pickle.dumps(self.engine)  # refuses one that its options do not bring back
+        state = super().__getstate__()
+        options = state["__dict__"] | {"engine": None}
+        return state | {"__dict__": options, "__pydantic_private__": {"_engine": None}}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        super().__setstate__(state)
+        # The first call reports what is wrong. An error while a worker process reads its task
+        # would have multiprocessing's Pool wait for ever.
+        with contextlib.suppress(Exception):
+            self._engine = self._shared_engine()
+
+    def __hash__(self) -> int:  # pydantic's own does not take `prompts`
+        return hash((self.model, self.dtype, self.query_prompt, self.document_prompt))
 
     def _call(self, task: Literal["query", "document"]) -> dict[str, Any]:
         query = task == "query"
@@ -197,7 +294,7 @@ class MillpondEmbeddings(BaseModel, Embeddings):
             One list of floats for each text, in order.
         """
         options = self._call("document")
-        vectors = self._engine.embed(_strings(texts), progress=self.show_progress, **options)
+        vectors = self._serving.embed(_strings(texts), progress=self.show_progress, **options)
         rows: list[list[float]] = vectors.tolist()
         return rows
 
@@ -210,7 +307,7 @@ class MillpondEmbeddings(BaseModel, Embeddings):
         Returns:
             A list of floats.
         """
-        row: list[float] = self._engine.embed(_strings([text]), **self._call("query"))[0].tolist()
+        row: list[float] = self._serving.embed(_strings([text]), **self._call("query"))[0].tolist()
         return row
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
@@ -223,7 +320,8 @@ class MillpondEmbeddings(BaseModel, Embeddings):
             One list of floats for each text, in order.
         """
         options = self._call("document")
-        vectors = await self._engine.aembed(_strings(texts), progress=self.show_progress, **options)
+        show = self.show_progress
+        vectors = await self._serving.aembed(_strings(texts), progress=show, **options)
         rows: list[list[float]] = []
         for start in range(0, len(vectors), ROWS_PER_TURN):
             rows += vectors[start : start + ROWS_PER_TURN].tolist()
@@ -239,15 +337,15 @@ class MillpondEmbeddings(BaseModel, Embeddings):
         Returns:
             A list of floats.
         """
-        vectors = await self._engine.aembed(_strings([text]), **self._call("query"))
+        vectors = await self._serving.aembed(_strings([text]), **self._call("query"))
         row: list[float] = vectors[0].tolist()
         return row
 
 
 def _strings(texts: Iterable[str]) -> list[str]:
     """The texts as a list. By the first the engine tells what they are; it checks the others."""
-    if isinstance(texts, str | bytes):
-        raise InvalidText(f"expected a list of strings, not one {type(texts).__name__}")
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        raise InvalidText(f"expected a list of strings, not {type(texts).__name__}")
     strings = list(texts)
     if strings and not isinstance(strings[0], str):
         raise InvalidText(f"expected a string, not {type(strings[0]).__name__}")
@@ -258,9 +356,17 @@ def _with_options_of_engine(options: dict[str, Any]) -> dict[str, Any]:
     engine = options.get("engine")
     if not isinstance(engine, Engine):
         return options
-    taken = {"model", "model_name", "cache_folder", *ENGINE_OPTIONS} & options.keys()
-    if taken:
+    if taken := OPTIONS_OF_ENGINE & options.keys():
         raise InvalidOption(f"{', '.join(sorted(taken))}: `engine` is built and has its own")
     config = engine.config
     own = {name: getattr(config, name) for name in ENGINE_OPTIONS}
-    return options | own | {"model": config.model, "cache_folder": config.cache_dir}
+    own |= {"model": config.model, "cache_folder": config.cache_dir}
+    own["prompts"] = None if config.prompts is None else dict(config.prompts)
+    if config.normalize is None:
+        return options | own
+    if not config.normalize or options.get("normalize") is False:
+        raise InvalidOption(
+            f"the engine is built with normalize={config.normalize}, which is not what "
+            "`normalize` means here; build it without, and give `normalize` here"
+        )
+    return options | own | {"normalize": True}

@@ -10,6 +10,7 @@ import json
 import logging
 import pickle
 import threading
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.storage.kvstore import SimpleKVStore
 from llama_index.embeddings.millpond import MillpondEmbedding
+from llama_index.embeddings.millpond.base import EmbeddingOptions
 from pydantic import ValidationError
 
 import millpond
@@ -296,12 +300,20 @@ def test_an_input_that_is_no_text_is_named_by_its_index(model: MillpondEmbedding
     assert raised.value.index == 1
 
 
+@call
+@pytest.mark.parametrize("thing", [[101, 102], ["a pond"], None, b"a pond"])
+def test_what_is_no_string_is_refused(name: str, thing: Any, model: MillpondEmbedding) -> None:
+    with pytest.raises(millpond.InvalidText):
+        CALLS[name](model, thing)
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
         ({"dimensions": 17}, millpond.InvalidDimensions),
         ({"pooling": "median"}, millpond.InvalidOption),
         ({"max_length": 0}, millpond.InvalidOption),
+        ({"engine": "cpu"}, millpond.InvalidOption),
         ({"truncate": "middle"}, ValidationError),
         ({"dtype": "float8"}, ValidationError),
         ({"dimensoins": 8}, ValidationError),
@@ -317,6 +329,15 @@ def test_bad_options_are_refused_at_once(
 def test_a_model_that_is_not_there_is_millponds_own_error(tmp_path: Path) -> None:
     with pytest.raises(millpond.ModelNotFound):
         MillpondEmbedding(model_name=str(tmp_path / "nothing"))
+
+
+def test_no_device_is_any_device_as_in_the_incumbent(model: MillpondEmbedding) -> None:
+    assert MillpondEmbedding(model_name=model.model_name, device=None).device == "auto"
+
+
+def test_the_cache_folder_may_be_a_path(tiny: str, tiny_engine: Engine, tmp_path: Path) -> None:
+    model = MillpondEmbedding(model_name=tiny, cache_folder=tmp_path)
+    assert model.cache_folder == str(tmp_path)
 
 
 def test_a_model_has_to_be_named() -> None:
@@ -340,11 +361,9 @@ def test_a_closed_engine_says_so(tiny: str, tiny_engine: Engine) -> None:
         model.get_text_embedding("a pond")
 
 
-def test_a_cancelled_call_is_taken_out(model: MillpondEmbedding, hook: AddHook) -> None:
-    before = model.engine.stats().cancelled_texts
-
-    async def main() -> None:
-        gate = Gate(hook)
+def test_a_cancelled_call_is_taken_out(tiny: str) -> None:
+    async def main(model: MillpondEmbedding) -> None:
+        gate = Gate(model.engine.add_stats_hook)
         running = asyncio.ensure_future(model.aget_text_embedding_batch(["a pond"] * 4000))
         await gate.reached.wait()
         running.cancel()
@@ -352,9 +371,11 @@ def test_a_cancelled_call_is_taken_out(model: MillpondEmbedding, hook: AddHook) 
             await running
         gate.opened.set()
 
-    asyncio.run(main())
-    assert model.engine.stats().cancelled_texts > before
-    assert model.get_query_embedding("a pond")
+    with Engine(tiny) as engine:  # its own: what runs still at the end is in nobody's counts
+        model = MillpondEmbedding(engine=engine)
+        asyncio.run(main(model))
+        assert engine.stats().cancelled_texts > 0
+        assert model.get_query_embedding("a pond")
 
 
 # One engine.
@@ -454,12 +475,24 @@ def test_a_given_engine_and_options_that_contradict_it_are_refused(
         MillpondEmbedding(engine=engine, **options)
 
 
-def test_an_engine_that_undoes_normalising_is_refused(tiny: str) -> None:
-    with (
-        Engine(tiny, normalize=False) as engine,
-        pytest.raises(millpond.InvalidOption, match="give `normalize` here"),
-    ):
-        MillpondEmbedding(engine=engine)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_an_engine_whose_normalizing_is_not_the_objects_is_refused(
+    normalize: bool, tiny: str
+) -> None:
+    with Engine(tiny, normalize=normalize) as engine:
+        for asked in (True, False):
+            if normalize and asked:
+                continue
+            with pytest.raises(millpond.InvalidOption, match="give `normalize` here"):
+                MillpondEmbedding(engine=engine, normalize=asked)
+
+
+def test_an_engine_that_normalizes_is_taken(tiny: str) -> None:
+    with Engine(tiny, normalize=True) as engine:
+        given = MillpondEmbedding(engine=engine)
+        other = MillpondEmbedding.from_dict(given.to_dict())
+        ours, theirs = given.get_text_embedding("a pond"), other.get_text_embedding("a pond")
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 # Copies and serialised forms.
@@ -508,6 +541,43 @@ def test_a_deep_copy_outlives_the_original(tiny: str, tiny_engine: Engine) -> No
     other = copy.deepcopy(model)
     model.engine.close()
     assert other.get_text_embedding("a pond")
+
+
+def test_a_copy_with_other_options_is_built_with_them(tiny: str, tiny_engine: Engine) -> None:
+    watcher, cache = CallbackManager([]), SimpleKVStore()
+    model = MillpondEmbedding(
+        model_name=tiny, callback_manager=watcher, embeddings_cache=cache, num_workers=3
+    )
+    copied = model.model_copy(update={"max_length": 5})
+    assert copied.engine.config.max_length == copied.max_length == 5
+    expected = MillpondEmbedding(model_name=tiny, max_length=5)
+    assert copied._get_text_embedding(LONG) == expected._get_text_embedding(LONG)
+    assert copied._get_text_embedding(LONG) != model._get_text_embedding(LONG)
+    assert copied.callback_manager is watcher
+    assert copied.embeddings_cache is cache
+    assert copied.num_workers == 3
+
+
+def test_a_copy_with_other_options_of_a_call_stays_on_the_engine(tiny: str) -> None:
+    with Engine(tiny, max_length=8) as engine:
+        copied = MillpondEmbedding(engine=engine).model_copy(update={"dimensions": 4})
+        assert copied.engine is engine
+        assert len(copied.get_text_embedding("a pond")) == 4
+
+
+def test_a_copy_may_be_given_another_engine(model: MillpondEmbedding, tiny: str) -> None:
+    with Engine(tiny, max_length=8) as engine:
+        copied = model.model_copy(update={"engine": engine, "dimensions": 4})
+        assert (copied.engine, copied.max_length, copied.dimensions) == (engine, 8, 4)
+
+
+def test_a_copy_with_bad_options_is_refused(model: MillpondEmbedding) -> None:
+    with pytest.raises(ValidationError):
+        model.model_copy(update={"dimensoins": 4})
+    with pytest.raises(millpond.InvalidDimensions):
+        model.model_copy(update={"dimensions": 17})
+    with pytest.raises(millpond.ModelNotFound):
+        model.model_copy(update={"model_name": "/nothing/there"})
 
 
 def test_a_pickle_holds_no_weights(model: MillpondEmbedding) -> None:
@@ -562,6 +632,7 @@ def test_the_schema_and_the_signature_name_every_option(model: MillpondEmbedding
     fields = set(MillpondEmbedding.model_fields)
     assert set(MillpondEmbedding.model_json_schema()["properties"]) == {*fields, "class_name"}
     assert set(inspect.signature(MillpondEmbedding).parameters) == {*fields, "engine"}
+    assert set(typing.get_type_hints(EmbeddingOptions)) == fields - {"model_name"}
     documented = MillpondEmbedding.__doc__ or ""
     inherited = set(BaseEmbedding.model_fields) - {"model_name", "embed_batch_size"}
     assert all(f"{name} (" in documented for name in fields - inherited)
@@ -571,5 +642,6 @@ def test_only_public_names_of_millpond_are_imported() -> None:
     source = Path(inspect.getfile(MillpondEmbedding)).read_text()
     imported = [line for line in source.splitlines() if "import" in line and "millpond" in line]
     names = [line for line in imported if line.startswith(("from millpond", "import millpond"))]
-    assert names == ["from millpond import Engine, EngineConfig, InvalidOption"]
-    assert {"Engine", "EngineConfig", "InvalidOption"} <= set(millpond.__all__)
+    assert names == ["from millpond import Engine, EngineConfig, InvalidOption, InvalidText"]
+    used = {"Engine", "EngineConfig", "InvalidOption", "InvalidText"}
+    assert used <= set(millpond.__all__)

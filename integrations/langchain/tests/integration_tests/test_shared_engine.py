@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,6 +64,45 @@ def test_prompts_are_those_of_hugging_face_embeddings(
     document, query = prompted.embed_documents(["bread"])[0], prompted.embed_query("bread")
     assert np.abs(np.array(document) - incumbent.embed_documents(["bread"])[0]).max() <= 1e-5
     assert np.abs(np.array(query) - incumbent.embed_query("bread")).max() <= 1e-5
+
+
+def differ(one: list[float], other: list[float]) -> bool:
+    return bool(np.abs(np.array(one) - other).max() > 1e-5)
+
+
+def test_hugging_face_embeddings_prompt_queries_as_documents_unless_told_otherwise(
+    embeddings: MillpondEmbeddings,
+) -> None:
+    incumbent = HuggingFaceEmbeddings(
+        model=embeddings.model,
+        model_kwargs={"device": "cpu"},
+        encode_kwargs={"prompt": "keep: "},
+    )
+    both = embeddings.model_copy(update={"document_prompt": "keep: ", "query_prompt": "keep: "})
+    assert differ(incumbent.embed_query("bread"), embeddings.embed_query("bread"))
+    assert not differ(incumbent.embed_query("bread"), both.embed_query("bread"))
+    documents = both.embed_documents(["bread"])[0]
+    assert not differ(incumbent.embed_documents(["bread"])[0], documents)
+
+
+@pytest.mark.parametrize("default", [None, "document"])
+def test_hugging_face_embeddings_use_a_saved_prompt_only_as_the_default(
+    default: str | None, embeddings: MillpondEmbeddings, tmp_path: Path
+) -> None:
+    folder = tmp_path / "prompted"
+    shutil.copytree(embeddings.model, folder, copy_function=shutil.copyfile)
+    path = folder / "config_sentence_transformers.json"
+    saved = json.loads(path.read_text()) if path.exists() else {}
+    prompts = {"query": "find: ", "document": "keep: "}
+    path.write_text(json.dumps(saved | {"prompts": prompts, "default_prompt_name": default}))
+    incumbent = HuggingFaceEmbeddings(model=str(folder), model_kwargs={"device": "cpu"})
+    prompt = "" if default is None else "keep: "
+    ours = MillpondEmbeddings(
+        model=folder, dtype="float32", query_prompt=prompt, document_prompt=prompt
+    )
+    assert not differ(incumbent.embed_query("bread"), ours.embed_query("bread"))
+    documents = ours.embed_documents(["bread"])[0]
+    assert not differ(incumbent.embed_documents(["bread"])[0], documents)
 
 
 def test_langchain_and_llama_index_share_one_engine_and_the_last_releases_it(model: str) -> None:

@@ -191,7 +191,15 @@ def test_a_text_that_fails_is_named_by_its_index(embed: Embed) -> None:
 @pytest.mark.parametrize("embed", DOCUMENTS)
 @pytest.mark.parametrize(
     ("texts", "index"),
-    [("text", 0), (b"text", 0), ([1, 2], 0), ([["text"]], 0), ([None], 0), (["text", 3], 1)],
+    [
+        ("text", 0),
+        (b"text", 0),
+        ([1, 2], 0),
+        ([["text"]], 0),
+        ([None], 0),
+        (["text", 3], 1),
+        (None, 0),
+    ],
 )
 def test_what_is_no_text_is_named_by_its_index(
     embed: Any, texts: Any, index: int, embeddings: MillpondEmbeddings
@@ -347,6 +355,26 @@ def test_the_environment_gives_defaults_and_options_win(
     assert embeddings.cache_folder == str(tmp_path)
 
 
+def test_a_variable_set_to_nothing_counts_as_unset(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MILLPOND_MODEL", "MILLPOND_DEVICE", "MILLPOND_CACHE_FOLDER"):
+        monkeypatch.setenv(name, "")
+    embeddings = MillpondEmbeddings(model=model)
+    assert (embeddings.device, embeddings.cache_folder) == ("auto", None)
+    with pytest.raises(ValueError, match="name a model"):
+        MillpondEmbeddings()
+
+
+def test_the_model_is_read_by_either_name(embeddings: MillpondEmbeddings) -> None:
+    assert embeddings.model_name == embeddings.model
+
+
+def test_an_object_with_prompts_has_a_hash(engine: Engine, model: str) -> None:
+    prompted = MillpondEmbeddings(model=model, prompts={"query": "find: "})
+    assert len({prompted, prompted, MillpondEmbeddings(engine=engine)}) == 2
+
+
 def test_an_object_does_not_change(embeddings: MillpondEmbeddings) -> None:
     with pytest.raises(ValidationError):
         embeddings.device = "cuda"
@@ -383,6 +411,39 @@ def test_a_given_engine_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     assert embeddings.model == engine.info().model.name
     assert embeddings.cache_folder == "models"
     assert {name: getattr(embeddings, name) for name in options} == options
+
+
+@pytest.mark.parametrize("normalize", [None, True])
+@pytest.mark.parametrize(
+    "again",
+    [
+        lambda one: MillpondEmbeddings(**one.model_dump()),
+        lambda one: MillpondEmbeddings.model_validate_json(one.model_dump_json()),
+        lambda one: pickle.loads(pickle.dumps(one)),
+    ],
+)
+def test_the_options_of_a_given_engine_bring_it_back(
+    again: Callable[[Any], Any], normalize: bool | None, model: str
+) -> None:
+    prompts = {"query": "ask: ", "document": "keep: "}
+    with Engine(model, prompts=prompts, normalize=normalize, max_length=9) as engine:
+        given = MillpondEmbeddings(engine=engine)
+        found = again(given)
+        assert found.model_dump() == given.model_dump()
+        for embed in (sync, one_by_one):
+            np.testing.assert_allclose(embed(found, TEXTS), embed(given, TEXTS), atol=1e-6)
+        assert given.embed_query("bread") != MillpondEmbeddings(model=model).embed_query("bread")
+
+
+@pytest.mark.parametrize(("built", "asked"), [(False, None), (False, False), (True, False)])
+def test_an_engine_whose_normalizing_is_not_the_objects_is_refused(
+    built: bool, asked: bool | None
+) -> None:
+    with (
+        start_engine(FakeRunner(), normalize=built) as engine,
+        pytest.raises(InvalidOption, match="give `normalize` here"),
+    ):
+        MillpondEmbeddings(engine=engine, normalize=asked)
 
 
 def test_a_closed_engine_says_so(engine: Engine) -> None:
@@ -425,3 +486,65 @@ def test_copies_embed_on_the_same_engine(again: Callable[[Any], Any], model: str
     before = Engine.shared(model).stats().texts
     assert again(embeddings).embed_documents(TEXTS) == embeddings.embed_documents(TEXTS)
     assert Engine.shared(model).stats().texts - before == 2 * len(TEXTS)
+
+
+def test_a_copy_with_other_options_of_a_call_stays_on_the_engine(engine: Engine) -> None:
+    embeddings = MillpondEmbeddings(engine=engine, document_prompt="keep: ")
+    copied = embeddings.model_copy(update={"query_prompt": "find: ", "dimensions": 3})
+    assert copied.engine is engine
+    assert (copied.document_prompt, copied.dimensions) == ("keep: ", 3)
+    assert len(copied.embed_query("text")) == 3
+    assert embeddings.dimensions is None
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_copy_with_other_options_of_the_engine_has_another(given: bool, model: str) -> None:
+    embeddings = MillpondEmbeddings(model=model, query_prompt="find: ")
+    if given:
+        embeddings = MillpondEmbeddings(engine=Engine.shared(model), query_prompt="find: ")
+    text = "the mill grinds the grain into flour"
+    copied = embeddings.model_copy(update={"max_length": 5})
+    assert copied == copied.model_copy()
+    expected = MillpondEmbeddings(model=model, query_prompt="find: ", max_length=5)
+    assert copied.model_dump() == expected.model_dump()
+    assert copied.embed_query(text) == expected.embed_query(text) != embeddings.embed_query(text)
+
+
+def test_a_copy_with_options_that_are_none_is_refused(embeddings: MillpondEmbeddings) -> None:
+    with pytest.raises(ValidationError):
+        embeddings.model_copy(update={"dimensoins": 3})
+    with pytest.raises(InvalidDimensions):
+        embeddings.model_copy(update={"dimensions": DIMENSION + 1})
+    with pytest.raises(ModelNotFound):
+        embeddings.model_copy(update={"model_name": "/nothing/there"})
+
+
+def test_a_copy_may_be_given_another_engine(embeddings: MillpondEmbeddings) -> None:
+    with start_engine(FakeRunner(), max_length=5) as other:
+        copied = embeddings.model_copy(update={"engine": other})
+        assert (copied.engine, copied.max_length) == (other, 5)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_pickle_whose_model_is_gone_says_so_at_the_first_call(
+    given: bool, real_engine: Engine, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    moved.symlink_to(real_engine.info().model.path)
+    options: dict[str, Any] = {"engine": Engine(moved)} if given else {"model": moved}
+    stored = pickle.dumps(MillpondEmbeddings(**options))
+    moved.unlink()
+    embeddings = pickle.loads(stored)  # an error here would have a Pool wait for ever
+    with pytest.raises(ModelNotFound):
+        embeddings.embed_query("bread")
+    with pytest.raises(ModelNotFound):
+        asyncio.run(embeddings.aembed_documents(["bread"]))
+    moved.symlink_to(real_engine.info().model.path)
+    assert embeddings.embed_query("bread")
+
+
+def test_an_object_whose_engine_nothing_brings_back_does_not_pickle(
+    embeddings: MillpondEmbeddings,
+) -> None:
+    with pytest.raises(TypeError, match="with_runner"):
+        pickle.dumps(embeddings)

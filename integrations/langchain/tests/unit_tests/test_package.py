@@ -5,6 +5,10 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import subprocess
+import sys
+import tarfile
+import typing
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -14,8 +18,10 @@ from pydantic_core import PydanticUndefined
 import langchain_millpond
 import millpond
 from langchain_millpond import MillpondEmbeddings
+from langchain_millpond.embeddings import EmbeddingOptions
 
 SOURCE = Path(langchain_millpond.__file__).parent
+PROJECT = Path(__file__).parents[2]
 
 
 def test_the_wheel_is_typed_and_has_its_licence() -> None:
@@ -43,12 +49,34 @@ def test_only_public_names_of_millpond_are_imported() -> None:
 
 def test_every_option_of_the_engine_is_a_field_with_its_default() -> None:
     options = {field.name: field.default for field in dataclasses.fields(millpond.EngineConfig)}
-    del options["model"], options["prompts"]  # the prompts are the call's: query and document
+    del options["model"]
     options["cache_folder"] = options.pop("cache_dir")
     fields = MillpondEmbeddings.model_fields
     defaults = {name: fields[name].get_default(call_default_factory=True) for name in options}
     assert PydanticUndefined not in defaults.values()
     assert defaults == options
+
+
+def test_type_checkers_and_the_schema_know_every_field() -> None:
+    fields = set(MillpondEmbeddings.model_fields)
+    assert set(typing.get_type_hints(EmbeddingOptions)) == fields | {"model_name"}
+    assert set(inspect.signature(MillpondEmbeddings).parameters) == fields
+    schema = MillpondEmbeddings.model_json_schema()
+    assert set(schema["properties"]) == fields - {"engine"}
+
+
+def test_the_source_distribution_holds_what_can_be_used_by_itself(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling", reason="the builder is not installed")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=PROJECT, check=True, capture_output=True, timeout=120)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert "langchain_millpond/embeddings.py" in names
+    assert not [name for name in names if name.startswith("tests")], "they need the repository"
+
+
+def test_the_readme_can_be_read_where_the_package_is_found() -> None:
+    assert "](.." not in (PROJECT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

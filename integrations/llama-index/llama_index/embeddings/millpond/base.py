@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import Any, Literal
+import pickle
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self, TypedDict, Unpack
 
 import numpy.typing as npt
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
-from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
+from llama_index.core.bridge.pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr
+from llama_index.core.callbacks import CallbackManager
 
-from millpond import Engine, EngineConfig, InvalidOption
+from millpond import Engine, EngineConfig, InvalidOption, InvalidText
 
 MAX_EMBED_BATCH_SIZE = 2048  # the most that BaseEmbedding allows
 ROWS_PER_TURN = 64  # vectors made into lists before the event loop gets its turn, about 1 ms
@@ -42,6 +45,43 @@ _ENGINE_OPTIONS = {
 }
 """The fields that configure the engine, and the engine's own names for them."""
 
+PathText = BeforeValidator(lambda path: os.fspath(path) if isinstance(path, os.PathLike) else path)
+AutoDevice = BeforeValidator(lambda device: "auto" if device is None else device)
+
+
+class EmbeddingOptions(TypedDict, total=False):
+    """What `MillpondEmbedding` takes beside a model or an engine, for type checkers."""
+
+    device: str | None
+    devices: Sequence[str] | None
+    dtype: Literal["auto", "float32", "float16", "bfloat16"]
+    revision: str | None
+    trust_remote_code: bool
+    max_length: int | None
+    pooling: str | tuple[str, ...] | None
+    prompts: Mapping[str, str] | None
+    max_batch_tokens: int | Literal["auto"]
+    max_queue_tokens: int
+    max_query_wait_ms: float
+    memory_utilization: float | None
+    memory_bytes: int | None
+    prefix_cache: Literal["auto", "off"]
+    compile: bool
+    warmup: bool
+    deterministic: bool
+    cache_folder: str | os.PathLike[str] | None
+    query_instruction: str | None
+    text_instruction: str | None
+    normalize: bool
+    dimensions: int | None
+    truncate: Literal["end", "start", "error"] | None
+    show_progress_bar: bool
+    embed_batch_size: int
+    callback_manager: CallbackManager | None
+    num_workers: int | None
+    embeddings_cache: Any
+    rate_limiter: Any
+
 
 class MillpondEmbedding(BaseEmbedding):
     """
@@ -59,7 +99,8 @@ class MillpondEmbedding(BaseEmbedding):
             installed package carries.
         engine (Optional[Engine], optional): An engine that is already built. It is used as it is,
             and the options of the engine are read from it. Defaults to None.
-        device (str, optional): "auto", "cpu", "cuda", "cuda:N" or "mps". Defaults to "auto".
+        device (Optional[str], optional): "auto", "cpu", "cuda", "cuda:N" or "mps"; None is
+            "auto". Defaults to "auto".
         devices (Optional[Tuple[str, ...]], optional): Several devices of this host, instead of
             `device`. Defaults to None.
         dtype (str, optional): "auto", "float32", "bfloat16" or "float16". Defaults to "auto".
@@ -126,7 +167,9 @@ class MillpondEmbedding(BaseEmbedding):
 
     model_config = ConfigDict(extra="forbid")
 
-    model_name: str = Field(frozen=True, description="Folder or name of the model.")
+    model_name: Annotated[str, PathText] = Field(
+        frozen=True, description="Folder or name of the model."
+    )
     embed_batch_size: int = Field(
         default=MAX_EMBED_BATCH_SIZE,
         gt=0,
@@ -135,7 +178,7 @@ class MillpondEmbedding(BaseEmbedding):
     )
 
     # The engine's: fixed once it is built.
-    device: str = Field("auto", frozen=True, description="Device to run on.")
+    device: Annotated[str, AutoDevice] = Field("auto", frozen=True, description="Device to run on.")
     devices: tuple[str, ...] | None = Field(
         None, frozen=True, description="Several devices behind one queue, instead of `device`."
     )
@@ -182,7 +225,7 @@ class MillpondEmbedding(BaseEmbedding):
     deterministic: bool = Field(
         False, frozen=True, description="On CUDA: the same bits whatever else is in flight."
     )
-    cache_folder: str | None = Field(
+    cache_folder: Annotated[str | None, PathText] = Field(
         None, frozen=True, description="Where downloaded models are kept."
     )
 
@@ -203,24 +246,28 @@ class MillpondEmbedding(BaseEmbedding):
         model_name: str | os.PathLike[str] | None = None,
         *,
         engine: Engine | None = None,
-        **options: Any,
+        **options: Unpack[EmbeddingOptions],
     ) -> None:
-        options.pop("class_name", None)  # part of what `model_dump` gives
+        fields: dict[str, Any] = {**options}
+        fields.pop("class_name", None)  # part of what `model_dump` gives
         if model_name is not None:
-            options["model_name"] = os.fspath(model_name)
+            fields["model_name"] = model_name
         if engine is not None:
-            options = _options_of(engine) | options
-        super().__init__(**options)
-        if (
-            engine is not None
-            and (config := EngineConfig(**self._engine_options())) != engine.config
-        ):
+            fields = _options_of(engine) | fields
+        super().__init__(**fields)
+        if engine is not None:
+            self._require_described(engine)
+        self._engine = engine
+        self.engine.embed([], **self._call("document"))  # refuses bad options now
+
+    def _require_described(self, engine: Engine) -> None:
+        normalize = True if engine.config.normalize and self.normalize else None
+        config = EngineConfig(**self._engine_options(), normalize=normalize)
+        if config != engine.config:
             raise InvalidOption(
                 f"the engine is built with {engine.config}, and the options given say "
                 f"{config}; leave out `engine` or the options, and give `normalize` here"
             )
-        self._engine = engine
-        self.engine.embed([], **self._call("document"))  # refuses bad options now
 
     @classmethod
     def class_name(cls) -> str:
@@ -237,10 +284,26 @@ class MillpondEmbedding(BaseEmbedding):
     def _engine_options(self) -> dict[str, Any]:
         return {option: getattr(self, field) for field, option in _ENGINE_OPTIONS.items()}
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy on the same engine, or with `update` one that is built and checked anew.
+
+        Raises as the constructor does.
+        """
+        copied = super().model_copy(deep=deep)
+        if not update:
+            return copied
+        kept = dict(copied)
+        if "engine" in update:
+            kept = {name: kept[name] for name in kept.keys() - _ENGINE_OPTIONS.keys()}
+        elif not _ENGINE_OPTIONS.keys() & update.keys():
+            kept["engine"] = copied._engine
+        return type(self)(**kept | dict(update))
+
     def __getstate__(self) -> dict[str, Any]:
         # LlamaIndex's `__setstate__` calls `__init__` and passes over its errors. So a model that
         # cannot be loaded is reported by the first call. An error while a worker process reads
         # its task would have multiprocessing's Pool wait for ever.
+        pickle.dumps(self._engine)  # refuses one that its options do not bring back
         state: dict[str, Any] = super().__getstate__()
         return state | {"__pydantic_private__": {"_engine": None}}
 
@@ -256,25 +319,26 @@ class MillpondEmbedding(BaseEmbedding):
         }
 
     def _get_query_embedding(self, query: str) -> Embedding:
-        return _floats(self.engine.embed(query, **self._call("query")))
+        return _floats(self.engine.embed(_string(query), **self._call("query")))
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
-        return _floats(await self.engine.aembed(query, **self._call("query")))
+        return _floats(await self.engine.aembed(_string(query), **self._call("query")))
 
     def _get_text_embedding(self, text: str) -> Embedding:
-        return _floats(self.engine.embed(text, **self._call("document")))
+        return _floats(self.engine.embed(_string(text), **self._call("document")))
 
     async def _aget_text_embedding(self, text: str) -> Embedding:
-        return _floats(await self.engine.aembed(text, **self._call("document")))
+        return _floats(await self.engine.aembed(_string(text), **self._call("document")))
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         options = self._call("document")
-        rows = self.engine.embed(texts, progress=self.show_progress_bar, **options)
+        rows = self.engine.embed(_strings(texts), progress=self.show_progress_bar, **options)
         return list(map(_floats, rows))
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         options = self._call("document")
-        rows = await self.engine.aembed(texts, progress=self.show_progress_bar, **options)
+        show = self.show_progress_bar
+        rows = await self.engine.aembed(_strings(texts), progress=show, **options)
         vectors: list[Embedding] = []
         for start in range(0, len(rows), ROWS_PER_TURN):
             vectors.extend(map(_floats, rows[start : start + ROWS_PER_TURN]))
@@ -287,7 +351,22 @@ def _floats(vector: npt.NDArray[Any]) -> Embedding:
     return floats
 
 
+def _string(text: str) -> str:
+    if not isinstance(text, str):  # an engine takes token ids, too
+        raise InvalidText(f"expected a string, not {type(text).__name__}")
+    return text
+
+
+def _strings(texts: list[str]) -> list[str]:
+    """By the first the engine tells what they are; it checks the others."""
+    for text in texts[:1]:
+        _string(text)
+    return texts
+
+
 def _options_of(engine: Engine) -> dict[str, Any]:
+    if not isinstance(engine, Engine):
+        raise InvalidOption(f"engine={engine!r}: it must be a millpond.Engine")
     config = engine.config
     options = {field: getattr(config, option) for field, option in _ENGINE_OPTIONS.items()}
     return options | {"prompts": None if config.prompts is None else dict(config.prompts)}
