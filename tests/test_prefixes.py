@@ -35,6 +35,7 @@ from millpond import (
     TextFailed,
 )
 from millpond.scheduling.batch import Batch
+from millpond.scheduling.job import Lane
 from millpond.scheduling.prefix_cache import PrefixCache
 from slot_memory import RememberingRunner
 
@@ -208,6 +209,9 @@ def test_texts_run_between_the_parts_of_a_long_one_of_their_lane(lane: str) -> N
         future = engine.submit(long, lane=lane)
         runner.wait_for_batches(1)
         others = [engine.submit(f"q{number} a b", lane=lane) for number in range(6)]
+        waiting = engine._service.loop._scheduler.lanes[Lane(lane)]
+        while waiting.ready_tokens < 18:  # all six are tokenised and may go into a batch
+            assert all(not other.done() for other in others)
         for number, other in enumerate(others):
             runner.let(1)
             runner.wait_for_batches(number + 2)

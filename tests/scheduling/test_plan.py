@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from millpond.scheduling.batch import Batch
 from millpond.scheduling.job import Lane
 from millpond.scheduling.plan import most_keys
-from millpond.scheduling.prefix_cache import PrefixCache
+from millpond.scheduling.prefix_cache import Claim, PrefixCache
 from millpond.scheduling.scheduler import BULK_PATIENCE, Scheduler
 from tokenized_jobs import WAIT_S, Ids, job_of, scheduler_of, submit
 
@@ -266,6 +268,43 @@ def test_a_batch_is_not_computed_whole_where_that_is_more_than_it_may_hold() -> 
     submit(scheduler, job_of([LONG[:n] for n in (28, 27, 26, 25)]))
     batch = planned(scheduler)
     assert batch.tokens > 32 >= batch.computed_tokens
+
+
+class CountedCache(PrefixCache):
+    claims = 0
+
+    def claim(self, *args: Any, **options: Any) -> Claim:
+        self.claims += 1
+        return super().claim(*args, **options)
+
+
+def test_texts_with_nothing_in_common_are_looked_up_ever_more_seldom() -> None:
+    cache = CountedCache(64, block_tokens=4)
+    scheduler = scheduler_of(budget=40, prefixes=cache, min_saved_tokens=10)
+    for number in range(200):
+        submit(scheduler, job_of([tuple(range(100 * number, 100 * number + 20))]))
+        land(scheduler, planned(scheduler))
+    assert cache.claims <= 12
+    cache.check(idle=True)
+
+
+def test_what_is_worth_looking_up_is_looked_up_whatever_was_before() -> None:
+    cache = CountedCache(64, block_tokens=4)
+    scheduler = scheduler_of(budget=40, prefixes=cache, min_saved_tokens=10)
+    for number in range(60):
+        submit(scheduler, job_of([tuple(range(100 * number, 100 * number + 20))]))
+        land(scheduler, planned(scheduler))
+    prompt = tuple(range(9000, 9016))
+    texts = [(*prompt, number) for number in range(3)]
+    submit(scheduler, job_of(texts, shared_tokens=16))
+    batch = land(scheduler, planned(scheduler))
+    assert (batch.texts, batch.computed_tokens) == (3, 16 + 3)
+    submit(scheduler, job_of([tuple(range(7000, 7100))]))  # longer than a batch
+    assert [segment.until for segment in land(scheduler, planned(scheduler)).segments] == [40]
+    while (rest := scheduler.next_batch(0.0)) is not None:
+        land(scheduler, rest)
+    cache.check(idle=True)
+    scheduler.check_idle()
 
 
 # What is pinned.

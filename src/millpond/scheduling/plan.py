@@ -64,6 +64,10 @@ class Plan:
     keys_left: int = FEWEST_KEYS
     most_of_a_text: int = 0
     """Tokens of one text, where they are more than those left: dividing is for several texts."""
+    may_skip_prefixes: bool = False
+    """Whether texts without a prompt need not be looked up: it came to nothing lately."""
+    parts_taken: int = 0
+    """Texts in it that are computed in part already."""
     waiting_beside: int = 0
     """Tokens that wait in the lane beside those of the job whose turn it is."""
     route: int | None = None
@@ -79,6 +83,8 @@ class Plan:
         """
         if self.route not in (None, job.route) or (self.segments and self.tokens_left <= 0):
             return False
+        if not self.segments and self._skips_prefixes(job, span):
+            self.prefixes = None
         if self.prefixes is not None:
             return self._take_one(job, span, self.prefixes)
         shape = self.shapes[job.route]
@@ -91,6 +97,11 @@ class Plan:
             self._add(segment, span, segment.tokens if padded is None else segment.texts * padded)
         span.start += count
         return count > 0
+
+    def _skips_prefixes(self, job: Job, span: Span) -> bool:
+        """Whether a plan that begins with this text does without: one in parts cannot."""
+        fits = span.chunk.lengths[span.start] <= max(self.tokens_left, self.most_of_a_text)
+        return self.may_skip_prefixes and not job.shared_tokens and bool(fits)
 
     def _packed_fit(self, span: Span) -> int:
         offsets = span.chunk.offsets
@@ -130,6 +141,7 @@ class Plan:
         if span.claim is not None:
             prefixes.release(span.claim)
             span.claim = None
+            self.parts_taken += 1
         if until is None:
             self.twins.lead(job, chunk, place)
         segment = Segment(job, chunk, place, place + 1, (claim,), until, before)

@@ -45,6 +45,7 @@ MIN_SHARE_TOKENS = 64  # fewer are not worth dividing
 FIRST_SHORT_BATCH_TOKENS = 256  # a short batch before any speed is known
 SPEED_MEMORY = 0.7  # weight of what was known against the batch just measured
 TOKENIZE_AHEAD_BATCHES = 4
+MOST_DOUBLINGS = 6  # of the plans between two that look texts up in vain: 31 at most
 REGROWTH = 1.02  # after running out of memory, a batch that fits lets the next be larger by this
 
 
@@ -81,6 +82,9 @@ class Scheduler:
         self._min_short_batch_tokens = min_short_batch_tokens
         self.prefixes = prefixes
         self._min_saved_tokens = min_saved_tokens
+        self._fruitless = 0  # plans in a row whose prefixes saved too little
+        self._plans_to_skip = 0  # before texts without a prompt are looked up again
+        self._parts_waiting = 0  # texts that are computed in part and hold blocks
         self._twins = Twins()
         self.lanes = {lane: LaneQueue(max_queue_tokens) for lane in Lane}
         self._deadlines: list[tuple[float, int, Job]] = []
@@ -138,6 +142,7 @@ class Scheduler:
             for claim in lane.forget(job):
                 assert self.prefixes is not None
                 self.prefixes.release(claim)
+                self._parts_waiting -= 1
             lane.admit()
             if not self.lanes[Lane.BULK].has_ready:
                 self._bulk_waits_since_s = None
@@ -189,6 +194,7 @@ class Scheduler:
     def _plan(self, now_s: float, queries_only: bool, bulk_takers: int, query_takers: int) -> Plan:
         interactive, bulk = self.lanes[Lane.INTERACTIVE], self.lanes[Lane.BULK]
         plan = Plan(self.shapes, self.max_batch_tokens, now_s, self._twins, self.prefixes)
+        plan.may_skip_prefixes = self._may_skip_prefixes()
         plan.keys_left = most_keys(self.max_batch_tokens)
         takes_bulk = bulk.has_ready and not queries_only
         if takes_bulk and (not interactive.has_ready or self._bulk_is_due(now_s)):
@@ -204,11 +210,31 @@ class Scheduler:
             plan.tokens_left = min(plan.tokens_left, self._share(interactive, query_takers))
             interactive.fill(plan)
             interactive.admit()
+        self._weigh_prefixes(plan)
+        return plan
+
+    def _weigh_prefixes(self, plan: Plan) -> None:
+        """Let a plan whose prefixes save too little do without, and remember that it was so."""
+        self._parts_waiting -= plan.parts_taken
+        if plan.prefixes is None or not plan.segments:
+            return
         tokens = sum(segment.tokens for segment in plan.segments)
         saved = sum(segment.cached_tokens for segment in plan.segments)
+        self._fruitless = 0 if saved >= self._min_saved_tokens else self._fruitless + 1
+        self._plans_to_skip = max(0, 2 ** min(self._fruitless, MOST_DOUBLINGS) // 2 - 1)
         if saved < self._min_saved_tokens and tokens <= self.max_batch_tokens:
             plan.compute_whole()
-        return plan
+
+    def _may_skip_prefixes(self) -> bool:
+        """Whether looking texts up may be left out of a plan.
+
+        Where a little saved is too little, it takes its time for nothing if texts have nothing in
+        common. The longer it was in vain, the more seldom it is tried.
+        """
+        if self._parts_waiting or not self._plans_to_skip:
+            return False
+        self._plans_to_skip -= 1
+        return True
 
     def _share(self, lane: LaneQueue, takers: int) -> int:
         """Tokens of one batch where `takers` divide what waits in a lane."""
@@ -273,6 +299,8 @@ class Scheduler:
         claim = segment.claims[0] if keep else None
         if claim is None:
             self._release(segment)
+        else:
+            self._parts_waiting += 1
         # In parts again, one whose own numbers overflow would never come to its end.
         whole = not keep
         span = Span(segment.chunk, segment.start, segment.stop, now_s, claim, whole, is_rest=True)
@@ -284,6 +312,7 @@ class Scheduler:
 
     def check_idle(self) -> None:
         """Where nothing is planned or running, assert that nobody holds on to a block."""
+        assert self._parts_waiting == 0
         if self.prefixes is not None:
             self.prefixes.check_idle()
 
