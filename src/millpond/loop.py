@@ -44,7 +44,8 @@ from .stats import BatchStats, EngineStats, StatsHook, Totals
 __all__ = ["Health", "Loop"]
 
 Health = Literal["ready", "closing", "closed", "failed"]
-INLINE_TOKENS = 2048  # a query up to this guess is tokenised by its caller, not by the thread
+# Queries up to so many, and up to this guess, are tokenised by their caller and not by the thread.
+INLINE_TEXTS, INLINE_TOKENS = 16, 2048
 logger = logging.getLogger("millpond")
 
 
@@ -123,7 +124,8 @@ class Loop:
 
     def _tokenize_inline(self, job: Job) -> Chunk | None:
         """A short query skips the tokenising thread: two thread switches less to wait for."""
-        if job.lane is Lane.BULK or job.waiting_tokens > INLINE_TOKENS:
+        few = len(job) <= INLINE_TEXTS and job.waiting_tokens <= INLINE_TOKENS
+        if job.lane is Lane.BULK or not few:
             return None
         return self._tokenize(job, np.arange(len(job)))
 

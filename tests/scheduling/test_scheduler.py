@@ -28,6 +28,7 @@ from millpond.scheduling.scheduler import (
     FIRST_SHORT_BATCH_TOKENS,
     MIN_SHARE_TOKENS,
     QUERY_MEMORY_S,
+    SPEED_MEMORY,
     TOKENIZE_AHEAD_BATCHES,
     BatchShape,
     Scheduler,
@@ -432,12 +433,29 @@ def test_the_speed_is_learnt_from_bulk_batches_and_smoothed() -> None:
     assert batch is not None
     assert query in by_job(batch)
     scheduler.record(batch, 1.0)  # says nothing about bulk
+    ran, seconds = 0.0, 0.0
     for tokens_per_s in (100_000, 200_000):
         batch = scheduler.next_batch(0.0)
         assert batch is not None
         scheduler.record(batch, batch.tokens / tokens_per_s)
         scheduler.record(batch, 0.0)  # a clock too coarse says nothing either
-    assert tokens(scheduler.next_batch(0.0)) == pytest.approx(130_000 * WAIT_S / 2, abs=1)
+        ran = SPEED_MEMORY * ran + batch.tokens
+        seconds = SPEED_MEMORY * seconds + batch.tokens / tokens_per_s
+    assert tokens(scheduler.next_batch(0.0)) == pytest.approx(ran / seconds * WAIT_S / 2, abs=1)
+
+
+def test_a_batch_that_seems_to_take_no_time_makes_none_seem_quicker_than_two_are() -> None:
+    """With two under way, the first may be seen to be through only when the second is, too."""
+    scheduler = scheduler_of(max_batch_tokens=100_000)
+    submit_ready(scheduler, job_of(*[1] * 90_000))
+    submit_ready(scheduler, query_of(5), 0.0)
+    scheduler.next_batch(0.0)
+    for _ in range(10):
+        for share in (1.99, 0.01):  # 100,000 tokens a second, both together
+            batch = scheduler.next_batch(0.0)
+            assert batch is not None
+            scheduler.record(batch, share * batch.tokens / 100_000)
+    assert tokens(scheduler.next_batch(0.0)) == pytest.approx(100_000 * WAIT_S / 2, rel=0.15)
 
 
 def test_a_slow_model_still_gets_a_text_a_batch() -> None:

@@ -43,7 +43,7 @@ QUERY_MEMORY_S = 5.0  # how long after a query bulk batches stay short
 MIN_SHORT_BATCH_TOKENS = 64
 MIN_SHARE_TOKENS = 64  # fewer are not worth dividing
 FIRST_SHORT_BATCH_TOKENS = 256  # a short batch before any speed is known
-SPEED_MEMORY = 0.7  # weight of what was known against the batch just measured
+SPEED_MEMORY = 0.8  # what is left of the batches measured so far with every new one
 TOKENIZE_AHEAD_BATCHES = 4
 MOST_DOUBLINGS = 6  # of the plans between two that look texts up in vain: 31 at most
 REGROWTH = 1.02  # after running out of memory, a batch that fits lets the next be larger by this
@@ -91,7 +91,9 @@ class Scheduler:
         self._tie = itertools.count()
         self._last_query_s = -float("inf")
         self._bulk_waits_since_s: float | None = None  # None while no bulk text is ready
-        self._bulk_tokens_per_s: float | None = None
+        # Of late. Summed before they are divided: of two batches under way at a time, the second
+        # may seem to take no time, because the first was seen to be through too late.
+        self._bulk_tokens = self._bulk_seconds = 0.0
 
     # Jobs in.
 
@@ -250,9 +252,9 @@ class Scheduler:
     def _bulk_budget(self, now_s: float) -> int:
         if self._queries_have_workers or now_s - self._last_query_s > QUERY_MEMORY_S:
             return self.max_batch_tokens
-        if self._bulk_tokens_per_s is None:
+        if not self._bulk_seconds:
             return min(self.max_batch_tokens, FIRST_SHORT_BATCH_TOKENS)
-        tokens = int(self._bulk_tokens_per_s * self._short_batch_s)
+        tokens = int(self._bulk_tokens / self._bulk_seconds * self._short_batch_s)
         return min(self.max_batch_tokens, max(self._min_short_batch_tokens, tokens))
 
     def landed(self, batch: Batch, now_s: float, *, keep: bool) -> Mapping[int, Sequence[Follower]]:
@@ -323,11 +325,8 @@ class Scheduler:
             self.max_batch_tokens = min(self._most_batch_tokens, grown)
         if seconds <= 0 or not batch.has_bulk:
             return
-        seen = batch.computed_tokens / seconds
-        known = self._bulk_tokens_per_s
-        self._bulk_tokens_per_s = (
-            seen if known is None else SPEED_MEMORY * known + (1 - SPEED_MEMORY) * seen
-        )
+        self._bulk_tokens = SPEED_MEMORY * self._bulk_tokens + batch.computed_tokens
+        self._bulk_seconds = SPEED_MEMORY * self._bulk_seconds + seconds
 
     def shrink(self, max_batch_tokens: int) -> None:
         """A batch did not fit in memory: plan no larger one than this, and grow back slowly."""
