@@ -62,7 +62,7 @@ class EmbeddingOptions(TypedDict, total=False):
     show_progress: bool
     device: str
     devices: Sequence[str] | None
-    dtype: Literal["auto", "float32", "float16", "bfloat16"]
+    dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"]
     revision: str | None
     trust_remote_code: bool
     max_length: int | None
@@ -117,7 +117,7 @@ class MillpondEmbeddings(BaseModel, Embeddings):
         device: str
             "auto", "cpu", "cuda", "cuda:N" or "mps". Also from `MILLPOND_DEVICE`.
         dtype: str
-            "auto", "float32", "bfloat16" or "float16".
+            "auto", "float32", "bfloat16", "float16" or, on a CPU, "int8".
         engine: Engine | None
             An engine that is already built, instead of `model` and the engine params. Closing it
             stays with its owner.
@@ -173,7 +173,7 @@ class MillpondEmbeddings(BaseModel, Embeddings):
     """`auto` (CUDA, then MPS, then CPU), `cpu`, `cuda`, `cuda:N` or `mps`."""
     devices: tuple[str, ...] | None = None
     """Several devices of this host behind one queue, instead of `device`."""
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "auto"
     """Precision of the transformer; vectors are float32."""
     revision: str | None = None
     """Branch, tag or commit of a model on the hub."""

@@ -52,7 +52,7 @@ Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every
 Port = Annotated[int, typer.Option(help="Port to listen on; 0 for any that is free.")]
 Uds = Annotated[str | None, typer.Option(help="Unix domain socket instead of host and port.")]
 DType = Annotated[
-    Literal["auto", "float32", "float16", "bfloat16", "float", "half"],
+    Literal["auto", "float32", "float16", "bfloat16", "int8", "float", "half"],
     typer.Option("--dtype", help="Precision of the transformer."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]

@@ -54,7 +54,7 @@ class EmbeddingOptions(TypedDict, total=False):
 
     device: str | None
     devices: Sequence[str] | None
-    dtype: Literal["auto", "float32", "float16", "bfloat16"]
+    dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"]
     revision: str | None
     trust_remote_code: bool
     max_length: int | None
@@ -103,7 +103,8 @@ class MillpondEmbedding(BaseEmbedding):
             "auto". Defaults to "auto".
         devices (Optional[Tuple[str, ...]], optional): Several devices of this host, instead of
             `device`. Defaults to None.
-        dtype (str, optional): "auto", "float32", "bfloat16" or "float16". Defaults to "auto".
+        dtype (str, optional): "auto", "float32", "bfloat16", "float16" or, on a CPU, "int8".
+            Defaults to "auto".
         revision (Optional[str], optional): Branch, tag or commit on the hub. Defaults to None.
         trust_remote_code (bool, optional): Run Python code that comes with the checkpoint.
             Defaults to False.
@@ -182,7 +183,7 @@ class MillpondEmbedding(BaseEmbedding):
     devices: tuple[str, ...] | None = Field(
         None, frozen=True, description="Several devices behind one queue, instead of `device`."
     )
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+    dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = Field(
         "auto", frozen=True, description="Precision of the transformer."
     )
     revision: str | None = Field(None, frozen=True, description="Branch, tag or commit.")
