@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
 
 from ..errors import (
     DeadlineExceeded,
@@ -27,13 +28,15 @@ from ..errors import (
     MillpondError,
     QueueFull,
     TextFailed,
+    TextsFailed,
     TextTooLong,
     UnknownPrompt,
     UnknownTask,
 )
-from .schemas import MAX_INPUTS, EmbeddingRequest
+from .exchange import HUNG_UP
+from .schemas import MAX_INPUTS, UNKNOWN_FIELD, EmbeddingRequest
 
-__all__ = ["FOREIGN_IDS_HINT", "ApiError", "error_response", "register_handlers"]
+__all__ = ["FOREIGN_IDS_HINT", "ApiError", "error_response", "register_handlers", "shown"]
 
 logger = logging.getLogger("millpond.server")
 
@@ -41,6 +44,8 @@ FOREIGN_IDS_HINT = (
     "LangChain's OpenAIEmbeddings sends token ids of another tokenizer: give it "
     "check_embedding_ctx_length=False, and it sends texts"
 )
+_LONGEST_ECHO = 80  # characters of what a client sent that an answer repeats
+_LONGEST_TYPO = 40  # looking for what was meant takes time that grows with the name
 _TYPES = {
     401: "authentication_error",
     429: "rate_limit_error",
@@ -49,6 +54,8 @@ _TYPES = {
     504: "timeout_error",
 }
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+_BODY_ADVICE = "Send one JSON object in UTF-8, as Content-Type: application/json"
+_INPUT_KINDS = "it is a text, a list of texts, the token ids of one text, or a list of those"
 # The first that fits: what the engine raises -> status, param, code.
 _FROM_ENGINE: tuple[tuple[type[MillpondError], int, str | None, str], ...] = (
     (TextTooLong, 400, "input", "context_length_exceeded"),
@@ -87,7 +94,7 @@ class ApiError(HTTPException):
         """What the engine raised, as an answer."""
         for kind, status, param, code in _FROM_ENGINE:
             if isinstance(error, kind):
-                message = str(error)
+                message = _several(error) if isinstance(error, TextsFailed) else str(error)
                 if kind is InvalidTokenIds:
                     message = f"{message}. {FOREIGN_IDS_HINT}"
                 return cls(status, message, code=code, param=param)
@@ -97,6 +104,16 @@ class ApiError(HTTPException):
     def unexpected(cls) -> ApiError:
         """Our own mistake; its details are in the log and not in the answer."""
         return cls(500, "the server failed; its log has the details", code="internal_error")
+
+
+def _several(failed: TextsFailed) -> str:
+    first = failed.errors[failed.index]
+    return f"{len(failed.errors)} of the texts could not be embedded; the first is {first}"
+
+
+def shown(sent: str) -> str:
+    """A name that a client sent, as an answer repeats it: cut where it is long."""
+    return sent if len(sent) <= _LONGEST_ECHO else f"{sent[:_LONGEST_ECHO]}…"
 
 
 def error_response(error: ApiError) -> Response:
@@ -126,12 +143,23 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     if isinstance(error, ApiError):
         return error_response(error)
     assert isinstance(error, StarletteHTTPException)
-    path = request.url.path
+    if isinstance(error.__cause__, ClientDisconnect):  # before the body was whole
+        return Response(status_code=HUNG_UP)
+    if error.status_code == 400 and error.__cause__ is not None:
+        return error_response(_unreadable(error.__cause__))
+    path = shown(request.url.path)
     message = {
         404: f"there is nothing at {path}; /docs lists the routes",
         405: f"{request.method} is not a method of {path}",
     }.get(error.status_code, str(error.detail))
     return error_response(ApiError(error.status_code, message, headers=error.headers))
+
+
+def _unreadable(reason: BaseException) -> ApiError:
+    """A body that no JSON parser takes: other bytes than UTF-8, endless digits, a deep nest."""
+    found = {UnicodeDecodeError: "it is not UTF-8", RecursionError: "it is nested too deeply"}
+    why = found.get(type(reason), "a number in it is too long")
+    return ApiError(400, f"the body is not JSON: {why}. {_BODY_ADVICE}", code="bad_json")
 
 
 async def _on_engine_error(request: Request, error: Exception) -> Response:
@@ -148,25 +176,28 @@ async def _on_invalid_request(request: Request, error: Exception) -> Response:
 
 
 def _invalid(problem: Mapping[str, Any]) -> ApiError:
-    """The first problem of a request. What the client sent is not repeated to it."""
+    """The first problem of a request. Of what the client sent, only short names are repeated."""
     kind, place = problem["type"], problem["loc"]
     if kind == "json_invalid":
-        return ApiError(400, f"the body is not JSON: {problem['ctx']['error']}", code="bad_json")
+        reason = problem["ctx"]["error"]
+        return ApiError(400, f"the body is not JSON: {reason}. {_BODY_ADVICE}", code="bad_json")
+    if kind == UNKNOWN_FIELD:
+        return _unknown_field(problem["ctx"]["name"])
     param = _named(place)
     if param is None:
-        return ApiError(
-            400,
-            "the body must be a JSON object, sent as Content-Type: application/json",
-            code="bad_json",
-        )
+        return ApiError(400, f"the body is not a JSON object. {_BODY_ADVICE}", code="bad_json")
     if kind == "too_long" and param == "input":
         return ApiError(
             413, f"at most {MAX_INPUTS} inputs a request; send several requests", param=param
         )
-    if kind == "extra_forbidden":
-        message = f"{param} is not known here{_did_you_mean(param)}"
-        return ApiError(400, message, param=param, code="unknown_parameter")
-    return ApiError(400, f"{param}: {problem['msg']}", param=param, code="invalid_value")
+    said = _INPUT_KINDS if kind == "list_type" and param == "input" else problem["msg"]
+    return ApiError(400, f"{param}: {said}", param=param, code="invalid_value")
+
+
+def _unknown_field(name: str) -> ApiError:
+    param = shown(name)
+    message = f"{param} is not known here{_did_you_mean(name)}"
+    return ApiError(400, message, param=param, code="unknown_parameter")
 
 
 def _named(place: Sequence[str | int]) -> str | None:
@@ -177,6 +208,8 @@ def _named(place: Sequence[str | int]) -> str | None:
     return str(names[0]) + "".join(f"[{step}]" for step in names[1:] if isinstance(step, int))
 
 
-def _did_you_mean(param: str) -> str:
-    close = difflib.get_close_matches(param, EmbeddingRequest.model_fields, n=1)
+def _did_you_mean(name: str) -> str:
+    if len(name) > _LONGEST_TYPO:
+        return ""
+    close = difflib.get_close_matches(name, EmbeddingRequest.model_fields, n=1)
     return f"; did you mean {close[0]}?" if close else ""
