@@ -35,12 +35,12 @@ class TextFormatter(logging.Formatter):
     """`time LEVEL logger: message key=value …`. Only a traceback takes more than one line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        message = _printable(record.getMessage())
-        line = f"{_time(record)} {record.levelname} {record.name}: {message}"
+        line = f"{_time(record)} {record.levelname} {record.name}: {record.getMessage()}"
         fields: dict[str, Any] = getattr(record, "fields", {})
         # The message has them already.
         shown = {name: fields[name] for name in fields if name not in ("method", "path", "status")}
-        line += "".join(f" {name}={_printable(str(value))}" for name, value in shown.items())
+        line += "".join(f" {name}={value}" for name, value in shown.items())
+        line = _printable(line)
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 

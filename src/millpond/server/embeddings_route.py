@@ -14,6 +14,7 @@ from ..stats import EngineStats
 from .encoding import embedding_body
 from .errors import ApiError
 from .exchange import Exchange
+from .json_route import JsonRoute
 from .lifecycle import Lifecycle
 from .metrics import Metrics
 from .schemas import EmbeddingRequest, EmbeddingResponse
@@ -47,6 +48,7 @@ class EmbeddingsRoute:
             "/v1/embeddings",
             self.embed,
             methods=["POST"],
+            route_class_override=JsonRoute,
             response_model=EmbeddingResponse,
             responses=responses,
             summary="Embed one text or several",

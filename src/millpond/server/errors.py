@@ -1,21 +1,18 @@
 """Every error answer, in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`.
 
-`ApiError` is what the server itself raises. What the engine raises and what FastAPI finds wrong
-with a request become one here, so that official clients raise their own typed exceptions.
+`ApiError` is what the server itself raises. What the engine and FastAPI raise becomes one here, so
+that official clients raise their own typed exceptions.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import HTTPException, Request, Response
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.requests import ClientDisconnect
 
 from ..errors import (
     DeadlineExceeded,
@@ -33,8 +30,6 @@ from ..errors import (
     UnknownPrompt,
     UnknownTask,
 )
-from .exchange import HUNG_UP
-from .schemas import MAX_INPUTS, UNKNOWN_FIELD, EmbeddingRequest
 
 __all__ = ["FOREIGN_IDS_HINT", "ApiError", "error_response", "register_handlers", "shown"]
 
@@ -45,7 +40,6 @@ FOREIGN_IDS_HINT = (
     "check_embedding_ctx_length=False, and it sends texts"
 )
 _LONGEST_ECHO = 80  # characters of what a client sent that an answer repeats
-_LONGEST_TYPO = 40  # looking for what was meant takes time that grows with the name
 _TYPES = {
     401: "authentication_error",
     429: "rate_limit_error",
@@ -54,8 +48,6 @@ _TYPES = {
     504: "timeout_error",
 }
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
-_BODY_ADVICE = "Send one JSON object in UTF-8, as Content-Type: application/json"
-_INPUT_KINDS = "it is a text, a list of texts, the token ids of one text, or a list of those"
 # The first that fits: what the engine raises -> status, param, code.
 _FROM_ENGINE: tuple[tuple[type[MillpondError], int, str | None, str], ...] = (
     (TextTooLong, 400, "input", "context_length_exceeded"),
@@ -135,7 +127,6 @@ def error_response(error: ApiError) -> Response:
 def register_handlers(app: Any) -> None:
     """Give the application's every error this shape."""
     app.add_exception_handler(StarletteHTTPException, _on_http_exception)
-    app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(MillpondError, _on_engine_error)
 
 
@@ -143,10 +134,6 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     if isinstance(error, ApiError):
         return error_response(error)
     assert isinstance(error, StarletteHTTPException)
-    if isinstance(error.__cause__, ClientDisconnect):  # before the body was whole
-        return Response(status_code=HUNG_UP)
-    if error.status_code == 400 and error.__cause__ is not None:
-        return error_response(_unreadable(error.__cause__))
     path = shown(request.url.path)
     message = {
         404: f"there is nothing at {path}; /docs lists the routes",
@@ -155,61 +142,9 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     return error_response(ApiError(error.status_code, message, headers=error.headers))
 
 
-def _unreadable(reason: BaseException) -> ApiError:
-    """A body that no JSON parser takes: other bytes than UTF-8, endless digits, a deep nest."""
-    found = {UnicodeDecodeError: "it is not UTF-8", RecursionError: "it is nested too deeply"}
-    why = found.get(type(reason), "a number in it is too long")
-    return ApiError(400, f"the body is not JSON: {why}. {_BODY_ADVICE}", code="bad_json")
-
-
 async def _on_engine_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, MillpondError)
     answer = ApiError.of(error)
     if answer.status_code >= 500:
         logger.error("a request failed: %s: %s", type(error).__name__, error)
     return error_response(answer)
-
-
-async def _on_invalid_request(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    return error_response(_invalid(error.errors()[0]))
-
-
-def _invalid(problem: Mapping[str, Any]) -> ApiError:
-    """The first problem of a request. Of what the client sent, only short names are repeated."""
-    kind, place = problem["type"], problem["loc"]
-    if kind == "json_invalid":
-        reason = problem["ctx"]["error"]
-        return ApiError(400, f"the body is not JSON: {reason}. {_BODY_ADVICE}", code="bad_json")
-    if kind == UNKNOWN_FIELD:
-        return _unknown_field(problem["ctx"]["name"])
-    param = _named(place)
-    if param is None:
-        return ApiError(400, f"the body is not a JSON object. {_BODY_ADVICE}", code="bad_json")
-    if kind == "too_long" and param == "input":
-        return ApiError(
-            413, f"at most {MAX_INPUTS} inputs a request; send several requests", param=param
-        )
-    said = _INPUT_KINDS if kind == "list_type" and param == "input" else problem["msg"]
-    return ApiError(400, f"{param}: {said}", param=param, code="invalid_value")
-
-
-def _unknown_field(name: str) -> ApiError:
-    param = shown(name)
-    message = f"{param} is not known here{_did_you_mean(name)}"
-    return ApiError(400, message, param=param, code="unknown_parameter")
-
-
-def _named(place: Sequence[str | int]) -> str | None:
-    """`("body", "input", "texts", 3)` is `input[3]`: what stands between is a branch of ours."""
-    names = place[1:]
-    if not names:
-        return None
-    return str(names[0]) + "".join(f"[{step}]" for step in names[1:] if isinstance(step, int))
-
-
-def _did_you_mean(name: str) -> str:
-    if len(name) > _LONGEST_TYPO:
-        return ""
-    close = difflib.get_close_matches(name, EmbeddingRequest.model_fields, n=1)
-    return f"; did you mean {close[0]}?" if close else ""

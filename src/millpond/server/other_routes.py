@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from ..errors import InvalidInput
 from .errors import ApiError
 from .exchange import Exchange
+from .json_route import JsonRoute
 from .lifecycle import Lifecycle
 from .metrics import Metrics
 from .schemas import (
@@ -79,6 +80,7 @@ class TokenRoutes:
             "/tokenize",
             self.tokenize,
             methods=["POST"],
+            route_class_override=JsonRoute,
             summary="The token ids of a text",
             responses=responses,
         )
@@ -86,6 +88,7 @@ class TokenRoutes:
             "/detokenize",
             self.detokenize,
             methods=["POST"],
+            route_class_override=JsonRoute,
             summary="The text of token ids",
             responses=responses,
         )
