@@ -58,7 +58,7 @@ $(ADAPTERS): $(READY) $(ADAPTER_SOURCES)
 	@touch $(ADAPTERS)
 
 $(NODE)/node_modules/.package-lock.json: $(NODE)/package.json $(NODE)/package-lock.json
-	@cd $(NODE) && npm ci --silent --no-audit --no-fund \
+	@cd $(NODE) && npm ci --silent --no-audit --no-fund --fetch-retries=1 --fetch-retry-mintimeout=1000 \
 		|| echo "npm could not install OpenAI's client for Node; its test is skipped."
 	@test ! -e $@ || touch $@
 
