@@ -13,6 +13,9 @@ ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
 ADAPTERS := .venv/.adapters
+# OpenAI's client for Node, which the server is tested with where there is an npm.
+NODE := tests/server/node
+NODE_CLIENT := $(if $(shell command -v npm 2>/dev/null),$(NODE)/node_modules/.package-lock.json)
 # Folders too, so that a deleted file counts as a change.
 ADAPTER_SOURCES := $(shell find integrations -mindepth 2 \
 	\( -name tests -o -name __pycache__ -o -name '.*' \) -prune -o -print)
@@ -54,6 +57,11 @@ $(ADAPTERS): $(READY) $(ADAPTER_SOURCES)
 	@$(PIP) install --quiet --no-deps --force-reinstall dist/adapters/*.whl
 	@touch $(ADAPTERS)
 
+$(NODE)/node_modules/.package-lock.json: $(NODE)/package.json $(NODE)/package-lock.json
+	@cd $(NODE) && npm ci --silent --no-audit --no-fund --fetch-retries=1 --fetch-retry-mintimeout=1000 \
+		|| echo "npm could not install OpenAI's client for Node; its test is skipped."
+	@test ! -e $@ || touch $@
+
 # The model comes from an installed package, so nothing is asked of the network.
 demo test bench bench-adapters: export HF_HUB_OFFLINE = 1
 test: export ANONYMIZED_TELEMETRY = False
@@ -62,7 +70,7 @@ test: export LANGSMITH_TRACING = false
 demo: setup
 	@$(BIN)/python examples/docstrings.py
 
-test: adapters
+test: adapters $(NODE_CLIENT)
 	@$(BIN)/python -m pytest $(ARGS)
 
 # The peers have virtual environments of their own, under .venv-bench.
@@ -88,5 +96,5 @@ format: setup
 check: lint typecheck test
 
 clean:
-	rm -rf .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-bench $(NODE)/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find src tests examples benchmarks integrations -type d -name __pycache__ -exec rm -rf {} +

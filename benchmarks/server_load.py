@@ -3,8 +3,8 @@
     python benchmarks/server_load.py
 
 200 connections send requests of mixed sizes one after the other, and every vector of every answer
-is compared with the one the engine in this process has for the same text. Exit status 1 where
-anything is wrong. Flags it does not know go to the server.
+is compared with the one the engine in this process has for the same text, in the same dtype. Exit
+status 1 where anything is wrong. Flags it does not know go to the server.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ import numpy.typing as npt
 from millpond import Engine
 
 sys.path.insert(0, str(Path(__file__).parent))
+from agreement import Disagrees, compare
+from peer import Precision
 from workloads import passages, queries
 
-from server import MODEL, server
+from server import DTYPES, MODEL, server
 
 SIZES = (1,) * 12 + (2, 3, 5, 8, 16, 32)  # texts of a request, drawn at random
 LEVEL = 0.10  # what memory may grow by from the middle to the end
-TOLERANCE = 1e-5
 PATIENCE_S = 120.0
 RESIDENT = "process_resident_memory_bytes "
 
@@ -44,6 +45,7 @@ class Load:
     address: str
     texts: list[str]
     vectors: npt.NDArray[np.float32]
+    precision: Precision
     seconds: float
     answers: Counter[str] = field(default_factory=Counter)
     texts_answered: int = 0
@@ -84,8 +86,11 @@ class Load:
         found = np.array([item["embedding"] for item in data], dtype=np.float32)
         if found.shape != self.vectors[places].shape:
             return "lost"
-        right = np.abs(found - self.vectors[places]).max() <= TOLERANCE
-        return "right" if right else "swapped or wrong"
+        try:
+            compare(found, self.vectors[places], self.precision)
+        except Disagrees:
+            return "swapped or wrong"
+        return "right"
 
     async def _watch(self, client: httpx.AsyncClient, started_s: float) -> None:
         while True:
@@ -105,12 +110,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--connections", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of both sides")
     options, flags = parser.parse_known_args()
     texts = list(dict.fromkeys([*queries(800), *passages(100)]))
-    with Engine(MODEL) as engine:
-        vectors = engine.embed(texts)
-    with server(*flags) as address:
-        load = Load(address, texts, vectors, options.seconds)
+    with Engine(MODEL, dtype=options.dtype) as engine:
+        vectors, precision = engine.embed(texts), engine.info().dtype
+    with server("--dtype", options.dtype, *flags) as address:
+        load = Load(address, texts, vectors, precision, options.seconds)
         asyncio.run(load.run(options.connections))
     middle, end = load.resident_around(0.5), load.resident_around(11 / 12)
     growth = end / middle - 1

@@ -6,11 +6,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from typer.testing import CliRunner, Result
 
 from millpond.cli import app
 
-__all__ = ["refusal", "run", "with_settings"]
+__all__ = ["ROWS", "TEXTS", "refusal", "rows_of", "run", "with_settings"]
+
+TEXTS = [
+    "the stone grinds the grain",
+    "",
+    "naïve café — 3.14 €",
+    "two\u2028lines, says Unicode",
+    " two  spaces ",
+    "東京は日本の首都です。",
+    "the stone grinds the grain",
+]
+ROWS = [{"id": number, "text": text, "tags": ["a", "b"]} for number, text in enumerate(TEXTS)]
 
 
 def run(*arguments: object, stdin: str | bytes | None = None) -> Result:
@@ -30,6 +42,14 @@ def refusal(*arguments: object, stdin: str | bytes | None = None) -> str:
     lines = result.stderr.splitlines()
     assert (result.exit_code, len(lines), result.stdout) == (2, 1, ""), result.output
     return lines[0].removeprefix("millpond: error: ")
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of an output that has columns."""
+    if path.suffix == ".parquet":
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        return rows
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
 
 
 def with_settings(folder: Path, copy: Path, **settings: Any) -> Path:

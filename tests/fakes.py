@@ -234,6 +234,9 @@ class FakeRunner:
     ) -> list[list[int]]:
         first, last = self.special_ends if special_tokens else ((), ())
         texts = [prompt + text for text in texts]
+        for index, text in enumerate(texts):
+            if not set(text.split()).isdisjoint(self.refuses):
+                raise InvalidInput("it is refused", index=index)
         self._words.update((token(word), word) for text in texts for word in text.split())
         return [[*first, *token_ids(text).tolist(), *last] for text in texts]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -51,6 +52,63 @@ def request(app: FastAPI, method: str, path: str, **options: Any) -> httpx.Respo
 def embed(app: FastAPI, body: dict[str, Any], **options: Any) -> httpx.Response:
     """`POST /v1/embeddings`."""
     return request(app, "POST", "/v1/embeddings", json=body, **options)
+
+
+class Call:
+    """One POST whose body is sent a part at a time, made on a running event loop."""
+
+    def __init__(self, app: FastAPI, path: str = "/v1/embeddings") -> None:
+        self._arriving: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._body = b""
+        self._status: int | None = None
+        self.headers: dict[str, str] = {}
+        loop = asyncio.get_running_loop()
+        self.started: asyncio.Future[None] = loop.create_future()
+        """Done once the application has asked for the body."""
+        self.over: asyncio.Task[int | None] = loop.create_task(self._run(app, path))
+        """Its result is the answer's status."""
+
+    def send(self, part: bytes, *, last: bool = False) -> None:
+        """More of the body."""
+        self._arriving.put_nowait({"type": "http.request", "body": part, "more_body": not last})
+
+    def hang_up(self) -> None:
+        """Be gone, and read no answer."""
+        self._arriving.put_nowait({"type": "http.disconnect"})
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """Of the answer."""
+        error: dict[str, Any] = json.loads(self._body)["error"]
+        return error
+
+    async def _run(self, app: FastAPI, path: str) -> int | None:
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json")],
+            "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 2),
+        }
+        await app(scope, self._receive, self._answered)
+        return self._status
+
+    async def _receive(self) -> Any:
+        if not self.started.done():
+            self.started.set_result(None)
+        return await self._arriving.get()
+
+    async def _answered(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            self.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+        self._body += message.get("body", b"")
 
 
 def error_of(response: httpx.Response) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""`millpond embed`: every format in and out, and what is refused."""
+"""`millpond embed`: every format in and out, and every flag."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,54 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from command_line import refusal, run, with_settings
+from command_line import ROWS, TEXTS, refusal, rows_of
 from families import MAX_LENGTH, WIDTH
 from millpond import Engine, quantize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-TEXTS = [
-    "the stone grinds the grain",
-    "",
-    "naïve café — 3.14 €",
-    "two\u2028lines, says Unicode",
-    " two  spaces ",
-    "東京は日本の首都です。",
-    "the stone grinds the grain",
-]
-ROWS = [{"id": number, "text": text, "tags": ["a", "b"]} for number, text in enumerate(TEXTS)]
 Vectors = npt.NDArray[Any]
-
-
-@pytest.fixture
-def folder(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    prompts = {"query": "find: ", "topic": "about: "}
-    copy = tmp_path_factory.mktemp("prompted") / "bert"
-    return with_settings(checkpoint("bert"), copy, prompts=prompts)
-
-
-@pytest.fixture
-def engine(folder: Path) -> Iterator[Engine]:
-    with Engine(folder, device="cpu", dtype="float32") as engine:
-        yield engine
-
-
-@pytest.fixture
-def inputs(tmp_path: Path) -> dict[str, Path]:
-    """The same texts in every format."""
-    paths = {name: tmp_path / f"in.{name}" for name in ("txt", "jsonl", "parquet")}
-    paths["txt"].write_text("\n".join(TEXTS), encoding="utf-8")
-    lines = [json.dumps(row, ensure_ascii=False) for row in ROWS]
-    paths["jsonl"].write_text("\n".join([*lines, ""]), encoding="utf-8")
-    pq.write_table(pa.Table.from_pylist(ROWS), paths["parquet"], row_group_size=2)
-    return paths
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    if path.suffix == ".parquet":
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-        return rows
-    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
 
 
 def vectors_of(path: Path) -> Vectors:
@@ -68,17 +27,6 @@ def vectors_of(path: Path) -> Vectors:
         vectors: Vectors = np.load(path)
         return vectors
     return np.array([row["embedding"] for row in rows_of(path)])
-
-
-@pytest.fixture
-def embed(folder: Path) -> Callable[..., str]:
-    def call(source: object, output: Path, *flags: object, stdin: str | None = None) -> str:
-        flags = ("--model", folder, "--dtype", "float32", "--chunk-size", 3, *flags)
-        result = run("embed", source, "-o", output, *flags, stdin=stdin)
-        assert (result.exit_code, result.stdout) == (0, ""), result.output
-        return result.stderr
-
-    return call
 
 
 @pytest.mark.parametrize("kind_out", ["npy", "jsonl", "parquet"])
@@ -261,100 +209,18 @@ def test_the_bar_counts_rows_on_stderr(
 
 
 def test_an_output_that_is_there_is_replaced_only_by_a_whole_one(
-    embed: Callable[..., str], folder: Path, inputs: dict[str, Path], tmp_path: Path
+    embed: Callable[..., str], prompted: Path, inputs: dict[str, Path], tmp_path: Path
 ) -> None:
     output = tmp_path / "out.npy"
     output.write_bytes(b"precious")
     source = tmp_path / "long.txt"
     source.write_text("short\n" + "long " * 2 * MAX_LENGTH, encoding="utf-8")
-    flags = ("--model", folder, "--truncate", "error")
+    flags = ("--model", prompted, "--truncate", "error")
     assert refusal("embed", source, "-o", output, *flags).startswith("text 1: ")
     assert output.read_bytes() == b"precious"
     assert not list(tmp_path.glob("*.part*"))
     embed(inputs["txt"], output)
     assert len(np.load(output)) == len(TEXTS)
-
-
-@pytest.mark.parametrize(
-    ("content", "flags", "message"),
-    [
-        ('{"text": "a"}\n{"text": "b"', [], "in.jsonl, line 2: unexpected end of data"),
-        ('{"text": "a"}\n[1, 2]', [], "in.jsonl, line 2: expected an object or a string"),
-        ('{"text": "a"}\n\n{"text": null}', [], "line 3: 'text' is null, not a string"),
-        ('{"body": "a"}', [], "there is no 'text', only 'body': name the text with --column"),
-        ('{"text": "a", "embedding": 1}', [], "has a 'embedding' already"),
-        ('{"text": "a"}\n\xff', ["--input-format", "text"], "line 2: 'utf-8' codec"),
-    ],
-)
-def test_a_bad_line_is_named_before_a_model_is_loaded(
-    content: str, flags: list[str], message: str, tmp_path: Path
-) -> None:
-    (tmp_path / "in.jsonl").write_bytes(content.encode("latin-1"))
-    flags = [*flags, "--model", str(tmp_path / "no model")]
-    output = tmp_path / "out.jsonl"
-    assert message in refusal("embed", tmp_path / "in.jsonl", "-o", output, *flags)
-    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
-
-
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        ({"text": ["a", None]}, "row 1: 'text' is None, not a string"),
-        ({"text": [1, 2]}, "row 0: 'text' is 1, not a string"),
-        ({"body": ["a"]}, "there is no column 'text', only 'body'"),
-        ({"text": ["a"], "embedding": [1]}, "has a column 'embedding' already"),
-    ],
-)
-def test_a_bad_parquet_file_is_refused(
-    table: dict[str, list[Any]], message: str, tmp_path: Path
-) -> None:
-    pq.write_table(pa.table(table), tmp_path / "in.parquet")
-    line = refusal("embed", tmp_path / "in.parquet", "-o", tmp_path / "out.parquet")
-    assert message in line
-
-
-def test_what_is_no_parquet_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "in.parquet").write_text("text", encoding="utf-8")
-    line = refusal("embed", tmp_path / "in.parquet", "-o", tmp_path / "out.parquet")
-    assert "in.parquet cannot be read as Parquet" in line
-
-
-def test_mixed_types_do_not_fit_parquet_columns(folder: Path, tmp_path: Path) -> None:
-    rows = [{"text": "a", "x": 1}, {"text": "b", "x": "one"}]
-    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    for chunk_size in (1, 2):
-        flags = ("--model", folder, "--chunk-size", chunk_size, "--restart")
-        output = tmp_path / "out.parquet"
-        line = refusal("embed", tmp_path / "in.jsonl", "-o", output, *flags)
-        assert "values of several types" in line
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["nothing.txt", "-o", "out.npy"], "nothing.txt: No such file or directory"),
-        (["nothing.parquet", "-o", "out.npy"], "nothing.parquet: No such file or directory"),
-        (["in.csv", "-o", "out.npy"], "no format goes by '.csv'"),
-        (["in.txt", "-o", "out.csv"], "no format goes by '.csv'"),
-        (["in.txt", "-o", "in.txt", "--output-format", "npy"], "would replace its own input"),
-        (["in.txt", "-o", "."], "is a folder"),
-        (["in.txt", "-o", "no/out.npy"], "no is not a folder"),
-        (["in.txt"], "Missing option '--output'"),
-        (["in.txt", "-o", "out.npy", "--output-dtype", "int8"], "range from all vectors"),
-        (["in.txt", "-o", "out.npy", "--output-dtype", "uint8"], "range from all vectors"),
-        (["in.txt", "-o", "out.npy", "--chunk-size", "0"], "--chunk-size"),
-        (["in.txt", "-o", "out.npy", "--resume", "--restart"], "choose one"),
-        (["-", "-o", "out.npy", "--resume"], "standard input cannot be read again"),
-        (["-", "-o", "out.npy", "--input-format", "parquet"], "cannot be read from standard input"),
-    ],
-)
-def test_what_cannot_be_is_refused(
-    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "in.txt").write_text("text", encoding="utf-8")
-    assert message in refusal("embed", *arguments)
-    assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
 
 
 def test_the_advice_for_integers_is_good(

@@ -172,7 +172,21 @@ def test_two_runs_at_once_are_noticed(tmp_path: Path) -> None:
     assert rows_left(output) == 2
 
 
-@pytest.mark.parametrize("note", ["", "{", "[]", json.dumps({"rows": 3})])
+def note(**changes: object) -> str:
+    return json.dumps({"rows": 3, "size": 7, "fingerprint": {}, **changes})
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        *("", "{", "[]", json.dumps({"rows": 3}), "[" * 100_000),
+        *(note(rows=rows) for rows in (None, "3", 3.0, -1)),
+        *(note(size=size) for size in (None, "7", [])),
+        *(note(fingerprint=fingerprint) for fingerprint in (None, [], "x")),
+        note(more=1),
+    ],
+    ids=lambda note: note[:60],
+)
 def test_a_damaged_note_is_an_error(note: str, tmp_path: Path) -> None:
     output = tmp_path / "out.npy"
     (tmp_path / "out.npy.part.json").write_text(note, encoding="utf-8")

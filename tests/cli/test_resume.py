@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 
 from command_line import refusal, run, with_settings
+from millpond import Engine
+from millpond.cli.options import open_engine
 from millpond.progress import ProgressBar
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -79,6 +81,40 @@ def test_a_killed_run_goes_on_to_the_same_bytes(kind: str, folder: Path, tmp_pat
     assert run(*arguments(folder, source, whole)).exit_code == 0
     assert output.read_bytes() == whole.read_bytes()
     assert not list(tmp_path.glob("*.part*"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_a_killed_run_of_a_real_model_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    # Chunks that share batches with their neighbours, which a run that goes on has others of; in
+    # the dtype that the processor likes best, whose sums may depend on the company.
+    source, output, whole = write_rows(tmp_path / "in.jsonl", MANY_ROWS), "out.npy", "whole.npy"
+    flags = ["--model", "sentence-transformers/all-MiniLM-L6-v2", "--chunk-size", "37"]
+    flags += ["--device", "cpu"]
+    call = ["embed", str(source), "-o", str(tmp_path / output), *flags]
+    with subprocess.Popen(
+        [sys.executable, "-m", "millpond", *call, "--progress"], stderr=subprocess.PIPE
+    ) as process:
+        assert process.stderr is not None
+        wait_for_rows(process.stderr)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert "from before" in run(*call, "--resume").stderr
+    assert run("embed", source, "-o", tmp_path / whole, *flags).exit_code == 0
+    assert (tmp_path / output).read_bytes() == (tmp_path / whole).read_bytes()
+
+
+def test_every_run_asks_for_bits_that_depend_on_no_company(
+    folder: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def opened(model: str, **options: object) -> Engine:
+        asked.append(options["deterministic"])
+        return open_engine(model, **options)
+
+    monkeypatch.setattr(sys.modules["millpond.cli.embed"], "open_engine", opened)
+    run(*arguments(folder, source, tmp_path / "out.npy"))
+    assert asked == [True]
 
 
 @pytest.fixture

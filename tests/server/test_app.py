@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from typing import Any
 
 import pytest
@@ -114,6 +115,27 @@ def test_a_log_line_may_be_json(app: FastAPI, caplog: pytest.LogCaptureFixture) 
     assert (line["status"], line["texts"], line["tokens"]) == (200, 2, 3)
     assert line["request_id"] == "id-1"
     assert line["ms"] >= 0
+
+
+FORGED = "x%0A2026-11-24T23:59:59.000+00:00 INFO millpond.access: GET /%20200%1B%5B31m%E2%80%A8"
+
+
+def test_a_path_forges_no_log_line(app: FastAPI, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "millpond.access"):
+        request(app, "GET", f"/{FORGED.replace(' ', '%20')}")
+        request(app, "GET", f"/v1/models/{FORGED.replace(' ', '%20')}")
+    for record in caplog.records:
+        line = TextFormatter().format(record)
+        assert line.isprintable()
+        assert line.count(" 404 request_id=") == 1
+        assert " 200" not in line
+        assert json.loads(JsonFormatter().format(record))["status"] == 404
+
+
+def test_no_log_line_forges_another() -> None:
+    record = logging.LogRecord("millpond", logging.INFO, "", 0, "%s", ("a\nb\x1b\u2028",), None)
+    record.fields = {"model": "m\nn"}
+    assert TextFormatter().format(record).endswith(r"a\nb\x1b\u2028 model=m\nn")
 
 
 # Metrics.
@@ -243,7 +265,28 @@ def test_token_ids_become_text(app: FastAPI) -> None:
     assert answer.json() == {"prompt": "a b"}
     unknown = request(app, "POST", "/detokenize", json={"tokens": [1]})
     assert unknown.status_code == 400
-    assert error_of(unknown)["code"] == "invalid_token_ids"
+    error = error_of(unknown)
+    assert (error["code"], error["param"]) == ("invalid_token_ids", "tokens")
+    assert error["message"].startswith("tokens: ")
+    assert "check_embedding_ctx_length" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": "poison"}, "prompt"),
+        ({"prompt": "a", "prompt_name": "dance"}, "prompt_name"),
+        ({"prompt": ["a"]}, "prompt"),
+    ],
+)
+def test_a_text_that_cannot_be_tokenised_is_a_400_that_names_the_field(
+    body: dict[str, Any], param: str
+) -> None:
+    with fake_app(FakeRunner(refuses=["poison"])) as app:
+        answer = request(app, "POST", "/tokenize", json=body)
+    assert answer.status_code == 400
+    assert error_of(answer)["param"] == param
+    assert "text 0" not in error_of(answer)["message"]
 
 
 def test_the_version_is_millponds(app: FastAPI) -> None:
@@ -258,6 +301,26 @@ def test_the_documentation_is_served(app: FastAPI) -> None:
     assert document["info"]["version"] == millpond.__version__
 
 
+def test_the_document_says_where_a_key_is_needed(app: FastAPI) -> None:
+    assert "security" not in request(app, "GET", "/openapi.json").text
+    settings = AppSettings(api_keys=("key",))
+    with fake_app(settings=settings) as guarded:
+        for _ in range(2):
+            answer = request(
+                guarded, "GET", "/openapi.json", headers={"authorization": "Bearer key"}
+            )
+            document = answer.json()
+            (scheme,) = document["components"]["securitySchemes"].items()
+            assert scheme == ("HTTPBearer", {"type": "http", "scheme": "bearer"})
+            assert document["security"] == [{"HTTPBearer": []}]
+            free = [
+                path
+                for path, operations in document["paths"].items()
+                if all(operation.get("security") == [] for operation in operations.values())
+            ]
+            assert free == ["/health", "/metrics"]
+
+
 # Origins and prefixes.
 
 
@@ -268,10 +331,15 @@ def test_pages_of_an_allowed_origin_may_call() -> None:
         "access-control-request-headers": "authorization",
     }
     with fake_app(settings=settings) as app:
-        for origin, allowed in (("https://a.example", True), ("https://b.example", False)):
-            headers = {"origin": origin, **preflight}
-            answer = request(app, "OPTIONS", "/v1/embeddings", headers=headers)
-            assert answer.is_success is allowed
+        headers = {"origin": "https://a.example", **preflight}
+        answer = request(app, "OPTIONS", "/v1/embeddings", headers=headers)
+        assert answer.is_success
+        headers = {"origin": "https://b.example", "x-request-id": "r-1", **preflight}
+        answer = request(app, "OPTIONS", "/v1/embeddings", headers=headers)
+        assert answer.status_code == 400
+        assert error_of(answer)["code"] == "cors_refused"
+        assert answer.headers["x-request-id"] == "r-1"
+        assert "access-control-allow-origin" not in answer.headers
         answer = embed(app, {"input": "a"}, headers={"origin": "https://a.example"})
         assert answer.status_code == 401  # and the page may read why
         assert answer.headers["access-control-allow-origin"] == "https://a.example"
@@ -295,12 +363,15 @@ def test_a_proxy_may_strip_the_prefix_or_leave_it(prefix: str) -> None:
     ("settings", "options"),
     [
         (AppSettings, {"api_keys": ("",)}),
+        (AppSettings, {"api_keys": ("clé",)}),
+        (AppSettings, {"api_keys": ("two words",)}),
+        (AppSettings, {"api_keys": ("line\nline",)}),
         (AppSettings, {"max_body_bytes": 0}),
-        (AppSettings, {"request_timeout_s": 0}),
+        *((AppSettings, {"request_timeout_s": value}) for value in (0, -1, math.inf, math.nan)),
         (AppSettings, {"root_path": "embed"}),
         (AppSettings, {"root_path": "/embed/"}),
         (ListenSettings, {"port": 70_000}),
-        (ListenSettings, {"drain_timeout_s": -1}),
+        *((ListenSettings, {"drain_timeout_s": value}) for value in (-1, math.inf, math.nan)),
         (ListenSettings, {"ssl_keyfile": "key.pem"}),
     ],
 )

@@ -102,3 +102,19 @@ def test_what_starts_the_server_uses_flags_there_are(name: str) -> None:
     started = re.findall(r"^(?:ENTRYPOINT|ExecStart=|#\s+MILLPOND_FLAGS=).*$", text, re.MULTILINE)
     assert started
     assert set(re.findall(r"--[a-z-]+", " ".join(started))) <= flags()
+
+
+def test_the_health_check_of_the_image_asks_where_the_server_listens() -> None:
+    text = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+    (port,) = re.findall(r"^ENV .*\bMILLPOND_PORT=(\d+)", text, re.MULTILINE)
+    (exposed,) = re.findall(r"^EXPOSE (\d+)", text, re.MULTILINE)
+    assert port == exposed
+    (check,) = re.findall(r"HEALTHCHECK .*\n +CMD (.*)", text)
+    _, _, program = json.loads(check)
+    compile(program, "the health check", "exec")
+    assert "MILLPOND_PORT" in program
+    assert not re.findall(r"--port", text.partition("ENTRYPOINT")[2])
+    command = typer.Typer()
+    command.command()(serve)
+    (flag,) = (one for one in typer.main.get_command(command).params if one.name == "port")
+    assert flag.envvar == "MILLPOND_PORT"

@@ -15,7 +15,7 @@ from millpond.server.app import create_app
 from millpond.server.lifecycle import Lifecycle
 from millpond.server.served import ServedModel
 from millpond.server.settings import AppSettings
-from serving import client_of, embed, error_of, fake_app, request
+from serving import Call, client_of, embed, error_of, fake_app, request
 
 
 @pytest.fixture
@@ -166,28 +166,10 @@ def test_a_client_that_hangs_up_has_its_texts_taken_out(caplog: pytest.LogCaptur
 
 async def hang_up(app: FastAPI, body: bytes) -> None:
     """Send a request, and be gone before its answer."""
-    messages = iter([{"type": "http.request", "body": body}, {"type": "http.disconnect"}])
-
-    async def receive() -> Any:
-        return next(messages)
-
-    async def send(message: Any) -> None:
-        raise AssertionError("nobody is there to read it")
-
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": "/v1/embeddings",
-        "raw_path": b"/v1/embeddings",
-        "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
-        "client": ("127.0.0.1", 1),
-        "server": ("127.0.0.1", 2),
-    }
-    await app(scope, receive, send)
+    call = Call(app)
+    call.send(body, last=True)
+    call.hang_up()
+    await call.over
 
 
 def test_a_cancelled_call_is_taken_out_too() -> None:

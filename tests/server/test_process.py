@@ -17,11 +17,10 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from fakes import PATIENCE_S
 from millpond import Engine
-from millpond.errors import InvalidOption
 from millpond.server import process
 from millpond.server.main import _named, main
-from millpond.server.settings import ListenSettings
 from server_process import ServerProcess, server_process
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -110,6 +109,34 @@ def test_what_the_drain_time_does_not_suffice_for_gets_a_503() -> None:
         assert server.wait() == 1
 
 
+def test_an_upload_that_stalls_is_told_so_when_the_drain_time_is_over() -> None:
+    with server_process(MODEL, "--drain-timeout-s", "0.2") as server:
+        url = httpx.URL(server.url)
+        with socket.create_connection((url.host, url.port)) as stalled:
+            stalled.settimeout(PATIENCE_S)
+            head = "POST /v1/embeddings HTTP/1.1\r\nHost: pond\r\nContent-Length: 50\r\n\r\n{"
+            stalled.sendall(head.encode())
+            while in_progress(server.url) == 0:
+                pass  # each round is a request of its own
+            server.signal(signal.SIGTERM)
+            answer = b"".join(iter(lambda: stalled.recv(4096), b""))
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b'"code": "draining"' in answer
+        assert server.wait() == 1
+        assert "Traceback" not in "\n".join(server.lines)
+
+
+def test_two_servers_do_not_share_a_unix_domain_socket(tmp_path: Path) -> None:
+    path = tmp_path / "pond.sock"
+    command = [sys.executable, "-m", "millpond.server", "--model", MODEL, "--uds", str(path)]
+    with server_process(MODEL, "--uds", str(path)):
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert second.returncode == 2
+        (line,) = second.stderr.splitlines()
+        assert line == f"millpond: error: cannot listen on {path}: another server answers there"
+        assert path.exists()
+
+
 def test_flags_reach_the_server(tmp_path: Path) -> None:
     path = tmp_path / "pond.sock"
     flags = ["--model", MODEL, "--model", MODEL, "--served-model-name", "one"]
@@ -143,6 +170,15 @@ def test_flags_reach_the_server(tmp_path: Path) -> None:
         (["--max-num-batched-tokens", "0"], "max_batch_tokens=0"),
         (["--dtype", "int3"], "int3"),
         (["a", "b", "--served-model-name", "c"], "2 models and 1 names"),
+        (["a", "--served-model-name", ""], "name to serve a model under is empty"),
+        (["a", "b", "a"], "'a' would be served twice"),
+        (["a", "b", "--served-model-name", "c", "--served-model-name", "c"], "'c' would be"),
+        (["a", "--served-model-name", "c", "--served-model-name", "c"], "'c' would be"),
+        (["--drain-timeout-s", "inf"], "drain_timeout_s=inf"),
+        (["--drain-timeout-s", "nan"], "drain_timeout_s=nan"),
+        (["--request-timeout-s", "inf"], "request_timeout_s=inf"),
+        (["--max-query-wait-ms", "nan"], "max_query_wait_ms=nan"),
+        (["--api-key", "schlüssel"], "API key has a character"),
         (["--ssl-keyfile", "key.pem"], "ssl_keyfile"),
         (["--root-path", "embed"], "root_path='embed'"),
         (["--ssl-certfile", "/nowhere/cert.pem"], "/nowhere/cert.pem"),
@@ -159,13 +195,6 @@ def test_a_wrong_flag_is_one_line_and_exit_status_2(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("millpond: error: ")
     assert said in line
-
-
-def test_a_port_that_is_taken_is_found_before_loading() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        listen = ListenSettings(port=taken.getsockname()[1])
-        with pytest.raises(InvalidOption, match="cannot listen on"):
-            process._bound_sockets(listen)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ Here is what its flags may not be together, and what the user is told.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -94,7 +95,8 @@ def embed(
     """
     path = None if str(source) == "-" else source
     _refuse_contradictions(path, output, resume=resume, restart=restart)
-    resume = _has_rows_to_resume(output, resume=resume, restart=restart)
+    target = _target(output)
+    resume = _has_rows_to_resume(target, resume=resume, restart=restart)
     layout = Layout.of(
         path,
         output,
@@ -113,7 +115,7 @@ def embed(
         "truncate": truncate,
         "output_dtype": output_dtype,
     }
-    run = _file_run(path, output, layout, options, chunk_rows=chunk_size)
+    run = _file_run(path, target, layout, options, chunk_rows=chunk_size)
     with open_engine(
         model,
         device=device,
@@ -121,6 +123,7 @@ def embed(
         max_length=max_length,
         revision=revision,
         trust_remote_code=trust_remote_code,
+        deterministic=True,  # a run that goes on meets other batches, and gives the same bytes
     ) as engine:
         show = sys.stderr.isatty() if progress is None else progress
         _carry_out(run, engine, resume=resume, show_progress=show)
@@ -129,7 +132,10 @@ def embed(
 def _file_run(
     path: Path | None, output: Path, layout: Layout, options: CallOptions, *, chunk_rows: int
 ) -> FileRun:
-    """The run, its input read through once. Raises `CommandError` for a row that has no text."""
+    """The run, its input read through once.
+
+    Raises `CommandError` for a row that has no text, or that the output cannot keep.
+    """
     from .file_run import FileRun, survey
 
     dtype = options["output_dtype"]
@@ -138,14 +144,15 @@ def _file_run(
             f"{dtype} takes each dimension's range from all vectors at once: write float32 and "
             "call millpond.quantize on it"
         )
-    source = layout.source(path)
+    source, encoding = layout.source(path), layout.encoding()
+    facts = None if path is None else survey(path, source, encoding, chunk_rows=chunk_rows)
     return FileRun(
         source=source,
-        encoding=layout.encoding(),
+        encoding=encoding,
         output=output,
         chunk_rows=chunk_rows,
         options=options,
-        facts=None if path is None else survey(path, source, chunk_rows=chunk_rows),
+        facts=facts,
         layout=asdict(layout),
     )
 
@@ -155,12 +162,30 @@ def _refuse_contradictions(path: Path | None, output: Path, *, resume: bool, res
         raise CommandError("--resume goes on with a run and --restart throws it away: choose one")
     if resume and path is None:
         raise CommandError("standard input cannot be read again, so --resume needs a file as IN")
+    if str(output) == "-":
+        raise CommandError("vectors cannot be written to standard output: name a file after -o")
     if output.is_dir():
         raise CommandError(f"{output} is a folder: name a file")
     if not output.parent.is_dir():
         raise CommandError(f"{output.parent} is not a folder: make it first")
     if path is not None and output.exists() and path.exists() and output.samefile(path):
         raise CommandError(f"{output} would replace its own input: name another file")
+
+
+def _target(output: Path) -> Path:
+    """The file to write: where the output is a symbolic link, what that points to.
+
+    Raises `CommandError` for what would be replaced, or written into, and is no file.
+    """
+    from .partial_output import note_path, part_path
+
+    target = Path(os.path.realpath(output)) if output.is_symlink() else output
+    for path in (target, part_path(target), note_path(target)):
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise CommandError(f"{path} is there and is not an ordinary file: name another output")
+    if not target.parent.is_dir():
+        raise CommandError(f"{output} points into {target.parent}, which is not a folder")
+    return target
 
 
 def _has_rows_to_resume(output: Path, *, resume: bool, restart: bool) -> bool:

@@ -30,9 +30,9 @@ class InputFacts:
     rows: int
 
 
-def survey(path: Path, source: Source, *, chunk_rows: int) -> InputFacts:
+def survey(path: Path, source: Source, encoding: Encoding, *, chunk_rows: int) -> InputFacts:
     """Read a file through, so that a bad row is found before any work is done."""
-    rows = sum(len(chunk) for chunk in source.chunks(chunk_rows))
+    rows = sum(len(chunk) for chunk in encoding.checked(source.chunks(chunk_rows)))
     return InputFacts(digest=file_digest(path), rows=rows)
 
 

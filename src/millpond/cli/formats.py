@@ -91,9 +91,10 @@ class Layout:
             if path is None:
                 raise CommandError("Parquet cannot be read from standard input: name a file")
             return ParquetSource(path=path, column=self.column, new_column=new_column)
-        from .text_files import LineSource, json_record, text_record
+        from .text_files import LineSource, json_record, kept_json_record, text_record
 
-        record = json_record if self.input_format == "jsonl" else text_record
+        of_json = kept_json_record if keeps_columns else json_record
+        record = of_json if self.input_format == "jsonl" else text_record
         return LineSource(path=path, record=record, column=self.column, new_column=new_column)
 
     def encoding(self) -> Encoding:

@@ -50,13 +50,23 @@ class ParquetSource:
             return self._rows(file.schema_arrow.empty_table().select(names), first=0)
 
     def _rows(self, table: Any, *, first: int) -> Rows:
-        texts = table.column(self.column).to_pylist()
+        texts = self._texts(table.column(self.column), first=first)
         for row, text in enumerate(texts, start=first):
             if not isinstance(text, str):
                 raise CommandError(
                     f"{self.path}, row {row}: {self.column!r} is {str(text)[:40]}, not a string"
                 )
         return Rows(texts=texts, columns=table if self.new_column is not None else None)
+
+    def _texts(self, column: Any, *, first: int) -> list[Any]:
+        try:
+            texts: list[Any] = column.to_pylist()
+            return texts
+        except UnicodeDecodeError as error:
+            row = first + _first_not_decoded(column)
+            raise CommandError(
+                f"{self.path}, row {row}: {self.column!r} is not UTF-8 ({error.reason})"
+            ) from None
 
     @contextmanager
     def _open(self) -> Iterator[tuple[Any, list[str]]]:
@@ -67,7 +77,7 @@ class ParquetSource:
                 names = file.schema_arrow.names
                 self._require_columns(names)
                 yield file, names if self.new_column is not None else [self.column]
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, OSError) as error:
             raise CommandError(f"{self.path} cannot be read as Parquet: {error}") from None
 
     def _require_columns(self, names: list[str]) -> None:
@@ -76,6 +86,13 @@ class ParquetSource:
                 f"{self.path}: there is no column {self.column!r}, only "
                 f"{', '.join(map(repr, names))}: name the text with --column"
             )
+        read = [self.column] if self.new_column is None else names
+        twice = next((name for name in read if names.count(name) > 1), None)
+        if twice is not None:
+            raise CommandError(
+                f"{self.path} has several columns {twice!r}: rename them"
+                + (", or leave them out with --vectors-only" if twice != self.column else "")
+            )
         if self.new_column in names:
             raise CommandError(
                 f"{self.path} has a column {self.new_column!r} already: name another with "
@@ -83,11 +100,38 @@ class ParquetSource:
             )
 
 
+def _first_not_decoded(column: Any) -> int:
+    for row, value in enumerate(column):
+        try:
+            value.as_py()
+        except UnicodeDecodeError:
+            return row
+    raise AssertionError("all of them were decoded one by one")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ParquetEncoding:
     """The rows' columns and, as `new_column`, their vectors: lists of one length."""
 
     new_column: str
+
+    def checked(self, chunks: Iterator[Rows]) -> Iterator[Rows]:
+        """A column that is integers here and fractions there is all fractions in the end."""
+        schema = pa.schema([])
+        large: dict[tuple[str, str], Any] = {}  # one column each that cannot become fractions
+        for chunk in chunks:
+            # A Parquet file has one schema, which fits all of its rows.
+            table = _columns(chunk) if isinstance(chunk.columns, list) else None
+            if table is not None:
+                schema = _unified([schema, table.schema])
+                for name in table.column_names:
+                    column = table.select([name])
+                    key = (name, str(column.schema.field(0).type))
+                    if key not in large and not _casts(column, _fractions(column.schema)):
+                        large[key] = column
+            yield chunk
+        for column in large.values():
+            _fitted(column, pa.schema([schema.field(name) for name in column.column_names]))
 
     def head(self, rows: Rows, vectors: Vectors) -> bytes:
         return self.encode(rows, vectors)
@@ -130,8 +174,37 @@ def _columns(rows: Rows) -> Any:
         return None
     try:
         return pa.table({name: [record.get(name) for record in rows.columns] for name in names})
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        raise _mixed(error) from None
+
+
+def _unified(schemas: list[Any]) -> Any:
+    """The one schema that tables of all of these fit."""
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise _mixed(error) from None
+
+
+def _fractions(schema: Any) -> Any:
+    """The schema with float64 for int64, in lists and structs too."""
+    return pa.schema([field.with_type(_fraction(field.type)) for field in schema])
+
+
+def _fraction(kind: Any) -> Any:
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_fraction(field.type)) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(_fraction(kind.value_type))
+    return pa.float64() if pa.types.is_int64(kind) else kind
+
+
+def _casts(table: Any, schema: Any) -> bool:
+    try:
+        table.cast(schema)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def _schema(part: Path, *, last: str) -> Any:
@@ -140,10 +213,7 @@ def _schema(part: Path, *, last: str) -> Any:
     for table in _chunks(part, mapped=True):
         if table.schema not in schemas:
             schemas.append(table.schema)
-    try:
-        schema = pa.unify_schemas(schemas, promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise _mixed(error) from None
+    schema = _unified(schemas)
     fields = sorted(schema, key=lambda field: bool(field.name == last))
     return pa.schema(fields, metadata=schema.metadata)
 
@@ -174,7 +244,10 @@ def _fitted(table: Any, schema: Any) -> Any:
     for field in schema:
         if field.name not in table.column_names:
             table = table.append_column(field, pa.nulls(len(table), field.type))
-    return table.select(schema.names).cast(schema)
+    try:
+        return table.select(schema.names).cast(schema)
+    except pa.ArrowInvalid as error:
+        raise _mixed(error) from None
 
 
 def _chunks(part: Path, *, mapped: bool = False) -> Iterator[Any]:

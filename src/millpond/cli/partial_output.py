@@ -131,8 +131,14 @@ def rows_left(output: Path) -> int | None:
 def _read_note(output: Path) -> Note:
     path = note_path(output)
     try:
-        return Note(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        note = Note(**json.loads(path.read_text(encoding="utf-8")))
+        for count in (note.rows, note.size):
+            if not isinstance(count, int) or count < 0:
+                raise ValueError(f"{count!r} is not a count")
+        if not isinstance(note.fingerprint, dict):
+            raise ValueError("it does not say what the rows are of")
+        return note
+    except (ValueError, TypeError, RecursionError) as error:
         raise CommandError(f"{path} is damaged ({error}): start again with --restart") from None
 
 

@@ -50,6 +50,9 @@ class Source(Protocol):
 class Encoding(Protocol):
     """How rows and their vectors are laid down, chunk after chunk, in a part file."""
 
+    def checked(self, chunks: Iterator[Rows]) -> Iterator[Rows]:
+        """All chunks of an input as they are. Raises `CommandError` for rows it cannot keep."""
+
     def head(self, rows: Rows, vectors: Vectors) -> bytes:
         """What the file begins with; `rows` and `vectors` are empty and have only a shape."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,9 +19,11 @@ import orjson
 from .errors import CommandError
 from .rows import Rows, Vectors
 
-__all__ = ["JsonLinesEncoding", "LineSource", "json_record", "text_record"]
+__all__ = ["JsonLinesEncoding", "LineSource", "json_record", "kept_json_record", "text_record"]
 
 Record = dict[str, Any]
+
+_LONG_NUMBER = re.compile(r"\d{19}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +103,41 @@ def json_record(line: str, column: str) -> Record | None:
     return value
 
 
+def kept_json_record(line: str, column: str) -> Record | None:
+    """`json_record` for a row whose other columns are kept, so that every integer must be exact.
+
+    orjson makes a float of one beyond 64 bits. Raises `ValueError` for such a one, too.
+    """
+    record = json_record(line, column)
+    if _LONG_NUMBER.search(line):
+        json.loads(line, parse_int=_require_64_bits)
+    return record
+
+
+def _require_64_bits(digits: str) -> None:
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**64:
+        raise ValueError(
+            f"the integer {digits[:40]} has more than 64 bits, and would not be kept exactly: make "
+            "it a string, or leave the input's columns out with --vectors-only"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class JsonLinesEncoding:
     """An object a line: the row's columns and, under `new_column`, its vector."""
 
     new_column: str
+
+    def checked(self, chunks: Iterator[Rows]) -> Iterator[Rows]:
+        row = 0
+        for chunk in chunks:
+            for record in _records(chunk, first=row):
+                try:
+                    orjson.dumps(record)
+                except TypeError as error:
+                    raise _unwritable(f"row {row}", error) from None
+                row += 1
+            yield chunk
 
     def head(self, rows: Rows, vectors: Vectors) -> bytes:
         return b""
@@ -117,16 +151,26 @@ class JsonLinesEncoding:
                 for record, vector in zip(_records(rows), vectors, strict=True)
             )
         except TypeError as error:
-            raise CommandError(
-                f"a column cannot be written as JSON ({error}): write Parquet, or leave the "
-                "input's columns out with --vectors-only"
-            ) from None
+            raise _unwritable("a row", error) from None
 
     def finish(self, part: Path, vectors: Vectors, *, rows: int) -> Path:
         return part
 
 
-def _records(rows: Rows) -> list[Record]:
+def _records(rows: Rows, *, first: int = 0) -> list[Record]:
     if rows.columns is None:
         return [{}] * len(rows)
-    return rows.columns if isinstance(rows.columns, list) else rows.columns.to_pylist()
+    if isinstance(rows.columns, list):
+        return rows.columns
+    try:
+        records: list[Record] = rows.columns.to_pylist()
+    except UnicodeDecodeError as error:
+        raise _unwritable(f"among rows {first} to {first + len(rows) - 1}, one", error) from None
+    return records
+
+
+def _unwritable(place: str, error: Exception) -> CommandError:
+    return CommandError(
+        f"{place} has a column that cannot be written as JSON ({error}): write Parquet, or leave "
+        "the input's columns out with --vectors-only"
+    )

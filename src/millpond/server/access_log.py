@@ -22,8 +22,17 @@ def _time(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
 
 
+def _printable(text: str) -> str:
+    """With line ends and control characters escaped: a client may send them to forge a line."""
+    if text.isprintable():
+        return text
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text
+    )
+
+
 class TextFormatter(logging.Formatter):
-    """`time LEVEL logger: message key=value …`."""
+    """`time LEVEL logger: message key=value …`. Only a traceback takes more than one line."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = f"{_time(record)} {record.levelname} {record.name}: {record.getMessage()}"
@@ -31,6 +40,7 @@ class TextFormatter(logging.Formatter):
         # The message has them already.
         shown = {name: fields[name] for name in fields if name not in ("method", "path", "status")}
         line += "".join(f" {name}={value}" for name, value in shown.items())
+        line = _printable(line)
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 

@@ -8,10 +8,11 @@ from importlib.metadata import version as installed_version
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
-from starlette.middleware.cors import CORSMiddleware
 
-from .auth import KeyGuard
+from .answer_guard import AnswerGuard
+from .auth import KeyGuard, declare_key
 from .body_limit import BodyLimit
+from .cross_origin import CrossOrigin
 from .embeddings_route import EmbeddingsRoute
 from .errors import register_handlers
 from .lifecycle import Lifecycle
@@ -63,7 +64,8 @@ def create_app(
         yield
         metrics.close()
 
-    app = FastAPI(
+    app = _Application(
+        settings,
         title="Millpond",
         summary="Embeddings over HTTP, as OpenAI's API has them.",
         version=installed_version("millpond"),
@@ -71,16 +73,40 @@ def create_app(
         redoc_url=None,
         strict_content_type=False,
     )
-    app.include_router(_router(served, metrics, lifecycle, settings))
+    # A router of our own, included, would be matched a second time for every request.
+    _add_routes(app.router, served, metrics, lifecycle, settings)
     register_handlers(app)
-    _add_middleware(app, settings, metrics)
+    _add_middleware(app, settings, metrics, lifecycle)
     return app
 
 
-def _router(
-    models: ServedModels, metrics: Metrics, lifecycle: Lifecycle, settings: AppSettings
-) -> APIRouter:
-    router = APIRouter()
+class _Application(FastAPI):
+    """FastAPI's, but that its document says where a key is needed."""
+
+    def __init__(self, settings: AppSettings, **about: Any) -> None:
+        super().__init__(**about)
+        self._settings = settings
+
+    def openapi(self) -> dict[str, Any]:
+        is_new = self.openapi_schema is None
+        document = super().openapi()
+        if is_new and self._settings.api_keys:
+            declare_key(document, open_paths=_open_paths(self._settings))
+        return document
+
+
+def _open_paths(settings: AppSettings) -> list[str]:
+    """What needs no key where there are keys."""
+    return ["/health"] if settings.protect_metrics else ["/health", "/metrics"]
+
+
+def _add_routes(
+    router: APIRouter,
+    models: ServedModels,
+    metrics: Metrics,
+    lifecycle: Lifecycle,
+    settings: AppSettings,
+) -> None:
     EmbeddingsRoute(
         models,
         metrics=metrics,
@@ -93,30 +119,26 @@ def _router(
         models, metrics=metrics, lifecycle=lifecycle, version=installed_version("millpond")
     )
     state.add_to(router, _responses(401, 405, 500, 503, 504))
-    return router
 
 
 def _responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorResponse, "description": _ABOUT[status]} for status in statuses}
 
 
-def _add_middleware(app: FastAPI, settings: AppSettings, metrics: Metrics) -> None:
+def _add_middleware(
+    app: FastAPI, settings: AppSettings, metrics: Metrics, lifecycle: Lifecycle
+) -> None:
     """The last one added is the outermost."""
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     if settings.api_keys:
-        open_paths = ["/health"] if settings.protect_metrics else ["/health", "/metrics"]
-        app.add_middleware(KeyGuard, keys=settings.api_keys, open_paths=open_paths)
-    app.add_middleware(
-        Observer,
-        metrics=metrics,
-        timeout_s=settings.request_timeout_s,
-        root_path=settings.root_path,
-    )
+        app.add_middleware(KeyGuard, keys=settings.api_keys, open_paths=_open_paths(settings))
+    app.add_middleware(AnswerGuard, lifecycle=lifecycle, timeout_s=settings.request_timeout_s)
     if settings.cors_origins:
         app.add_middleware(
-            CORSMiddleware,
+            CrossOrigin,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
             expose_headers=_EXPOSED_HEADERS,
         )
+    app.add_middleware(Observer, metrics=metrics, lifecycle=lifecycle, root_path=settings.root_path)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Sequence
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .errors import ApiError, error_response
 
-__all__ = ["KeyGuard"]
+__all__ = ["KeyGuard", "declare_key"]
 
 _SCHEME = "bearer"
 
@@ -52,6 +53,16 @@ class KeyGuard:
 
     def __repr__(self) -> str:
         return f"KeyGuard(keys={len(self._digests)}, open_paths={sorted(self._open_paths)})"
+
+
+def declare_key(document: dict[str, Any], *, open_paths: Sequence[str]) -> None:
+    """Say in an OpenAPI document that every path but these needs a key."""
+    components = document.setdefault("components", {})
+    components["securitySchemes"] = {"HTTPBearer": {"type": "http", "scheme": _SCHEME}}
+    document["security"] = [{"HTTPBearer": []}]
+    for path in open_paths:
+        for operation in document["paths"][path].values():
+            operation["security"] = []
 
 
 def _digest(key: str) -> bytes:

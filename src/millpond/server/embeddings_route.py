@@ -14,6 +14,7 @@ from ..stats import EngineStats
 from .encoding import embedding_body
 from .errors import ApiError
 from .exchange import Exchange
+from .json_route import JsonRoute
 from .lifecycle import Lifecycle
 from .metrics import Metrics
 from .schemas import EmbeddingRequest, EmbeddingResponse
@@ -47,6 +48,7 @@ class EmbeddingsRoute:
             "/v1/embeddings",
             self.embed,
             methods=["POST"],
+            route_class_override=JsonRoute,
             response_model=EmbeddingResponse,
             responses=responses,
             summary="Embed one text or several",
@@ -55,10 +57,10 @@ class EmbeddingsRoute:
 
     async def embed(self, body: EmbeddingRequest, request: Request) -> Response:
         """OpenAI's embeddings, with a few options of Millpond's own."""
-        self._lifecycle.require_open()
+        exchange = Exchange.of(request.scope)
+        self._lifecycle.require_accepted(exchange)
         model = self._models.find(body.model)
         name = body.model or model.name
-        exchange = Exchange.of(request.scope)
         exchange.notes["model"] = name
         lane = _lane(body)
         with self._metrics.in_lane(model, lane):
@@ -84,8 +86,11 @@ class EmbeddingsRoute:
         if _is_tokens(texts):
             if not self._allow_raw_token_ids:
                 model.special_ends.require(texts if isinstance(texts[0], list) else [texts])
+            _require_no_prompt(model, body)
             if body.input_type is None and body.prompt_name is None:
                 options["prompt"] = ""  # ids are whole texts, a default prompt among them
+        elif body.prompt_name is not None:
+            model.prompt(body.input_type, body.prompt_name)
         try:
             return model.engine.submit(
                 texts,
@@ -101,6 +106,19 @@ class EmbeddingsRoute:
         except QueueFull as error:
             self._metrics.rejected(model)
             raise _full(error, model) from error
+
+
+def _require_no_prompt(model: ServedModel, body: EmbeddingRequest) -> None:
+    """Of a request with token ids. Raises `ApiError` 400 where it asks for a prompt."""
+    asked = "input_type" if body.prompt_name is None else "prompt_name"
+    if getattr(body, asked) is not None and model.prompt(body.input_type, body.prompt_name):
+        raise ApiError(
+            400,
+            f"{asked}: its prompt cannot be put in front of token ids, which are whole texts; "
+            "leave it out, or send texts",
+            param=asked,
+            code="invalid_value",
+        )
 
 
 def _lane(body: EmbeddingRequest) -> str:

@@ -1,19 +1,17 @@
 """Every error answer, in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`.
 
-`ApiError` is what the server itself raises. What the engine raises and what FastAPI finds wrong
-with a request become one here, so that official clients raise their own typed exceptions.
+`ApiError` is what the server itself raises. What the engine and FastAPI raise becomes one here, so
+that official clients raise their own typed exceptions.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import HTTPException, Request, Response
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from ..errors import (
@@ -27,13 +25,13 @@ from ..errors import (
     MillpondError,
     QueueFull,
     TextFailed,
+    TextsFailed,
     TextTooLong,
     UnknownPrompt,
     UnknownTask,
 )
-from .schemas import MAX_INPUTS, EmbeddingRequest
 
-__all__ = ["FOREIGN_IDS_HINT", "ApiError", "error_response", "register_handlers"]
+__all__ = ["FOREIGN_IDS_HINT", "ApiError", "error_response", "register_handlers", "shown"]
 
 logger = logging.getLogger("millpond.server")
 
@@ -41,6 +39,7 @@ FOREIGN_IDS_HINT = (
     "LangChain's OpenAIEmbeddings sends token ids of another tokenizer: give it "
     "check_embedding_ctx_length=False, and it sends texts"
 )
+_LONGEST_ECHO = 80  # characters of what a client sent that an answer repeats
 _TYPES = {
     401: "authentication_error",
     429: "rate_limit_error",
@@ -87,7 +86,7 @@ class ApiError(HTTPException):
         """What the engine raised, as an answer."""
         for kind, status, param, code in _FROM_ENGINE:
             if isinstance(error, kind):
-                message = str(error)
+                message = _several(error) if isinstance(error, TextsFailed) else str(error)
                 if kind is InvalidTokenIds:
                     message = f"{message}. {FOREIGN_IDS_HINT}"
                 return cls(status, message, code=code, param=param)
@@ -97,6 +96,16 @@ class ApiError(HTTPException):
     def unexpected(cls) -> ApiError:
         """Our own mistake; its details are in the log and not in the answer."""
         return cls(500, "the server failed; its log has the details", code="internal_error")
+
+
+def _several(failed: TextsFailed) -> str:
+    first = failed.errors[failed.index]
+    return f"{len(failed.errors)} of the texts could not be embedded; the first is {first}"
+
+
+def shown(sent: str) -> str:
+    """A name that a client sent, as an answer repeats it: cut where it is long."""
+    return sent if len(sent) <= _LONGEST_ECHO else f"{sent[:_LONGEST_ECHO]}…"
 
 
 def error_response(error: ApiError) -> Response:
@@ -118,7 +127,6 @@ def error_response(error: ApiError) -> Response:
 def register_handlers(app: Any) -> None:
     """Give the application's every error this shape."""
     app.add_exception_handler(StarletteHTTPException, _on_http_exception)
-    app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(MillpondError, _on_engine_error)
 
 
@@ -126,7 +134,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     if isinstance(error, ApiError):
         return error_response(error)
     assert isinstance(error, StarletteHTTPException)
-    path = request.url.path
+    path = shown(request.url.path)
     message = {
         404: f"there is nothing at {path}; /docs lists the routes",
         405: f"{request.method} is not a method of {path}",
@@ -140,43 +148,3 @@ async def _on_engine_error(request: Request, error: Exception) -> Response:
     if answer.status_code >= 500:
         logger.error("a request failed: %s: %s", type(error).__name__, error)
     return error_response(answer)
-
-
-async def _on_invalid_request(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    return error_response(_invalid(error.errors()[0]))
-
-
-def _invalid(problem: Mapping[str, Any]) -> ApiError:
-    """The first problem of a request. What the client sent is not repeated to it."""
-    kind, place = problem["type"], problem["loc"]
-    if kind == "json_invalid":
-        return ApiError(400, f"the body is not JSON: {problem['ctx']['error']}", code="bad_json")
-    param = _named(place)
-    if param is None:
-        return ApiError(
-            400,
-            "the body must be a JSON object, sent as Content-Type: application/json",
-            code="bad_json",
-        )
-    if kind == "too_long" and param == "input":
-        return ApiError(
-            413, f"at most {MAX_INPUTS} inputs a request; send several requests", param=param
-        )
-    if kind == "extra_forbidden":
-        message = f"{param} is not known here{_did_you_mean(param)}"
-        return ApiError(400, message, param=param, code="unknown_parameter")
-    return ApiError(400, f"{param}: {problem['msg']}", param=param, code="invalid_value")
-
-
-def _named(place: Sequence[str | int]) -> str | None:
-    """`("body", "input", "texts", 3)` is `input[3]`: what stands between is a branch of ours."""
-    names = place[1:]
-    if not names:
-        return None
-    return str(names[0]) + "".join(f"[{step}]" for step in names[1:] if isinstance(step, int))
-
-
-def _did_you_mean(param: str) -> str:
-    close = difflib.get_close_matches(param, EmbeddingRequest.model_fields, n=1)
-    return f"; did you mean {close[0]}?" if close else ""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import random
 import re
 import time
-import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,9 @@ __all__ = ["HUNG_UP", "Exchange"]
 HUNG_UP = 499  # in log and metrics, for a client that did not wait; no client sees it
 _SCOPE_KEY = "millpond.exchange"
 _USABLE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_ids = random.Random()  # asking the system each time is slow
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_ids.seed)
 
 
 @dataclass
@@ -23,6 +27,8 @@ class Exchange:
 
     scope: Scope
     request_id: str
+    accepted: bool = True
+    """Whether it began before the server was told to stop."""
     started_s: float = field(default_factory=time.perf_counter)
     status: int | None = None
     """None until the answer starts."""
@@ -30,11 +36,12 @@ class Exchange:
     """What the route adds to the log line."""
 
     @classmethod
-    def begin(cls, scope: Scope) -> Exchange:
+    def begin(cls, scope: Scope, *, accepted: bool) -> Exchange:
         """With the client's own x-request-id where it can stand in a header and a log line."""
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
         usable = _USABLE_ID.fullmatch(given)
-        exchange = cls(scope, given.decode("ascii") if usable else uuid.uuid4().hex)
+        request_id = given.decode("ascii") if usable else f"{_ids.getrandbits(128):032x}"
+        exchange = cls(scope, request_id, accepted)
         scope[_SCOPE_KEY] = exchange
         return exchange
 

@@ -49,7 +49,9 @@ ServedNames = Annotated[
     ),
 ]
 Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every one.")]
-Port = Annotated[int, typer.Option(help="Port to listen on; 0 for any that is free.")]
+Port = Annotated[
+    int, typer.Option(envvar="MILLPOND_PORT", help="Port to listen on; 0 for any that is free.")
+]
 Uds = Annotated[str | None, typer.Option(help="Unix domain socket instead of host and port.")]
 DType = Annotated[
     Literal["auto", "float32", "float16", "bfloat16", "int8", "float", "half"],

@@ -141,15 +141,26 @@ def _memory_option(share: float | None) -> dict[str, float]:
 
 
 def _named(models: Sequence[str], names: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
-    """Each model with its names: one model has them all, several have one each."""
+    """Each model with its names: one model has them all, several have one each.
+
+    A model without names goes by its own, so what is wrong is found before anything is loaded.
+    """
+    if names and len(names) != len(models) > 1:
+        raise InvalidOption(
+            f"{len(models)} models and {len(names)} names: give --served-model-name once for each"
+        )
+    served = names or models
+    if not all(name.strip() for name in served):
+        raise InvalidOption("a name to serve a model under is empty; leave the flag out instead")
+    twice = next((name for name in served if served.count(name) > 1), None)
+    if twice is not None:
+        raise InvalidOption(
+            f"{twice!r} would be served twice: give each model a --served-model-name of its own"
+        )
     if not names:
         return [(model, ()) for model in models]
     if len(models) == 1:
         return [(models[0], tuple(names))]
-    if len(names) != len(models):
-        raise InvalidOption(
-            f"{len(models)} models and {len(names)} names: give --served-model-name once for each"
-        )
     return [(model, (name,)) for model, name in zip(models, names, strict=True)]
 
 

@@ -45,6 +45,7 @@ class Metrics:
             buckets=SECONDS,
             registry=self.registry,
         )
+        self._of_kind: dict[tuple[str, str, int | None], tuple[Counter, Histogram]] = {}
         self.in_progress = Gauge(
             "millpond_http_requests_in_progress",
             "Requests being answered now.",
@@ -85,9 +86,16 @@ class Metrics:
 
     def answered(self, exchange: Exchange) -> None:
         """Count an exchange that is over."""
-        method = exchange.scope["method"]
-        self._requests.labels(exchange.route, method, str(exchange.status)).inc()
-        self._seconds.labels(exchange.route).observe(exchange.seconds)
+        key = (exchange.route, exchange.scope["method"], exchange.status)
+        if key not in self._of_kind:  # finding the label's own counter takes longer than counting
+            route, method, status = key
+            self._of_kind[key] = (
+                self._requests.labels(route, method, str(status)),
+                self._seconds.labels(route),
+            )
+        requests, seconds = self._of_kind[key]
+        requests.inc()
+        seconds.observe(exchange.seconds)
 
     def in_lane(self, model: ServedModel, lane: str) -> AbstractContextManager[None]:
         """Count a request as one of the lane's for as long as this is entered."""

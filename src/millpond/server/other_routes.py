@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
+from ..errors import InvalidInput
 from .errors import ApiError
+from .exchange import Exchange
+from .json_route import JsonRoute
 from .lifecycle import Lifecycle
 from .metrics import Metrics
 from .schemas import (
@@ -77,6 +80,7 @@ class TokenRoutes:
             "/tokenize",
             self.tokenize,
             methods=["POST"],
+            route_class_override=JsonRoute,
             summary="The token ids of a text",
             responses=responses,
         )
@@ -84,20 +88,26 @@ class TokenRoutes:
             "/detokenize",
             self.detokenize,
             methods=["POST"],
+            route_class_override=JsonRoute,
             summary="The text of token ids",
             responses=responses,
         )
 
-    def tokenize(self, body: TokenizeRequest) -> TokenizeResponse:
+    def tokenize(self, body: TokenizeRequest, request: Request) -> TokenizeResponse:
         """The ids that `/v1/embeddings` would embed for this text, were it not cut."""
-        self._lifecycle.require_open()
-        engine = self._models.find(body.model).engine
-        (ids,) = engine.tokenize(
-            [body.prompt],
-            task=body.input_type,
-            prompt_name=body.prompt_name,
-            special_tokens=body.add_special_tokens,
-        )
+        self._lifecycle.require_accepted(Exchange.of(request.scope))
+        model = self._models.find(body.model)
+        model.prompt(body.input_type, body.prompt_name)
+        engine = model.engine
+        try:
+            (ids,) = engine.tokenize(
+                [body.prompt],
+                task=body.input_type,
+                prompt_name=body.prompt_name,
+                special_tokens=body.add_special_tokens,
+            )
+        except InvalidInput as error:
+            raise _refused("prompt", error, code="invalid_input") from error
         return TokenizeResponse(
             count=len(ids),
             max_model_len=engine.info().max_length,
@@ -107,11 +117,20 @@ class TokenRoutes:
             else None,
         )
 
-    def detokenize(self, body: DetokenizeRequest) -> DetokenizeResponse:
+    def detokenize(self, body: DetokenizeRequest, request: Request) -> DetokenizeResponse:
         """The text of these ids, special tokens spelled out."""
-        self._lifecycle.require_open()
-        (text,) = self._models.find(body.model).engine.detokenize([body.tokens])
+        self._lifecycle.require_accepted(Exchange.of(request.scope))
+        engine = self._models.find(body.model).engine
+        try:
+            (text,) = engine.detokenize([body.tokens])
+        except InvalidInput as error:
+            raise _refused("tokens", error, code="invalid_token_ids") from error
         return DetokenizeResponse(prompt=text)
+
+
+def _refused(param: str, error: InvalidInput, *, code: str) -> ApiError:
+    """What the engine says of its one text, said of the field that holds it."""
+    return ApiError(400, f"{param}: {error.args[0]}", param=param, code=code)
 
 
 class StateRoutes:

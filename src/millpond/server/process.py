@@ -12,10 +12,10 @@ import signal
 import socket
 import ssl
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import uvicorn
 
@@ -27,13 +27,14 @@ from .app import create_app
 from .lifecycle import Lifecycle
 from .served import ServedModel
 from .settings import AppSettings, ListenSettings
+from .sockets import Listener
 
 __all__ = ["DrainingServer", "ModelPlan", "run"]
 
 logger = logging.getLogger("millpond.server")
 
 KEEP_ALIVE_S = 75  # longer than load balancers keep an idle connection, so that they close it
-LAST_ANSWERS_S = 5.0  # for telling those who are cut off at the end of the drain time
+LAST_ANSWERS_S = 5.0  # for answers to be read, those to who is cut off among them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,16 +57,14 @@ def run(plans: Sequence[ModelPlan], app_settings: AppSettings, listen: ListenSet
     configure_logging(listen.log_level, listen.log_format)
     signal.signal(signal.SIGTERM, _stop_loading)  # the first process of a container ignores it
     with ExitStack() as stack:
-        sockets = [stack.enter_context(sock) for sock in _bound_sockets(listen)]
+        listener = stack.enter_context(Listener.bind(listen))
         _require_certificate(listen)
         models = [_load(plan, stack) for plan in plans]
         lifecycle = Lifecycle()
         app = create_app(models, app_settings, lifecycle=lifecycle)
         server = DrainingServer(_uvicorn_config(app, listen), models, lifecycle, listen)
-        server.run(sockets=sockets or None)
-        if listen.uds is not None:
-            with suppress(FileNotFoundError):
-                os.unlink(listen.uds)
+        listener.require_ours()
+        server.run(sockets=[listener.socket])
     return 1 if server.abandoned else 0
 
 
@@ -78,23 +77,6 @@ def _load(plan: ModelPlan, stack: ExitStack) -> ServedModel:
     engine = Engine(plan.model, **plan.options)
     stack.callback(engine.close, drain=False)  # what was accepted has been answered by then
     return ServedModel.of(engine, plan.names)
-
-
-def _bound_sockets(listen: ListenSettings) -> list[socket.socket]:
-    """Bound and not listening: a taken port is found before loading, and nobody is kept waiting."""
-    if listen.uds is not None:
-        return []
-    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
-    sock = socket.socket(family)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((listen.host, listen.port))
-    except OSError as error:
-        sock.close()
-        raise InvalidOption(
-            f"cannot listen on {listen.host}:{listen.port}: {error.strerror or error}"
-        ) from error
-    return [sock]
 
 
 def _require_certificate(listen: ListenSettings) -> None:
@@ -112,7 +94,6 @@ def _require_certificate(listen: ListenSettings) -> None:
 def _uvicorn_config(app: object, listen: ListenSettings) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
-        uds=listen.uds,
         ssl_certfile=listen.ssl_certfile,
         ssl_keyfile=listen.ssl_keyfile,
         log_config=None,
@@ -120,8 +101,8 @@ def _uvicorn_config(app: object, listen: ListenSettings) -> uvicorn.Config:
         server_header=False,
         ws="none",
         timeout_keep_alive=KEEP_ALIVE_S,
-        # uvicorn's own end, behind ours, for requests that are still being sent.
-        timeout_graceful_shutdown=int(listen.drain_timeout_s + LAST_ANSWERS_S),
+        # uvicorn's own end, far behind ours.
+        timeout_graceful_shutdown=int(listen.drain_timeout_s + 2 * LAST_ANSWERS_S),
     )
 
 
@@ -148,7 +129,8 @@ class DrainingServer(uvicorn.Server):
         logger.info("ready at %s", self._address(sockets))
 
     def _address(self, sockets: list[socket.socket] | None) -> str:
-        if not sockets:
+        assert sockets is not None
+        if self._listen.uds is not None:
             return f"unix:{self._listen.uds}"
         scheme = "https" if self._listen.ssl_certfile else "http"
         host, port = sockets[0].getsockname()[:2]
@@ -166,28 +148,41 @@ class DrainingServer(uvicorn.Server):
         """Let go of the sockets and wait for the answers, for so long."""
         logger.info("draining: no more requests are taken")
         loop = asyncio.get_running_loop()
-        limit = loop.call_later(self._listen.drain_timeout_s, self._abandon)
+        drain_s = self._listen.drain_timeout_s
+        limits = (
+            loop.call_later(drain_s, self._abandon),
+            loop.call_later(drain_s + LAST_ANSWERS_S, self._hang_up),
+        )
         await super().shutdown(sockets)
-        limit.cancel()
+        for limit in limits:
+            limit.cancel()
         logger.info("stopped")
 
     def _abandon(self) -> None:
-        """End what the engines still hold, so that its clients get a 503."""
-        if not self.server_state.tasks:
+        """Answer every request that is left with a 503, those that are still arriving too."""
+        connections = [one for one in self.server_state.connections if not _is_closing(one)]
+        if connections:
+            self.abandoned = True
+            logger.warning("the drain time is over with %d requests unanswered", len(connections))
+        self._lifecycle.end()
+
+    def _hang_up(self) -> None:
+        """On clients that do not read what they were answered."""
+        connections = list(self.server_state.connections)
+        if not connections:
             return
         self.abandoned = True
-        logger.warning(
-            "the drain time is over with %d requests unanswered", len(self.server_state.tasks)
-        )
-        for model in self._models:
-            asyncio.get_running_loop().run_in_executor(None, _close_now, model.engine)
+        logger.warning("%d clients did not read their answers", len(connections))
+        for connection in connections:
+            connection.transport.abort()
 
     def __repr__(self) -> str:
         return f"DrainingServer(models={len(self._models)}, draining={self.should_exit})"
 
 
-def _close_now(engine: Engine) -> None:
-    engine.close(drain=False)
+def _is_closing(connection: Any) -> bool:
+    """Whether its last answer has been written."""
+    return bool(connection.transport.is_closing())
 
 
 def _engine_line(engine: Engine) -> str:

@@ -7,10 +7,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 __all__ = [
     "MAX_INPUTS",
+    "UNKNOWN_FIELD",
     "DetokenizeRequest",
     "DetokenizeResponse",
     "EmbeddingRequest",
@@ -25,8 +34,13 @@ __all__ = [
 ]
 
 MAX_INPUTS = 2048
+UNKNOWN_FIELD = "unknown_field"
+"""The type of the error for a field that a request does not have; its `ctx` has the `name`."""
+# A list stops at its first bad item: a body may hold millions, and an error for each takes minutes.
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+Texts = Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
+TokenLists = Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
 
 
 def _input_kind(value: Any) -> str:
@@ -40,9 +54,9 @@ def _input_kind(value: Any) -> str:
 
 Input = Annotated[
     Annotated[str, Tag("text")]
-    | Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS), Tag("texts")]
+    | Annotated[Texts, Tag("texts")]
     | Annotated[TokenIds, Tag("tokens")]
-    | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_INPUTS), Tag("token_lists")],
+    | Annotated[TokenLists, Tag("token_lists")],
     Discriminator(_input_kind),
 ]
 OptionalModel = Annotated[
@@ -61,6 +75,18 @@ PromptName = Annotated[
 class _Request(BaseModel):
     # A misspelt option is an error; "5" is not 5.
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stop_at_an_unknown_field(cls, body: Any) -> Any:
+        """`extra` is for the document: pydantic would list every unknown field of a million."""
+        if isinstance(body, dict):
+            unknown = next((name for name in body if name not in cls.model_fields), None)
+            if unknown is not None:
+                # pydantic holds no half of a surrogate pair
+                name = unknown.encode("utf-8", "backslashreplace").decode()
+                raise PydanticCustomError(UNKNOWN_FIELD, "not known here", {"name": name})
+        return body
 
 
 class EmbeddingRequest(_Request):
@@ -157,7 +183,7 @@ class TokenizeResponse(BaseModel):
 
 
 class DetokenizeRequest(_Request):
-    tokens: list[TokenId]
+    tokens: Annotated[list[TokenId], Field(fail_fast=True)]
     model: OptionalModel = None
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..engine import Engine
-from ..errors import InvalidOption
-from .errors import ApiError
+from ..errors import InvalidOption, UnknownPrompt
+from .errors import ApiError, shown
 from .token_check import SpecialEnds
 
 __all__ = ["ServedModel", "ServedModels"]
@@ -31,6 +31,21 @@ class ServedModel:
     @property
     def name(self) -> str:
         return self.names[0]
+
+    def prompt(self, input_type: str | None, prompt_name: str | None) -> str:
+        """What goes in front of a text. Raises `ApiError` 400 for a name the model did not save."""
+        spec = self.engine.info().model
+        try:
+            return spec.prompt_text(task=input_type, prompt_name=prompt_name)
+        except UnknownPrompt as error:
+            known = ", ".join(map(repr, sorted({*spec.prompts, "query", "document"})))
+            raise ApiError(
+                400,
+                f"there is no prompt called {shown(prompt_name or '')!r}; choose among {known}, or "
+                "put your own in front of the texts",
+                param="prompt_name",
+                code="unknown_prompt",
+            ) from error
 
 
 class ServedModels:
@@ -56,7 +71,7 @@ class ServedModels:
         if name not in self._by_name:
             raise ApiError(
                 404,
-                f"the model {name!r} is not served here; choose {self._listed()}",
+                f"the model {shown(name)!r} is not served here; choose {self._listed()}",
                 param="model",
                 code="model_not_found",
             )

@@ -5,6 +5,7 @@ They know no engine; the options of an engine are an `EngineConfig`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -34,8 +35,16 @@ class AppSettings:
 
     def __post_init__(self) -> None:
         _require(all(self.api_keys), "an API key is empty")
+        _require(
+            all(key.isascii() and key.isprintable() and " " not in key for key in self.api_keys),
+            "an API key has a character that not every client can send in a header: use letters, "
+            "digits and signs of ASCII, and no spaces",
+        )
         _require(self.max_body_bytes >= 1, "max_body_bytes must be at least 1")
-        _require(self.request_timeout_s > 0, "request_timeout_s must be above 0")
+        _require(
+            0 < self.request_timeout_s < math.inf,
+            f"request_timeout_s={self.request_timeout_s}: it is a number of seconds above 0",
+        )
         _require(
             not self.root_path or (self.root_path[0] == "/" and self.root_path[-1] != "/"),
             f"root_path={self.root_path!r}: it starts with a slash and does not end with one",
@@ -60,7 +69,10 @@ class ListenSettings:
 
     def __post_init__(self) -> None:
         _require(0 <= self.port <= 65535, f"port={self.port}: choose 0 to 65535")
-        _require(self.drain_timeout_s >= 0, "drain_timeout_s must not be negative")
+        _require(
+            0 <= self.drain_timeout_s < math.inf,
+            f"drain_timeout_s={self.drain_timeout_s}: it is a number of seconds, 0 or more",
+        )
         _require(
             bool(self.ssl_certfile) or not self.ssl_keyfile,
             "ssl_keyfile needs ssl_certfile beside it",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Future
-from typing import Any
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
@@ -21,18 +20,19 @@ async def answer_or_hang_up(future: Future[Embeddings], receive: Receive) -> Emb
     wait, a call that is not done is cancelled: its texts are taken out before the next forward.
     """
     answer = asyncio.wrap_future(future)
-    gone = asyncio.ensure_future(_hung_up(receive))
-    either: tuple[asyncio.Future[Any], ...] = (answer, gone)
+    watching = asyncio.ensure_future(_end_when_hung_up(receive, answer))
     try:
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            raise ClientDisconnect
-        return answer.result()
+        return await answer
+    except asyncio.CancelledError:
+        if watching.done() and not watching.cancelled():
+            raise ClientDisconnect from None
+        raise
     finally:
-        gone.cancel()
+        watching.cancel()
         future.cancel()
 
 
-async def _hung_up(receive: Receive) -> None:
+async def _end_when_hung_up(receive: Receive, answer: asyncio.Future[Embeddings]) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+    answer.cancel()
