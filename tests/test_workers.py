@@ -7,8 +7,18 @@ import threading
 import numpy as np
 import pytest
 
-from fakes import FakeDeviceLost, FakeRunner, held_engine, start_engine, vectors_for, words
+from fakes import (
+    FakeClock,
+    FakeDeviceLost,
+    FakeRunner,
+    held_engine,
+    start_engine,
+    vectors_for,
+    words,
+)
 from millpond import EngineClosed, EngineFailed, TextFailed
+from millpond.crew import Crew
+from millpond.executor import BatchExecutor
 
 PATIENCE_S = 30.0
 
@@ -51,6 +61,24 @@ def test_queries_take_no_more_places_than_there_are_workers() -> None:
         for i, future in enumerate(futures):
             expected = vectors_for([f"q{i} {words(60)}"])
             np.testing.assert_array_equal(future.result(PATIENCE_S).vectors, expected)
+
+
+def test_a_worker_for_queries_has_a_place_of_its_own_only_beside_bulk() -> None:
+    runner = runner_of()
+    lock = threading.RLock()
+    crew = Crew(
+        lambda: BatchExecutor(runner, listener=None, clock=FakeClock()),  # type: ignore[arg-type]
+        lock,
+        general=2,
+        for_queries=1,
+    )
+    for_queries, *general = crew.workers
+    for worker in general:
+        assert crew.may_start(for_queries)
+        worker.busy = True
+    assert not crew.may_start(for_queries)
+    general[1].runs_bulk = True
+    assert crew.may_start(for_queries)
 
 
 def test_one_job_is_divided_among_free_workers() -> None:

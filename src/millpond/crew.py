@@ -23,6 +23,7 @@ class Worker:
         self.queries_only = queries_only
         self.idle = False  # it waits, and nobody has woken it
         self.busy = False  # it has planned a batch that is not home yet
+        self.runs_bulk = False  # and that batch is not of queries alone
         self._has_work = threading.Condition(lock)
 
     def wait(self, timeout_s: float | None) -> None:
@@ -63,7 +64,9 @@ class Crew:
 
     def may_start(self, worker: Worker) -> bool:
         """Whether the worker may run a batch now."""
-        return worker.queries_only or self._places(worker) > 0
+        if self._places(worker) > 0:
+            return True
+        return worker.queries_only and any(other.busy and other.runs_bulk for other in self.workers)
 
     def takers(self, worker: Worker) -> tuple[int, int]:
         """Among how many workers what waits is divided: queries, and bulk."""

@@ -350,7 +350,7 @@ class Loop:
                 worker.busy = not wait
                 batch = self._plan(worker, now_s)
                 if batch is not None:
-                    worker.busy = True
+                    worker.busy, worker.runs_bulk = True, batch.has_bulk
                     self._wake()
                 elif not expired:
                     if not wait or self._is_over():
