@@ -144,9 +144,9 @@ def _best(linear: nn.Linear, passes: Sequence[Tensor]) -> Int8Linear:
     plain = Int8Linear.of(linear)
     if len(passes) < 2:
         return plain
-    rows = torch.cat([*passes[1::2]])
+    rows = torch.cat(tuple(passes[1::2]))
     expected = linear(rows).float()
-    evened = Int8Linear.of(linear, _sizes(linear, torch.cat([*passes[::2]])))
+    evened = Int8Linear.of(linear, _sizes(linear, torch.cat(tuple(passes[::2]))))
     distances = [(layer(rows).float() - expected).norm() for layer in (plain, evened)]
     return evened if distances[1] < distances[0] else plain
 
