@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .models.cuda_forward import MOST_RECORDED_ROWS
 from .models.kv_cache import KVCache
 from .models.memory import DeviceMemory, MemoryBudget
 from .models.pipeline import Pipeline
@@ -23,10 +24,12 @@ BLOCK_TOKENS = 16
 COPIES = 2  # of the keys and values that a layer reads: as they are kept, and in a row
 FEWEST_BLOCKS = 64
 MOST_BLOCKS = 1 << 17  # two million tokens; the books of more take memory of their own
-# Saving less takes longer: a whole batch replays a recorded pass, one with prefixes does not. What
-# that costs grows with the layers and what a token costs with their weights, so these are tokens of
-# a model with layers of 16 million weights (Qwen3-0.6B); with larger ones fewer are enough.
-MIN_SAVED_TOKENS = {"cuda": 4096}
+# Saving less is not worth looking texts up and putting their keys in order. What that costs grows
+# with the layers and what a token costs with their weights, so these are tokens of a model with
+# layers of 16 million weights (Qwen3-0.6B); with larger ones fewer are enough.
+MIN_SAVED_TOKENS = {"cuda": 2048}
+# One row fewer than the largest pass that is recorded.
+MAX_BATCH_TOKENS = {"cuda": MOST_RECORDED_ROWS - 1}
 LAYER_WEIGHTS = 16_000_000
 FEWEST_SAVED_TOKENS = 256
 
@@ -60,6 +63,7 @@ class PrefixMemory:
             block_tokens=BLOCK_TOKENS,
             bytes_per_token=like.bytes_per_slot,
             min_saved_tokens=_min_saved_tokens(pipelines[0], device, len(like.shapes)),
+            max_batch_tokens=MAX_BATCH_TOKENS.get(device.type),
         )
         return cls(like, budget)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -126,14 +126,15 @@ class Runner:
         self.min_batch_tokens = MIN_BATCH_TOKENS.get(device.type, 64)
         self._stream = _new_stream(device)
         self._buffers = PinnedBuffers(pinned=self._stream is not None)
+        self._kv_cache = None if prefixes is None else prefixes.allocate()
         self._bucketed = bucketed_forwards(
             self.pipelines,
             device=device,
             buffers=self._buffers,
             most_tokens=max_batch_tokens,
             fixed_rows=self._fixed_rows,
+            cache=self._kv_cache,
         )
-        self._kv_cache = None if prefixes is None else prefixes.allocate()
         self._prefix_budget = None if prefixes is None else prefixes.budget
         self._threads = threads
         self._max_length = max_length  # the user's; a checkpoint may set lower ones for a task
@@ -295,18 +296,22 @@ class Runner:
     def _launch_prefixed(self, batch: Batch) -> _Launched:
         assert self._kv_cache is not None
         assert self._prefix_budget is not None
-        pipeline = self.pipelines[batch.route]
+        pipeline, bucketed = self.pipelines[batch.route], self._bucketed[batch.route]
         layout = PrefixLayout.of(batch, self._prefix_budget.block_tokens)
+        slots = PrefixSlots(layout.prefixes, layout.read, layout.rows, layout.written)
+        if bucketed is not None:
+            index = PrefixIndex.of(layout.lengths, slots, self._kv_cache)
+            run = bucketed.run_prefixed(layout.ids, layout.positions, layout.prompt_lengths, index)
+            padding = run.rows - batch.computed_tokens
+            return self._launched(run.vectors, layout.order, padding, run.staging)
         fillers = self._filler_lengths(layout.lengths)
-        lengths = np.append(layout.lengths, fillers).astype(np.int64)
         nothing = np.zeros(len(fillers), dtype=np.int64)
+        slots = replace(slots, lengths=np.append(layout.prefixes, nothing))
+        lengths = np.append(layout.lengths, fillers).astype(np.int64)
+        index = PrefixIndex.of(lengths, slots, self._kv_cache)
         ids = np.append(layout.ids, np.full(sum(fillers), pipeline.tokenizer.pad_id))
         positions = np.concatenate([layout.positions, *map(np.arange, fillers)])
         starts = np.cumsum(layout.lengths) - layout.lengths
-        slots = PrefixSlots(
-            np.append(layout.prefixes, nothing), layout.read, layout.rows, layout.written
-        )
-        index = PrefixIndex.of(lengths, slots, self._kv_cache)
         texts = (starts, layout.lengths, layout.prompt_lengths)
         staging, (device_ids, device_positions, *rest) = self._stage(
             ids, positions, *texts, *index.arrays

@@ -102,6 +102,7 @@ class Service:
             min_short_batch_tokens=self.runner.min_batch_tokens,
             prefixes=None if budget is None else PrefixCache.of(budget),
             min_saved_tokens=0 if budget is None else budget.min_saved_tokens,
+            max_prefixed_tokens=None if budget is None else budget.max_batch_tokens,
         )
         return Loop(self.runner, scheduler)
 

@@ -307,6 +307,106 @@ def test_what_is_worth_looking_up_is_looked_up_whatever_was_before() -> None:
     scheduler.check_idle()
 
 
+# Texts that have nothing but their prompt in the cache.
+
+PROMPT = tuple(range(500, 506))
+
+
+def asked(count: int, *, first: int = 0, prompt: Ids = PROMPT) -> list[Ids]:
+    return [(*prompt, 9000 + first + number) for number in range(count)]
+
+
+def knowing_the_prompt(**options: Any) -> tuple[Scheduler, CountedCache]:
+    cache = CountedCache(64, block_tokens=4)
+    scheduler = scheduler_of(budget=100, prefixes=cache, **options)
+    submit(scheduler, job_of(asked(1, first=-1), shared_tokens=6, is_pinned=True))
+    land(scheduler, planned(scheduler))
+    cache.claims = 0
+    return scheduler, cache
+
+
+def test_queries_after_one_prompt_are_looked_up_once() -> None:
+    scheduler, cache = knowing_the_prompt()
+    before = cache.stats
+    job = submit(scheduler, job_of(asked(40), shared_tokens=6, is_pinned=True))
+    batch = planned(scheduler)
+    assert (batch.texts, batch.computed_tokens, batch.cached_tokens) == (40, 40, 240)
+    assert cache.claims == 1
+    assert cache.stats.looked_up_tokens - before.looked_up_tokens == 40 * 7
+    assert cache.stats.hit_tokens - before.hit_tokens == 40 * 6
+    scheduler.landed(batch, 0.0, keep=True)
+    assert not job.spans
+    assert cache.stats.blocks_pinned == cache.stats.blocks_in_use == 2
+    cache.check(idle=True)
+
+
+def test_a_text_that_begins_otherwise_does_not_go_on_from_the_others_prompt() -> None:
+    scheduler, cache = knowing_the_prompt()
+    texts = [*asked(3), *asked(1, prompt=(*PROMPT[:5], 7)), *asked(3, first=3)]
+    submit(scheduler, job_of(texts, shared_tokens=6))
+    batch = planned(scheduler)
+    (segment,) = batch.segments
+    cached = [claim.cached_tokens for claim in segment.claims or ()]
+    assert cached == [6, 6, 6, 4, 6, 6, 6]
+    assert batch.computed_tokens == 6 + 3
+    assert cache.claims == 3
+    land(scheduler, batch)
+    cache.check(idle=True)
+
+
+def test_a_text_with_a_block_of_its_own_is_looked_up_by_itself() -> None:
+    scheduler, cache = knowing_the_prompt()
+    long = [(*text, *range(number, number + 4)) for number, text in enumerate(asked(2, first=50))]
+    submit(scheduler, job_of([*long, *asked(5)], shared_tokens=6))
+    batch = planned(scheduler)
+    assert (batch.texts, cache.claims) == (7, 3)
+    land(scheduler, batch)
+    submit(scheduler, job_of([(*long[0], 1)], shared_tokens=6))
+    assert planned(scheduler).cached_tokens == 10, "its own block was remembered"
+
+
+def test_texts_that_share_a_claim_stay_within_the_batch() -> None:
+    scheduler, cache = knowing_the_prompt(max_prefixed_tokens=8)
+    submit(scheduler, job_of(asked(20), shared_tokens=6))
+    texts = []
+    while (batch := scheduler.next_batch(0.0)) is not None:
+        texts.append(land(scheduler, batch).texts)
+    assert texts == [8, 8, 4]
+    cache.check(idle=True)
+
+
+def test_twins_among_texts_that_share_a_claim_are_computed_once() -> None:
+    scheduler, cache = knowing_the_prompt()
+    submit(scheduler, job_of([*asked(3), *asked(3), *asked(2, first=3)], shared_tokens=6))
+    batch = planned(scheduler)
+    assert (batch.texts, batch.computed_tokens, cache.claims) == (5, 5, 1)
+    followers = scheduler.landed(batch, 0.0, keep=True)
+    assert [len(texts) for texts in followers.values()] == [1, 1, 1]
+    cache.check(idle=True)
+
+
+def test_a_shared_claim_that_saves_too_little_leaves_nothing_behind() -> None:
+    scheduler, cache = knowing_the_prompt(min_saved_tokens=100)
+    before = cache.stats
+    submit(scheduler, job_of(asked(4), shared_tokens=6))
+    batch = planned(scheduler)
+    assert (batch.texts, batch.computed_tokens, batch.uses_prefixes) == (4, 28, False)
+    assert cache.stats == before
+    cache.check(idle=True)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_batch_with_a_shared_claim_that_is_no_good_lets_go_of_it(fails: bool) -> None:
+    scheduler, cache = knowing_the_prompt()
+    submit(scheduler, job_of(asked(4), shared_tokens=6))
+    batch = planned(scheduler)
+    if fails:
+        scheduler.failed(batch)
+    else:
+        scheduler.landed(batch, 0.0, keep=False)
+    cache.check(idle=True)
+
+
 # What is pinned.
 
 

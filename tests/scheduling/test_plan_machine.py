@@ -25,8 +25,8 @@ from tokenized_jobs import Ids, chunk_of, job_of, scheduler_of
 # Few, with much in common, so that most meet an earlier one's blocks, or a twin.
 TEXTS = st.builds(
     lambda base, length: base[:length],
-    st.sampled_from([(0,) * 30, (0, 0, 0, 0, 1) * 6, (1,) + (0,) * 29]),
-    st.sampled_from([1, 2, 3, 4, 5, 7, 9, 12, 17, 30]),
+    st.sampled_from([(0,) * 30, (0, 0, 0, 0, 1) * 6, (0, 0, 0, 0, 0, 1) * 5, (1,) + (0,) * 29]),
+    st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 17, 30]),
 )
 LANES = st.sampled_from(Lane)
 WHICH = st.integers(0, 10)
@@ -50,6 +50,7 @@ class Machine(RuleBasedStateMachine):
         budget=st.sampled_from([4, 8, 16]),
         digest=st.sampled_from([hash, hash, lambda key: hash(key) % 5]),
         min_saved_tokens=st.sampled_from([0, 0, 6, 100]),
+        max_prefixed_tokens=st.sampled_from([None, None, 3]),
         with_cache=st.sampled_from([True, True, True, False]),
         room=st.sampled_from([20, 10_000]),
         gives_nan=st.booleans(),
@@ -62,6 +63,7 @@ class Machine(RuleBasedStateMachine):
         budget: int,
         digest: Any,
         min_saved_tokens: int,
+        max_prefixed_tokens: int | None,
         with_cache: bool,
         room: int,
         gives_nan: bool,
@@ -76,6 +78,7 @@ class Machine(RuleBasedStateMachine):
             prefixes=cache if with_cache else None,
             max_queue_tokens=room,
             min_saved_tokens=min_saved_tokens if with_cache else 0,
+            max_prefixed_tokens=max_prefixed_tokens,
         )
         self.now_s = 0.0
         self.jobs: list[Job] = []

@@ -6,13 +6,14 @@ to no sequence, and its texts with empty ones. It knows sizes and no device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Bucket", "PackedIntegers", "bucket_for", "query_buckets"]
+__all__ = ["Bucket", "PackedIntegers", "bucket_for", "fill_parts", "power_of", "query_buckets"]
 
 SMALLEST_ROWS = 64  # below a few hundred rows a GPU takes the same time for any number
 DOUBLING_ROWS = 1024  # up to here sizes double, above they grow by an eighth at most
@@ -24,9 +25,9 @@ IntArray = npt.NDArray[np.int64]
 
 
 class PackedIntegers(NamedTuple):
-    """Everything a forward pass of a bucket reads, as views of one array; all int64."""
+    """Everything a forward pass of a bucket reads, as views of one array; all int64 there."""
 
-    ids: IntArray
+    ids: npt.NDArray[np.integer]
     """`[rows]`: the texts end to end, then padding."""
     positions: IntArray
     """`[rows]`: from 0 in every text."""
@@ -70,18 +71,26 @@ class Bucket:
         assert tokens < self.rows
         assert texts <= self.texts
         assert int(lengths.max()) <= self.longest
-        into = PackedIntegers(*np.split(integers, np.cumsum(self.sizes)[:-1]))
         starts = np.cumsum(lengths) - lengths
-        into.ids[:tokens], into.ids[tokens:] = ids, pad_id
-        into.positions[tokens:] = 0
-        np.subtract(np.arange(tokens), np.repeat(starts, lengths), out=into.positions[:tokens])
-        for part, values, filler in (
-            (into.starts, starts, tokens),
-            (into.lengths, lengths, 0),
-            (into.prompt_lengths, prompt_lengths, 0),
-            (into.edges, starts, tokens),
-        ):
-            part[:texts], part[texts:] = values, filler
+        positions = np.arange(tokens) - np.repeat(starts, lengths)
+        fill_parts(
+            integers,
+            self.sizes,
+            PackedIntegers(ids, positions, starts, lengths, prompt_lengths, starts),
+            (pad_id, 0, tokens, 0, 0, tokens),
+        )
+
+
+def fill_parts(
+    integers: IntArray,
+    sizes: Sequence[int],
+    parts: Sequence[npt.NDArray[np.integer]],
+    fillers: Sequence[int],
+) -> None:
+    """Write parts end to end, each filled up to its size with a number of its own."""
+    rooms = np.split(integers, np.cumsum(sizes)[:-1])
+    for room, part, filler in zip(rooms, parts, fillers, strict=True):
+        room[: len(part)], room[len(part) :] = part, filler
 
 
 def bucket_for(
@@ -104,8 +113,8 @@ def bucket_for(
         longest = max(longest, min(FIXED_LONGEST, max_length or FIXED_LONGEST))
     return Bucket(
         rows,
-        _power(texts, least=TEXTS_FACTOR, factor=TEXTS_FACTOR),
-        _power(longest, least=SHORTEST_LONGEST, factor=2),
+        power_of(texts, least=TEXTS_FACTOR, factor=TEXTS_FACTOR),
+        power_of(longest, least=SHORTEST_LONGEST, factor=2),
     )
 
 
@@ -123,12 +132,13 @@ def query_buckets(most_tokens: int, **options: int | None) -> list[Bucket]:
 
 def _rows(least: int) -> int:
     if least <= DOUBLING_ROWS:
-        return _power(least, least=SMALLEST_ROWS, factor=2)
+        return power_of(least, least=SMALLEST_ROWS, factor=2)
     step = (1 << ((least - 1).bit_length() - 1)) // 8
     return -(-least // step) * step
 
 
-def _power(value: int, *, least: int, factor: int) -> int:
+def power_of(value: int, *, least: int, factor: int) -> int:
+    """The least of `least`, `least × factor`, … that is not below the value."""
     size = least
     while size < value:
         size *= factor

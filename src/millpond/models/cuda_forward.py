@@ -16,14 +16,18 @@ from torch import Tensor
 
 from .attention import PackedSequences, uses_varlen
 from .cuda_buckets import Bucket, bucket_for, query_buckets
-from .cuda_graphs import RecordedForwards, Recorder, record_cuda_graph
+from .cuda_graphs import AnyBucket, RecordedForwards, Recorder, record_cuda_graph
+from .cuda_prefix_buckets import PrefixBucket, prefix_bucket_for
 from .cuda_staging import PinnedBuffers
+from .kv_cache import KVCache
 from .pipeline import Pipeline, TokenRows
+from .prefix_attention import JoinedKeys, PrefixedSequences, PrefixIndex
 
 __all__ = ["BucketedForward", "bucketed_forwards", "forward_bucket", "is_bucketed"]
 
 WARM_UP_TOKENS = 8
 MOST_RECORDED_ROWS = 8192  # more keep the device busy for longer than Python needs to launch them
+MOST_RECORDED_KEYS = 65_536  # read and put in order; what bounds the rows bounds the rest
 IntArray = npt.NDArray[np.int64]
 
 
@@ -41,8 +45,9 @@ class BucketRun(NamedTuple):
 class BucketedForward:
     """Runs texts of one pipeline; `fixed_rows` makes their bits independent of company.
 
-    Batches beyond `most_tokens`, or beyond `MOST_RECORDED_ROWS` that are not fixed, run plainly, in
-    memory of their own. So graphs take no more than some thousand rows do.
+    With a `cache` it also runs texts that go on from what that holds. Batches beyond `most_tokens`,
+    or beyond `MOST_RECORDED_ROWS` that are not fixed, run plainly, in memory of their own. So
+    graphs take no more than some thousand rows do.
     """
 
     def __init__(
@@ -54,8 +59,10 @@ class BucketedForward:
         recorder: Recorder,
         most_tokens: int,
         fixed_rows: int | None = None,
+        cache: KVCache | None = None,
     ) -> None:
         self._pipeline = pipeline
+        self._cache = cache
         self._device = device
         self._buffers = buffers
         self._fixed_rows = fixed_rows
@@ -63,8 +70,10 @@ class BucketedForward:
         self._most_rows = bucket_for(most_tokens, 1, 1, **self._sizes).rows
         if fixed_rows is None:
             self._most_rows = min(self._most_rows, MOST_RECORDED_ROWS)
-        largest = Bucket(self._most_rows, self._most_rows, 1)
-        self._integers = torch.zeros(sum(largest.sizes), dtype=torch.int64, device=device)
+        integers = sum(Bucket(self._most_rows, self._most_rows, 1).sizes)
+        if cache is not None:
+            integers += 2 * MOST_RECORDED_KEYS
+        self._integers = torch.zeros(integers, dtype=torch.int64, device=device)
         self._recorded = RecordedForwards(self._forward, recorder)
 
     def run(
@@ -76,11 +85,34 @@ class BucketedForward:
         staging = self._buffers.take(count, torch.int64)
         pad_id = self._pipeline.tokenizer.pad_id
         bucket.fill(staging[:count].numpy(), ids, lengths, prompt_lengths, pad_id=pad_id)
+        return self._start(bucket, staging, len(lengths))
+
+    def run_prefixed(
+        self, ids: IntArray, positions: IntArray, prompt_lengths: IntArray, index: PrefixIndex
+    ) -> BucketRun:
+        """Start the forward pass of what follows texts' prefixes, end to end."""
+        assert self._cache is not None
+        bucket = prefix_bucket_for(index)
+        count = sum(bucket.sizes)
+        staging = self._buffers.take(count, torch.int64)
+        bucket.fill(
+            staging[:count].numpy(),
+            ids,
+            positions,
+            prompt_lengths,
+            index,
+            pad_id=self._pipeline.tokenizer.pad_id,
+            spare_slot=self._cache.spare,
+        )
+        return self._start(bucket, staging, len(prompt_lengths))
+
+    def _start(self, bucket: AnyBucket, staging: Tensor, texts: int) -> BucketRun:
+        count = sum(bucket.sizes)
         if count > len(self._integers) or bucket.rows > self._most_rows:
             integers = staging[:count].to(self._device, non_blocking=True)
             return BucketRun(self._forward(bucket, integers), bucket.rows, staging)
         self._integers[:count].copy_(staging[:count], non_blocking=True)
-        vectors = self._recorded.run(bucket, self._integers, len(lengths))
+        vectors = self._recorded.run(bucket, self._integers, texts)
         return BucketRun(vectors, bucket.rows, staging)
 
     def warm_up(self) -> None:
@@ -98,7 +130,10 @@ class BucketedForward:
         """Let go of the graphs and what they hold."""
         self._recorded.clear()
 
-    def _forward(self, bucket: Bucket, integers: Tensor) -> Tensor:
+    def _forward(self, bucket: AnyBucket, integers: Tensor) -> Tensor:
+        if isinstance(bucket, PrefixBucket):
+            assert self._cache is not None
+            return forward_prefixed(self._pipeline, bucket, integers, self._cache)
         return forward_bucket(
             self._pipeline, bucket, integers, deterministic=self._fixed_rows is not None
         )
@@ -138,4 +173,16 @@ def forward_bucket(
         boundaries=edges.to(torch.int32),
         deterministic=deterministic,
     )
+    return pipeline.packed(ids, positions, sequences, TokenRows(starts, lengths, prompt_lengths))
+
+
+def forward_prefixed(
+    pipeline: Pipeline, bucket: PrefixBucket, integers: Tensor, cache: KVCache
+) -> Tensor:
+    """The vectors `[texts, dimension]` of a bucket whose texts go on from what a cache holds."""
+    parts = torch.split(integers[: sum(bucket.sizes)], list(bucket.sizes))
+    ids, positions, starts, lengths, prompt_lengths, *edges, order, read, kept, written = parts
+    query_edges, key_edges = (each.to(torch.int32) for each in edges)
+    joined = JoinedKeys(order, query_edges, key_edges, bucket.longest, bucket.longest_key)
+    sequences = PrefixedSequences(cache, read, kept, written, joined=joined)
     return pipeline.packed(ids, positions, sequences, TokenRows(starts, lengths, prompt_lengths))

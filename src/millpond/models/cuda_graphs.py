@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from .cuda_buckets import Bucket
+from .cuda_prefix_buckets import PrefixBucket
 
-__all__ = ["RecordedForwards", "Recorder", "Recording", "record_cuda_graph"]
+__all__ = ["AnyBucket", "RecordedForwards", "Recorder", "Recording", "record_cuda_graph"]
 
+AnyBucket = Bucket | PrefixBucket
 logger = logging.getLogger("millpond")
 MOST_GRAPHS = 96
 PAUSE = 256  # runs without recording, after the device was full
@@ -88,12 +90,13 @@ def _leave(pool: Any) -> None:
 class RecordedForwards:
     """`forward(bucket, integers)`, recorded where that pays. Used by one thread at a time.
 
-    `integers` must be the same memory in every call: a graph reads where it was recorded.
+    `integers` must be the same memory in every call: a graph reads where it was recorded. A forward
+    may write to memory of its own too, the same when it is done again.
     """
 
     def __init__(
         self,
-        forward: Callable[[Bucket, Tensor], Tensor],
+        forward: Callable[[AnyBucket, Tensor], Tensor],
         recorder: Recorder,
         *,
         most_graphs: int = MOST_GRAPHS,
@@ -101,8 +104,8 @@ class RecordedForwards:
         self._forward = forward
         self._record = recorder
         self._most_graphs = most_graphs
-        self._seen: set[Bucket] = set()
-        self._recorded: OrderedDict[Bucket, tuple[Recording, Tensor]] = OrderedDict()
+        self._seen: set[AnyBucket] = set()
+        self._recorded: OrderedDict[AnyBucket, tuple[Recording, Tensor]] = OrderedDict()
         self._pause = 0  # runs until recording is tried again
         self.reason_against: str | None = None
         """Why the model is not recorded, once that is known."""
@@ -111,7 +114,7 @@ class RecordedForwards:
         """Graphs kept."""
         return len(self._recorded)
 
-    def run(self, bucket: Bucket, integers: Tensor, texts: int) -> Tensor:
+    def run(self, bucket: AnyBucket, integers: Tensor, texts: int) -> Tensor:
         """The vectors of a bucket, of which the first `texts` mean something.
 
         A later call may overwrite them.
@@ -131,7 +134,7 @@ class RecordedForwards:
             self._seen.add(bucket)
         return plain
 
-    def _keep(self, bucket: Bucket, integers: Tensor, expected: Tensor) -> None:
+    def _keep(self, bucket: AnyBucket, integers: Tensor, expected: Tensor) -> None:
         """Record a bucket and prove it on the batch that was just run."""
         try:
             recording, vectors = self._record(lambda: self._forward(bucket, integers))

@@ -28,7 +28,10 @@ class LayerShape:
 
 
 class KVCache:
-    """`slots` tokens of every layer. Layers are added as they are first written to."""
+    """`slots` tokens of every layer. Layers are added as they are first written to.
+
+    One more slot, `spare`, is for what has to be written somewhere and is never read.
+    """
 
     def __init__(self, slots: int, *, dtype: torch.dtype, device: torch.device) -> None:
         self.slots = slots
@@ -42,6 +45,11 @@ class KVCache:
         for layer, shape in self.shapes.items():
             made._add(layer, shape)
         return made
+
+    @property
+    def spare(self) -> int:
+        """The slot that nobody reads."""
+        return self.slots
 
     @property
     def shapes(self) -> dict[int, LayerShape]:
@@ -58,7 +66,7 @@ class KVCache:
 
     def _add(self, layer: int, shape: LayerShape) -> None:
         keys, values = (
-            torch.empty(self.slots, shape.heads, size, dtype=self.dtype, device=self.device)
+            torch.empty(self.slots + 1, shape.heads, size, dtype=self.dtype, device=self.device)
             for size in (shape.key_size, shape.value_size)
         )
         self._layers[layer] = (keys, values)

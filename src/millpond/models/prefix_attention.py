@@ -20,7 +20,7 @@ from .attention import attend_varlen, uses_varlen
 from .causal_tiles import Masks, attend_in_tiles
 from .kv_cache import KVCache
 
-__all__ = ["PrefixIndex", "PrefixSlots", "PrefixedSequences"]
+__all__ = ["JoinedKeys", "PrefixIndex", "PrefixSlots", "PrefixedSequences"]
 
 IntArray = npt.NDArray[np.int64]
 MOST_KEYS = 32_768  # that are put end to end at a time on a CPU; a longer text's go in anyway
@@ -51,43 +51,63 @@ class _Run(NamedTuple):
     """Where the slots of their prefixes begin among those that are read."""
 
 
-class _Joined(NamedTuple):
+class JoinedKeys(NamedTuple):
     """How keys of prefixes and of the row stand end to end, for the variable-length kernel."""
 
     order: Tensor
     """For every key its place among those read from the cache and then those of the row."""
     query_boundaries: Tensor
+    """`cu_seqlens`, int32 `[n + 1]`, like that of keys."""
     key_boundaries: Tensor
+    longest_query: int
+    longest_key: int
+
+
+class KeyOrder(NamedTuple):
+    """`JoinedKeys` on the host, int64: the order of keys, and where queries and keys begin."""
+
+    order: IntArray
+    query_edges: IntArray
+    key_edges: IntArray
 
 
 @dataclass(frozen=True)
 class PrefixIndex:
     """Where everything is that a row of sequences takes or leaves in a cache, on the host.
 
-    `arrays` are what the device needs of it, int64: slots that are read, rows that are kept and
-    their slots; for the variable-length kernel also the order of keys, and the boundaries of
-    queries and keys. What many sequences begin with is read once for that kernel.
+    int64: slots that are read, rows that are kept and the slots they are written to. What many
+    sequences begin with is read once for the variable-length kernel.
     """
 
-    arrays: tuple[IntArray, ...]
+    read: IntArray
+    rows: IntArray
+    written: IntArray
     runs: tuple[_Run, ...]
     """Sequences that share a call; not for the variable-length kernel."""
+    joined: KeyOrder | None
+    """For the variable-length kernel only."""
     longest_query: int
     longest_key: int
+
+    @property
+    def arrays(self) -> tuple[IntArray, ...]:
+        """What the device needs of it."""
+        return (self.read, self.rows, self.written, *(self.joined or ()))
 
     @classmethod
     def of(cls, lengths: IntArray, slots: PrefixSlots, cache: KVCache) -> PrefixIndex:
         """Sequences of these lengths, in this order; neighbours alike share a call on a CPU."""
         keys = lengths + slots.lengths
-        arrays: tuple[IntArray, ...] = (slots.read, slots.rows, slots.written)
+        read, joined = slots.read, None
         runs: tuple[_Run, ...] = ()
         if uses_varlen(cache.device, cache.dtype):
             read, places = _distinct(slots.read)
             order = _key_order(lengths, slots.lengths, places, len(read))
-            arrays = (read, slots.rows, slots.written, order, _edges(lengths), _edges(keys))
+            joined = KeyOrder(order, _edges(lengths), _edges(keys))
         else:
             runs = tuple(_runs(lengths, slots.lengths))
-        return cls(arrays, runs, int(lengths.max()), int(keys.max()))
+        longest = int(lengths.max()), int(keys.max())
+        return cls(read, slots.rows, slots.written, runs, joined, *longest)
 
 
 @dataclass(frozen=True)
@@ -95,11 +115,11 @@ class PrefixedSequences:
     """Sequences of a packed row, each after its prefix."""
 
     cache: KVCache
-    index: PrefixIndex
     read: Tensor
     rows: Tensor
     written: Tensor
-    joined: _Joined | None = None
+    runs: tuple[_Run, ...] = ()
+    joined: JoinedKeys | None = None
     masks: Masks = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -109,12 +129,13 @@ class PrefixedSequences:
         """The sequences of an index, whose `arrays` may be on the device already."""
         if arrays is None:
             arrays = [torch.from_numpy(array).to(cache.device) for array in index.arrays]
-        read, rows, written, *joined = arrays
-        if not joined:
-            return cls(cache, index, read, rows, written)
-        order, *boundaries = joined
-        narrow = (edges.to(torch.int32) for edges in boundaries)
-        return cls(cache, index, read, rows, written, _Joined(order, *narrow))
+        read, rows, written, *key_order = arrays
+        joined = None
+        if key_order:
+            order, *edges = key_order
+            queries, keys = (each.to(torch.int32) for each in edges)
+            joined = JoinedKeys(order, queries, keys, index.longest_query, index.longest_key)
+        return cls(cache, read, rows, written, index.runs, joined)
 
     def attend(
         self,
@@ -139,7 +160,7 @@ class PrefixedSequences:
             return self._varlen(query.transpose(0, 1), key, value, layer, scaling, window)
         parts = [
             self._run(run, query, key, value, layer=layer, scaling=scaling, window=window)
-            for run in self.index.runs
+            for run in self.runs
         ]
         return torch.cat(parts)
 
@@ -203,8 +224,8 @@ class PrefixedSequences:
             values,
             query_boundaries=joined.query_boundaries,
             key_boundaries=joined.key_boundaries,
-            longest_query=self.index.longest_query,
-            longest_key=self.index.longest_key,
+            longest_query=joined.longest_query,
+            longest_key=joined.longest_key,
             scaling=scaling,
             window=window,
             causal=True,

@@ -21,7 +21,9 @@ class Segment(NamedTuple):
     start: int
     stop: int
     claims: tuple[Claim, ...] | None = None
-    """Where each text's prefix is and where its keys are kept; None to compute all, keep none."""
+    """Where each text's prefix is and where its keys are kept; None to compute all, keep none.
+
+    Texts may share one: then it stands here for each of them."""
     until: int | None = None
     """Of a single text: the token before which this batch stops computing it."""
     computed_before: int = 0
@@ -91,6 +93,11 @@ class Batch:
     def uses_prefixes(self) -> bool:
         """Whether its texts have claims on a prefix cache."""
         return any(segment.claims is not None for segment in self.segments)
+
+    @property
+    def claims(self) -> Iterable[Claim]:
+        """What its texts hold of a prefix cache, each claim once, however many share it."""
+        return dict.fromkeys(claim for segment in self.segments for claim in segment.claims or ())
 
     def uncached(self) -> Batch:
         """The plan with all of its texts computed whole."""

@@ -9,6 +9,7 @@ too: a batch of short ends after one long prefix would fill the memory otherwise
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -62,6 +63,8 @@ class Plan:
     twins: Twins = field(default_factory=Twins)
     prefixes: PrefixCache | None = None
     keys_left: int = FEWEST_KEYS
+    prefixed_tokens_left: int = sys.maxsize
+    """Tokens that texts which go on from prefixes may still bring; the first brings its own."""
     most_of_a_text: int = 0
     """Tokens of one text, where they are more than those left: dividing is for several texts."""
     may_skip_prefixes: bool = False
@@ -145,10 +148,42 @@ class Plan:
         if until is None:
             self.twins.lead(job, chunk, place)
         segment = Segment(job, chunk, place, place + 1, (claim,), until, before)
-        self._add(segment, span, segment.tokens - segment.cached_tokens)
+        computed = segment.tokens - segment.cached_tokens
+        self._add(segment, span, computed)
+        self.prefixed_tokens_left -= computed
         self.keys_left -= until or len(ids)
         span.start += 1
+        if until is None and claim.is_all_there and claim.remembered_tokens == job.shared_tokens:
+            self._take_alike(job, span, claim, prefixes)
         return True
+
+    def _take_alike(self, job: Job, span: Span, claim: Claim, prefixes: PrefixCache) -> None:
+        """Take the texts that follow one with its prompt in the cache and no other block.
+
+        They share its claim: looked up one by one, each would be given the same blocks.
+        """
+        chunk, start, shared = span.chunk, span.start, job.shared_tokens
+        lengths = chunk.lengths[start : span.stop]  # descending
+        if not len(lengths) or lengths[0] >= shared + prefixes.block_tokens:
+            return
+        room = min(self.tokens_left, self.prefixed_tokens_left)
+        count = min(
+            int(np.searchsorted(-lengths, -shared)),  # one token more than cached is computed
+            int(np.searchsorted(np.cumsum(lengths - shared), room, side="right")),
+            int(np.searchsorted(np.cumsum(lengths), self.keys_left, side="right")),
+        )
+        heads = chunk.ids[chunk.offsets[start - 1 : start + count, None] + np.arange(shared)]
+        differs = (heads[1:] != heads[0]).any(axis=1)
+        count = int(differs.argmax()) if differs.any() else count
+        span.start += count
+        for first, stop in self.twins.leading(job, chunk, start, start + count):
+            run = lengths[first - start : stop - start]
+            prefixes.share(claim, run)
+            segment = Segment(job, chunk, first, stop, (claim,) * len(run))
+            computed = segment.tokens - segment.cached_tokens
+            self._add(segment, span, computed)
+            self.prefixed_tokens_left -= computed
+            self.keys_left -= segment.tokens
 
     def _fitting(
         self, prefixes: PrefixCache, hold: Callable[..., Claim], *, in_one_batch: bool
@@ -156,7 +191,8 @@ class Plan:
         """A claim on a text, and where this batch stops computing it; None if it has to wait."""
         claim = hold()
         new, most = claim.length - claim.cached_tokens, max(self.tokens_left, self.most_of_a_text)
-        if new <= (self.tokens_left if self.segments else most):
+        room = min(self.tokens_left, self.prefixed_tokens_left) if self.segments else most
+        if new <= room:
             return claim, None
         until = 0
         if new > most and not in_one_batch:
@@ -187,9 +223,8 @@ class Plan:
         prefixes = self.prefixes
         if prefixes is None or any(s.until or s.computed_before for s in self.segments):
             return
-        for segment in self.segments:
-            for claim in segment.claims or ():
-                prefixes.cancel(claim)
+        for claim in dict.fromkeys(c for segment in self.segments for c in segment.claims or ()):
+            prefixes.cancel(claim)
         self.segments = [segment.uncached() for segment in self.segments]
 
 

@@ -46,6 +46,8 @@ class PrefixBudget:
     bytes_per_token: int = 0
     min_saved_tokens: int = 0
     """Batches in which a cache saves fewer tokens are quicker when they are computed whole."""
+    max_batch_tokens: int | None = None
+    """Batches that compute more tokens are slower, where a cache saves any. None: none are."""
 
     @property
     def bytes(self) -> int:
@@ -73,7 +75,8 @@ class Node:
 class Claim:
     """The blocks of one text, from its beginning, held until released.
 
-    Ends by `commit` or `abort`, and then by `release`.
+    Texts of the same batch with nothing but these blocks in the cache may share it. Ends by
+    `commit` or `abort`, and then by `release`.
     """
 
     blocks: list[int]
@@ -84,7 +87,8 @@ class Claim:
     cached_tokens: int
     """Leading tokens that need not be computed; may end inside the last reused block."""
     length: int
-    """Tokens of the text."""
+    """Tokens of the text, or of all that share it."""
+    texts: int = 1
     nodes: list[Node] = field(default_factory=list)  # from here on the cache's own
     to_pin: int = 0
     state: str = OPEN
@@ -93,6 +97,11 @@ class Claim:
     def remembered_tokens(self) -> int:
         """Leading tokens that have blocks."""
         return sum(self.sizes)
+
+    @property
+    def is_all_there(self) -> bool:
+        """Whether all of its blocks are filled, or another text of the batch fills them."""
+        return self.reused == len(self.blocks)
 
     def __repr__(self) -> str:
         return (
@@ -171,9 +180,22 @@ class PrefixCache:
             reused,
             cached_tokens,
             length,
-            nodes,
-            -(-split // self.block_tokens) if pin else 0,
+            nodes=nodes,
+            to_pin=-(-split // self.block_tokens) if pin else 0,
         )
+
+    def share(self, claim: Claim, lengths: npt.NDArray[np.int64]) -> None:
+        """Let further texts of these lengths, which begin with the claim's tokens, go on from it.
+
+        They are to have no node of their own, and more tokens than are cached.
+        """
+        assert claim.state is OPEN
+        assert claim.is_all_there
+        tokens, texts = int(lengths.sum()), len(lengths)
+        claim.length += tokens
+        claim.texts += texts
+        self._looked_up_tokens += tokens
+        self._hit_tokens += claim.cached_tokens * texts
 
     def _cut(self, ids: npt.NDArray[np.int32], split: int) -> list[bytes]:
         """The ids of the text's nodes."""
@@ -286,7 +308,7 @@ class PrefixCache:
         self.abort(claim)
         self.release(claim)
         self._looked_up_tokens -= claim.length
-        self._hit_tokens -= claim.cached_tokens
+        self._hit_tokens -= claim.cached_tokens * claim.texts
 
     def _remembers(self, node: Node) -> bool:
         return self._node_of[node.block] is node

@@ -70,6 +70,7 @@ class Scheduler:
         min_short_batch_tokens: int = MIN_SHORT_BATCH_TOKENS,
         prefixes: PrefixCache | None = None,
         min_saved_tokens: int = 0,
+        max_prefixed_tokens: int | None = None,
     ) -> None:
         self.shapes = tuple(shapes)
         self.max_batch_tokens = max_batch_tokens
@@ -82,6 +83,7 @@ class Scheduler:
         self._min_short_batch_tokens = min_short_batch_tokens
         self.prefixes = prefixes
         self._min_saved_tokens = min_saved_tokens
+        self._max_prefixed_tokens = max_prefixed_tokens or max_batch_tokens
         self._fruitless = 0  # plans in a row whose prefixes saved too little
         self._plans_to_skip = 0  # before texts without a prompt are looked up again
         self._parts_waiting = 0  # texts that are computed in part and hold blocks
@@ -198,6 +200,7 @@ class Scheduler:
         plan = Plan(self.shapes, self.max_batch_tokens, now_s, self._twins, self.prefixes)
         plan.may_skip_prefixes = self._may_skip_prefixes()
         plan.keys_left = most_keys(self.max_batch_tokens)
+        plan.prefixed_tokens_left = self._max_prefixed_tokens
         takes_bulk = bulk.has_ready and not queries_only
         if takes_bulk and (not interactive.has_ready or self._bulk_is_due(now_s)):
             plan.most_of_a_text = self._bulk_budget(now_s)
@@ -263,19 +266,15 @@ class Scheduler:
         Texts it did not finish are put back. Returned are the texts that wait for those it did,
         by their place in the batch.
         """
-        for segment in batch.segments:
-            self._settle(segment, keep=keep)
-            if segment.is_unfinished and not segment.job.dead:
-                self._put_back(segment, now_s, keep=keep)
-            else:
-                self._release(segment)
+        unfinished = [s for s in batch.segments if s.is_unfinished and not s.job.dead]
+        self._settle(batch, keep=keep, but_hold=unfinished if keep else ())
+        for segment in unfinished:
+            self._put_back(segment, now_s, keep=keep)
         return self._twins.land(segment for segment in batch.segments)
 
     def failed(self, batch: Batch) -> None:
         """A batch failed as a whole; its texts run again, in parts and without prefixes."""
-        for segment in batch.segments:
-            self._settle(segment, keep=False)
-            self._release(segment)
+        self._settle(batch, keep=False)
 
     def dropped(self, segments: Iterable[Segment], now_s: float) -> None:
         """Texts of a failed batch do not run again: those that wait for them do so themselves."""
@@ -284,24 +283,21 @@ class Scheduler:
                 if not job.dead:
                     self._wait_again(job, Span(chunk, place, place + 1, now_s), now_s)
 
-    def _settle(self, segment: Segment, *, keep: bool) -> None:
-        for claim in segment.claims or ():
+    def _settle(self, batch: Batch, *, keep: bool, but_hold: Sequence[Segment] = ()) -> None:
+        """Let go of what a batch held of the prefix cache, but for those texts."""
+        held = {claim for segment in but_hold for claim in segment.claims or ()}
+        for claim in batch.claims:
             assert self.prefixes is not None
             settle = self.prefixes.commit if keep else self.prefixes.abort
             settle(claim)
-
-    def _release(self, segment: Segment) -> None:
-        for claim in segment.claims or ():
-            assert self.prefixes is not None
-            self.prefixes.release(claim)
+            if claim not in held:
+                self.prefixes.release(claim)
 
     def _put_back(self, segment: Segment, now_s: float, *, keep: bool) -> None:
         """Let a text that was computed in part wait for its next turn, holding its blocks."""
         assert segment.claims is not None
         claim = segment.claims[0] if keep else None
-        if claim is None:
-            self._release(segment)
-        else:
+        if claim is not None:
             self._parts_waiting += 1
         # In parts again, one whose own numbers overflow would never come to its end.
         whole = not keep
