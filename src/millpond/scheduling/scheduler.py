@@ -45,6 +45,7 @@ MIN_SHARE_TOKENS = 64  # fewer are not worth dividing
 FIRST_SHORT_BATCH_TOKENS = 256  # a short batch before any speed is known
 SPEED_MEMORY = 0.8  # what is left of the batches measured so far with every new one
 TOKENIZE_AHEAD_BATCHES = 4
+FIRST_TOKENS = 8192  # tokenised at a time where nothing is ready
 MOST_DOUBLINGS = 6  # of the plans between two that look texts up in vain: 31 at most
 REGROWTH = 1.02  # after running out of memory, a batch that fits lets the next be larger by this
 
@@ -117,10 +118,9 @@ class Scheduler:
         most = self.max_batch_tokens * self._ahead_batches
         for lane in (self.lanes[Lane.INTERACTIVE], self.lanes[Lane.BULK]):
             if lane.ready_tokens < most:
-                # Where nothing is ready a worker may be waiting: one batch now, more beside it.
-                claimed = lane.next_to_tokenize(
-                    most if lane.ready_tokens else self.max_batch_tokens
-                )
+                # Where nothing is ready a worker may be waiting: a little now, more beside it.
+                first = min(self.max_batch_tokens, FIRST_TOKENS)
+                claimed = lane.next_to_tokenize(min(most, max(first, 2 * lane.ready_tokens)))
                 if claimed is not None:
                     return claimed
         return None
