@@ -70,6 +70,9 @@ class PackedSequences:
 
         Deterministic ones share no call: how many are alike depends on the company.
         """
+        if len(lengths) == 1:
+            length = int(lengths[0])
+            return cls(((0, 1, length),), length, boundaries, deterministic)
         changes = np.flatnonzero(np.diff(lengths) | deterministic) + 1
         firsts = np.concatenate(([0], changes))
         counts = np.diff(np.concatenate((firsts, [len(lengths)])))
@@ -298,6 +301,9 @@ def _grouped(
                 enable_gqa=query.shape[0] != key.shape[0],
             )
         parts.append(attended.transpose(1, 2).flatten(0, 1))
+    rest = query.shape[1] - sum(map(len, parts))
+    if rest:  # rows that belong to no sequence
+        parts.append(query.new_zeros(rest, *parts[0].shape[1:]))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

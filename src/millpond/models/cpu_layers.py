@@ -103,6 +103,8 @@ class FlatLayer:
                 query, key, value, attn_mask=mask, scale=self.scaling
             )
             found.append(attended.transpose(1, 2).reshape(stop - start, -1))
+        if stop < len(joined):  # rows that belong to no sequence
+            found.append(joined.new_zeros(len(joined) - stop, found[0].shape[1]))
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def _after(self, attended: Tensor, rows: Tensor) -> Tensor:
