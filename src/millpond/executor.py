@@ -99,6 +99,10 @@ class BatchExecutor:
         """Bring the batch launched first home. Raises only what no batch can survive."""
         self._finish(self._flights.popleft())
 
+    def abandon(self) -> None:
+        """Forget what is in flight: the thread was interrupted."""
+        self._flights.clear()
+
     def _start(self, batch: Batch) -> _Flight:
         flight = _Flight(batch, self._clock(), alone=not self._flights)
         for segment in batch.segments:

@@ -79,6 +79,7 @@ class Loop:
         self._admission = threading.Condition(self._lock)
         self._scheduler = scheduler
         self._pending: dict[int, Job] = {}  # accepted and not ended
+        self._caller_thread: threading.Thread | None = None  # that runs a batch of its own
         self._health: Health = "ready"
         self._cause: BaseException | None = None
         self._hooks: tuple[StatsHook, ...] = ()
@@ -95,11 +96,14 @@ class Loop:
 
     # Callers.
 
-    def submit(self, job: Job, *, wait: bool = True, block: bool = False) -> None:
+    def submit(
+        self, job: Job, *, wait: bool = True, block: bool = False, here: bool = False
+    ) -> None:
         """Accept a job, or raise.
 
         Where the queue is full, a job that may not `wait` raises `QueueFull`; one that may waits
-        its turn, and `block` keeps the caller until it is admitted.
+        its turn, and `block` keeps the caller until it is admitted. With `here` the caller is going
+        to wait for the result, and its thread may run what it would wait for.
         """
         self._check_open()
         if not len(job):
@@ -112,13 +116,16 @@ class Loop:
                 raise self._queue_full(job)
             self._pending[job.id] = job
             self._scheduler.submit(job, self.clock(), chunk)
-            if job.deadline_s is None:
-                self._wake()
-            else:  # who waits looks at the clock again
+            batch = self._plan_here(job) if here and chunk is not None else None
+            if job.deadline_s is not None:  # who waits looks at the clock again
                 self._wake_all()
+            elif batch is None:
+                self._wake()
         # By its id: a future that held its job would be a cycle, and keep the vectors for long.
         # Weakly: a future somebody keeps does not keep the weights.
         job.future.add_done_callback(partial(_forget_if_cancelled, weakref.ref(self), job.id))
+        if batch is not None:
+            self._run_here(job, batch)
         if block and not self.owns_this_thread:
             self._block_until_admitted(job)
 
@@ -128,6 +135,44 @@ class Loop:
         if job.lane is Lane.BULK or not few:
             return None
         return self._tokenize(job, np.arange(len(job)))
+
+    def _plan_here(self, job: Job) -> Batch | None:
+        """A batch for the thread of a job's caller, if nobody else is at work or waits.
+
+        Several texts are left to the workers, which divide them.
+        """
+        if not self._runner.runs_on_callers or len(job) > 1 or job.deadline_s is not None:
+            return None
+        if len(self._pending) > 1 or not self._crew.is_idle():
+            return None
+        batch = self._scheduler.next_batch(self.clock(), queries_only=True)
+        if batch is not None:
+            self._crew.caller.busy = True
+            self._caller_thread = threading.current_thread()
+        return batch
+
+    def _run_here(self, job: Job, batch: Batch) -> None:
+        """Run a batch of one job on its caller's thread: two thread switches less to wait for."""
+        caller = self._crew.caller
+        try:
+            caller.executor.launch(batch)
+            caller.executor.finish_oldest()
+        except Exception as error:
+            self._fail(error)
+        except BaseException:  # KeyboardInterrupt: nobody will hold the future
+            caller.executor.abandon()
+            job.future.cancel()
+            self.batch_failed(batch)
+            self.texts_dropped(batch.segments)
+            raise
+        finally:
+            with self._lock:
+                caller.busy = False
+                self._caller_thread = None
+                if self._is_over():
+                    self._wake_all()
+                elif self._pending:  # they came meanwhile, and nobody may have been free for them
+                    self._wake()
 
     def _queue_full(self, job: Job) -> QueueFull:
         waiting = self._scheduler.waiting_tokens(job.lane)
@@ -218,7 +263,8 @@ class Loop:
     @property
     def owns_this_thread(self) -> bool:
         """Whether the caller is a callback on a thread of ours, where waiting would be for ever."""
-        return threading.current_thread() in self._threads
+        thread = threading.current_thread()
+        return thread in self._threads or thread is self._caller_thread
 
     def add_hook(self, hook: StatsHook) -> None:
         """Call `hook` after every batch, on the thread of the worker that ran it."""
