@@ -242,6 +242,9 @@ def _write(job: Job, chunk: Chunk, start: int, vectors: npt.NDArray[np.float32])
         output_rows = job.output.rows(vectors)
     computed, finite = _finite(vectors), _finite(output_rows)
     finite &= computed
+    if finite.all():
+        job.write(texts, output_rows)
+        return 0
     job.write(texts[finite], output_rows[finite])
     for place in np.flatnonzero(~finite).tolist():
         reason = (

@@ -116,16 +116,16 @@ class Loop:
                 raise self._queue_full(job)
             self._pending[job.id] = job
             self._scheduler.submit(job, self.clock(), chunk)
-            batch = self._plan_here(job) if here and chunk is not None else None
+            here = here and self._may_run_here(job)
             if job.deadline_s is not None:  # who waits looks at the clock again
                 self._wake_all()
-            elif batch is None:
+            elif not here:
                 self._wake()
         # By its id: a future that held its job would be a cycle, and keep the vectors for long.
         # Weakly: a future somebody keeps does not keep the weights.
         job.future.add_done_callback(partial(_forget_if_cancelled, weakref.ref(self), job.id))
-        if batch is not None:
-            self._run_here(job, batch)
+        if here:
+            self._run_here(job)
         if block and not self.owns_this_thread:
             self._block_until_admitted(job)
 
@@ -136,39 +136,39 @@ class Loop:
             return None
         return self._tokenize(job, np.arange(len(job)))
 
-    def _plan_here(self, job: Job) -> Batch | None:
-        """A batch for the thread of a job's caller, if nobody else is at work or waits.
+    def _may_run_here(self, job: Job) -> bool:
+        """Whether the thread of a job's caller may run it: nobody else is at work or waits.
 
         Several texts are left to the workers, which divide them.
         """
-        if not self._runner.runs_on_callers or len(job) > 1 or job.deadline_s is not None:
-            return None
-        if len(self._pending) > 1 or not self._crew.is_idle():
-            return None
-        batch = self._scheduler.next_batch(self.clock(), queries_only=True)
-        if batch is not None:
-            self._crew.caller.busy = True
-            self._caller_thread = threading.current_thread()
-        return batch
+        alone = len(self._pending) == 1 and self._crew.is_idle()
+        few = len(job) == 1 and job.untokenized == 0 and job.deadline_s is None
+        return self._runner.runs_on_callers and alone and few
 
-    def _run_here(self, job: Job, batch: Batch) -> None:
-        """Run a batch of one job on its caller's thread: two thread switches less to wait for."""
-        caller = self._crew.caller
+    def _run_here(self, job: Job) -> None:
+        """Run a job on its caller's thread: two thread switches less to wait for."""
+        caller, batch = self._crew.caller, None
         try:
-            caller.executor.launch(batch)
-            caller.executor.finish_oldest()
+            with self._lock:
+                if self._may_run_here(job):
+                    self._caller_thread, caller.busy = threading.current_thread(), True
+                    batch = self._scheduler.next_batch(self.clock(), queries_only=True)
+            if batch is not None:
+                caller.executor.launch(batch)
+                caller.executor.finish_oldest()
         except Exception as error:
             self._fail(error)
         except BaseException:  # KeyboardInterrupt: nobody will hold the future
-            caller.executor.abandon()
             job.future.cancel()
-            self.batch_failed(batch)
-            self.texts_dropped(batch.segments)
+            if batch is not None:
+                caller.executor.abandon()
+                self.batch_failed(batch)
+                self.texts_dropped(batch.segments)
             raise
         finally:
             with self._lock:
-                caller.busy = False
-                self._caller_thread = None
+                if self._caller_thread is threading.current_thread():
+                    self._caller_thread, caller.busy = None, False
                 if self._is_over():
                     self._wake_all()
                 elif self._pending:  # they came meanwhile, and nobody may have been free for them

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
+from millpond import Engine
 from millpond.models import cpu_linear
 from millpond.models.attention import ATTENTION_NAME, PackedSequences, register_attention
 from millpond.models.cpu_layers import FlatEncoder, flatten_layers
@@ -171,3 +174,36 @@ def test_a_layer_stays_where_the_operators_fail_it(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(cpu_linear, "_operators", Operators)
     assert flatten_layers(bert()) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "forwards"),
+    [
+        ("bert", 0),
+        ("distilbert", 0),
+        ("electra", 1),  # what its embeddings give is made wider first
+        ("albert", 1),  # another kind of layer
+    ],
+)
+def test_the_models_own_forward_is_left_out_where_flat_layers_are_all_of_it(
+    checkpoint: Callable[[str], Path], name: str, forwards: int
+) -> None:
+    with Engine(checkpoint(name), device="cpu", dtype="float32") as engine:
+        encoder: Any = engine._service.runner.pipelines[0].encoder  # type: ignore[attr-defined]
+        calls = []
+        encoder.model.register_forward_hook(lambda *_: calls.append(1))
+        engine.embed("a mill")
+        assert len(calls) == forwards
+
+
+def test_hidden_states_of_all_layers_come_from_the_models_own_forward(
+    checkpoint: Callable[[str], Path],
+) -> None:
+    with Engine(checkpoint("bert"), device="cpu", dtype="float32") as engine:
+        encoder: Any = engine._service.runner.pipelines[0].encoder  # type: ignore[attr-defined]
+        ids, positions, sequences = packed()
+        last = encoder.packed(ids, positions, sequences)
+        encoder.all_layers = True
+        states = encoder.packed(ids, positions, sequences)
+        assert len(states) == 3
+        assert torch.equal(states[-1], last)

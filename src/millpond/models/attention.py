@@ -58,6 +58,12 @@ class PackedSequences:
     masks: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
     causal_masks: Masks = field(default_factory=dict, repr=False)
 
+    @functools.cached_property
+    def total(self) -> int:
+        """Rows of all sequences; those that follow belong to none."""
+        start, count, length = self.groups[-1]
+        return start + count * length
+
     @classmethod
     def of(
         cls,

@@ -96,8 +96,12 @@ class FlatLayer:
             mask = None
             if wants_whole_steps(length, joined):
                 missing, mask = sequences.whole_step(length, joined)
-                longer = run.new_zeros(count, length + missing, 2, *run.shape[3:])
-                longer[:, :length] = run[:, :, 1:]
+                if count == 1 and stop == sequences.total and stop + missing <= len(joined):
+                    # What nobody sees may as well be the rows that belong to no sequence.
+                    longer = joined[start : stop + missing].view(1, -1, *run.shape[2:])[:, :, 1:]
+                else:
+                    longer = run.new_zeros(count, length + missing, 2, *run.shape[3:])
+                    longer[:, :length] = run[:, :, 1:]
                 key, value = longer.permute(2, 0, 3, 1, 4).unbind()
             attended = scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, scale=self.scaling

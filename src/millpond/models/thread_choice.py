@@ -15,7 +15,7 @@ from statistics import median
 __all__ = ["ThreadChoice"]
 
 KEPT = 5  # times of each that are compared by their medians
-FIRST_PAUSE, LONGEST_PAUSE = 16, 512  # passes between two trials of the slower one
+FIRST_PAUSE, LONGEST_PAUSE = 16, 128  # passes between two trials of the slower one
 
 
 class ThreadChoice:

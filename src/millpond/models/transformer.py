@@ -86,6 +86,10 @@ class Transformer:
         """Leave out the model's own forward. Raises `ValueError` where its layers are not flat."""
         self._flat = FlatEncoder(self.model, needs_token_type_ids=self.needs_token_type_ids)
 
+    @property
+    def _runs_flat(self) -> bool:
+        return self._flat is not None and self.compiled is None and not self.all_layers
+
     def use_own_forward(self) -> None:
         """Back to the forward of the model."""
         self._flat = None
@@ -95,8 +99,8 @@ class Transformer:
 
         Positions count from 0 in each text.
         """
-        if self._flat is not None and self.compiled is None and not self.all_layers:
-            assert isinstance(sequences, PackedSequences)
+        if self._runs_flat and isinstance(sequences, PackedSequences):
+            assert self._flat is not None
             return self._flat(ids, positions + self.position_offset, sequences)
         ids = ids.unsqueeze(0)
         if self.is_compiled and isinstance(sequences, PackedSequences):
