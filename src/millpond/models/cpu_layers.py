@@ -50,6 +50,8 @@ DISTILBERT = {
     "down": "ffn.lin2",
     "last_norm": "output_layer_norm",
 }
+# In the order they are added up; all tokens are of the first type.
+TABLES = ("word_embeddings", "token_type_embeddings", "position_embeddings")
 LINEARS = ("query", "key", "value", "out", "up", "down")
 NORMS = ("norm", "last_norm")
 PROBE_ROWS = 17
@@ -152,11 +154,7 @@ def _flatten(layer: nn.Module, steady: bool) -> bool:
 
 def _has_parts(layer: nn.Module, names: Mapping[str, str]) -> bool:
     """Whether a layer has these parts, of the kinds they are to be, and no others."""
-    leaves = {
-        name: module
-        for name, module in layer.named_modules()
-        if next(module.children(), None) is None and type(module) is not nn.Dropout
-    }
+    leaves = _leaves(layer)
     if leaves.keys() != set(names.values()) or "forward" in vars(layer):
         return False
     # Subclasses do something of their own.
@@ -166,6 +164,15 @@ def _has_parts(layer: nn.Module, names: Mapping[str, str]) -> bool:
         and is_exact_gelu(leaves[names["activation"]])
         and not getattr(layer, "is_decoder", False)
     )
+
+
+def _leaves(module: nn.Module) -> dict[str, nn.Module]:
+    """The modules that compute something, by their names."""
+    return {
+        name: part
+        for name, part in module.named_modules()
+        if next(part.children(), None) is None and type(part) is not nn.Dropout
+    }
 
 
 def _prepacked_linears(parts: Mapping[str, Any], steady: bool) -> dict[str, PrepackedLinear] | None:
@@ -253,15 +260,43 @@ class FlatEncoder:
         self._layers = tuple(_flat_of(forward) for forward in forwards)
         self._embeddings = embeddings
         self._needs_token_type_ids = needs_token_type_ids
+        self._embed = _flat_embeddings(embeddings) or self._embed_by_module
+
+    def _embed_by_module(self, ids: Tensor, positions: Tensor) -> Tensor:
+        ids = ids.unsqueeze(0)
+        types = {"token_type_ids": torch.zeros_like(ids)} if self._needs_token_type_ids else {}
+        rows: Tensor = self._embeddings(
+            input_ids=ids, position_ids=positions.unsqueeze(0), **types
+        )[0]
+        return rows
 
     def __call__(self, ids: Tensor, positions: Tensor, sequences: PackedSequences) -> Tensor:
         """Hidden states `[total, width]` of ids and the model's own positions, int64 `[total]`."""
-        ids = ids.unsqueeze(0)
-        types = {"token_type_ids": torch.zeros_like(ids)} if self._needs_token_type_ids else {}
-        rows = self._embeddings(input_ids=ids, position_ids=positions.unsqueeze(0), **types)[0]
+        rows = self._embed(ids, positions)
         for layer in self._layers:
             rows = layer.packed(rows, sequences)
-        return rows  # type: ignore[no-any-return]
+        return rows
+
+
+def _flat_embeddings(embeddings: nn.Module) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Embeddings of BERT's kind without calls of modules; None for those of another.
+
+    Whether they are called in this order, the encoder's comparison with the model shows.
+    """
+    parts: dict[str, Any] = _leaves(embeddings)
+    if parts.keys() != {*TABLES, "LayerNorm"} or type(parts["LayerNorm"]) is not nn.LayerNorm:
+        return None
+    tables = [parts[name] for name in TABLES]
+    if not all(type(table) is nn.Embedding and table.max_norm is None for table in tables):
+        return None
+    words, types, places = (table.weight for table in tables)
+    norm = _norm_options(parts["LayerNorm"])
+
+    def embed(ids: Tensor, positions: Tensor) -> Tensor:
+        rows = torch.embedding(words, ids).add_(types[0])
+        return torch.layer_norm(rows.add_(torch.embedding(places, positions)), *norm)
+
+    return embed
 
 
 def _flat_of(forward: Any) -> FlatLayer:
