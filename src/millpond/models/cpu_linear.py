@@ -160,7 +160,12 @@ def _linear_in_pieces(
 def _sum_of_pieces(
     input: Tensor, packed: Sequence[Tensor], bias: Tensor | None, then: str
 ) -> Tensor:
-    pieces = torch.split(input, [weight.shape[1] for weight in packed], dim=-1)
+    widths = [weight.shape[1] for weight in packed]
+    if len(set(widths)) == 1:  # the kernel wants each piece's rows together: one copy for all
+        parted = input.reshape(*input.shape[:-1], len(packed), -1)
+        pieces = parted.movedim(-2, 0).contiguous().unbind()
+    else:
+        pieces = torch.split(input, widths, dim=-1)
     out = _linear(pieces[0], packed[:1], bias, "none")
     for piece, weight in zip(pieces[1:], packed[1:], strict=True):
         # Added before the kernel rounds: one rounding for each piece, not two.
