@@ -111,6 +111,7 @@ class FakeRunner:
     depth: int = 1
     workers: int = 1
     query_workers: int = 0
+    runs_on_callers: bool = False
     prefix_budget: PrefixBudget | None = None
     device_name: str = "fake"
     dtype_name: str = "float32"

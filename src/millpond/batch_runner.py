@@ -69,6 +69,10 @@ class BatchRunner(Protocol):
     def query_workers(self) -> int:
         """Batches of nothing but queries that run beside those."""
 
+    @property
+    def runs_on_callers(self) -> bool:
+        """Whether a caller's own thread may launch a batch and collect it."""
+
     def prompt_tokens(self, route: int, prompt: str) -> int:
         """Tokens of a prompt that pooling leaves out."""
 

@@ -59,6 +59,8 @@ class Crew:
             for queries_only, count in ((True, for_queries), (False, general))
             for _ in range(count)
         )
+        self.caller = Worker(executor(), lock, queries_only=True)
+        """A caller's own thread, while it runs what it would wait for."""
         self.working = len(self.workers)
         """Workers whose threads have not come to their end."""
 
@@ -77,11 +79,15 @@ class Crew:
 
     def _places(self, worker: Worker) -> int:
         """Batches that may run beside those of the other workers."""
-        return self._general - sum(other.busy for other in self.workers if other is not worker)
+        return self._general - sum(other.busy for other in self._all if other is not worker)
 
-    def is_idle(self, *, but: Worker) -> bool:
+    @property
+    def _all(self) -> tuple[Worker, ...]:
+        return (*self.workers, self.caller)
+
+    def is_idle(self, *, but: Worker | None = None) -> bool:
         """Whether no other worker has a batch that is not home yet."""
-        return not any(other.busy for other in self.workers if other is not but)
+        return not any(other.busy for other in self._all if other is not but)
 
     def wake_one(self, *, queries: bool, bulk: bool) -> None:
         """Wake one for what is ready; having planned it, it has the next one woken."""
@@ -99,7 +105,7 @@ class Crew:
     @property
     def in_flight(self) -> int:
         """Batches launched and not home yet."""
-        return sum(len(worker.executor) for worker in self.workers)
+        return sum(len(worker.executor) for worker in self._all)
 
     def __repr__(self) -> str:
         busy = sum(worker.busy for worker in self.workers)

@@ -153,6 +153,7 @@ class Engine:
                     timeout=timeout,
                     progress=update,
                 ),
+                here=True,
             )
             return _vectors(self._wait(job, timeout), single)
 
@@ -235,7 +236,13 @@ class Engine:
                 job.future.cancel()
 
     def _submit(
-        self, texts: TextsInput, request: Request, *, wait: bool = True, block: bool = False
+        self,
+        texts: TextsInput,
+        request: Request,
+        *,
+        wait: bool = True,
+        block: bool = False,
+        here: bool = False,
     ) -> tuple[Job, bool]:
         if not self._release.alive:
             raise EngineClosed("the engine is closed; make a new one")
@@ -246,7 +253,7 @@ class Engine:
         job, single = request.job(
             texts, spec=service.spec, runner=service.runner, now_s=loop.clock()
         )
-        loop.submit(job, wait=wait, block=block)
+        loop.submit(job, wait=wait, block=block, here=here)
         return job, single
 
     def _wait(self, job: Job, timeout: float | None) -> Embeddings:
@@ -316,7 +323,10 @@ class Engine:
         return "closed" if health == "ready" and not self._release.alive else health
 
     def add_stats_hook(self, hook: StatsHook) -> None:
-        """Call `hook` with a `BatchStats` after every batch, on the engine's own thread."""
+        """Call `hook` with a `BatchStats` after every batch, on the thread that ran it.
+
+        That is one of the engine's own or, for a lone query on a CPU, its caller's.
+        """
         self._service.loop.add_hook(hook)
 
     def remove_stats_hook(self, hook: StatsHook) -> None:

@@ -99,6 +99,10 @@ class BatchExecutor:
         """Bring the batch launched first home. Raises only what no batch can survive."""
         self._finish(self._flights.popleft())
 
+    def abandon(self) -> None:
+        """Forget what is in flight: the thread was interrupted."""
+        self._flights.clear()
+
     def _start(self, batch: Batch) -> _Flight:
         flight = _Flight(batch, self._clock(), alone=not self._flights)
         for segment in batch.segments:
@@ -238,6 +242,9 @@ def _write(job: Job, chunk: Chunk, start: int, vectors: npt.NDArray[np.float32])
         output_rows = job.output.rows(vectors)
     computed, finite = _finite(vectors), _finite(output_rows)
     finite &= computed
+    if finite.all():
+        job.write(texts, output_rows)
+        return 0
     job.write(texts[finite], output_rows[finite])
     for place in np.flatnonzero(~finite).tolist():
         reason = (

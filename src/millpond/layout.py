@@ -12,7 +12,7 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-from .scheduling.batch import Batch
+from .scheduling.batch import Batch, Segment
 from .scheduling.prefix_cache import Claim
 
 __all__ = ["Layout", "PrefixLayout"]
@@ -30,6 +30,8 @@ class Layout:
 
     @classmethod
     def of(cls, batch: Batch) -> Layout:
+        if len(batch.segments) == 1:  # sorted already
+            return cls._of_one(batch.segments[0])
         spans = [(s.chunk, s.start, s.stop) for s in batch.segments]
         ids = np.concatenate([c.ids[c.offsets[a] : c.offsets[b]] for c, a, b in spans])
         lengths = np.concatenate([c.lengths[a:b] for c, a, b in spans])
@@ -37,9 +39,15 @@ class Layout:
             [s.job.prompt_tokens for s in batch.segments], [s.texts for s in batch.segments]
         )
         order = np.argsort(-lengths, kind="stable")
-        if len(spans) > 1:  # one span is sorted already
-            ids = _gather(ids, lengths, order)
+        ids = _gather(ids, lengths, order)
         return cls(ids.astype(np.int64), lengths[order], prompts[order].astype(np.int64), order)
+
+    @classmethod
+    def _of_one(cls, segment: Segment) -> Layout:
+        job, chunk, start, stop, *_ = segment
+        ids = chunk.ids[chunk.offsets[start] : chunk.offsets[stop]].astype(np.int64)
+        prompts = np.full(stop - start, job.prompt_tokens, dtype=np.int64)
+        return cls(ids, chunk.lengths[start:stop], prompts, np.arange(stop - start))
 
 
 @dataclass(frozen=True)

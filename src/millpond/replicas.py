@@ -68,6 +68,7 @@ class Replicas:
         self.depth = min(runner.depth for runner in runners)
         self.workers = sum(runner.workers for runner in runners)
         self.query_workers = sum(runner.query_workers for runner in runners)
+        self.runs_on_callers = False  # a thread stays with a device, and callers come and go
         # Guarded by being an iterator: `next` of `cycle` is one step of the interpreter.
         self._next = itertools.cycle(self._places())
         self._own = threading.local()

@@ -190,6 +190,10 @@ class Runner:
         return 0 if self._threads is None else self._threads.query_workers
 
     @property
+    def runs_on_callers(self) -> bool:
+        return self._threads is not None and self._prefix_budget is None
+
+    @property
     def prefix_budget(self) -> PrefixBudget | None:
         return self._prefix_budget
 
@@ -278,20 +282,22 @@ class Runner:
         if bucketed is not None:
             run = bucketed.run(layout.ids, layout.lengths, layout.prompt_lengths)
             return self._launched(run.vectors, layout.order, run.rows - batch.tokens, run.staging)
-        fillers = () if pipeline.is_static else self._filler_lengths(layout.lengths)
-        lengths = np.append(layout.lengths, fillers).astype(np.int64)
-        ids = np.append(layout.ids, np.full(sum(fillers), pipeline.tokenizer.pad_id))
-        starts = np.cumsum(lengths) - lengths
-        positions = np.arange(len(ids)) - np.repeat(starts, lengths)
+        lengths, starts = layout.lengths, np.cumsum(layout.lengths) - layout.lengths
+        positions = np.arange(batch.tokens) - np.repeat(starts, lengths)
+        missing = 0 if pipeline.is_static else self._missing_rows(batch.tokens)
+        ids = layout.ids
+        if missing:  # they belong to no sequence
+            ids = np.append(ids, np.full(missing, pipeline.tokenizer.pad_id))
+            positions = np.append(positions, np.zeros(missing, dtype=np.int64))
         staging, (device_ids, device_positions, *texts) = self._stage(
-            ids, positions, starts[: batch.texts], layout.lengths, layout.prompt_lengths
+            ids, positions, starts, lengths, layout.prompt_lengths
         )
         sequences = None
         if not pipeline.is_static:
             one_by_one = self._fixed_rows is not None
             sequences = PackedSequences.of(lengths, deterministic=one_by_one)
         vectors = pipeline.packed(device_ids, device_positions, sequences, TokenRows(*texts))
-        return self._launched(vectors, layout.order, sum(fillers), staging)
+        return self._launched(vectors, layout.order, missing, staging)
 
     def _launch_prefixed(self, batch: Batch) -> _Launched:
         assert self._kv_cache is not None
@@ -340,6 +346,12 @@ class Runner:
         )
         return self._launched(vectors, layout.order, rows * width - batch.tokens, staging)
 
+    def _missing_rows(self, tokens: int) -> int:
+        """Rows to add so that they are as many as the same bits need."""
+        if self._fixed_rows is not None:
+            return -tokens % self._fixed_rows
+        return max(0, MIN_CPU_ROWS - tokens) if self.device.type == "cpu" else 0
+
     def _filler_lengths(self, lengths: npt.NDArray[np.int64]) -> Sequence[int]:
         """Sequences to add so that the rows are as many as the same bits need."""
         tokens, shortest = int(lengths.sum()), int(lengths[-1])
@@ -354,6 +366,8 @@ class Runner:
     def _stage(self, *arrays: npt.NDArray[np.int64]) -> tuple[Tensor | None, list[Tensor]]:
         """All integers of a batch to the device in one copy: what it copies from, and each."""
         sizes = [len(array) for array in arrays]
+        if self._stream is None and self.device.type == "cpu":
+            return None, [torch.from_numpy(array) for array in arrays]
         if self._stream is None:
             joined = torch.from_numpy(np.concatenate(arrays))
             return None, list(torch.split(joined.to(self.device), sizes))

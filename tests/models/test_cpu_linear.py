@@ -221,7 +221,7 @@ def threads() -> Iterator[None]:
 
 def in_pieces(model: nn.Sequential) -> nn.Sequential:
     for i in (0, 2):
-        model[i] = cpu_linear._PrepackedLinear.of(model[i], 384)
+        model[i] = cpu_linear.PrepackedLinear.of(model[i], 384)
     return model
 
 
@@ -233,7 +233,7 @@ def test_a_layer_in_pieces_agrees_with_the_one_replaced(fused: bool) -> None:
     expected = model.double()(rows.double()).float()
     split = in_pieces(wide_layers())
     if fused:
-        split[0]._then, split[1] = "gelu", nn.Identity()
+        split[0].then, split[1] = "gelu", nn.Identity()
     for found in (split(rows), split(rows[None])[0]):
         assert (found.float() - expected).norm() < 0.01 * expected.norm()
 

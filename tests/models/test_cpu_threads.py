@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
+from millpond.models import cpu_threads
 from millpond.models.cpu_threads import CpuThreads, threads_for_a_check
 
 MINILM, BASE, LARGE = 10_600_000, 85_000_000, 303_000_000  # parameters beside the embeddings
@@ -54,6 +55,46 @@ def test_a_query_beside_busy_workers_takes_what_is_free_and_at_most_half_of_the_
         with threads.running(512, queries=True) as beside:
             assert beside == 2
     assert "in_use=0" in repr(threads)
+
+
+def test_a_short_query_on_the_main_thread_is_timed_on_one_thread_and_on_two() -> None:
+    threads = threads_for(2, MINILM)
+    counts = set()
+    for _ in range(10):
+        with threads.running(17, queries=True) as count:
+            counts.add(count)
+            assert torch.get_num_threads() == count
+    assert counts == {1, 2}
+
+
+def test_a_short_query_on_another_thread_takes_one() -> None:
+    threads = threads_for(2, MINILM)
+    counts = []
+
+    def run() -> None:
+        for _ in range(10):
+            with threads.running(17, queries=True) as count:
+                counts.append(count)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert counts == [1] * 10
+
+
+def test_after_a_fork_a_short_query_takes_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_threads, "_own_process", -1)
+    threads = threads_for(2, MINILM)
+    for _ in range(10):
+        with threads.running(17, queries=True) as count:
+            assert count == 1
+
+
+def test_a_caller_has_its_own_count_back_after_a_pass() -> None:
+    before = torch.get_num_threads()
+    with threads_for(4, LARGE).running(512, queries=True) as count:
+        assert torch.get_num_threads() == count == 4
+    assert torch.get_num_threads() == before
 
 
 def test_only_the_calling_threads_count_is_changed() -> None:

@@ -35,6 +35,19 @@ def test_a_chunk_is_sorted_longest_first_and_keeps_every_texts_ids(sizes: list[i
     assert len(chunk) == len(sizes)
 
 
+@given(st.lists(st.integers(0, 2**31 - 1), max_size=40))
+def test_a_text_has_the_same_digest_alone_and_beside_others(text: list[int]) -> None:
+    ids = np.array(text, dtype=np.int32)
+    alone = Chunk.build(np.array([7]), ids, np.array([len(ids)], np.int32))
+    others = np.arange(3, dtype=np.int32)
+    lengths = np.array([3, len(ids)], np.int32)
+    beside = Chunk.build(np.array([3, 7]), np.concatenate([others, ids]), lengths)
+    place = beside.rows.tolist().index(7)
+    assert alone.digests[0] == beside.digests[place]
+    assert alone.ids_of(0).tolist() == beside.ids_of(place).tolist() == text
+    assert (alone.rows.tolist(), alone.lengths.tolist()) == ([7], [len(text)])
+
+
 def test_texts_of_one_length_stay_in_the_order_they_came() -> None:
     chunk = Chunk.build(np.arange(4), np.zeros(8, np.int32), np.full(4, 2))
     assert chunk.rows.tolist() == [0, 1, 2, 3]

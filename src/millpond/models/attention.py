@@ -32,6 +32,7 @@ __all__ = [
     "attend_varlen",
     "register_attention",
     "uses_varlen",
+    "wants_whole_steps",
 ]
 
 ATTENTION_NAME = "millpond"
@@ -57,6 +58,12 @@ class PackedSequences:
     masks: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
     causal_masks: Masks = field(default_factory=dict, repr=False)
 
+    @functools.cached_property
+    def total(self) -> int:
+        """Rows of all sequences; those that follow belong to none."""
+        start, count, length = self.groups[-1]
+        return start + count * length
+
     @classmethod
     def of(
         cls,
@@ -69,6 +76,9 @@ class PackedSequences:
 
         Deterministic ones share no call: how many are alike depends on the company.
         """
+        if len(lengths) == 1:
+            length = int(lengths[0])
+            return cls(((0, 1, length),), length, boundaries, deterministic)
         changes = np.flatnonzero(np.diff(lengths) | deterministic) + 1
         firsts = np.concatenate(([0], changes))
         counts = np.diff(np.concatenate((firsts, [len(lengths)])))
@@ -111,6 +121,16 @@ class PackedSequences:
             position = torch.arange(length, device=device)
             self.masks[key] = (position[:, None] - position[None, :]).abs() < window
         return self.masks[key]
+
+    def whole_step(self, length: int, rows: Tensor) -> tuple[int, Tensor]:
+        """What is missing to a whole number of steps of keys, and the mask that hides it."""
+        missing = -length % KEY_STEP
+        place = (length, -1)  # no window is as long
+        if place not in self.masks:
+            mask = rows.new_zeros(length + missing)
+            mask[length:] = -torch.inf
+            self.masks[place] = mask.expand(length, length + missing)
+        return missing, self.masks[place]
 
 
 class Sequences(Protocol):
@@ -275,8 +295,9 @@ def _grouped(
             mask = None
             if window is not None and length > window:
                 mask = sequences.window_mask(length, window, query.device)
-            elif _wants_whole_steps(length, query):
-                keys, values, mask = _to_whole_steps(keys, values, sequences.masks)
+            elif wants_whole_steps(length, query):
+                missing, mask = sequences.whole_step(length, query)
+                keys, values = (pad(x, (0, 0, 0, missing)) for x in (keys, values))
             attended = scaled_dot_product_attention(
                 queries,
                 keys,
@@ -286,30 +307,19 @@ def _grouped(
                 enable_gqa=query.shape[0] != key.shape[0],
             )
         parts.append(attended.transpose(1, 2).flatten(0, 1))
+    rest = query.shape[1] - sum(map(len, parts))
+    if rest:  # rows that belong to no sequence
+        parts.append(query.new_zeros(rest, *parts[0].shape[1:]))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _wants_whole_steps(length: int, query: Tensor) -> bool:
+def wants_whole_steps(length: int, query: Tensor) -> bool:
     """Whether the kernel is quicker with keys that nobody sees at the end.
 
     A CPU's bfloat16 kernel takes longer for 79 keys than for 80: its time falls at whole steps.
     """
     is_short = length < MOST_PADDED_KEYS and length % KEY_STEP >= LEAST_REST
     return is_short and query.dtype == torch.bfloat16 and query.device.type == "cpu"
-
-
-def _to_whole_steps(
-    keys: Tensor, values: Tensor, masks: dict[tuple[int, int], Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys and values `[n, heads, length, size]` up to a whole step, and what hides the rest."""
-    length = keys.shape[2]
-    missing = -length % KEY_STEP
-    place = (length, -1)  # no window is as long
-    if place not in masks:
-        mask = keys.new_zeros(length + missing)
-        mask[length:] = -torch.inf
-        masks[place] = mask.expand(length, length + missing)
-    return pad(keys, (0, 0, 0, missing)), pad(values, (0, 0, 0, missing)), masks[place]
 
 
 def _sequences(rows: Tensor, start: int, count: int, length: int) -> Tensor:

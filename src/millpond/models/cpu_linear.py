@@ -12,6 +12,7 @@ so: products are tried. Where it is unsteady, a steady layer is one of several s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -25,7 +26,16 @@ from .cpu_int8 import Int8Linear
 from .cpu_threads import threads_for_a_check
 from .right_of_way import give_way
 
-__all__ = ["fuse_gelus", "has_steady_products", "prepack_linears"]
+__all__ = [
+    "PrepackedLinear",
+    "Product",
+    "are_close",
+    "fuse_gelus",
+    "has_steady_products",
+    "is_exact_gelu",
+    "prepack_linears",
+    "prepacked",
+]
 
 PROBE_ROWS = 17
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -48,14 +58,14 @@ DISTINCT_ROWS = 61
 PLAIN_PRODUCT = (1024, 256)
 
 
-class _PrepackedLinear(nn.Linear):
+class PrepackedLinear(nn.Linear):
     """A linear layer whose weight has only a dtype and a shape; its numbers are in `_packed`."""
 
     _packed: tuple[Tensor, ...]  # the weight in pieces that follow each other, most often one
-    _then = "none"  # what is done to each element on its way out
+    then = "none"  # what is done to each element on its way out
 
     @classmethod
-    def of(cls, linear: nn.Linear, columns: int | None = None) -> _PrepackedLinear:
+    def of(cls, linear: nn.Linear, columns: int | None = None) -> PrepackedLinear:
         """The layer as one product, or as several of so many columns (the last may have fewer)."""
         has_bias = linear.bias is not None
         size = linear.in_features, linear.out_features
@@ -76,7 +86,44 @@ class _PrepackedLinear(nn.Linear):
             multiply = _opaque_linear
         else:
             give_way()
-        return multiply(input, self._packed, self.bias, self._then)
+        return multiply(input, self._packed, self.bias, self.then)
+
+    def product(self) -> Product:
+        """What it computes, without the cost of a module's call."""
+        whole = len(self._packed) == 1 and self._packed[0].shape[1] == self.in_features
+        return Product(self._packed, self.bias, self.then, whole)
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """The computation of a prepacked layer."""
+
+    packed: tuple[Tensor, ...]
+    bias: Tensor | None
+    then: str
+    is_whole: bool
+    """Whether one call of the kernel does it."""
+
+    def of(self, rows: Tensor) -> Tensor:
+        """The product with rows `[n, in features]`."""
+        give_way()
+        if not self.is_whole:
+            return _linear(rows, self.packed, self.bias, self.then)
+        out: Tensor = _operators()._linear_pointwise(
+            rows, self.packed[0], self.bias, self.then, [], "none"
+        )
+        return out
+
+    def added_to(self, others: Tensor, rows: Tensor) -> Tensor:
+        """The same and `others`, `[n, out features]`, which are added before the kernel rounds."""
+        assert self.then == "none"
+        if not self.is_whole:
+            return self.of(rows).add_(others)
+        give_way()
+        out: Tensor = _operators()._linear_pointwise.binary(
+            rows, others, self.packed[0], self.bias, "add"
+        )
+        return out
 
 
 def _pack(weight: Tensor) -> Tensor:
@@ -113,7 +160,12 @@ def _linear_in_pieces(
 def _sum_of_pieces(
     input: Tensor, packed: Sequence[Tensor], bias: Tensor | None, then: str
 ) -> Tensor:
-    pieces = torch.split(input, [weight.shape[1] for weight in packed], dim=-1)
+    widths = [weight.shape[1] for weight in packed]
+    if len(set(widths)) == 1:  # the kernel wants each piece's rows together: one copy for all
+        parted = input.reshape(*input.shape[:-1], len(packed), -1)
+        pieces = parted.movedim(-2, 0).contiguous().unbind()
+    else:
+        pieces = torch.split(input, widths, dim=-1)
     out = _linear(pieces[0], packed[:1], bias, "none")
     for piece, weight in zip(pieces[1:], packed[1:], strict=True):
         # Added before the kernel rounds: one rounding for each piece, not two.
@@ -145,7 +197,7 @@ def prepack_linears(model: nn.Module, *, steady: bool = False) -> int:
     replaced = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            packed = _prepacked(child, steady)
+            packed = prepacked(child, steady)
             if packed is not None:
                 setattr(parent, name, packed)
                 replaced += 1
@@ -164,36 +216,37 @@ def fuse_gelus(model: nn.Module) -> int:
 
 def _fused(parent: nn.Module) -> bool:
     children = dict(parent.named_children())
-    linears = [c for c in children.values() if type(c) is _PrepackedLinear and c._then == "none"]
-    gelus = [name for name, child in children.items() if _is_exact_gelu(child)]
+    linears = [c for c in children.values() if type(c) is PrepackedLinear and c.then == "none"]
+    gelus = [name for name, child in children.items() if is_exact_gelu(child)]
     if len(children) != 2 or len(linears) != 1 or len(gelus) != 1:
         return False
     (linear,), (name,) = linears, gelus
     try:
         rows = _probe(linear)
         expected = parent(rows)
-        linear._then = "gelu"
+        linear.then = "gelu"
         setattr(parent, name, nn.Identity())
-        agrees = _are_close(parent(rows), expected)
+        agrees = are_close(parent(rows), expected)
     except Exception:  # whatever a parent that is called otherwise, or a kernel, objects with
         agrees = False
     if not agrees:
-        linear._then = "none"
+        linear.then = "none"
         setattr(parent, name, children[name])
     return agrees
 
 
-def _is_exact_gelu(module: nn.Module) -> bool:
+def is_exact_gelu(module: nn.Module) -> bool:
     # Subclasses do something of their own.
     return type(module) in _EXACT_GELUS and getattr(module, "approximate", "none") == "none"
 
 
-def _prepacked(layer: nn.Module, steady: bool) -> nn.Module | None:
+def prepacked(layer: nn.Module, steady: bool) -> PrepackedLinear | None:
+    """The layer prepacked, or None where it cannot be or does not agree."""
     # Subclasses of nn.Linear do something of their own.
     if type(layer) is not nn.Linear or layer.weight.dtype not in TOLERANCE:
         return None
     try:
-        packed = _PrepackedLinear.of(layer, _steady_columns(layer) if steady else None)
+        packed = PrepackedLinear.of(layer, _steady_columns(layer) if steady else None)
         agrees = _agree(layer, packed)
     except (AttributeError, RuntimeError):  # no such operator, or not for this processor
         return None
@@ -243,7 +296,7 @@ def _products(model: nn.Module) -> set[tuple[int, int, bool]]:
         for weight in module.parameters(recurse=False):
             if weight.ndim < 2 or weight.dtype != torch.bfloat16:
                 continue
-            if isinstance(module, _PrepackedLinear):
+            if isinstance(module, PrepackedLinear):
                 sizes = {_tried(piece.shape[1], piece.shape[0]) for piece in module._packed}
                 found |= {(*size, True) for size in sizes}
             else:
@@ -282,7 +335,7 @@ def _multiplier(weight: Tensor, prepacked: bool) -> Callable[[Tensor], Tensor]:
 
 def _agree(layer: nn.Linear, packed: nn.Module) -> bool:
     rows = _probe(layer)
-    return _are_close(packed(rows), layer(rows))
+    return are_close(packed(rows), layer(rows))
 
 
 def _probe(layer: nn.Linear) -> Tensor:
@@ -291,6 +344,6 @@ def _probe(layer: nn.Linear) -> Tensor:
     return rows.to(layer.weight.dtype)
 
 
-def _are_close(found: Tensor, expected: Tensor) -> bool:
+def are_close(found: Tensor, expected: Tensor) -> bool:
     distance = (found.float() - expected.float()).norm()
     return bool(distance <= TOLERANCE[expected.dtype] * expected.float().norm())

@@ -11,7 +11,10 @@ The bits of a vector do not depend on the count: every thread computes whole row
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
+import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -23,6 +26,7 @@ from torch import nn
 
 from .right_of_way import RightOfWay
 from .rotary import rotates_by_length
+from .thread_choice import ThreadChoice
 
 __all__ = ["CpuThreads", "threads_for_a_check"]
 
@@ -50,6 +54,8 @@ class CpuThreads:
         self._lock = threading.Lock()
         self._in_use = 0  # under the lock
         self._right_of_way = RightOfWay()
+        # For short queries on the main thread; under the lock.
+        self._choice = ThreadChoice() if total > 1 else None
 
     @classmethod
     def for_model(cls, model: nn.Module, *, max_batch_tokens: int) -> CpuThreads | None:
@@ -76,24 +82,46 @@ class CpuThreads:
 
     @contextmanager
     def running(self, tokens: int, *, queries: bool) -> Iterator[int]:
-        """Give the calling thread its count for one pass. Other threads keep theirs."""
+        """Give the calling thread its count for one pass. Other threads keep theirs.
+
+        It may be a caller's own, which gets back the count it had.
+        """
+        before = torch.get_num_threads()
         with self._lock:
             count = self.wanted(tokens, queries=queries)
+            choice = self._choice if queries and count == 1 and _may_use_two() else None
+            if choice is not None:
+                count = choice.next()
             self._in_use += count
-        way = self._right_of_way
+        way, since_s = self._right_of_way, time.perf_counter()
         try:
             _set_own_threads(count)
             with way.query() if queries else way.ingestion():
                 yield count
         finally:
+            _set_own_threads(before)
             with self._lock:
                 self._in_use -= count
+                if choice is not None:
+                    choice.took(count, time.perf_counter() - since_s)
 
     def __repr__(self) -> str:
         return (
             f"CpuThreads(total={self.total}, workers={self.workers}, "
             f"per_worker={self.per_worker}, in_use={self._in_use})"
         )
+
+
+_own_process = os.getpid()
+
+
+def _may_use_two() -> bool:
+    """Whether it may be tried on the calling thread: on the main one, so one pool is all it makes.
+
+    Not after a fork: there GNU's OpenMP waits for the threads that stayed behind.
+    """
+    forked = os.getpid() != _own_process or multiprocessing.parent_process() is not None
+    return threading.current_thread() is threading.main_thread() and not forked
 
 
 @contextmanager

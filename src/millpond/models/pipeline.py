@@ -20,6 +20,7 @@ from ..config import EngineConfig
 from ..errors import UnsupportedModel
 from .attention import Sequences as PackedRow
 from .cpu_activation import steady_activations
+from .cpu_layers import flatten_layers
 from .cpu_linear import fuse_gelus, has_steady_products, prepack_linears
 from .cpu_threads import threads_for_a_check
 from .cuda_fusion import fuse_for_cuda
@@ -32,6 +33,7 @@ from .selfcheck import (
     leave_out_pooler,
     prove_compiled,
     prove_execution,
+    prove_flat,
     quantize,
 )
 from .spec import ModelSpec, Module, Route
@@ -241,14 +243,18 @@ class _Encoders:
             if self.config.dtype == "int8":
                 quantize(transformer, _ordinary_texts(tokenizer))
             if self.device.type == "cpu":
+                if not self.config.compile:
+                    flatten_layers(loaded.model, steady=self.config.deterministic)
                 prepack_linears(loaded.model, steady=self.config.deterministic)
                 fuse_gelus(loaded.model)
                 steady_activations(loaded.model)
             if self.device.type == "cuda":
                 fuse_for_cuda(loaded.model, compiled=self.config.compile)
             execution = prove_execution(transformer, token_ids=ids, pad_id=tokenizer.pad_id)
-            if self.device.type == "cpu" and not has_steady_products(loaded.model):
-                execution = replace(execution, same_bits=False)
+            if self.device.type == "cpu":
+                prove_flat(transformer, execution, token_ids=ids)
+                if not has_steady_products(loaded.model):
+                    execution = replace(execution, same_bits=False)
         if self.config.compile:
             execution = prove_compiled(transformer, execution, token_ids=ids)
         return transformer, tokenizer, promised(execution, self.config, self.device)

@@ -32,6 +32,7 @@ __all__ = [
     "leave_out_pooler",
     "prove_compiled",
     "prove_execution",
+    "prove_flat",
     "quantize",
     "run_packed",
 ]
@@ -136,6 +137,23 @@ def quantize(transformer: Transformer, texts: Sequence[list[int]]) -> None:
             "dtype='auto' keeps them",
             cosine,
         )
+
+
+@torch.inference_mode()
+def prove_flat(transformer: Transformer, execution: Execution, *, token_ids: Sequence[int]) -> None:
+    """Leave out the model's own forward where it does nothing that flat layers do not."""
+    if execution.kind != "packed":
+        return
+    texts = check_texts(transformer, token_ids)
+    expected = run_packed(transformer, texts)
+    try:
+        transformer.use_flat_layers()
+        pairs = zip(run_packed(transformer, texts), expected, strict=True)
+        agrees = all(torch.equal(rows, wanted) for rows, wanted in pairs)
+    except Exception:  # other layers, or embeddings that are called otherwise
+        agrees = False
+    if not agrees:
+        transformer.use_own_forward()
 
 
 @torch.inference_mode()

@@ -15,6 +15,7 @@ from torch import Tensor
 from .attention import ATTENTION_NAME, PackedSequences, Sequences, register_attention
 from .compiled_layers import CompiledLayers, TracedSequences
 from .cpu_int8 import has_int8_layers
+from .cpu_layers import FlatEncoder
 from .loading import LoadedTransformer
 from .rotary import RotaryStart
 
@@ -39,6 +40,7 @@ class Transformer:
         self.takes_positions = "position_ids" in parameters or any_name
         self.takes_boundaries = any_name
         self.compiled: CompiledLayers | None = None
+        self._flat: FlatEncoder | None = None
         self._stock_attention = self.model.config._attn_implementation
         self._rotary_start = RotaryStart(self.model)
 
@@ -80,11 +82,26 @@ class Transformer:
             self.compiled.remove()
             self.compiled = None
 
+    def use_flat_layers(self) -> None:
+        """Leave out the model's own forward. Raises `ValueError` where its layers are not flat."""
+        self._flat = FlatEncoder(self.model, needs_token_type_ids=self.needs_token_type_ids)
+
+    @property
+    def _runs_flat(self) -> bool:
+        return self._flat is not None and self.compiled is None and not self.all_layers
+
+    def use_own_forward(self) -> None:
+        """Back to the forward of the model."""
+        self._flat = None
+
     def packed(self, ids: Tensor, positions: Tensor, sequences: Sequences) -> HiddenStates:
         """Hidden states of a packed row: int64 `[total]` ids and positions, no padding.
 
         Positions count from 0 in each text.
         """
+        if self._runs_flat and isinstance(sequences, PackedSequences):
+            assert self._flat is not None
+            return self._flat(ids, positions + self.position_offset, sequences)
         ids = ids.unsqueeze(0)
         if self.is_compiled and isinstance(sequences, PackedSequences):
             sequences = TracedSequences.of(sequences)

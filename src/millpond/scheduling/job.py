@@ -59,6 +59,8 @@ class Chunk:
         cls, rows: IntArray, ids: npt.NDArray[np.int32], lengths: IntArray, tokenize_s: float = 0.0
     ) -> Chunk:
         """Sort texts given in any order, their ids end to end, longest first."""
+        if len(rows) == 1:
+            return cls._of_one(rows, ids, tokenize_s)
         order = np.argsort(-lengths, kind="stable")
         sorted_lengths = lengths[order].astype(np.int64)
         offsets = np.concatenate(([0], np.cumsum(sorted_lengths)))
@@ -72,6 +74,19 @@ class Chunk:
             ids=sorted_ids,
             tokenize_s=tokenize_s,
             digests=_digests(sorted_ids, sorted_lengths, offsets),
+        )
+
+    @classmethod
+    def _of_one(cls, rows: IntArray, ids: npt.NDArray[np.int32], tokenize_s: float) -> Chunk:
+        factors = _factors(1 << len(ids).bit_length())[: len(ids)]
+        terms = (ids.astype(np.uint64) + np.uint64(1)) * factors
+        return cls(
+            rows=np.asarray(rows, dtype=np.int64),
+            lengths=np.array([len(ids)]),
+            offsets=np.array([0, len(ids)]),
+            ids=ids,
+            tokenize_s=tokenize_s,
+            digests=terms.sum(keepdims=True),
         )
 
     def __len__(self) -> int:

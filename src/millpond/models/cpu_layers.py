@@ -1,0 +1,306 @@
+"""Encoder layers for a CPU: one of BERT's kind as a dozen operators, without calls of modules.
+
+For a short query, most of what a layer takes is not arithmetic but the way to it: every module
+and every operator costs as much as a small product. So query, key and value are one product, what
+is added to a product is added in its kernel where it can be, and the operators are called
+directly.
+
+Layers are known by the names of their parts, which many models share with BERT. Each has to give
+what it gave before, on rows of noise, or it stays as it was. How they attend is left to the
+attention that the model is set to, stock or packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from .attention import PackedSequences, wants_whole_steps
+from .cpu_linear import PrepackedLinear, Product, are_close, is_exact_gelu, prepacked
+
+__all__ = ["FlatEncoder", "flatten_layers"]
+
+# Where the parts are, under the layer. What is left out at inference may be there besides.
+BERT = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "out": "attention.output.dense",
+    "norm": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "activation": "intermediate.intermediate_act_fn",
+    "down": "output.dense",
+    "last_norm": "output.LayerNorm",
+}
+DISTILBERT = {
+    "query": "attention.q_lin",
+    "key": "attention.k_lin",
+    "value": "attention.v_lin",
+    "out": "attention.out_lin",
+    "norm": "sa_layer_norm",
+    "up": "ffn.lin1",
+    "activation": "ffn.activation",
+    "down": "ffn.lin2",
+    "last_norm": "output_layer_norm",
+}
+# In the order they are added up; all tokens are of the first type.
+TABLES = ("word_embeddings", "token_type_embeddings", "position_embeddings")
+LINEARS = ("query", "key", "value", "out", "up", "down")
+NORMS = ("norm", "last_norm")
+PROBE_ROWS = 17
+_attention_functions: Any = AttentionInterface()  # type: ignore[no-untyped-call]
+
+NormOptions = tuple[tuple[int, ...], Tensor | None, Tensor | None, float]
+"""What `torch.layer_norm` takes after the rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlatLayer:
+    """A layer's computation."""
+
+    joined: Product
+    """Query, key and value of every token, `[n, 3 × heads × size]`."""
+    out: Product
+    norm: NormOptions
+    up: Product
+    down: Product
+    last_norm: NormOptions
+    head_size: int
+    scaling: float
+
+    def packed(self, rows: Tensor, sequences: PackedSequences) -> Tensor:
+        """Rows of a packed row, `[total, width]` in and out."""
+        return self._after(self._attend(self.joined.of(rows), sequences), rows)
+
+    def with_attention(
+        self, attend: Callable[[Tensor, Tensor, Tensor], Tensor], rows: Tensor
+    ) -> Tensor:
+        """Of texts `[n, length, width]`; `attend` is given `[n, heads, length, size]` and gives
+        `[n, length, heads, size]`."""
+        flat = rows.reshape(-1, rows.shape[-1])
+        joined = self.joined.of(flat).view(*rows.shape[:2], 3, -1, self.head_size)
+        attended = attend(*joined.permute(2, 0, 3, 1, 4).unbind())
+        return self._after(attended.reshape(len(flat), -1), flat).view(rows.shape)
+
+    def _attend(self, joined: Tensor, sequences: PackedSequences) -> Tensor:
+        found = []
+        for start, count, length in sequences.groups:
+            stop = start + count * length
+            run = joined[start:stop].view(count, length, 3, -1, self.head_size)
+            query, key, value = run.permute(2, 0, 3, 1, 4).unbind()
+            mask = None
+            if wants_whole_steps(length, joined):
+                missing, mask = sequences.whole_step(length, joined)
+                if count == 1 and stop == sequences.total and stop + missing <= len(joined):
+                    # What nobody sees may as well be the rows that belong to no sequence.
+                    longer = joined[start : stop + missing].view(1, -1, *run.shape[2:])[:, :, 1:]
+                else:
+                    longer = run.new_zeros(count, length + missing, 2, *run.shape[3:])
+                    longer[:, :length] = run[:, :, 1:]
+                key, value = longer.permute(2, 0, 3, 1, 4).unbind()
+            attended = scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, scale=self.scaling
+            )
+            found.append(attended.transpose(1, 2).reshape(stop - start, -1))
+        if stop < len(joined):  # rows that belong to no sequence
+            found.append(joined.new_zeros(len(joined) - stop, found[0].shape[1]))
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _after(self, attended: Tensor, rows: Tensor) -> Tensor:
+        rows = torch.layer_norm(self.out.added_to(rows, attended), *self.norm)
+        return torch.layer_norm(self.down.added_to(rows, self.up.of(rows)), *self.last_norm)
+
+
+@torch.no_grad()
+def flatten_layers(model: nn.Module, *, steady: bool = False) -> int:
+    """Give a model's layers on the CPU a flat forward; how many got one is returned.
+
+    With `steady` their products give a row the same bits beside any number of others.
+    """
+    return sum(_flatten(layer, steady) for layer in list(model.modules()))
+
+
+def _flatten(layer: nn.Module, steady: bool) -> bool:
+    names = next((names for names in (BERT, DISTILBERT) if _has_parts(layer, names)), None)
+    if names is None:
+        return False
+    parts = {part: layer.get_submodule(name) for part, name in names.items()}
+    attention: Any = layer.get_submodule(names["query"].rpartition(".")[0])
+    linears = _prepacked_linears(parts, steady)
+    if linears is None:
+        return False
+    try:
+        forward = _forward_of(attention, parts, linears)
+        rows = _probe(linears["query"])
+        agrees = are_close(forward(rows), layer(rows))
+    except Exception:  # whatever a layer that is called otherwise, or a kernel, objects with
+        return False
+    if not agrees:
+        return False
+    for part, linear in linears.items():  # the old weights are let go
+        layer.set_submodule(names[part], linear)
+    for part in ("key", "value", "activation"):
+        layer.set_submodule(names[part], nn.Identity())
+    layer.forward = forward
+    return True
+
+
+def _has_parts(layer: nn.Module, names: Mapping[str, str]) -> bool:
+    """Whether a layer has these parts, of the kinds they are to be, and no others."""
+    leaves = _leaves(layer)
+    if leaves.keys() != set(names.values()) or "forward" in vars(layer):
+        return False
+    # Subclasses do something of their own.
+    return (
+        all(type(leaves[names[part]]) is nn.Linear for part in LINEARS)
+        and all(type(leaves[names[part]]) is nn.LayerNorm for part in NORMS)
+        and is_exact_gelu(leaves[names["activation"]])
+        and not getattr(layer, "is_decoder", False)
+    )
+
+
+def _leaves(module: nn.Module) -> dict[str, nn.Module]:
+    """The modules that compute something, by their names."""
+    return {
+        name: part
+        for name, part in module.named_modules()
+        if next(part.children(), None) is None and type(part) is not nn.Dropout
+    }
+
+
+def _prepacked_linears(parts: Mapping[str, Any], steady: bool) -> dict[str, PrepackedLinear] | None:
+    """The products of a layer by the names of their parts; "query" is joined with two others."""
+    joined = _joined(parts["query"], parts["key"], parts["value"])
+    linears = {"query": joined, **{part: parts[part] for part in ("out", "up", "down")}}
+    found = {}
+    for part, linear in linears.items():
+        packed = prepacked(linear, steady)
+        if packed is None:
+            return None
+        found[part] = packed
+    found["up"].then = "gelu"
+    return found
+
+
+def _joined(*linears: nn.Linear) -> nn.Linear:
+    """Layers that have the same input as one."""
+    has_bias = linears[0].bias is not None
+    weight = torch.cat([linear.weight for linear in linears])
+    made = nn.Linear(weight.shape[1], len(weight), bias=has_bias, device="meta")
+    made.weight = nn.Parameter(weight, requires_grad=False)
+    if has_bias:
+        bias = torch.cat([linear.bias for linear in linears])
+        made.bias = nn.Parameter(bias, requires_grad=False)
+    return made
+
+
+def _probe(linear: nn.Linear) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(1, PROBE_ROWS, linear.in_features, generator=generator)
+    return rows.to(linear.weight.dtype)
+
+
+def _forward_of(
+    attention: Any, parts: Mapping[str, Any], linears: Mapping[str, PrepackedLinear]
+) -> Callable[..., Tensor]:
+    flat = FlatLayer(
+        joined=linears["query"].product(),
+        out=linears["out"].product(),
+        norm=_norm_options(parts["norm"]),
+        up=linears["up"].product(),
+        down=linears["down"].product(),
+        last_norm=_norm_options(parts["last_norm"]),
+        head_size=attention.attention_head_size,
+        scaling=attention.scaling,
+    )
+    return partial(_forward, flat, attention)
+
+
+def _norm_options(norm: nn.LayerNorm) -> NormOptions:
+    return norm.normalized_shape, norm.weight, norm.bias, norm.eps
+
+
+def _forward(
+    flat: FlatLayer,
+    attention: Any,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    *_: Any,
+    **options: Any,
+) -> Tensor:
+    """A layer's forward as transformers calls it."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        function = _attention_functions[attention.config._attn_implementation]
+        attended: Tensor = function(
+            attention, query, key, value, attention_mask, scaling=flat.scaling, **options
+        )[0]
+        return attended
+
+    return flat.with_attention(attend, hidden_states)
+
+
+class FlatEncoder:
+    """A model whose layers are all flat, from ids to the last layer without its own forward."""
+
+    def __init__(self, model: nn.Module, *, needs_token_type_ids: bool) -> None:
+        """Raises `ValueError` for a model that is not embeddings and flat layers alone."""
+        lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+        embeddings = getattr(model, "embeddings", None)
+        if len(lists) != 1 or embeddings is None:
+            raise ValueError("not embeddings and layers alone")
+        forwards = [vars(layer).get("forward") for layer in lists[0]]
+        self._layers = tuple(_flat_of(forward) for forward in forwards)
+        self._embeddings = embeddings
+        self._needs_token_type_ids = needs_token_type_ids
+        self._embed = _flat_embeddings(embeddings) or self._embed_by_module
+
+    def _embed_by_module(self, ids: Tensor, positions: Tensor) -> Tensor:
+        ids = ids.unsqueeze(0)
+        types = {"token_type_ids": torch.zeros_like(ids)} if self._needs_token_type_ids else {}
+        rows: Tensor = self._embeddings(
+            input_ids=ids, position_ids=positions.unsqueeze(0), **types
+        )[0]
+        return rows
+
+    def __call__(self, ids: Tensor, positions: Tensor, sequences: PackedSequences) -> Tensor:
+        """Hidden states `[total, width]` of ids and the model's own positions, int64 `[total]`."""
+        rows = self._embed(ids, positions)
+        for layer in self._layers:
+            rows = layer.packed(rows, sequences)
+        return rows
+
+
+def _flat_embeddings(embeddings: nn.Module) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Embeddings of BERT's kind without calls of modules; None for those of another.
+
+    Whether they are called in this order, the encoder's comparison with the model shows.
+    """
+    parts: dict[str, Any] = _leaves(embeddings)
+    if parts.keys() != {*TABLES, "LayerNorm"} or type(parts["LayerNorm"]) is not nn.LayerNorm:
+        return None
+    tables = [parts[name] for name in TABLES]
+    if not all(type(table) is nn.Embedding and table.max_norm is None for table in tables):
+        return None
+    words, types, places = (table.weight for table in tables)
+    norm = _norm_options(parts["LayerNorm"])
+
+    def embed(ids: Tensor, positions: Tensor) -> Tensor:
+        rows = torch.embedding(words, ids).add_(types[0])
+        return torch.layer_norm(rows.add_(torch.embedding(places, positions)), *norm)
+
+    return embed
+
+
+def _flat_of(forward: Any) -> FlatLayer:
+    flat = forward.args[0] if isinstance(forward, partial) and forward.args else None
+    if isinstance(flat, FlatLayer):
+        return flat
+    raise ValueError("a layer that is not flat")
