@@ -34,6 +34,7 @@ from millpond import (
     QueueFull,
     TextFailed,
 )
+from millpond.loop import INLINE_TEXTS
 from millpond.scheduling.batch import Batch
 from millpond.scheduling.job import Lane
 from millpond.scheduling.prefix_cache import PrefixCache
@@ -231,7 +232,7 @@ class FullOnce(RememberingRunner):
     was_full = False
 
     def launch(self, batch: Batch) -> FakeTicket:
-        if batch.uses_prefixes and batch.cached_tokens and not self.was_full:
+        if batch.texts > 1 and batch.cached_tokens and not self.was_full:
             self.was_full = True
             raise OutOfFakeMemory("no room for what it reads")
         return super().launch(batch)
@@ -240,7 +241,8 @@ class FullOnce(RememberingRunner):
 def test_a_batch_with_prefixes_that_does_not_fit_makes_the_next_ones_smaller() -> None:
     """By what it computed, and not by the tokens of its texts, which are many more."""
     runner = FullOnce(max_batch_tokens=40, blocks=100)
-    texts = [f"{long_text(32)} t{number} u" for number in range(20)]
+    # So few are tokenised by their caller, and are there together.
+    texts = [f"{long_text(32)} t{number} u" for number in range(INLINE_TEXTS)]
     with start_engine(runner) as engine:
         engine.embed(long_text(36))
         assert np.array_equal(engine.embed(texts), vectors_for(texts))
