@@ -24,7 +24,7 @@ LADDER = (
     {"scheduling", "models"},
     {"info", "layout", "batch_runner", "prefix_memory"},
     {"runner"},
-    {"executor", "request", "replicas"},
+    {"executor", "request", "replicas", "outcome", "stats_hooks"},
     {"progress", "crew", "ending"},
     {"loop"},
     {"service"},

@@ -327,11 +327,11 @@ class Engine:
 
         That is one of the engine's own or, for a lone query on a CPU, its caller's.
         """
-        self._service.loop.add_hook(hook)
+        self._service.loop.hooks.add(hook)
 
     def remove_stats_hook(self, hook: StatsHook) -> None:
         """Stop calling a hook."""
-        self._service.loop.remove_hook(hook)
+        self._service.loop.hooks.remove(hook)
 
     # Its end, and its copies.
 

@@ -25,21 +25,16 @@ import numpy.typing as npt
 from . import ending
 from .crew import Crew, Worker
 from .embeddings import Embeddings
-from .errors import (
-    DeadlineExceeded,
-    EngineClosed,
-    EngineError,
-    EngineFailed,
-    MillpondError,
-    QueueFull,
-)
+from .errors import EngineClosed, EngineError, EngineFailed, MillpondError
 from .executor import BatchExecutor
+from .outcome import deadline_error, end, engine_failure, queue_full, warn_of_truncation
 from .runner import BatchRunner
 from .scheduling.batch import Batch, Segment
 from .scheduling.job import Chunk, Job, Lane
 from .scheduling.scheduler import Scheduler
 from .scheduling.twins import Follower
-from .stats import BatchStats, EngineStats, StatsHook, Totals
+from .stats import BatchStats, EngineStats, Totals
+from .stats_hooks import StatsHooks
 
 __all__ = ["Health", "Loop"]
 
@@ -65,7 +60,7 @@ class Loop:
     ) -> None:
         self.clock = clock
         self._runner = runner
-        self._hook_turn = threading.RLock()  # hooks hear of one batch at a time
+        self.hooks = StatsHooks()
         # Everything below is under the lock.
         self._lock = threading.RLock()
         self._crew = Crew(
@@ -82,7 +77,6 @@ class Loop:
         self._caller_thread: threading.Thread | None = None  # that runs a batch of its own
         self._health: Health = "ready"
         self._cause: BaseException | None = None
-        self._hooks: tuple[StatsHook, ...] = ()
         self._totals = Totals()
         workers = enumerate(self._crew.workers)
         work = {f"batch-{i}": partial(self._batch_all, worker) for i, worker in workers}
@@ -107,13 +101,13 @@ class Loop:
         """
         self._check_open()
         if not len(job):
-            _end(job, result_s=self.clock())
+            end(job, result_s=self.clock())
             return
         chunk = self._tokenize_inline(job)
         with self._lock:
             self._check_open()
             if not wait and not self._scheduler.has_room_for(job):
-                raise self._queue_full(job)
+                raise queue_full(job, self._scheduler.waiting_tokens(job.lane))
             self._pending[job.id] = job
             self._scheduler.submit(job, self.clock(), chunk)
             here = here and self._may_run_here(job)
@@ -174,13 +168,6 @@ class Loop:
                 elif self._pending:  # they came meanwhile, and nobody may have been free for them
                     self._wake()
 
-    def _queue_full(self, job: Job) -> QueueFull:
-        waiting = self._scheduler.waiting_tokens(job.lane)
-        return QueueFull(
-            f"{waiting} tokens are waiting in the {job.lane.value} lane and this call brings about "
-            f"{job.waiting_tokens} more; try again later, or raise max_queue_tokens"
-        )
-
     def _block_until_admitted(self, job: Job) -> None:
         try:
             with self._lock:
@@ -193,24 +180,16 @@ class Loop:
     def _check_open(self) -> None:
         with self._lock:
             if self._health == "failed":
-                raise self._failure()
+                raise engine_failure(self._cause)
             if self._health != "ready":
                 raise EngineClosed("the engine is closed; make a new one")
-
-    def _failure(self) -> EngineFailed:
-        error = EngineFailed(
-            f"the engine failed and serves no more calls ({type(self._cause).__name__}: "
-            f"{self._cause}); make a new one"
-        )
-        error.__cause__ = self._cause
-        return error
 
     def expire(self, job: Job) -> None:
         """End a job whose caller saw its deadline pass."""
         with self._lock:
             ours = self._drop(job)
         if ours:
-            _end(job, _deadline_error(job))
+            end(job, deadline_error(job))
 
     def forget(self, job_id: int) -> None:
         """Drop a job whose caller cancelled it."""
@@ -218,7 +197,7 @@ class Loop:
             job = self._pending.get(job_id)
             ours = job is not None and self._drop(job)
         if job is not None and ours:
-            _end(job)  # tells those who wait on several futures at once
+            end(job)  # tells those who wait on several futures at once
 
     def _drop(self, job: Job) -> bool:
         """Under the lock: plan nothing more of a job; whether it is the caller's to end."""
@@ -255,7 +234,7 @@ class Loop:
             abandoned = [] if drain else [j for j in list(self._pending.values()) if self._drop(j)]
             self._wake_all()
         for job in abandoned:
-            _end(job, EngineClosed("the engine was closed before the call was finished"))
+            end(job, EngineClosed("the engine was closed before the call was finished"))
         if wait and not self.owns_this_thread:
             for thread in self._threads:
                 thread.join()
@@ -265,16 +244,6 @@ class Loop:
         """Whether the caller is a callback on a thread of ours, where waiting would be for ever."""
         thread = threading.current_thread()
         return thread in self._threads or thread is self._caller_thread
-
-    def add_hook(self, hook: StatsHook) -> None:
-        """Call `hook` after every batch, on the thread of the worker that ran it."""
-        with self._lock:
-            self._hooks = (*self._hooks, hook)
-
-    def remove_hook(self, hook: StatsHook) -> None:
-        """Stop calling a hook. Nothing happens if it was not there."""
-        with self._lock:
-            self._hooks = tuple(known for known in self._hooks if known is not hook)
 
     @property
     def health(self) -> Health:
@@ -317,7 +286,7 @@ class Loop:
             pending = [job for job in list(self._pending.values()) if self._drop(job)]
             self._wake_all()
         for job in pending:
-            _end(job, self._failure())
+            end(job, engine_failure(cause))
         logger.error("the engine failed: %s: %s", type(cause).__name__, cause, exc_info=cause)
 
     def _is_over(self) -> bool:
@@ -342,7 +311,7 @@ class Loop:
             with self._lock:
                 ours = self._drop(job)
             if ours:
-                _end(job, error)
+                end(job, error)
             return True
         with self._lock:
             self._scheduler.ready(job, chunk, self.clock())
@@ -407,7 +376,7 @@ class Loop:
                     deadline_s = self._scheduler.next_deadline()
                     worker.wait(None if deadline_s is None else max(0.0, deadline_s - now_s))
             for job in expired:
-                _end(job, _deadline_error(job))
+                end(job, deadline_error(job))
             if batch is not None:
                 return batch
 
@@ -427,13 +396,7 @@ class Loop:
         with self._lock:
             self._scheduler.record(batch, stats.forward_s)
             self._totals.add(stats)
-            hooks = self._hooks
-        with self._hook_turn:
-            for hook in hooks:
-                try:
-                    hook(stats)
-                except Exception:
-                    logger.exception("a stats hook raised; the engine goes on")
+        self.hooks.tell(stats)
 
     def batch_landed(self, batch: Batch, *, keep: bool) -> Mapping[int, Sequence[Follower]]:
         """The executor's word: others may go on from what the batch computed, or compute again."""
@@ -464,13 +427,8 @@ class Loop:
             self._totals.truncated_texts += truncated
             self._totals.failed_texts += len(job.errors)
         if first:
-            logger.warning(
-                "%d of %d texts were longer than the model reads and were truncated "
-                "(logged once; every result says which of its texts were)",
-                truncated,
-                len(job),
-            )
-        _end(job, result_s=self.clock())
+            warn_of_truncation(job, truncated)
+        end(job, result_s=self.clock())
 
     def out_of_memory(self, batch: Batch) -> None:
         """The executor's word: plan smaller batches for now."""
@@ -490,21 +448,3 @@ class Loop:
 def _forget_if_cancelled(found: weakref.ref[Loop], job_id: int, future: Future[Embeddings]) -> None:
     if future.cancelled() and (loop := found()) is not None:
         loop.forget(job_id)
-
-
-def _deadline_error(job: Job) -> DeadlineExceeded:
-    done = len(job) - job.remaining
-    return DeadlineExceeded(
-        f"the call's timeout passed with {done} of its {len(job)} texts embedded; "
-        "allow more time or send fewer texts"
-    )
-
-
-def _end(job: Job, error: MillpondError | None = None, *, result_s: float = 0.0) -> None:
-    """End a job's future with an error or its result, unless its caller cancelled it."""
-    if not job.future.set_running_or_notify_cancel():
-        return
-    if error is not None:
-        job.future.set_exception(error)
-    else:
-        job.future.set_result(job.result(result_s))

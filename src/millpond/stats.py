@@ -130,6 +130,6 @@ class Totals:
 
 
 class StatsHook(Protocol):
-    """Called on the engine's loop thread after every batch; it must be quick and not raise."""
+    """Called after every batch, on the thread that ran it; it must be quick and not raise."""
 
     def __call__(self, batch: BatchStats, /) -> None: ...

@@ -1,0 +1,62 @@
+"""How a call ends: its result, or the error that says why there is none.
+
+A job is ended by whoever took it out of those that are pending, so each is ended once.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from .errors import DeadlineExceeded, EngineFailed, MillpondError, QueueFull
+from .scheduling.job import Job
+
+__all__ = ["deadline_error", "end", "engine_failure", "queue_full", "warn_of_truncation"]
+
+logger = logging.getLogger("millpond")
+
+
+def end(job: Job, error: MillpondError | None = None, *, result_s: float = 0.0) -> None:
+    """End a job's future with an error or its result, unless its caller cancelled it."""
+    if not job.future.set_running_or_notify_cancel():
+        return
+    if error is not None:
+        job.future.set_exception(error)
+    else:
+        job.future.set_result(job.result(result_s))
+
+
+def deadline_error(job: Job) -> DeadlineExceeded:
+    """The job's time is over."""
+    done = len(job) - job.remaining
+    return DeadlineExceeded(
+        f"the call's timeout passed with {done} of its {len(job)} texts embedded; "
+        "allow more time or send fewer texts"
+    )
+
+
+def queue_full(job: Job, waiting_tokens: int) -> QueueFull:
+    """So much waits in the job's lane that there is no room for it."""
+    return QueueFull(
+        f"{waiting_tokens} tokens are waiting in the {job.lane.value} lane and this call brings "
+        f"about {job.waiting_tokens} more; try again later, or raise max_queue_tokens"
+    )
+
+
+def engine_failure(cause: BaseException | None) -> EngineFailed:
+    """The engine is lost, and all its jobs with it."""
+    error = EngineFailed(
+        f"the engine failed and serves no more calls ({type(cause).__name__}: {cause}); "
+        "make a new one"
+    )
+    error.__cause__ = cause
+    return error
+
+
+def warn_of_truncation(job: Job, truncated: int) -> None:
+    """Say that texts of a job were cut."""
+    logger.warning(
+        "%d of %d texts were longer than the model reads and were truncated "
+        "(logged once; every result says which of its texts were)",
+        truncated,
+        len(job),
+    )
