@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import checkpoints
 from fakes import FakeDeviceLost, FakeRunner, held_engine, start_engine, vectors_for, words
+from families import ENCODER
 from millpond import Engine, EngineError, EngineFailed, TextFailed
 from millpond.scheduling.batch import Batch
 
@@ -140,3 +145,28 @@ def test_an_interrupted_caller_takes_nobody_along() -> None:
         np.testing.assert_array_equal(beside.vectors, vectors_for(["one"]))
         np.testing.assert_array_equal(engine.embed("two"), vectors_for(["two"])[0])
     assert engine.health == "closed"
+
+
+class Seen(TorchDispatchMode):
+    """Counts the operators that run under it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operators += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_a_caller_set_for_its_own_work_does_not_change_its_vectors(tmp_path: Path) -> None:
+    folder = checkpoints.save_transformer(tmp_path / "bert", config=ENCODER)
+    with Engine(folder, device="cpu", dtype="float32") as engine:
+        expected = engine.embed("which one")
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert np.array_equal(engine.embed("which one"), expected)
+        with torch.device("meta"):
+            assert np.array_equal(engine.embed("which one"), expected)
+        with Seen() as seen:
+            assert np.array_equal(engine.embed("which one"), expected)
+        assert seen.operators == 0

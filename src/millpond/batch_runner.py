@@ -71,7 +71,7 @@ class BatchRunner(Protocol):
 
     @property
     def runs_on_callers(self) -> bool:
-        """Whether a caller's own thread may launch a batch and collect it."""
+        """Whether the calling thread, somebody else's, may launch a batch and collect it."""
 
     def prompt_tokens(self, route: int, prompt: str) -> int:
         """Tokens of a prompt that pooling leaves out."""

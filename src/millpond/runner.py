@@ -31,6 +31,7 @@ from .models.memory import MemoryBudget
 from .models.pipeline import Pipeline, TokenRows, load_pipelines
 from .models.prefix_attention import PrefixedSequences, PrefixIndex, PrefixSlots
 from .models.spec import ModelSpec
+from .models.thread_state import is_plain_thread
 from .models.transformer import Transformer
 from .prefix_memory import PrefixMemory
 from .scheduling.batch import Batch
@@ -191,7 +192,8 @@ class Runner:
 
     @property
     def runs_on_callers(self) -> bool:
-        return self._threads is not None and self._prefix_budget is None
+        fit = self._threads is not None and self._prefix_budget is None
+        return fit and is_plain_thread()
 
     @property
     def prefix_budget(self) -> PrefixBudget | None:
