@@ -187,6 +187,9 @@ class FakeRunner:
             for name, shape in zip(self.route_names, self.shapes, strict=True)
         )
 
+    def runs_here(self, tokens: int) -> bool:
+        return self.runs_on_callers
+
     def prompt_tokens(self, route: int, prompt: str) -> int:
         return len(prompt.split())
 

@@ -69,9 +69,8 @@ class BatchRunner(Protocol):
     def query_workers(self) -> int:
         """Batches of nothing but queries that run beside those."""
 
-    @property
-    def runs_on_callers(self) -> bool:
-        """Whether the calling thread, somebody else's, may launch a batch and collect it."""
+    def runs_here(self, tokens: int) -> bool:
+        """Whether the calling thread, somebody else's, may launch a text of so many tokens."""
 
     def prompt_tokens(self, route: int, prompt: str) -> int:
         """Tokens of a prompt that pooling leaves out."""

@@ -137,7 +137,7 @@ class Loop:
         """
         alone = len(self._pending) == 1 and self._crew.is_idle()
         few = len(job) == 1 and job.untokenized == 0 and job.deadline_s is None
-        return self._runner.runs_on_callers and alone and few
+        return alone and few and self._runner.runs_here(job.waiting_tokens)
 
     def _run_here(self, job: Job) -> None:
         """Run a job on its caller's thread: two thread switches less to wait for."""

@@ -68,7 +68,6 @@ class Replicas:
         self.depth = min(runner.depth for runner in runners)
         self.workers = sum(runner.workers for runner in runners)
         self.query_workers = sum(runner.query_workers for runner in runners)
-        self.runs_on_callers = False  # a thread stays with a device, and callers come and go
         # Guarded by being an iterator: `next` of `cycle` is one step of the interpreter.
         self._next = itertools.cycle(self._places())
         self._own = threading.local()
@@ -105,6 +104,10 @@ class Replicas:
     @property
     def dtype_name(self) -> str:
         return self._first.dtype_name
+
+    def runs_here(self, tokens: int) -> bool:
+        """Never: a thread stays with a device, and callers come and go."""
+        return False
 
     def prompt_tokens(self, route: int, prompt: str) -> int:
         """Tokens of a prompt that pooling leaves out."""

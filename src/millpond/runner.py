@@ -22,7 +22,7 @@ from .config import EngineConfig
 from .errors import InvalidInput
 from .layout import Layout, PrefixLayout
 from .models.attention import PackedSequences
-from .models.cpu_threads import CpuThreads
+from .models.cpu_threads import CpuThreads, may_use_several
 from .models.cuda_forward import bucketed_forwards
 from .models.cuda_memory import tokens_that_fit
 from .models.cuda_staging import PinnedBuffers
@@ -190,10 +190,11 @@ class Runner:
     def query_workers(self) -> int:
         return 0 if self._threads is None else self._threads.query_workers
 
-    @property
-    def runs_on_callers(self) -> bool:
-        fit = self._threads is not None and self._prefix_budget is None
-        return fit and is_plain_thread()
+    def runs_here(self, tokens: int) -> bool:
+        """Whether the calling thread, somebody else's, may launch a text of so many tokens."""
+        if self._threads is None or self._prefix_budget is not None or not is_plain_thread():
+            return False
+        return may_use_several() or self._threads.wanted(tokens, queries=True) == 1
 
     @property
     def prefix_budget(self) -> PrefixBudget | None:
@@ -276,7 +277,8 @@ class Runner:
         """The threads or the stream it runs on."""
         if self._threads is not None:
             queries = not batch.has_bulk
-            return self._threads.running(batch.computed_tokens, queries=queries)
+            tokens, texts = batch.computed_tokens, batch.texts
+            return self._threads.running(tokens, queries=queries, texts=texts)
         return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def _launch_packed(self, batch: Batch, layout: Layout) -> _Launched:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 
 import pytest
@@ -48,6 +49,13 @@ def test_a_short_query_of_a_small_model_takes_one_thread_and_a_large_one_what_is
     assert threads_for(4, LARGE).wanted(512, queries=True) == 4
 
 
+def test_several_texts_of_a_small_model_are_divided_among_workers_not_threads() -> None:
+    assert threads_for(16, MINILM).wanted(768, queries=True, texts=64) == 1
+    assert threads_for(4, LARGE).wanted(768, queries=True, texts=64) == 4
+    with threads_for(2, MINILM).running(17, queries=True, texts=2) as count:
+        assert count == 1
+
+
 def test_a_query_beside_busy_workers_takes_what_is_free_and_at_most_half_of_the_rest() -> None:
     threads = threads_for(4, LARGE)
     with threads.running(1024, queries=False) as taken:
@@ -88,6 +96,17 @@ def test_after_a_fork_a_short_query_takes_one(monkeypatch: pytest.MonkeyPatch) -
     for _ in range(10):
         with threads.running(17, queries=True) as count:
             assert count == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "several"), [("spawn", True), ("fork", False), ("forkserver", False), (None, False)]
+)
+def test_a_child_of_multiprocessing_takes_several_only_if_it_began_afresh(
+    monkeypatch: pytest.MonkeyPatch, method: str | None, several: bool
+) -> None:
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda **_: method)
+    assert cpu_threads.may_use_several() is several
 
 
 def test_a_caller_has_its_own_count_back_after_a_pass() -> None:

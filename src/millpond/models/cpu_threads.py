@@ -28,7 +28,7 @@ from .right_of_way import RightOfWay
 from .rotary import rotates_by_length
 from .thread_choice import ThreadChoice
 
-__all__ = ["CpuThreads", "threads_for_a_check"]
+__all__ = ["CpuThreads", "may_use_several", "threads_for_a_check"]
 
 MOST_WORKERS = 16  # Python's share of a pass is serial, and a few percent of it
 # What one thread computes in about a second and in about 15 ms, in floating-point operations.
@@ -72,24 +72,29 @@ class CpuThreads:
             max_batch_tokens=max_batch_tokens,
         )
 
-    def wanted(self, tokens: int, *, queries: bool) -> int:
-        """Threads for a batch, of those that are free and at least its share."""
-        if not queries:
+    def wanted(self, tokens: int, *, queries: bool, texts: int = 1) -> int:
+        """Threads for a batch, of those that are free and at least its share.
+
+        Several texts are divided among workers, which do more on one thread each than a pass on
+        several; and a thread that once took several keeps the others of its pool awake.
+        """
+        if not queries or (texts > 1 and self.per_worker == 1):
             return self.per_worker
         operations = self._operations_per_token * tokens
         free = max(self.total - self._in_use, self.total // 2, 1)
         return _between(1, operations / QUERY_OPERATIONS_PER_THREAD, free)
 
     @contextmanager
-    def running(self, tokens: int, *, queries: bool) -> Iterator[int]:
+    def running(self, tokens: int, *, queries: bool, texts: int = 1) -> Iterator[int]:
         """Give the calling thread its count for one pass. Other threads keep theirs.
 
         It may be a caller's own, which gets back the count it had.
         """
         before = torch.get_num_threads()
         with self._lock:
-            count = self.wanted(tokens, queries=queries)
-            choice = self._choice if queries and count == 1 and _may_use_two() else None
+            count = self.wanted(tokens, queries=queries, texts=texts)
+            is_short = queries and texts == count == 1
+            choice = self._choice if is_short and may_use_several() else None
             if choice is not None:
                 count = choice.next()
             self._in_use += count
@@ -115,13 +120,19 @@ class CpuThreads:
 _own_process = os.getpid()
 
 
-def _may_use_two() -> bool:
-    """Whether it may be tried on the calling thread: on the main one, so one pool is all it makes.
+def may_use_several() -> bool:
+    """Whether a caller's thread may take several: the main one, so one pool is all that is made.
 
     Not after a fork: there GNU's OpenMP waits for the threads that stayed behind.
     """
-    forked = os.getpid() != _own_process or multiprocessing.parent_process() is not None
-    return threading.current_thread() is threading.main_thread() and not forked
+    return threading.current_thread() is threading.main_thread() and not _is_forked()
+
+
+def _is_forked() -> bool:
+    if os.getpid() != _own_process:
+        return True
+    started = multiprocessing.get_start_method(allow_none=True)
+    return multiprocessing.parent_process() is not None and started != "spawn"
 
 
 @contextmanager
