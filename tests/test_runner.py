@@ -17,11 +17,12 @@ import millpond.runner
 from millpond.config import EngineConfig
 from millpond.embeddings import OutputFormat
 from millpond.errors import TextTooLong
+from millpond.models.cpu_rows import FEWEST_ROWS, whole_rows
 from millpond.models.cuda_staging import PinnedBuffers
 from millpond.models.resolve import resolve_checkpoint
 from millpond.models.spec import read_spec
 from millpond.models.transformer import Transformer
-from millpond.runner import MIN_CPU_ROWS, Runner
+from millpond.runner import Runner
 from millpond.scheduling.batch import Batch, Segment
 from millpond.scheduling.job import Job, Lane
 
@@ -62,12 +63,13 @@ def test_vectors_come_in_the_order_of_the_segments(runner: Runner) -> None:
             assert np.array_equal(vector, alone[text])
 
 
-def test_a_short_batch_is_filled_up_to_the_rows_that_keep_the_bits(runner: Runner) -> None:
-    short, enough = segment(runner, ["a"]), segment(runner, ["a mill"] * 8)
-    tokens = short.tokens
-    assert tokens < MIN_CPU_ROWS <= enough.tokens
-    assert runner.launch(Batch(0, (short,))).padded_tokens == MIN_CPU_ROWS - tokens
-    assert runner.launch(Batch(0, (enough,))).padded_tokens == 0
+def test_a_batch_is_filled_up_to_one_of_few_numbers_of_rows(runner: Runner) -> None:
+    short, whole, longer = (segment(runner, ["a mill"] * count) for count in (1, 8, 9))
+    assert short.tokens < FEWEST_ROWS
+    assert whole.tokens == 2 * FEWEST_ROWS < longer.tokens
+    for one in (short, whole, longer):
+        padded = runner.launch(Batch(0, (one,))).padded_tokens
+        assert padded == whole_rows(one.tokens) - one.tokens < FEWEST_ROWS
 
 
 def test_tokenising_notes_counts_and_cuts_and_sorts_longest_first(runner: Runner) -> None:

@@ -22,6 +22,7 @@ from .config import EngineConfig
 from .errors import InvalidInput
 from .layout import Layout, PrefixLayout
 from .models.attention import PackedSequences
+from .models.cpu_rows import FEWEST_ROWS, whole_rows
 from .models.cpu_threads import CpuThreads, may_use_several
 from .models.cuda_forward import bucketed_forwards
 from .models.cuda_memory import tokens_that_fit
@@ -40,9 +41,8 @@ from .scheduling.plan import BatchShape
 from .scheduling.prefix_cache import PrefixBudget
 
 __all__ = ["BatchRunner", "Runner", "Ticket"]
-MIN_CPU_ROWS = 16  # a CPU matrix product gives a row the same bits from this many rows on
 # On a CPU, batches beyond the caches are slower; a GPU wants them large; a table has no arithmetic.
-BATCH_TOKENS = {"cpu": 1024, "cuda": 32_767, "mps": 8_192, "static": 65_536}
+BATCH_TOKENS = {"cpu": 2048, "cuda": 32_767, "mps": 8_192, "static": 65_536}
 # Fewer take about as long.
 MIN_BATCH_TOKENS = {"cuda": 4096, "mps": 512}
 # On CUDA with `deterministic`: every pass has these rows, and a lone query pays for them too.
@@ -335,7 +335,7 @@ class Runner:
         pipeline = self.pipelines[batch.route]
         assert batch.padded_length is not None
         width, texts = batch.padded_length, batch.texts
-        rows = max(texts, (self._fixed_rows or 0) // width, -(-MIN_CPU_ROWS // width))
+        rows = max(texts, (self._fixed_rows or 0) // width, -(-FEWEST_ROWS // width))
         lengths = np.append(layout.lengths, np.full(rows - texts, width))
         mask = np.arange(width) < lengths[:, None]
         ids = np.full((rows, width), pipeline.tokenizer.pad_id, dtype=np.int64)
@@ -351,21 +351,16 @@ class Runner:
         return self._launched(vectors, layout.order, rows * width - batch.tokens, staging)
 
     def _missing_rows(self, tokens: int) -> int:
-        """Rows to add so that they are as many as the same bits need."""
+        """Rows to add so that a pass has one of the numbers of rows that it is prepared for."""
         if self._fixed_rows is not None:
             return -tokens % self._fixed_rows
-        return max(0, MIN_CPU_ROWS - tokens) if self.device.type == "cpu" else 0
+        return whole_rows(tokens) - tokens if self.device.type == "cpu" else 0
 
     def _filler_lengths(self, lengths: npt.NDArray[np.int64]) -> Sequence[int]:
-        """Sequences to add so that the rows are as many as the same bits need."""
-        tokens, shortest = int(lengths.sum()), int(lengths[-1])
-        if self._fixed_rows is not None:
-            whole, rest = divmod(-tokens % self._fixed_rows, shortest)
-            return [shortest] * whole + [rest] * (rest > 0)
-        if self.device.type != "cpu" or tokens >= MIN_CPU_ROWS:
-            return ()
-        # As long as the shortest text, they share its attention call.
-        return [shortest] * -(-(MIN_CPU_ROWS - tokens) // shortest)
+        """The same rows as sequences, most of them of a length that shares an attention call."""
+        shortest = int(lengths[-1])
+        whole, rest = divmod(self._missing_rows(int(lengths.sum())), shortest)
+        return [shortest] * whole + [rest] * (rest > 0)
 
     def _stage(self, *arrays: npt.NDArray[np.int64]) -> tuple[Tensor | None, list[Tensor]]:
         """All integers of a batch to the device in one copy: what it copies from, and each."""

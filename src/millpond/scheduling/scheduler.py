@@ -246,7 +246,8 @@ class Scheduler:
         if takers <= 1:
             return self.max_batch_tokens
         even = -(-lane.waiting_tokens // takers)
-        return min(self.max_batch_tokens, max(MIN_SHARE_TOKENS, even))
+        least = max(MIN_SHARE_TOKENS, self._min_short_batch_tokens)
+        return min(self.max_batch_tokens, max(least, even))
 
     def _bulk_is_due(self, now_s: float) -> bool:
         since_s = self._bulk_waits_since_s

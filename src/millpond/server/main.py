@@ -5,7 +5,6 @@ Only flags are read here; the server and its libraries are imported when it is t
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -24,9 +23,6 @@ DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 USAGE_ERROR = 2
 _VLLM_DTYPES = {"float": "float32", "half": "float16"}
 _LIBRARIES = ("fastapi", "orjson", "prometheus_client", "uvicorn")
-# Most shapes of matrix products that torch and oneDNN remember. Every mixture of texts is a shape
-# of its own, and their default of 1024 each grows to hundreds of MiB. Read when torch is loaded.
-_CPU_CACHES = {"LRU_CACHE_CAPACITY": "128", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
 
 
 def serve(
@@ -113,8 +109,6 @@ def _run(
         raise MillpondError(
             f'{", ".join(missing)} is not installed: pip install "millpond[server]"'
         )
-    for name, capacity in _CPU_CACHES.items():
-        os.environ.setdefault(name, capacity)
     from .process import ModelPlan, run
 
     plans = [ModelPlan(model=model, options=options, names=names) for model, names in named]
