@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,18 @@ def test_vectors_are_those_of_the_plain_layers(family: Family, tmp_path: Path) -
             assert np.array_equal(engine.embed(TEXTS[:count]), found[:count])
         assert len(traces) == kinds_of_layers  # no batch of another size was traced again
     assert all("millpond.attend" in trace for trace in traces)
+
+
+@pytest.mark.usefixtures("tracing")
+@pytest.mark.parametrize("family", KINDS[:2], ids=str)
+def test_one_function_serves_all_layers(family: Family, tmp_path: Path) -> None:
+    """Also where each of them knows its own number; the compiler gives up after eight attempts."""
+    deep = replace(family, config={**family.config, "num_hidden_layers": 12})
+    folder = checkpoints.save_family(deep, tmp_path)
+    with Engine(folder, device="cpu", dtype="float32", compile=True) as engine:
+        assert engine.info().routes[0].compiled
+        engine.embed(TEXTS)
+    assert 1 <= len(traces) <= 3
 
 
 class Doubling(torch.nn.Module):

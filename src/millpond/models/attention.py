@@ -188,8 +188,11 @@ def packed_attention(
         if options.get(name) is not None:
             raise NotImplementedError(f"its attention has {name}")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    layer = None
     if not torch.compiler.is_compiling():
         give_way()
+        # To a compiler, layers that read their own numbers are functions of their own.
+        layer = getattr(module, "layer_idx", None)
     out = packed_sequences.attend(
         query[0],
         key[0],
@@ -197,7 +200,7 @@ def packed_attention(
         scaling=scaling,
         window=sliding_window,
         causal=causal,
-        layer=getattr(module, "layer_idx", None),
+        layer=layer,
     )
     return out.unsqueeze(0), None
 

@@ -45,7 +45,9 @@ class Metrics:
             buckets=SECONDS,
             registry=self.registry,
         )
+        # Finding a label's own counter takes longer than counting.
         self._of_kind: dict[tuple[str, str, int | None], tuple[Counter, Histogram]] = {}
+        self._of_lane: dict[tuple[str, str], Gauge] = {}
         self.in_progress = Gauge(
             "millpond_http_requests_in_progress",
             "Requests being answered now.",
@@ -75,7 +77,7 @@ class Metrics:
         for model in models:
             self._rejected.labels(model.name)  # so that it is there before the first
             for lane in LANES:
-                self._in_lane.labels(model.name, lane)
+                self._of_lane[model.name, lane] = self._in_lane.labels(model.name, lane)
         for engine, hook in self._hooks:
             engine.add_stats_hook(hook)
 
@@ -87,7 +89,7 @@ class Metrics:
     def answered(self, exchange: Exchange) -> None:
         """Count an exchange that is over."""
         key = (exchange.route, exchange.scope["method"], exchange.status)
-        if key not in self._of_kind:  # finding the label's own counter takes longer than counting
+        if key not in self._of_kind:
             route, method, status = key
             self._of_kind[key] = (
                 self._requests.labels(route, method, str(status)),
@@ -99,7 +101,7 @@ class Metrics:
 
     def in_lane(self, model: ServedModel, lane: str) -> AbstractContextManager[None]:
         """Count a request as one of the lane's for as long as this is entered."""
-        return self._in_lane.labels(model.name, lane).track_inprogress()
+        return self._of_lane[model.name, lane].track_inprogress()
 
     def rejected(self, model: ServedModel) -> None:
         """Count a request for which the queue had no room."""
