@@ -2,8 +2,7 @@
 
 For every number of rows that a matrix product has, oneDNN makes machine code of its own, which for
 a thousand rows takes about as long as running it, and remembers only so much of it. Batches of
-texts as they come have hundreds of different sizes; filled up, they have 64 up to
-2,048 rows.
+texts as they come have hundreds of different sizes; filled up, 64 of them up to 2,048 rows.
 """
 
 from __future__ import annotations
