@@ -66,7 +66,8 @@ class EngineConfig:
     `memory_bytes` or `memory_utilization` leaves beside the weights."""
     compile: bool = False
     """Fuse what is bound by memory with `torch.compile`. Takes seconds at the first start, fewer
-    at later ones; a model that cannot be compiled, or comes out different, runs as it is."""
+    at later ones; a model that cannot be compiled, or comes out different, runs as it is. On a CPU
+    layers of BERT's kind are quicker without."""
     warmup: bool = False
     """On CUDA: prepare for queries while loading, not at the first of each size."""
     deterministic: bool = False
