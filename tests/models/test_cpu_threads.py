@@ -16,7 +16,7 @@ MINILM, BASE, LARGE = 10_600_000, 85_000_000, 303_000_000  # parameters beside t
 
 
 def threads_for(total: int, parameters: int) -> CpuThreads:
-    return CpuThreads(total, parameters=parameters, max_batch_tokens=2048)
+    return CpuThreads(total, parameters=parameters, max_batch_tokens=1024)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_several_texts_of_a_small_model_are_divided_among_workers_not_threads() 
 
 def test_a_query_beside_busy_workers_takes_what_is_free_and_at_most_half_of_the_rest() -> None:
     threads = threads_for(4, LARGE)
-    with threads.running(2048, queries=False) as taken:
+    with threads.running(1024, queries=False) as taken:
         assert taken == threads.per_worker == 4
         with threads.running(512, queries=True) as beside:
             assert beside == 2

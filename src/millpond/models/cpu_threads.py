@@ -31,9 +31,9 @@ from .thread_choice import ThreadChoice
 __all__ = ["CpuThreads", "may_use_several", "threads_for_a_check"]
 
 MOST_WORKERS = 16  # Python's share of a pass is serial, and a few percent of it
-# What one thread computes in about two seconds and in about 15 ms, in floating-point operations.
-# A bulk batch may take that long, since queries do not wait for it.
-BATCH_OPERATIONS_PER_THREAD = 2e11
+# What one thread computes in about a second and in about 15 ms, in floating-point operations.
+# A bulk batch may take that second, since queries do not wait for it.
+BATCH_OPERATIONS_PER_THREAD = 1e11
 QUERY_OPERATIONS_PER_THREAD = 1.5e9
 
 

@@ -20,6 +20,7 @@ from torch.nn.functional import cosine_similarity
 
 from .attention import PackedSequences, uses_varlen
 from .cpu_int8 import quantize_linears, recorded_inputs
+from .cpu_rows import FEWEST_ROWS
 from .rotary import rotates_by_length
 from .transformer import HiddenStates, Transformer
 
@@ -42,7 +43,6 @@ PAD_TO = 16
 MOST_WINDOW_TOKENS = 1024  # a sliding window up to this is checked with a text longer than it
 INT8_COSINE = 0.99  # to the hidden states in the model's own precision, worth a word if less
 INT8_TOLERANCE = 8e-2  # a code may be rounded the other way
-MIN_ROWS = 16  # below this many rows, CPU matrix products round differently
 LENGTHS = (9, 4, 13, 1, 9, 6)
 COMPANY = (16, 17, 23, 31, 33, 64, 100, 257, 1000)  # rows beside a text; compiled code has tails
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 8e-2}
@@ -266,12 +266,12 @@ def run_packed(transformer: Transformer, texts: list[list[int]]) -> list[Tensor]
 
 
 def _same_bits(transformer: Transformer, text: list[int], in_company: Tensor) -> bool:
-    filler = [text[:1]] * max(0, MIN_ROWS - len(text))
+    filler = [text[:1]] * max(0, FEWEST_ROWS - len(text))
     return torch.equal(run_packed(transformer, [text, *filler])[0], in_company)
 
 
 def _same_bits_in_every_row(transformer: Transformer, text: list[int]) -> bool:
-    ids = torch.tensor([text] * MIN_ROWS, device=transformer.device)
+    ids = torch.tensor([text] * FEWEST_ROWS, device=transformer.device)
     rows = last_layer(transformer.padded(ids, torch.ones_like(ids))).view(*ids.shape, -1)
     return torch.equal(rows, rows[:1].expand_as(rows))
 
