@@ -5,6 +5,8 @@ and every operator costs as much as a small product. So query, key and value are
 is added to a product is added in its kernel where it can be, and the operators are called
 directly.
 
+In int8 the same is done by kernels of our own (`cpu_int8`).
+
 Layers are known by the names of their parts, which many models share with BERT. Each has to give
 what it gave before, on rows of noise, or it stays as it was. How they attend is left to the
 attention that the model is set to, stock or packed.
@@ -15,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from .attention import PackedSequences, wants_whole_steps
+from .cpu_int8 import Inputs, Int8Layer, Int8Linear, Int8Norm, in_int8
 from .cpu_linear import PrepackedLinear, Product, are_close, is_exact_gelu, prepacked
 
 __all__ = ["FlatEncoder", "flatten_layers"]
@@ -55,29 +58,58 @@ TABLES = ("word_embeddings", "token_type_embeddings", "position_embeddings")
 LINEARS = ("query", "key", "value", "out", "up", "down")
 NORMS = ("norm", "last_norm")
 PROBE_ROWS = 17
+INT8_TOLERANCE = 8e-2
 _attention_functions: Any = AttentionInterface()  # type: ignore[no-untyped-call]
 
 NormOptions = tuple[tuple[int, ...], Tensor | None, Tensor | None, float]
 """What `torch.layer_norm` takes after the rows."""
 
 
+class LayerProducts(Protocol):
+    """What a layer does with every row by itself, `[n, width]`."""
+
+    def project(self, rows: Tensor) -> Tensor:
+        """Query, key and value, `[n, 3 × heads × size]`."""
+
+    def merge(self, attended: Tensor, rows: Tensor) -> Tensor:
+        """The rows after attending."""
+
+    def feed_forward(self, rows: Tensor) -> Tensor:
+        """The rows after the rest of the layer."""
+
+
 @dataclass(frozen=True, slots=True)
-class FlatLayer:
-    """A layer's computation."""
+class PrepackedLayer:
+    """The same in the model's own precision."""
 
     joined: Product
-    """Query, key and value of every token, `[n, 3 × heads × size]`."""
     out: Product
     norm: NormOptions
     up: Product
     down: Product
     last_norm: NormOptions
+
+    def project(self, rows: Tensor) -> Tensor:
+        return self.joined.of(rows)
+
+    def merge(self, attended: Tensor, rows: Tensor) -> Tensor:
+        return torch.layer_norm(self.out.added_to(rows, attended), *self.norm)
+
+    def feed_forward(self, rows: Tensor) -> Tensor:
+        return torch.layer_norm(self.down.added_to(rows, self.up.of(rows)), *self.last_norm)
+
+
+@dataclass(frozen=True, slots=True)
+class FlatLayer:
+    """A layer's computation."""
+
+    products: LayerProducts
     head_size: int
     scaling: float
 
     def packed(self, rows: Tensor, sequences: PackedSequences) -> Tensor:
         """Rows of a packed row, `[total, width]` in and out."""
-        return self._after(self._attend(self.joined.of(rows), sequences), rows)
+        return self._after(self._attend(self.products.project(rows), sequences), rows)
 
     def with_attention(
         self, attend: Callable[[Tensor, Tensor, Tensor], Tensor], rows: Tensor
@@ -85,7 +117,7 @@ class FlatLayer:
         """Of texts `[n, length, width]`; `attend` is given `[n, heads, length, size]` and gives
         `[n, length, heads, size]`."""
         flat = rows.reshape(-1, rows.shape[-1])
-        joined = self.joined.of(flat).view(*rows.shape[:2], 3, -1, self.head_size)
+        joined = self.products.project(flat).view(*rows.shape[:2], 3, -1, self.head_size)
         attended = attend(*joined.permute(2, 0, 3, 1, 4).unbind())
         return self._after(attended.reshape(len(flat), -1), flat).view(rows.shape)
 
@@ -114,32 +146,39 @@ class FlatLayer:
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def _after(self, attended: Tensor, rows: Tensor) -> Tensor:
-        rows = torch.layer_norm(self.out.added_to(rows, attended), *self.norm)
-        return torch.layer_norm(self.down.added_to(rows, self.up.of(rows)), *self.last_norm)
+        return self.products.feed_forward(self.products.merge(attended, rows))
 
 
 @torch.no_grad()
-def flatten_layers(model: nn.Module, *, steady: bool = False) -> int:
+def flatten_layers(
+    model: nn.Module, *, steady: bool = False, int8_inputs: Inputs | None = None
+) -> int:
     """Give a model's layers on the CPU a flat forward; how many got one is returned.
 
-    With `steady` their products give a row the same bits beside any number of others.
+    With `steady` their products give a row the same bits beside any number of others. With
+    `int8_inputs`, what went into their linear layers, they are in int8.
     """
-    return sum(_flatten(layer, steady) for layer in list(model.modules()))
+    return sum(_flatten(layer, steady, int8_inputs) for layer in list(model.modules()))
 
 
-def _flatten(layer: nn.Module, steady: bool) -> bool:
+def _flatten(layer: nn.Module, steady: bool, int8_inputs: Inputs | None) -> bool:
     names = next((names for names in (BERT, DISTILBERT) if _has_parts(layer, names)), None)
     if names is None:
         return False
     parts = {part: layer.get_submodule(name) for part, name in names.items()}
     attention: Any = layer.get_submodule(names["query"].rpartition(".")[0])
-    linears = _prepacked_linears(parts, steady)
-    if linears is None:
-        return False
+    linears: Mapping[str, nn.Linear]
+    products: LayerProducts
     try:
-        forward = _forward_of(attention, parts, linears)
-        rows = _probe(linears["query"])
-        agrees = are_close(forward(rows), layer(rows))
+        if int8_inputs is None:
+            linears, products = _prepacked_products(parts, steady)
+            rows, tolerance = _probe(parts["query"]), None
+        else:
+            linears, products = _int8_products(parts, int8_inputs)
+            rows, tolerance = int8_inputs[parts["query"]][-1].unsqueeze(0), INT8_TOLERANCE
+        flat = FlatLayer(products, attention.attention_head_size, attention.scaling)
+        forward = partial(_forward, flat, attention)
+        agrees = are_close(forward(rows), layer(rows), tolerance)
     except Exception:  # whatever a layer that is called otherwise, or a kernel, objects with
         return False
     if not agrees:
@@ -175,18 +214,46 @@ def _leaves(module: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def _prepacked_linears(parts: Mapping[str, Any], steady: bool) -> dict[str, PrepackedLinear] | None:
+def _linears(parts: Mapping[str, Any]) -> dict[str, nn.Linear]:
     """The products of a layer by the names of their parts; "query" is joined with two others."""
     joined = _joined(parts["query"], parts["key"], parts["value"])
-    linears = {"query": joined, **{part: parts[part] for part in ("out", "up", "down")}}
+    return {"query": joined, **{part: parts[part] for part in ("out", "up", "down")}}
+
+
+def _prepacked_products(
+    parts: Mapping[str, Any], steady: bool
+) -> tuple[dict[str, PrepackedLinear], PrepackedLayer]:
+    """Raises `ValueError` where a linear layer cannot be prepacked."""
     found = {}
-    for part, linear in linears.items():
+    for part, linear in _linears(parts).items():
         packed = prepacked(linear, steady)
         if packed is None:
-            return None
+            raise ValueError(f"{part} cannot be prepacked")
         found[part] = packed
     found["up"].then = "gelu"
-    return found
+    return found, PrepackedLayer(
+        joined=found["query"].product(),
+        out=found["out"].product(),
+        norm=_norm_options(parts["norm"]),
+        up=found["up"].product(),
+        down=found["down"].product(),
+        last_norm=_norm_options(parts["last_norm"]),
+    )
+
+
+def _int8_products(
+    parts: Mapping[str, Any], inputs: Inputs
+) -> tuple[dict[str, Int8Linear], Int8Layer]:
+    linears = _linears(parts)
+    found = {part: in_int8(linear, inputs[parts[part]]) for part, linear in linears.items()}
+    return found, Int8Layer(
+        joined=found["query"].product(),
+        out=found["out"].product(),
+        norm=Int8Norm.of(parts["norm"]),
+        up=found["up"].product(),
+        down=found["down"].product(),
+        last_norm=Int8Norm.of(parts["last_norm"]),
+    )
 
 
 def _joined(*linears: nn.Linear) -> nn.Linear:
@@ -205,22 +272,6 @@ def _probe(linear: nn.Linear) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(1, PROBE_ROWS, linear.in_features, generator=generator)
     return rows.to(linear.weight.dtype)
-
-
-def _forward_of(
-    attention: Any, parts: Mapping[str, Any], linears: Mapping[str, PrepackedLinear]
-) -> Callable[..., Tensor]:
-    flat = FlatLayer(
-        joined=linears["query"].product(),
-        out=linears["out"].product(),
-        norm=_norm_options(parts["norm"]),
-        up=linears["up"].product(),
-        down=linears["down"].product(),
-        last_norm=_norm_options(parts["last_norm"]),
-        head_size=attention.attention_head_size,
-        scaling=attention.scaling,
-    )
-    return partial(_forward, flat, attention)
 
 
 def _norm_options(norm: nn.LayerNorm) -> NormOptions:

@@ -344,6 +344,7 @@ def _probe(layer: nn.Linear) -> Tensor:
     return rows.to(layer.weight.dtype)
 
 
-def are_close(found: Tensor, expected: Tensor) -> bool:
+def are_close(found: Tensor, expected: Tensor, tolerance: float | None = None) -> bool:
+    """Whether they differ by no more than rounding in their dtype, or a tolerance, explains."""
     distance = (found.float() - expected.float()).norm()
-    return bool(distance <= TOLERANCE[expected.dtype] * expected.float().norm())
+    return bool(distance <= (tolerance or TOLERANCE[expected.dtype]) * expected.float().norm())

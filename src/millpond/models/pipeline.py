@@ -241,7 +241,8 @@ class _Encoders:
             transformer = Transformer(loaded)
             leave_out_pooler(transformer, token_ids=ids)
             if self.config.dtype == "int8":
-                quantize(transformer, _ordinary_texts(tokenizer))
+                texts = _ordinary_texts(tokenizer)
+                quantize(transformer, texts, flat=not self.config.compile)
             if self.device.type == "cpu":
                 if not self.config.compile:
                     flatten_layers(loaded.model, steady=self.config.deterministic)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from .attention import PackedSequences, uses_varlen
-from .cpu_int8 import quantize_linears, recorded_inputs
+from .cpu_int8 import check_int8, quantize_linears, recorded_inputs
+from .cpu_layers import flatten_layers
 from .cpu_rows import FEWEST_ROWS
 from .rotary import rotates_by_length
 from .transformer import HiddenStates, Transformer
@@ -120,14 +121,17 @@ def leave_out_pooler(transformer: Transformer, *, token_ids: Sequence[int]) -> N
 
 
 @torch.inference_mode()
-def quantize(transformer: Transformer, texts: Sequence[list[int]]) -> None:
+def quantize(transformer: Transformer, texts: Sequence[list[int]], *, flat: bool = True) -> None:
     """Let the linear layers run in int8, and say so where vectors suffer.
 
-    `texts` are token ids of texts as they come. Raises `InvalidOption` where the processor cannot
-    do it.
+    `texts` are token ids of texts as they come. Layers that can be are `flat`. Raises
+    `InvalidOption` where the processor cannot do it.
     """
+    check_int8()
     with recorded_inputs(transformer.model) as inputs:
         own = torch.cat([_alone(transformer, text) for text in texts]).float()
+    if flat:
+        flatten_layers(transformer.model, int8_inputs=inputs)
     quantize_linears(transformer.model, inputs)
     found = torch.cat([_alone(transformer, text) for text in texts]).float()
     cosine = float(cosine_similarity(found, own).mean())

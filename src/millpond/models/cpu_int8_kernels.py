@@ -1,0 +1,420 @@
+"""What int8 layers do on a CPU, compiled by Numba: products in tiles, and all that is between them.
+
+In operators of their own, rounding rows to codes and undoing it takes longer than products of whole
+numbers save. Here each step reads a row once and writes it once, and on a processor with matrix
+units (Intel's AMX) a product's sums are used while they are in its cache. A row has the same bits
+whatever other rows there are: sums of whole numbers are exact, and a row is computed by itself.
+
+Arrays are numpy views of torch's memory, which begins at a cache line; tiles need that. Numbers are
+float32, or bfloat16 as uint16. Codes are bytes: whole numbers around `zero`, which is 0 for tiles
+and 128 where a kernel wants them unsigned. A step is what one whole number of a row is worth. All
+of this is in one file, since Numba keeps compiled code on disk by the file that a function is in.
+
+Numba comes with `pip install "millpond[int8]"`: import this module only where it is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import torch
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+
+__all__ = [
+    "COLUMNS_AT_ONCE",
+    "OUTPUTS_AT_ONCE",
+    "PALETTE",
+    "ROWS_AT_ONCE",
+    "Tiles",
+    "add_and_norm",
+    "dequantize",
+    "gelu_and_quantize",
+    "has_tiles",
+    "in_tiles",
+    "quantize",
+]
+
+Array = npt.NDArray[Any]
+
+# Not numbers that are taken to be finite: a row that is not stays so.
+FAST = {"arcp", "contract", "nsz", "reassoc"}
+OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": FAST, "error_model": "numpy"}
+
+MOST = np.float32(127)
+"""The largest code."""
+SMALLEST = np.uint32(0x0DA24260)  # 1e-30 as bits, instead of the largest number of a row of zeros
+MAGNITUDE = np.uint32(0x7FFF_FFFF)
+# Added to a small number, it leaves that number, rounded, in the low bits.
+ROUNDING = np.float32(3 * 2**22)
+HALF = np.float32(0.5)
+ONE = np.float32(1)
+# gelu(x) = x (1/2 + t P(t²)), t = x but within ±4: a fit to the normal distribution by least
+# squares, weighted until the largest error is smallest. It is 1.9e-4, a hundredth of a step.
+GELU_REACH = np.float32(4)
+GELU_COEFFICIENTS = np.array(
+    [
+        2.2780822561685454e-08,
+        -1.5985681329766521e-06,
+        4.7954777983250096e-05,
+        -0.0008140075951814651,
+        0.008772346191108227,
+        -0.0645730048418045,
+        0.39788326621055603,
+    ],
+    np.float32,
+)
+
+ROWS_AT_ONCE = 32  # of tokens, in two tiles
+OUTPUTS_AT_ONCE = 32
+COLUMNS_AT_ONCE = 64  # bytes of a tile's row
+TILE = 1024  # bytes: 16 rows
+PALETTE = np.zeros(64, np.uint8)
+"""The shapes of the eight tiles, as the processor wants to be told (LDTILECFG in Intel's manual)."""
+PALETTE[0] = 1
+PALETTE[16:32].view(np.uint16)[:] = COLUMNS_AT_ONCE
+PALETTE[48:56] = 16
+
+
+def _kernel(function: Callable[..., Any]) -> Any:
+    """Compiled when first called, and kept on disk where there is a place for it."""
+    try:
+        return numba.njit(cache=True, **OPTIONS)(function)
+    except RuntimeError:  # no folder that may be written to
+        return numba.njit(**OPTIONS)(function)
+
+
+def _inline(function: Callable[..., Any]) -> Any:
+    return numba.njit(forceinline=True, **OPTIONS)(function)
+
+
+@intrinsic
+def _use_widest_vectors(context: Any) -> Any:
+    """For the function it is called in: 512 bits where there are, of which LLVM takes 256."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        # llvmlite knows only some attributes by name.
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+# Numbers, stored as float32 or bfloat16.
+
+
+@_inline
+def _bits(number: Any) -> Any:
+    return np.float32(number).view(np.uint32)
+
+
+def _loaded(stored: Any) -> Any:
+    """A stored number as float32."""
+    raise NotImplementedError
+
+
+@overload(_loaded, strict=False, jit_options={"forceinline": True, **OPTIONS})
+def _(stored: Any) -> Any:
+    if stored == types.uint16:
+        return lambda stored: np.uint32(np.uint32(stored) << np.uint32(16)).view(np.float32)
+    return lambda stored: stored
+
+
+def _rounded(number: Any, out: Any) -> Any:
+    """A float32 as `out` stores it."""
+    raise NotImplementedError
+
+
+@overload(_rounded, strict=False, jit_options={"forceinline": True, **OPTIONS})
+def _(number: Any, out: Any) -> Any:
+    if out.dtype == types.uint16:
+
+        def to_bfloat16(number: Any, out: Any) -> Any:
+            bits = _bits(number)
+            to_even = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
+            return np.uint16(np.uint32(bits + to_even + np.uint32(0x7FFF)) >> np.uint32(16))
+
+        return to_bfloat16
+    return lambda number, out: number
+
+
+# Tiles: LLVM's names of the instructions, and the numbers of the tiles as constants.
+
+
+def _emit(builder: Any, name: str, *arguments: Any) -> None:
+    kinds = [argument.type for argument in arguments]
+    function = ir.FunctionType(ir.VoidType(), kinds)
+    builder.call(cgutils.get_or_insert_function(builder.module, function, name), arguments)
+
+
+def _number(literal: Any) -> Any:
+    return ir.Constant(ir.IntType(8), literal.literal_value)
+
+
+def _place(context: Any, builder: Any, kind: Any, array: Any, offset: Any) -> Any:
+    """Where a byte of an array is."""
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.gep(builder.bitcast(data, ir.IntType(8).as_pointer()), [offset])
+
+
+@intrinsic
+def _configure(context: Any, palette: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        start = ir.Constant(ir.IntType(64), 0)
+        place = _place(context, builder, signature.args[0], arguments[0], start)
+        _emit(builder, "llvm.x86.ldtilecfg", place)
+        return context.get_dummy_value()
+
+    return types.void(palette), generate
+
+
+@intrinsic
+def _release(context: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _emit(builder, "llvm.x86.tilerelease")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic(prefer_literal=True)
+def _clear(context: Any, tile: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _emit(builder, "llvm.x86.tilezero", _number(tile))
+        return context.get_dummy_value()
+
+    return types.void(tile), generate
+
+
+@intrinsic(prefer_literal=True)
+def _load(context: Any, tile: Any, array: Any, offset: Any, stride: Any) -> Any:
+    """16 rows of 64 bytes, `stride` bytes apart."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = _place(context, builder, signature.args[1], *arguments[1:3])
+        _emit(builder, "llvm.x86.tileloadd64", _number(tile), place, arguments[3])
+        return context.get_dummy_value()
+
+    return types.void(tile, array, types.int64, types.int64), generate
+
+
+@intrinsic(prefer_literal=True)
+def _store(context: Any, tile: Any, array: Any, offset: Any, stride: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = _place(context, builder, signature.args[1], *arguments[1:3])
+        _emit(builder, "llvm.x86.tilestored64", _number(tile), place, arguments[3])
+        return context.get_dummy_value()
+
+    return types.void(tile, array, types.int64, types.int64), generate
+
+
+@intrinsic(prefer_literal=True)
+def _multiply(context: Any, sums: Any, rows: Any, columns: Any) -> Any:
+    """Add the product of signed bytes to a tile of 16 x 16 sums."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _emit(builder, "llvm.x86.tdpbssd", *map(_number, (sums, rows, columns)))
+        return context.get_dummy_value()
+
+    return types.void(sums, rows, columns), generate
+
+
+class Tiles(NamedTuple):
+    """A product that has yet to be computed, block by block."""
+
+    codes: Array
+    """Uint8 `[rows, columns]` around 0, as many rows as whole blocks have."""
+    weight: Array
+    """`in_tiles` of the weight."""
+    sums: Array
+    """Int32 `[ROWS_AT_ONCE, at least outputs]`: room for one block."""
+    palette: Array
+
+
+def in_tiles(weight: Array) -> Array:
+    """Codes of a weight, int8 `[outputs, columns]`, as tiles `[outputs / 16, columns / 64, 1024]`.
+
+    A tile's rows are groups of four columns, each with the codes of 16 outputs.
+    """
+    outputs, columns = weight.shape
+    down, across = outputs // 16, columns // COLUMNS_AT_ONCE
+    groups = weight.reshape(down, 16, across, 16, 4).transpose(0, 2, 3, 1, 4)
+    return np.ascontiguousarray(groups).reshape(down, across, TILE)
+
+
+def _block(source: Any, start: Any) -> Any:
+    """Sums of the rows from `start` on, `[at least ROWS_AT_ONCE or all that are left, outputs]`."""
+    raise NotImplementedError
+
+
+@overload(_block, strict=False, jit_options=OPTIONS)
+def _(source: Any, start: Any) -> Any:
+    if isinstance(source, types.Array):
+        return lambda source, start: source[start:]
+
+    def multiply(source: Any, start: Any) -> Any:
+        codes, weight, sums = source.codes, source.weight, source.sums
+        columns, step = codes.shape[1], 4 * sums.shape[1]
+        upper, lower = start * columns, (start + 16) * columns
+        across = weight.shape[1] * TILE
+        _configure(source.palette)
+        for panel in range(0, weight.shape[0], 2):
+            left, right = panel * across, (panel + 1) * across
+            _clear(0)
+            _clear(1)
+            _clear(2)
+            _clear(3)
+            for k in range(weight.shape[1]):
+                _load(4, codes, upper + k * COLUMNS_AT_ONCE, columns)
+                _load(5, codes, lower + k * COLUMNS_AT_ONCE, columns)
+                _load(6, weight, left + k * TILE, COLUMNS_AT_ONCE)
+                _load(7, weight, right + k * TILE, COLUMNS_AT_ONCE)
+                _multiply(0, 4, 6)
+                _multiply(1, 4, 7)
+                _multiply(2, 5, 6)
+                _multiply(3, 5, 7)
+            place = 64 * panel
+            _store(0, sums, place, step)
+            _store(1, sums, place + 64, step)
+            _store(2, sums, place + 16 * step, step)
+            _store(3, sums, place + 16 * step + 64, step)
+        _release()
+        return sums
+
+    return multiply
+
+
+@cache
+def has_tiles() -> bool:
+    """Whether this processor has matrix units for bytes, and the system and Numba let us use them.
+
+    Their instructions are fatal where they are not there, so nobody may have told Numba that this
+    is another processor.
+    """
+    told = numba.config.CPU_NAME, numba.config.CPU_FEATURES
+    initialize = getattr(torch.cpu, "_init_amx", None)  # asks the system for the units' state
+    if any(told) or initialize is None:
+        return False
+    features = binding.get_host_cpu_features()
+    return bool(features.get("amx-tile") and features.get("amx-int8") and initialize())
+
+
+# What is done to each row.
+
+
+@_inline
+def _put_codes(row: Any, at: Any, zero: Any, codes: Any, steps: Any) -> None:
+    """Round a row of float32 by its largest number."""
+    largest = SMALLEST
+    for j in range(row.size):
+        # As whole numbers, bits without their sign are in the same order; what is not a number is
+        # the largest.
+        largest = max(largest, np.uint32(_bits(row[j]) & MAGNITUDE))
+    most = np.uint32(largest).view(np.float32)
+    scale, shift = MOST / most, ROUNDING + zero
+    for j in range(row.size):
+        codes[at, j] = np.uint8(_bits(row[j] * scale + shift))
+    steps[at] = most / MOST
+
+
+@_inline
+def _gelu(x: Any) -> Any:
+    t = min(max(x, -GELU_REACH), GELU_REACH)
+    square = t * t
+    p = GELU_COEFFICIENTS[0]
+    for k in range(1, len(GELU_COEFFICIENTS)):
+        p = p * square + GELU_COEFFICIENTS[k]
+    return x * (HALF + t * p)
+
+
+@_kernel
+def quantize(rows: Array, evening: Array, zero: float, codes: Array, steps: Array) -> None:
+    """Codes uint8 `[n, columns]` and steps float32 `[n]` of rows times `evening` `[columns]`."""
+    _use_widest_vectors()
+    row = np.empty(rows.shape[1], np.float32)
+    for i in range(rows.shape[0]):
+        for j in range(row.size):
+            row[j] = _loaded(rows[i, j]) * evening[j]
+        _put_codes(row, i, zero, codes, steps)
+
+
+@_kernel
+def dequantize(source: Any, steps: Array, scales: Array, bias: Array, out: Array) -> None:
+    """A layer's outputs `[n, outputs]` of its sums, steps `[n]`, scales and bias `[outputs]`."""
+    _use_widest_vectors()
+    count, outputs = out.shape
+    for start in range(0, count, ROWS_AT_ONCE):
+        sums = _block(source, start)
+        for i in range(min(ROWS_AT_ONCE, count - start)):
+            step = steps[start + i]
+            for j in range(outputs):
+                number = np.float32(sums[i, j]) * (step * scales[j]) + bias[j]
+                out[start + i, j] = _rounded(number, out)
+
+
+@_kernel
+def gelu_and_quantize(
+    source: Any,
+    steps: Array,
+    scales: Array,
+    bias: Array,
+    evening: Array,
+    zero: float,
+    codes: Array,
+    out_steps: Array,
+) -> None:
+    """What the next layer takes, `quantize` of the exact GELU of a layer's outputs."""
+    _use_widest_vectors()
+    count = steps.size
+    row = np.empty(scales.size, np.float32)
+    for start in range(0, count, ROWS_AT_ONCE):
+        sums = _block(source, start)
+        for i in range(min(ROWS_AT_ONCE, count - start)):
+            step = steps[start + i]
+            for j in range(row.size):
+                number = np.float32(sums[i, j]) * (step * scales[j]) + bias[j]
+                row[j] = _gelu(number) * evening[j]
+            _put_codes(row, start + i, zero, codes, out_steps)
+
+
+@_kernel
+def add_and_norm(
+    source: Any,
+    steps: Array,
+    scales: Array,
+    bias: Array,
+    others: Array,
+    weight: Array,
+    shift: Array,
+    epsilon: float,
+    out: Array,
+) -> None:
+    """Layer norm, with `weight` and `shift`, of a layer's outputs and `others` `[n, outputs]`."""
+    _use_widest_vectors()
+    count, outputs = out.shape
+    row = np.empty(outputs, np.float32)
+    for start in range(0, count, ROWS_AT_ONCE):
+        sums = _block(source, start)
+        for i in range(min(ROWS_AT_ONCE, count - start)):
+            step = steps[start + i]
+            total = np.float32(0)
+            for j in range(outputs):
+                number = np.float32(sums[i, j]) * (step * scales[j]) + bias[j]
+                number += _loaded(others[start + i, j])
+                row[j] = number
+                total += number
+            mean = total / np.float32(outputs)
+            squares = np.float32(0)
+            for j in range(outputs):
+                squares += (row[j] - mean) * (row[j] - mean)
+            scale = ONE / np.sqrt(squares / np.float32(outputs) + epsilon)
+            for j in range(outputs):
+                number = (row[j] - mean) * scale * weight[j] + shift[j]
+                out[start + i, j] = _rounded(number, out)
