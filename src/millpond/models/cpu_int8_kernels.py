@@ -35,6 +35,7 @@ __all__ = [
     "ROWS_AT_ONCE",
     "Tiles",
     "add_and_norm",
+    "attend",
     "dequantize",
     "gelu_and_quantize",
     "has_tiles",
@@ -59,25 +60,32 @@ ONE = np.float32(1)
 # gelu(x) = x (1/2 + t P(t²)), t = x but within ±4: a fit to the normal distribution by least
 # squares, weighted until the largest error is smallest. It is 1.9e-4, a hundredth of a step.
 GELU_REACH = np.float32(4)
-GELU_COEFFICIENTS = np.array(
+P0, P1, P2, P3, P4, P5, P6 = np.array(
     [
-        2.2780822561685454e-08,
-        -1.5985681329766521e-06,
-        4.7954777983250096e-05,
-        -0.0008140075951814651,
-        0.008772346191108227,
-        -0.0645730048418045,
         0.39788326621055603,
+        -0.0645730048418045,
+        0.008772346191108227,
+        -0.0008140075951814651,
+        4.7954777983250096e-05,
+        -1.5985681329766521e-06,
+        2.2780822561685454e-08,
     ],
     np.float32,
 )
+
+# 2 to the power of -1/2 to 1/2 as 1 + x (E1 + x (E2 + x E3)).
+E1, E2, E3 = np.array([0.6931472, 0.2402265, 0.0558282], np.float32)
+LOG2_E = np.float32(1.4426950408889634)
+LEAST_POWER = np.float32(-126)
+MOST_TOTAL = np.float32(2**60)  # of powers, and its inverse the least
+LOWEST = np.float32(-1e30)  # a score that nobody sees
 
 ROWS_AT_ONCE = 32  # of tokens, in two tiles
 OUTPUTS_AT_ONCE = 32
 COLUMNS_AT_ONCE = 64  # bytes of a tile's row
 TILE = 1024  # bytes: 16 rows
 PALETTE = np.zeros(64, np.uint8)
-"""The shapes of the eight tiles, as the processor wants to be told (LDTILECFG in Intel's manual)."""
+"""The shapes of the eight tiles, as the processor takes them (LDTILECFG in Intel's manual)."""
 PALETTE[0] = 1
 PALETTE[16:32].view(np.uint16)[:] = COLUMNS_AT_ONCE
 PALETTE[48:56] = 16
@@ -216,6 +224,17 @@ def _store(context: Any, tile: Any, array: Any, offset: Any, stride: Any) -> Any
 
 
 @intrinsic(prefer_literal=True)
+def _multiply_bfloat16(context: Any, sums: Any, rows: Any, columns: Any) -> Any:
+    """Add the product of pairs of bfloat16 to a tile of 16 x 16 float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _emit(builder, "llvm.x86.tdpbf16ps", *map(_number, (sums, rows, columns)))
+        return context.get_dummy_value()
+
+    return types.void(sums, rows, columns), generate
+
+
+@intrinsic(prefer_literal=True)
 def _multiply(context: Any, sums: Any, rows: Any, columns: Any) -> Any:
     """Add the product of signed bytes to a tile of 16 x 16 sums."""
 
@@ -303,7 +322,8 @@ def has_tiles() -> bool:
     if any(told) or initialize is None:
         return False
     features = binding.get_host_cpu_features()
-    return bool(features.get("amx-tile") and features.get("amx-int8") and initialize())
+    has_units = all(features.get(name) for name in ("amx-tile", "amx-int8", "amx-bf16"))
+    return bool(has_units and initialize())
 
 
 # What is done to each row.
@@ -327,10 +347,8 @@ def _put_codes(row: Any, at: Any, zero: Any, codes: Any, steps: Any) -> None:
 @_inline
 def _gelu(x: Any) -> Any:
     t = min(max(x, -GELU_REACH), GELU_REACH)
-    square = t * t
-    p = GELU_COEFFICIENTS[0]
-    for k in range(1, len(GELU_COEFFICIENTS)):
-        p = p * square + GELU_COEFFICIENTS[k]
+    u = t * t
+    p = P0 + u * (P1 + u * (P2 + u * (P3 + u * (P4 + u * (P5 + u * P6)))))
     return x * (HALF + t * p)
 
 
@@ -418,3 +436,178 @@ def add_and_norm(
             for j in range(outputs):
                 number = (row[j] - mean) * scale * weight[j] + shift[j]
                 out[start + i, j] = _rounded(number, out)
+
+
+# Attention of whole sequences, in bfloat16.
+
+
+@_inline
+def _in_order(bits: Any) -> Any:
+    """Bits of a float32 as a whole number that is larger for a larger one, and back."""
+    number = np.int32(bits)
+    return np.int32(number ^ np.int32(np.int32(number >> np.int32(31)) & np.int32(0x7FFF_FFFF)))
+
+
+# The sum and what it was rounded to must not be simplified away.
+@numba.njit(forceinline=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
+def _power_of_two(x: Any) -> Any:
+    """2 to the power of x, from -126 to 126, to 1e-4 of it; as bits."""
+    shifted = np.float32(x + ROUNDING)
+    f = np.float32(x - np.float32(shifted - ROUNDING))
+    p = ONE + f * (E1 + f * (E2 + f * E3))
+    return np.uint32(_bits(p) + np.uint32(_bits(shifted) << np.uint32(23)))
+
+
+@_inline
+def _put_keys(joined: Any, start: Any, length: Any, place: Any, half: Any, keys: Any) -> None:
+    """Keys as tiles `[keys / 16, size / 32, 16 pairs of numbers, 16 keys]`, pairs as uint32."""
+    keys[-1] = 0
+    keys[-2] = 0
+    for key in range(length):
+        tile, n = key // 16, key % 16
+        for step in range(half // 16):
+            for pair in range(16):
+                keys[tile, step, 16 * pair + n] = joined[start + key, place + 16 * step + pair]
+
+
+@_inline
+def _put_values(joined: Any, start: Any, length: Any, place: Any, values: Any) -> None:
+    """Values as tiles `[keys / 32, size / 16, 16 pairs of keys, 16 numbers]`, pairs as uint32."""
+    values[-1] = 0
+    for pair in range((length + 1) // 2):
+        tile, row, first = pair // 16, 16 * (pair % 16), start + 2 * pair
+        has_second = 2 * pair + 1 < length
+        second = first + 1 if has_second else first
+        mask = np.uint32(0xFFFF_0000 if has_second else 0)
+        for column in range(values.shape[1]):
+            at = place + 16 * column
+            for d in range(16):
+                high = np.uint32(np.uint32(joined[second, at + d]) << np.uint32(16)) & mask
+                values[tile, column, row + d] = np.uint32(np.uint32(joined[first, at + d]) | high)
+
+
+@_inline
+def _put_powers(scores: Any, i: Any, columns: Any, scaling: Any, highest: Any, weights: Any) -> Any:
+    """2 to the power of a row of scores, times `scaling` and less `highest`, and their sum."""
+    total = np.float32(0)
+    for j in range(columns):
+        power = scores[i, j] * scaling - highest
+        # What is not a number is in no order, and stays.
+        power = LEAST_POWER if power < LEAST_POWER else power
+        power = -LEAST_POWER if power > -LEAST_POWER else power
+        bits = _power_of_two(power)
+        weights[i, j] = np.uint16(np.uint32(bits + np.uint32(0x8000)) >> np.uint32(16))
+        total += np.uint32(bits).view(np.float32)
+    return total
+
+
+@_inline
+def _put_weights(
+    scores: Any, count: Any, length: Any, scaling: Any, weights: Any, totals: Any
+) -> None:
+    """Softmax of rows of scores, as bfloat16 and before it is divided by `totals`."""
+    columns = (length + 31) // 32 * 32
+    for i in range(count):
+        for j in range(length, columns):
+            scores[i, j] = LOWEST
+        total = _put_powers(scores, i, columns, scaling, np.float32(0), weights)
+        # Only scores far from 0 have to be shifted, by the largest of them.
+        if not ONE / MOST_TOTAL < total < MOST_TOTAL:
+            most = np.int32(-(2**31))
+            for j in range(length):
+                most = max(most, _in_order(_bits(scores[i, j])))
+            highest = np.uint32(_in_order(most)).view(np.float32) * scaling
+            total = _put_powers(scores, i, columns, scaling, highest, weights)
+        totals[i] = total
+
+
+@_kernel
+def attend(
+    joined: Array,
+    pairs: Array,
+    starts: Array,
+    lengths: Array,
+    size: int,
+    scaling: float,
+    scores: Array,
+    weights: Array,
+    keys: Array,
+    values: Array,
+    query: Array,
+    palette: Array,
+    out: Array,
+) -> None:
+    """Every sequence's attention to itself, uint16 `[n, heads x size]`, in tiles.
+
+    Query, key and value are `joined`, uint16 `[n, 3 x heads x size]`, and `pairs` the same as
+    uint32. What is between is room, that begins at a cache line: `scores` float32 `[32, k]`,
+    `weights` uint16 `[32, k]`, `keys` uint32 `[k / 16, size / 32, 256]`, `values` uint32 `[k / 32,
+    size / 16, 256]` and `query` uint16 `[32, size]`, k being the longest length, and up to a
+    multiple of 32.
+    """
+    _use_widest_vectors()
+    width = out.shape[1]
+    heads, half, steps = width // size, size // 2, size // 32
+    to_power = np.float32(scaling * LOG2_E)
+    totals = np.empty(ROWS_AT_ONCE, np.float32)
+    sums = scores.reshape(-1)
+    stride, weight_stride = 4 * scores.shape[1], 2 * weights.shape[1]
+    _configure(palette)
+    for s in range(starts.size):
+        start, length = starts[s], lengths[s]
+        blocks = (length + 31) // 32
+        for head in range(heads):
+            place = head * size
+            _put_keys(pairs, start, length, (width + place) // 2, half, keys[: 2 * blocks])
+            _put_values(joined, start, length, 2 * width + place, values[:blocks])
+            for row in range(0, length, ROWS_AT_ONCE):
+                count = min(ROWS_AT_ONCE, length - row)
+                for i in range(count):
+                    for d in range(size):
+                        query[i, d] = joined[start + row + i, place + d]
+                for block in range(blocks):
+                    _clear(0)
+                    _clear(1)
+                    _clear(2)
+                    _clear(3)
+                    for k in range(steps):
+                        left = (2 * block * steps + k) * TILE
+                        _load(4, query, 64 * k, 2 * size)
+                        _load(5, query, 64 * k + 32 * size, 2 * size)
+                        _load(6, keys, left, 64)
+                        _load(7, keys, left + steps * TILE, 64)
+                        _multiply_bfloat16(0, 4, 6)
+                        _multiply_bfloat16(1, 4, 7)
+                        _multiply_bfloat16(2, 5, 6)
+                        _multiply_bfloat16(3, 5, 7)
+                    at = 128 * block
+                    _store(0, scores, at, stride)
+                    _store(1, scores, at + 64, stride)
+                    _store(2, scores, at + 16 * stride, stride)
+                    _store(3, scores, at + 16 * stride + 64, stride)
+                _put_weights(scores, count, length, to_power, weights, totals)
+                for column in range(0, 2 * steps, 2):
+                    _clear(0)
+                    _clear(1)
+                    _clear(2)
+                    _clear(3)
+                    for block in range(blocks):
+                        left = (2 * block * steps + column) * TILE
+                        _load(4, weights, 64 * block, weight_stride)
+                        _load(5, weights, 64 * block + 16 * weight_stride, weight_stride)
+                        _load(6, values, left, 64)
+                        _load(7, values, left + TILE, 64)
+                        _multiply_bfloat16(0, 4, 6)
+                        _multiply_bfloat16(1, 4, 7)
+                        _multiply_bfloat16(2, 5, 6)
+                        _multiply_bfloat16(3, 5, 7)
+                    _store(0, scores, 0, 128)
+                    _store(1, scores, 64, 128)
+                    _store(2, scores, 2048, 128)
+                    _store(3, scores, 2112, 128)
+                    for i in range(count):
+                        share = ONE / totals[i]
+                        for d in range(32):
+                            number = sums[32 * i + d] * share
+                            out[start + row + i, place + 16 * column + d] = _rounded(number, out)
+    _release()

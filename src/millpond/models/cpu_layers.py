@@ -25,7 +25,15 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from .attention import PackedSequences, wants_whole_steps
-from .cpu_int8 import Inputs, Int8Layer, Int8Linear, Int8Norm, in_int8
+from .cpu_int8 import (
+    Inputs,
+    Int8Layer,
+    Int8Linear,
+    Int8Norm,
+    has_tile_attention,
+    in_int8,
+    tile_attention,
+)
 from .cpu_linear import PrepackedLinear, Product, are_close, is_exact_gelu, prepacked
 
 __all__ = ["FlatEncoder", "flatten_layers"]
@@ -63,6 +71,11 @@ _attention_functions: Any = AttentionInterface()  # type: ignore[no-untyped-call
 
 NormOptions = tuple[tuple[int, ...], Tensor | None, Tensor | None, float]
 """What `torch.layer_norm` takes after the rows."""
+
+
+Attend = Callable[[Tensor, PackedSequences, int, float], Tensor]
+"""Of query, key and value `[n, 3 × heads × size]`, the sequences, the size and the scaling, to
+`[n, heads × size]`: zeros for rows that belong to no sequence."""
 
 
 class LayerProducts(Protocol):
@@ -104,12 +117,14 @@ class FlatLayer:
     """A layer's computation."""
 
     products: LayerProducts
+    attend: Attend
     head_size: int
     scaling: float
 
     def packed(self, rows: Tensor, sequences: PackedSequences) -> Tensor:
         """Rows of a packed row, `[total, width]` in and out."""
-        return self._after(self._attend(self.products.project(rows), sequences), rows)
+        joined = self.products.project(rows)
+        return self._after(self.attend(joined, sequences, self.head_size, self.scaling), rows)
 
     def with_attention(
         self, attend: Callable[[Tensor, Tensor, Tensor], Tensor], rows: Tensor
@@ -121,32 +136,34 @@ class FlatLayer:
         attended = attend(*joined.permute(2, 0, 3, 1, 4).unbind())
         return self._after(attended.reshape(len(flat), -1), flat).view(rows.shape)
 
-    def _attend(self, joined: Tensor, sequences: PackedSequences) -> Tensor:
-        found = []
-        for start, count, length in sequences.groups:
-            stop = start + count * length
-            run = joined[start:stop].view(count, length, 3, -1, self.head_size)
-            query, key, value = run.permute(2, 0, 3, 1, 4).unbind()
-            mask = None
-            if wants_whole_steps(length, joined):
-                missing, mask = sequences.whole_step(length, joined)
-                if count == 1 and stop == sequences.total and stop + missing <= len(joined):
-                    # What nobody sees may as well be the rows that belong to no sequence.
-                    longer = joined[start : stop + missing].view(1, -1, *run.shape[2:])[:, :, 1:]
-                else:
-                    longer = run.new_zeros(count, length + missing, 2, *run.shape[3:])
-                    longer[:, :length] = run[:, :, 1:]
-                key, value = longer.permute(2, 0, 3, 1, 4).unbind()
-            attended = scaled_dot_product_attention(
-                query, key, value, attn_mask=mask, scale=self.scaling
-            )
-            found.append(attended.transpose(1, 2).reshape(stop - start, -1))
-        if stop < len(joined):  # rows that belong to no sequence
-            found.append(joined.new_zeros(len(joined) - stop, found[0].shape[1]))
-        return found[0] if len(found) == 1 else torch.cat(found)
-
     def _after(self, attended: Tensor, rows: Tensor) -> Tensor:
         return self.products.feed_forward(self.products.merge(attended, rows))
+
+
+def attend_in_groups(
+    joined: Tensor, sequences: PackedSequences, size: int, scaling: float
+) -> Tensor:
+    """Attention within each sequence, those of one length at a time, by torch."""
+    found = []
+    for start, count, length in sequences.groups:
+        stop = start + count * length
+        run = joined[start:stop].view(count, length, 3, -1, size)
+        query, key, value = run.permute(2, 0, 3, 1, 4).unbind()
+        mask = None
+        if wants_whole_steps(length, joined):
+            missing, mask = sequences.whole_step(length, joined)
+            if count == 1 and stop == sequences.total and stop + missing <= len(joined):
+                # What nobody sees may as well be the rows that belong to no sequence.
+                longer = joined[start : stop + missing].view(1, -1, *run.shape[2:])[:, :, 1:]
+            else:
+                longer = run.new_zeros(count, length + missing, 2, *run.shape[3:])
+                longer[:, :length] = run[:, :, 1:]
+            key, value = longer.permute(2, 0, 3, 1, 4).unbind()
+        attended = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+        found.append(attended.transpose(1, 2).reshape(stop - start, -1))
+    if stop < len(joined):  # rows that belong to no sequence
+        found.append(joined.new_zeros(len(joined) - stop, found[0].shape[1]))
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 @torch.no_grad()
@@ -165,7 +182,7 @@ def _flatten(layer: nn.Module, steady: bool, int8_inputs: Inputs | None) -> bool
     names = next((names for names in (BERT, DISTILBERT) if _has_parts(layer, names)), None)
     if names is None:
         return False
-    parts = {part: layer.get_submodule(name) for part, name in names.items()}
+    parts: dict[str, Any] = {part: layer.get_submodule(name) for part, name in names.items()}
     attention: Any = layer.get_submodule(names["query"].rpartition(".")[0])
     linears: Mapping[str, nn.Linear]
     products: LayerProducts
@@ -176,7 +193,10 @@ def _flatten(layer: nn.Module, steady: bool, int8_inputs: Inputs | None) -> bool
         else:
             linears, products = _int8_products(parts, int8_inputs)
             rows, tolerance = int8_inputs[parts["query"]][-1].unsqueeze(0), INT8_TOLERANCE
-        flat = FlatLayer(products, attention.attention_head_size, attention.scaling)
+        size, attend = attention.attention_head_size, attend_in_groups
+        if int8_inputs is not None and has_tile_attention(parts["query"].weight.dtype, size):
+            attend = tile_attention
+        flat = FlatLayer(products, attend, size, attention.scaling)
         forward = partial(_forward, flat, attention)
         agrees = are_close(forward(rows), layer(rows), tolerance)
     except Exception:  # whatever a layer that is called otherwise, or a kernel, objects with

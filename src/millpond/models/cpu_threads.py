@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .cpu_int8 import has_int8_layers
 from .right_of_way import RightOfWay
 from .rotary import rotates_by_length
 from .thread_choice import ThreadChoice
@@ -44,12 +45,17 @@ class CpuThreads:
     or more, `query_workers` (one) beside them runs queries alone.
     """
 
-    def __init__(self, total: int, *, parameters: int, max_batch_tokens: int) -> None:
+    def __init__(
+        self, total: int, *, parameters: int, max_batch_tokens: int, one_thread: bool = False
+    ) -> None:
+        """With `one_thread` a pass makes no use of more, so there are more workers instead."""
         self.total = total
         self._operations_per_token = 2 * parameters
         operations = self._operations_per_token * max_batch_tokens
-        self.per_worker = _between(1, operations / BATCH_OPERATIONS_PER_THREAD, total)
-        self.workers = min(total // self.per_worker, MOST_WORKERS)
+        threads = _between(1, operations / BATCH_OPERATIONS_PER_THREAD, total)
+        self.per_worker = 1 if one_thread else threads
+        most = MOST_WORKERS * threads if one_thread else MOST_WORKERS
+        self.workers = min(total // self.per_worker, most)
         self.query_workers = 1 if total > 1 else 0
         self._lock = threading.Lock()
         self._in_use = 0  # under the lock
@@ -70,6 +76,7 @@ class CpuThreads:
             torch.get_num_threads(),
             parameters=_multiplied_parameters(model),
             max_batch_tokens=max_batch_tokens,
+            one_thread=has_int8_layers(model),
         )
 
     def wanted(self, tokens: int, *, queries: bool, texts: int = 1) -> int:
