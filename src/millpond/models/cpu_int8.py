@@ -15,6 +15,7 @@ are tried before they are trusted: without VNNI, sums of large products overflow
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -319,10 +320,9 @@ def _operators() -> Any:
 @cache
 def _kernels() -> ModuleType:
     try:
-        from . import cpu_int8_kernels  # Numba takes a while to import
-    except ImportError as error:
+        return importlib.import_module(".cpu_int8_kernels", __package__)
+    except ImportError as error:  # Numba, which takes a while to import
         raise InvalidOption(NOT_INSTALLED.format(reason=error)) from error
-    return cpu_int8_kernels
 
 
 Inputs = Mapping[nn.Module, Sequence[Tensor]]
