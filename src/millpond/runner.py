@@ -44,7 +44,7 @@ __all__ = ["BatchRunner", "Runner", "Ticket"]
 # On a CPU, batches beyond the caches are slower; a GPU wants them large; a table has no arithmetic.
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32_767, "mps": 8_192, "static": 65_536}
 # With narrow layers a CPU's caches hold more. Measured with AMX in bfloat16: 2,048 tokens are 1.06
-# to 1.2 times as fast as 1,024 with 384 columns, 0.77 times with 768; in int8 0.9 with 384.
+# to 1.2 times as fast as 1,024 with 384 columns, 0.77 times with 768; in int8 0.87 to 1.08.
 NARROW_BATCH_TOKENS, NARROW_COLUMNS = 2048, 384
 # Fewer take about as long.
 MIN_BATCH_TOKENS = {"cuda": 4096, "mps": 512}
