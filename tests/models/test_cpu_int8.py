@@ -246,6 +246,8 @@ def test_the_real_model_in_int8_is_close_to_float32() -> None:
     with Engine(REAL_MODEL, dtype="int8") as engine:
         found = engine.embed(texts)
         info = engine.info()
+        encoder = engine._service.runner.pipelines[0].encoder  # type: ignore[attr-defined]
+        assert encoder.runs_flat
     assert info.dtype == "int8"
     assert info.execution == "packed"
     assert info.routes[0].same_bits

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from millpond.config import EngineConfig
 from millpond.models.attention import PackedSequences
 from millpond.models.pipeline import promised
-from millpond.models.selfcheck import PAD_TO, Execution, leave_out_pooler, prove_execution
+from millpond.models.selfcheck import (
+    PAD_TO,
+    Execution,
+    disagreement,
+    leave_out_pooler,
+    prove_execution,
+)
 from millpond.models.transformer import Transformer
 
 PAD = 1
@@ -166,3 +172,23 @@ def test_a_gpu_promises_the_same_bits_only_where_it_was_asked_for_them(determini
     config = EngineConfig(model="any", deterministic=deterministic)
     assert promised(proven, config, torch.device("cuda", 0)).same_bits == deterministic
     assert promised(proven, config, torch.device("cpu")).same_bits
+
+
+@pytest.mark.parametrize(
+    ("int8_error", "distance", "agrees"),
+    [
+        (0.0, 0.07, True),
+        (0.0, 0.09, False),  # bfloat16's own rounding ends there
+        (0.05, 0.15, True),  # the other codes of two runs in int8
+        (0.05, 0.25, False),
+        (0.9, 0.6, False),  # as far as a wrong position, however coarse int8 is
+    ],
+)
+def test_runs_in_int8_may_be_as_far_apart_as_its_errors(
+    int8_error: float, distance: float, agrees: bool
+) -> None:
+    expected = torch.eye(8, dtype=torch.bfloat16)
+    rows = expected.clone()
+    rows[3, 4] = distance
+    reason = disagreement([rows], [expected], int8_error=int8_error)
+    assert (reason is None) == agrees

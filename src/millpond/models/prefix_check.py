@@ -61,7 +61,7 @@ def _compare(transformer: Transformer, texts: list[list[int]]) -> PrefixSupport:
     used = PrefixSlots(prefixes, slots, NO_INTEGERS, NO_INTEGERS)
     found = _run(transformer, ends, used, cache)
     expected = [rows[prefix:] for rows, prefix in zip(whole, prefixes, strict=True)]
-    reason = disagreement(found, expected, in_int8=transformer.is_int8)
+    reason = disagreement(found, expected, int8_error=transformer.int8_error)
     if reason is not None:
         return PrefixSupport(reason=f"with a cached prefix {reason}")
     same_bits = all(map(torch.equal, found, expected))
