@@ -241,9 +241,9 @@ def test_int8_is_refused_on_other_devices() -> None:
 @needs_int8
 def test_the_real_model_in_int8_is_close_to_float32() -> None:
     texts = [text for text in TEXTS if text]
-    with Engine(REAL_MODEL, dtype="float32") as engine:
+    with Engine(REAL_MODEL, device="cpu", dtype="float32") as engine:
         expected = engine.embed(texts)
-    with Engine(REAL_MODEL, dtype="int8") as engine:
+    with Engine(REAL_MODEL, device="cpu", dtype="int8") as engine:
         found = engine.embed(texts)
         info = engine.info()
         encoder = engine._service.runner.pipelines[0].encoder  # type: ignore[attr-defined]
@@ -259,7 +259,7 @@ def test_a_decoder_in_int8_has_the_same_bits_with_its_prompt_in_the_cache(
     checkpoint: Callable[[str], Path],
 ) -> None:
     prompts = {"query": "the stone grinds the grain of the mill while the water falls: "}
-    with Engine(checkpoint("qwen3"), dtype="int8", prompts=prompts) as engine:
+    with Engine(checkpoint("qwen3"), device="cpu", dtype="int8", prompts=prompts) as engine:
         first = engine.embed(list(TEXTS), task="query")
         again = engine.embed(list(TEXTS), task="query")
         assert engine.info().prefix_cache is not None
@@ -274,6 +274,9 @@ def test_a_model_that_int8_is_too_coarse_for_is_reported(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setitem(cpu_int8.MOST, "weights", 1)
-    with caplog.at_level(logging.WARNING, "millpond"), Engine(checkpoint("bert"), dtype="int8"):
+    with (
+        caplog.at_level(logging.WARNING, "millpond"),
+        Engine(checkpoint("bert"), device="cpu", dtype="int8"),
+    ):
         pass
     assert "dtype='auto' keeps them" in caplog.text
