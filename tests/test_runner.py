@@ -263,15 +263,21 @@ def test_fixed_rows_fill_to_a_multiple_with_short_sequences(runner: Runner) -> N
 
 
 @pytest.mark.parametrize(
-    ("width", "dtype", "tokens"),
+    ("width", "dtype", "threads", "tokens"),
     [
-        (384, "bfloat16", NARROW_BATCH_TOKENS),
-        (384, "float32", NARROW_BATCH_TOKENS),
-        (384, "int8", BATCH_TOKENS["cpu"]),
-        (768, "bfloat16", BATCH_TOKENS["cpu"]),
+        (384, "bfloat16", 2, NARROW_BATCH_TOKENS),
+        (384, "bfloat16", 16, NARROW_BATCH_TOKENS),
+        (384, "float32", 16, NARROW_BATCH_TOKENS),
+        (384, "int8", 2, NARROW_BATCH_TOKENS),
+        (384, "int8", 16, 2 * NARROW_BATCH_TOKENS),
+        (768, "int8", 16, BATCH_TOKENS["cpu"]),
+        (768, "bfloat16", 2, BATCH_TOKENS["cpu"]),
     ],
 )
-def test_narrow_layers_get_larger_batches_on_a_cpu(width: int, dtype: str, tokens: int) -> None:
+def test_narrow_layers_get_larger_batches_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, width: int, dtype: str, threads: int, tokens: int
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     pipeline: Any = SimpleNamespace(
         is_static=False, encoder=SimpleNamespace(width=width), dtype_name=dtype
     )
