@@ -17,7 +17,11 @@ from families import FAMILIES, Family
 from millpond import Engine
 from millpond.models import compiled_layers, transformer
 from millpond.models.attention import PackedSequences
-from millpond.models.compiled_layers import CompiledLayers, TracedSequences
+from millpond.models.compiled_layers import (
+    CompiledLayers,
+    TracedSequences,
+    without_global_state,
+)
 
 TEXTS = [text for text in checkpoints.TEXTS if text]
 PACKED = [family for family in FAMILIES if family.execution == "packed"]
@@ -32,7 +36,8 @@ def count_traces(function: Callable[..., Any]) -> Callable[..., Any]:
         traces.append(graph.print_readable(print_output=False))
         return graph.forward
 
-    return torch.compile(function, dynamic=True, backend=backend, fullgraph=True)
+    options = {"guard_filter_fn": without_global_state}
+    return torch.compile(function, dynamic=True, backend=backend, fullgraph=True, options=options)
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +114,22 @@ def test_models_are_compiled_apart() -> None:
     compiled.remove()
     assert torch.equal(model(torch.ones(5), packed_sequences=sequences), torch.full((5,), 4.0))
     assert len(traces) == 10
+
+
+def test_layers_are_not_compiled_anew_for_another_number_of_threads() -> None:
+    """The workers of a CPU's engine take as many as are free."""
+    sequences = TracedSequences.of(PackedSequences.of(np.array([5])))
+    model = Doubling()
+    compiled = CompiledLayers(model, count_traces)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            model(torch.ones(5), packed_sequences=sequences)
+    finally:
+        torch.set_num_threads(before)
+    assert not compiled.failed
+    assert len(traces) == 1
 
 
 def breaking(_: Callable[..., Any]) -> Callable[..., Any]:

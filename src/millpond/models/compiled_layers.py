@@ -8,7 +8,7 @@ a single operator to it, done by the same code as ever. It proves nothing: that 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .attention import PackedSequences
 
-__all__ = ["CompiledLayers", "TracedSequences", "compile_with_inductor"]
+__all__ = ["CompiledLayers", "TracedSequences", "compile_with_inductor", "without_global_state"]
 
 logger = logging.getLogger("millpond")
 
@@ -94,8 +94,17 @@ def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
 
 def compile_with_inductor(function: Callable[..., Any]) -> Callable[..., Any]:
     """`torch.compile` for any number of rows, and on a CPU for any number of threads."""
-    options: dict[str, Any] = {"cpp.dynamic_threads": True}
+    options = {"cpp.dynamic_threads": True, "guard_filter_fn": without_global_state}
     return torch.compile(function, dynamic=True, options=options)
+
+
+def without_global_state(guards: Sequence[Any]) -> list[bool]:
+    """Which of a compiler's guards are kept: all but that on torch's global state.
+
+    The thread count is part of it. A CPU's workers change that from batch to batch, and each count
+    would be compiled for anew; the rest of it, gradients and autocast, is the same in every batch.
+    """
+    return [guard.guard_type != "GLOBAL_STATE" for guard in guards]
 
 
 class CompiledLayers:
