@@ -25,10 +25,8 @@ def threads_for(total: int, parameters: int) -> CpuThreads:
         (1, MINILM, 1, 1),
         (2, MINILM, 1, 2),
         (16, MINILM, 1, 16),
-        (64, MINILM, 1, 16),
         (16, BASE, 2, 8),
         (2, LARGE, 2, 1),
-        (16, LARGE, 6, 2),
     ],
 )
 def test_the_larger_the_model_the_more_threads_share_a_batch(
@@ -38,10 +36,25 @@ def test_the_larger_the_model_the_more_threads_share_a_batch(
     assert (threads.per_worker, threads.workers) == (per_worker, workers)
 
 
-def test_where_a_pass_takes_one_thread_there_are_as_many_more_workers() -> None:
-    threads = CpuThreads(128, parameters=LARGE, max_batch_tokens=1024, one_thread=True)
-    assert (threads.per_worker, threads.workers) == (1, 96)
-    assert threads_for(128, LARGE).workers == 16
+@pytest.mark.parametrize(
+    ("total", "parameters", "per_worker", "workers"),
+    [(64, MINILM, 4, 16), (40, MINILM, 2, 16), (16, LARGE, 8, 2)],
+)
+def test_threads_that_are_left_over_are_shared_out(
+    total: int, parameters: int, per_worker: int, workers: int
+) -> None:
+    threads = threads_for(total, parameters)
+    assert (threads.per_worker, threads.workers) == (per_worker, workers)
+
+
+@pytest.mark.parametrize(
+    ("total", "parameters", "workers"), [(2, MINILM, 2), (64, MINILM, 32), (256, LARGE, 192)]
+)
+def test_where_a_pass_takes_one_thread_there_are_more_workers(
+    total: int, parameters: int, workers: int
+) -> None:
+    threads = CpuThreads(total, parameters=parameters, max_batch_tokens=1024, one_thread=True)
+    assert (threads.per_worker, threads.workers) == (1, workers)
 
 
 def test_queries_have_a_worker_beside_the_others_unless_there_is_one_thread() -> None:
