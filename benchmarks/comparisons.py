@@ -45,9 +45,9 @@ def comparisons(results: Results) -> Iterator[Comparison]:
         yield Comparison(title, _percentile(results, "lone_query", "", percentile), False)
     for setting in summary.settings(results, "callers"):
         value = _median(results, "callers", setting, summary.queries_per_second)
-        yield Comparison(f"{setting} callers, queries/s", value)
+        yield Comparison(f"{summary.callers(setting)}, queries/s", value)
         value = _percentile(results, "callers", setting, 99)
-        yield Comparison(f"{setting} callers, p99 ms", value, False)
+        yield Comparison(f"{summary.callers(setting)}, p99 ms", value, False)
     for percentile in (50, 99):
         value = _percentile(results, "during_ingestion", "", percentile)
         yield Comparison(f"a query during ingestion, p{percentile} ms", value, False)

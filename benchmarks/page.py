@@ -18,6 +18,7 @@ import aims
 import comparisons
 import report
 from aims import OURS, Reached
+from plan import FULL, QUICK
 from report import number
 from summary import Results
 
@@ -33,7 +34,7 @@ PLOTS = {
 REPRODUCE = """\
 ```sh
 make bench{arguments}
-make bench-adapters{arguments}
+make bench-adapters
 .venv-bench/common/bin/python benchmarks/page.py {folder}
 ```
 
@@ -66,7 +67,6 @@ def page(results: Results, adapters: dict[str, Any] | None, folder: Path) -> str
 def _head(results: Results, folder: Path) -> Iterator[str]:
     facts, texts = results["machine"], results["texts"]
     yield "# Benchmarks"
-    quick = results["sizes"]["rounds"] < 5
     extensions = ", ".join(facts["extensions"]) or "no wide extensions"
     sizes = ", ".join(
         f"{texts[name]['texts']} {name} of {texts[name]['median']} tokens in the median"
@@ -80,7 +80,17 @@ def _head(results: Results, folder: Path) -> Iterator[str]:
         f" {results['minutes']:.0f} minutes; load average after each round: {loads}."
         f" [Raw runs]({_link(folder / 'results.json')})."
     )
-    yield REPRODUCE.format(arguments=" ARGS=--quick" if quick else "", folder=_from_root(folder))
+    arguments = _arguments(results["sizes"])
+    yield REPRODUCE.format(
+        arguments=f" ARGS='{arguments}'" if arguments else "", folder=_from_root(folder)
+    )
+
+
+def _arguments(sizes: dict[str, Any]) -> str:
+    """What `run.py` was given to measure so much."""
+    quick = sizes["texts"] == QUICK.texts
+    rounds, usual = sizes["rounds"], (QUICK if quick else FULL).rounds
+    return " ".join(["--quick"] * quick + [f"--rounds {rounds}"] * (rounds != usual))
 
 
 def aims_table(reached: Sequence[Reached]) -> str:

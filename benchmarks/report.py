@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,27 +142,20 @@ def programs(results: Results) -> str:
     return "\n".join(lines)
 
 
-def headings(results: Results, figure: str, words: Iterable[str]) -> list[str]:
-    """One heading for each setting and word."""
-    return [word.format(s) for s in summary.settings(results, figure) for word in words]
-
-
 def sections(results: Results) -> list[tuple[str, str]]:
     """Title and body of everything in the report."""
     sizes = results["sizes"]
     work = [f"{workload}, texts/s" for workload in sizes["texts"]]
     share = ["chunks, tokens/s", "padding (passages)", "of the matrix rate (chunks)"]
     during = ["p50 ms", "p99 ms", "p99 over idle p99", "ingestion, texts/s", "ingestion kept"]
-    callers_words = ["{} callers, queries/s", "p99 ms"]
-    arriving = headings(results, "mixed", ["{}: p50 / p99 ms"])
+    counts = map(summary.callers, summary.settings(results, "callers"))
+    at_once = [word for count in counts for word in (f"{count}, queries/s", "p99 ms")]
+    arriving = [f"{load}: p50 / p99 ms" for load in summary.settings(results, "mixed")]
     first = ["first vector, s", "over the floor", "peak memory, MiB"]
     return [
         ("Ingestion", table(results, [*work, *share], ingestion)),
         ("A lone query", table(results, ["p50 ms", "p99 ms"], lone_query)),
-        (
-            "Callers at once",
-            table(results, headings(results, "callers", callers_words), callers),
-        ),
+        ("Callers at once", table(results, at_once, callers)),
         ("Queries during ingestion", table(results, during, during_ingestion)),
         ("Mixed arrivals, time of a query", table(results, arriving, mixed)),
         (

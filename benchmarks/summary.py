@@ -28,6 +28,11 @@ def settings(results: Results, figure: str) -> list[str]:
     return list(dict.fromkeys(r["setting"] for r in results["runs"] if r["figure"] == figure))
 
 
+def callers(setting: str) -> str:
+    """How many there are, in words."""
+    return "1 caller" if setting == "1" else f"{setting} callers"
+
+
 def measured(results: Results) -> list[str]:
     """The peers that were timed, the reference first."""
     names = {run["peer"] for run in results["runs"]}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import adapters_report
 import aims
 import comparisons
@@ -9,6 +11,7 @@ import page
 import pytest
 from aims import Aim
 from made_up_results import FIRST, SECOND, made_up_results, run
+from plan import FULL, QUICK, Sizes
 
 RIVAL = "OpenVINO bfloat16 by hand"
 
@@ -121,9 +124,17 @@ def test_the_page_has_the_aims_the_losses_the_tables_and_the_notes(results, tmp_
     assert f"| ingestion, passages, texts/s | {RIVAL} | 80.0 | 40.0 | 2.00 × |" in text
     assert "## Why\n\nBecause.\n\n## Ingestion\n\n![Throughput by length](" in text
     assert "callers.svg" not in text, "there is no such plot"
-    assert "make bench ARGS=--quick" in text, "three rounds are a quick run"
+    assert "make bench ARGS='--rounds 3'" in text
     assert "| `VectorStoreIndex`, chunks/s | 2.0 (1.00 ×) | 20.0 (10.00 ×) | ≥ 2.5 × |" in text
     assert "Abacus, 2 cores, avx2; 2026-11-24" in text
+
+
+@pytest.mark.parametrize(
+    ("sizes", "arguments"),
+    [(FULL, ""), (FULL.with_rounds(3), "--rounds 3"), (QUICK, "--quick")],
+)
+def test_the_command_on_the_page_measures_as_much_again(sizes: Sizes, arguments: str) -> None:
+    assert page._arguments(asdict(sizes)) == arguments
 
 
 def test_the_adapters_aims_are_of_millpond_at_its_defaults() -> None:

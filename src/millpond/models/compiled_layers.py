@@ -94,7 +94,10 @@ def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
 
 def compile_with_inductor(function: Callable[..., Any]) -> Callable[..., Any]:
     """`torch.compile` for any number of rows, and on a CPU for any number of threads."""
-    options = {"cpp.dynamic_threads": True, "guard_filter_fn": without_global_state}
+    options: dict[str, Any] = {
+        "cpp.dynamic_threads": True,
+        "guard_filter_fn": without_global_state,
+    }
     return torch.compile(function, dynamic=True, options=options)
 
 
