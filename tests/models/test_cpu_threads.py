@@ -57,6 +57,37 @@ def test_where_a_pass_takes_one_thread_there_are_more_workers(
     assert (threads.per_worker, threads.workers) == (1, workers)
 
 
+@pytest.mark.parametrize(
+    ("total", "parameters", "per_worker", "workers"),
+    [(2, BASE, 1, 2), (2, LARGE, 1, 2), (16, 7_000_000_000, 16, 1)],
+)
+def test_with_matrix_units_larger_models_run_on_one_thread(
+    total: int, parameters: int, per_worker: int, workers: int
+) -> None:
+    threads = CpuThreads(total, parameters=parameters, max_batch_tokens=1024, matrix_units=True)
+    assert (threads.per_worker, threads.workers) == (per_worker, workers)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "has_units", "workers"),
+    [
+        (torch.bfloat16, True, 2),
+        (torch.bfloat16, False, 1),
+        (torch.float32, True, 1),
+    ],
+)
+def test_matrix_units_are_for_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, has_units: bool, workers: int
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_units)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(cpu_threads, "_multiplied_parameters", lambda _: BASE)
+    monkeypatch.setattr(cpu_threads, "_openmp", lambda: True)
+    threads = CpuThreads.for_model(tiny_bert().to(dtype), max_batch_tokens=1024)
+    assert threads is not None
+    assert threads.workers == workers
+
+
 def test_queries_have_a_worker_beside_the_others_unless_there_is_one_thread() -> None:
     assert threads_for(2, MINILM).query_workers == 1
     assert threads_for(1, MINILM).query_workers == 0
