@@ -155,7 +155,8 @@ class PrefixedSequences:
             raise NotImplementedError("its attention does not say which layer it is in")
         key, value = key.transpose(0, 1), value.transpose(0, 1)
         if len(self.rows):
-            self.cache.write(layer, self.written, key[self.rows], value[self.rows])
+            kept = (rows.index_select(0, self.rows) for rows in (key, value))
+            self.cache.write(layer, self.written, *kept)
         if self.joined is not None:
             return self._varlen(query.transpose(0, 1), key, value, layer, scaling, window)
         parts = [
