@@ -101,6 +101,7 @@ def test_a_short_query_of_a_small_model_takes_one_thread_and_a_large_one_what_is
 
 def test_several_texts_of_a_small_model_are_divided_among_workers_not_threads() -> None:
     assert threads_for(16, MINILM).wanted(768, queries=True, texts=64) == 1
+    assert threads_for(64, MINILM).wanted(768, queries=True, texts=64) == 4  # a worker's share
     assert threads_for(4, LARGE).wanted(768, queries=True, texts=64) == 4
     with threads_for(2, MINILM).running(17, queries=True, texts=2) as count:
         assert count == 1

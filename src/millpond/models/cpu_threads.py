@@ -75,6 +75,7 @@ class CpuThreads:
         else:
             self.workers = min(total // threads, MOST_WORKERS)
             self.per_worker = total // self.workers
+        self._divides_texts = one_thread or threads == 1
         self.query_workers = 1 if total > 1 else 0
         self._lock = threading.Lock()
         self._in_use = 0  # under the lock
@@ -102,10 +103,11 @@ class CpuThreads:
     def wanted(self, tokens: int, *, queries: bool, texts: int = 1) -> int:
         """Threads for a batch, of those that are free and at least its share.
 
-        Several texts are divided among workers, which do more on one thread each than a pass on
-        several; and a thread that once took several keeps the others of its pool awake.
+        Several texts of a model that one thread does for are divided among workers, which do more
+        than a pass on many threads; and a thread that once took many keeps the others of its pool
+        awake.
         """
-        if not queries or (texts > 1 and self.per_worker == 1):
+        if not queries or (texts > 1 and self._divides_texts):
             return self.per_worker
         operations = self._operations_per_token * tokens
         free = max(self.total - self._in_use, self.total // 2, 1)
