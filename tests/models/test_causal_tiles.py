@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from millpond.models import causal_tiles
-from millpond.models.causal_tiles import TILE, TILES_PER_CALL, attend_in_tiles
+from millpond.models.causal_tiles import TILE, attend_in_tiles
 
 LENGTHS = st.one_of(
     st.integers(1, 3 * TILE),
-    st.sampled_from([TILE * TILES_PER_CALL + n for n in (-1, 0, 1)]),
+    st.sampled_from([5 * TILE + n for n in (-1, 0, 1)]),
     st.integers(300, 420),
 )
 
@@ -109,29 +109,42 @@ def test_a_text_s_rows_depend_on_nothing_after_them() -> None:
     assert not torch.equal(changed[:, :, 50:], whole[:, :, 50:])
 
 
-def test_masks_are_made_once_a_pass() -> None:
+def test_a_mask_is_made_once_a_pass_for_each_window() -> None:
     query, key, value = tensors(2, 4, 2, 70, 8)
     masks: causal_tiles.Masks = {}
     attend_in_tiles(query, key, value, scaling=None, window=6, masks=masks)
-    before = dict(masks)
-    attend_in_tiles(query, key, value, scaling=None, window=6, masks=masks)
-    assert masks.keys() == before.keys()
-    assert all(masks[place] is before[place] for place in masks)
-    attend_in_tiles(query, key, value, scaling=None, window=7, masks=masks)
-    assert len(masks) == 2 * len(before)
+    first = masks[6]
+    attend_in_tiles(
+        query[:, :, 40:50], key[:, :, :50], value[:, :, :50], scaling=None, window=6, masks=masks
+    )
+    assert masks[6] is first
+    attend_in_tiles(query, key, value, scaling=None, window=None, masks=masks)
+    assert masks.keys() == {6, None}
 
 
 @pytest.mark.parametrize(
-    ("first", "last", "calls"),
+    ("length", "cached", "window", "keys"),
     [
-        (0, 32, [(0, 32)]),
-        (0, 160, [(0, 160)]),
-        (0, 192, [(0, 160), (160, 192)]),
-        (128, 352, [(128, 160), (160, 320), (320, 352)]),
-        (160, 320, [(160, 320)]),
+        (10, 0, None, [32]),
+        (100, 0, None, [32, 64, 96, 128]),
+        (100, 70, None, [96, 128]),
+        (100, 96, None, [128]),
+        (100, 0, 20, [32, 64, 64, 64]),
+        (100, 70, 33, [64, 64]),
+        (100, 0, 34, [32, 64, 96, 96]),
     ],
 )
-def test_calls_begin_at_places_of_the_text_alone(
-    first: int, last: int, calls: list[tuple[int, int]]
+def test_a_tile_is_given_the_keys_that_its_place_asks_for_and_no_others(
+    monkeypatch: pytest.MonkeyPatch, length: int, cached: int, window: int | None, keys: list[int]
 ) -> None:
-    assert causal_tiles._calls(first, last) == calls
+    given: list[tuple[int, int]] = []
+    attention = causal_tiles.scaled_dot_product_attention
+
+    def noted(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        given.append((query.shape[2], key.shape[2]))
+        return attention(query, key, value, **options)
+
+    monkeypatch.setattr(causal_tiles, "scaled_dot_product_attention", noted)
+    query, key, value = tensors(1, 2, 1, length, 8)
+    attend_in_tiles(query[:, :, cached:], key, value, scaling=None, window=window, masks={})
+    assert given == [(TILE, count) for count in keys]

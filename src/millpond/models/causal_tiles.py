@@ -1,17 +1,15 @@
-"""Causal attention on a CPU, in tiles of fixed rows at fixed places of a text.
+"""Causal attention on a CPU in tiles of fixed shape, at fixed places of a text.
 
-A CPU kernel cuts the queries it is given into pieces, and a row's rounding depends on the piece it
-is in, and on how many keys it is given, masked ones too. Here both depend on nothing but the row's
-position in its text, so a text whose first tokens come out of a cache has the bits it has when it
-is computed whole, whichever text it was that put them there. It costs little: the rows of a piece
-are those that the kernel would take at a time anyway.
+How a matrix product rounds depends on its shape, and in what way, on the processor and its
+library. So every tile of queries is a call of its own, on as many keys as its place in the text
+asks for: a row's products have the same shape whether its text is computed whole or goes on from
+a cache, and however long the text is. It costs nothing: exactly the keys that a tile can see are
+multiplied, and the rows of a tile are those that torch's kernel takes at a time anyway.
 
 It knows texts of one length, and not where their keys come from.
 """
 
 from __future__ import annotations
-
-import itertools
 
 import torch
 from torch import Tensor
@@ -20,13 +18,11 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 __all__ = ["Masks", "attend_in_tiles"]
 
 TILE = 32
-# A call's queries, at multiples of this. With more, torch's kernel takes larger pieces.
-TILES_PER_CALL = 5
-# A product over no more keys adds them up in order, so that zeros at the end change nothing.
-KEYS_IN_ORDER = 320
+# Elsewhere than on a CPU no bits are promised, and fewer calls are quicker.
+LARGEST_TILE = 160
 
-Masks = dict[tuple[int, int, int | None], Tensor]
-"""Which keys the queries of a call see, by where they are; the same in every layer of a pass."""
+Masks = dict[int | None, Tensor]
+"""What is added to the scores of a tile, by window: the same in every layer of a pass."""
 
 
 def attend_in_tiles(
@@ -44,24 +40,25 @@ def attend_in_tiles(
     `key length - query length`, and sees the keys up to itself, no further back than `window`.
     """
     new, total = query.shape[2], key.shape[2]
-    before = (total - new) % TILE
-    first = total - new - before
-    rows = -(-(before + new) // TILE) * TILE
-    if rows > new:
-        query = pad(query, (0, 0, before, rows - before - new))
-    seen = _seen(first + rows)
-    if seen > total:
-        key, value = (pad(each, (0, 0, 0, seen - total)) for each in (key, value))
+    tile = TILE
+    if query.device.type != "cpu":
+        tile = min(-(-total // TILE) * TILE, LARGEST_TILE)
+    first, before = (total - new) // tile * tile, (total - new) % tile
+    after = -total % tile
+    if before or after:
+        query = pad(query, (0, 0, before, after))
+    if after:
+        key, value = (pad(each, (0, 0, 0, after)) for each in (key, value))
+    mask = _mask(masks, window, tile, total + after, query)
     parts = []
-    for start, stop in _calls(first, first + rows):
-        place = (start, stop, window)
-        if place not in masks:
-            masks[place] = _mask(*place, query.device)
+    for start in range(first, total, tile):
+        stop = start + tile
+        low = 0 if window is None else max(0, start - window + 1) // tile * tile
         part = scaled_dot_product_attention(
             query[:, :, start - first : stop - first],
-            key[:, :, : _seen(stop)],
-            value[:, :, : _seen(stop)],
-            attn_mask=masks[place],
+            key[:, :, low:stop],
+            value[:, :, low:stop],
+            attn_mask=mask[:, low - stop :],
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],
         )
@@ -70,21 +67,17 @@ def attend_in_tiles(
     return out[:, :, before : before + new]
 
 
-def _calls(first: int, last: int) -> list[tuple[int, int]]:
-    step = TILE * TILES_PER_CALL
-    cuts = [first, *range((first // step + 1) * step, last, step), last]
-    return list(itertools.pairwise(cuts))
+def _mask(masks: Masks, window: int | None, tile: int, keys: int, query: Tensor) -> Tensor:
+    """What is added to the scores of a tile with its last keys, `[tile, keys or more]`.
 
-
-def _seen(stop: int) -> int:
-    """How many keys the queries before `stop` are given."""
-    step = TILE if stop <= KEYS_IN_ORDER else TILE * TILES_PER_CALL
-    return -(-stop // step) * step
-
-
-def _mask(start: int, stop: int, window: int | None, device: torch.device) -> Tensor:
-    """Bool `[stop - start, keys]`. Rows beyond the text are nobody's and see something."""
-    keys = torch.arange(_seen(stop), device=device)
-    distance = torch.arange(start, stop, device=device)[:, None] - keys[None, :]
-    visible = distance >= 0
-    return visible if window is None else visible & (distance < window)
+    How far a key is from a query depends on where both are before the tile's end, so the last
+    columns serve a tile at any place. Rows beyond a text are nobody's and see something.
+    """
+    mask = masks.get(window)
+    if mask is None or mask.shape[1] < keys:
+        queries = torch.arange(keys - tile, keys, device=query.device)
+        distance = queries[:, None] - torch.arange(keys, device=query.device)
+        hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
+        mask = query.new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
+        masks[window] = mask
+    return mask
