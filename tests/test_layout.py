@@ -22,7 +22,7 @@ LADDER = (
     {"errors"},
     {"config", "stats", "embeddings"},
     {"scheduling", "models"},
-    {"info", "layout", "batch_runner", "prefix_memory"},
+    {"info", "layout", "batch_runner", "batch_invariance", "prefix_memory"},
     {"runner"},
     {"executor", "request", "replicas", "outcome", "stats_hooks"},
     {"progress", "crew", "ending"},

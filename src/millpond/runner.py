@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,13 +18,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from . import batch_invariance
+from .batch_invariance import is_batch_invariant
 from .batch_runner import BatchRunner, FloatArray, Ticket
 from .config import EngineConfig
 from .errors import InvalidInput
 from .layout import Layout, PrefixLayout
 from .models.attention import PackedSequences
 from .models.cpu_rows import FEWEST_ROWS, whole_rows
-from .models.cpu_threads import CpuThreads, may_use_several
+from .models.cpu_threads import CpuThreads, limited_threads, may_use_several
 from .models.cuda_forward import bucketed_forwards
 from .models.cuda_memory import tokens_that_fit
 from .models.cuda_staging import PinnedBuffers
@@ -69,12 +72,11 @@ class _Launched:
 def _cpu_threads(
     pipelines: Sequence[Pipeline], device: torch.device, max_batch_tokens: int
 ) -> CpuThreads | None:
-    if device.type != "cpu" or len(pipelines) != 1:
+    if device.type != "cpu":
         return None
-    encoder = pipelines[0].encoder
-    if not isinstance(encoder, Transformer):
-        return None
-    return CpuThreads.for_model(encoder.model, max_batch_tokens=max_batch_tokens)
+    encoders = [pipeline.encoder for pipeline in pipelines]
+    models = [encoder.model for encoder in encoders if isinstance(encoder, Transformer)]
+    return CpuThreads.for_models(models, max_batch_tokens=max_batch_tokens)
 
 
 def _batch_tokens(
@@ -188,9 +190,45 @@ class Runner:
             prefixes=prefixes,
             threads=_cpu_threads(pipelines, device, max_batch_tokens),
         )
+        runner.check_batch_invariance(promised=config.deterministic)
         if config.warmup:
             runner.warm_up()
         return runner
+
+    def check_batch_invariance(self, *, promised: bool) -> None:
+        """Find out on which routes a text has the same bits in every batch, and say so in `routes`.
+
+        On a GPU the batch decides about kernels, whatever a few of them show, unless every batch
+        has one shape, which is `promised` then.
+        """
+        if self.device.type == "cuda":
+            found = [promised] * len(self.routes)
+        else:
+            # On a thread of its own, with which the OpenMP threads end that it made.
+            with ThreadPoolExecutor(1, thread_name_prefix="millpond-check") as checks:
+                found = list(checks.map(self._is_batch_invariant, range(len(self.routes))))
+        self.routes = tuple(
+            replace(info, same_bits=same) for info, same in zip(self.routes, found, strict=True)
+        )
+
+    def _is_batch_invariant(self, route: int) -> bool:
+        pipeline = self.pipelines[route]
+        threads: Sequence[int | None] = (None,) if self._threads is None else self._threads.counts
+        on_cpu = self.device.type == "cpu"
+        if on_cpu and not pipeline.has_invariant_operators([n for n in threads if n is not None]):
+            return False
+        return is_batch_invariant(
+            self._run_on,
+            pipeline.check_texts(batch_invariance.LENGTHS),
+            route=route,
+            shape=self.shapes[route],
+            threads=threads,
+            prefixes=self._prefix_budget,
+        )
+
+    def _run_on(self, batch: Batch, threads: int | None) -> FloatArray:
+        with contextlib.nullcontext() if threads is None else limited_threads(threads):
+            return self.collect(self._launch(batch))
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -209,7 +247,9 @@ class Runner:
 
     def runs_here(self, tokens: int) -> bool:
         """Whether the calling thread, somebody else's, may launch a text of so many tokens."""
-        if self._threads is None or self._prefix_budget is not None or not is_plain_thread():
+        if self._threads is None or not self._threads.side_by_side:
+            return False
+        if self._prefix_budget is not None or not is_plain_thread():
             return False
         return may_use_several() or self._threads.wanted(tokens, queries=True) == 1
 
@@ -279,16 +319,19 @@ class Runner:
         """Texts of token ids, special tokens spelled out. Raises `InvalidInput`."""
         return self.pipelines[route].tokenizer.detokenize(ids)
 
-    @torch.inference_mode()
     def launch(self, batch: Batch) -> _Launched:
         """Start a forward pass; on CUDA it returns before the device is done."""
         with _current(self.device), self._place_of(batch):
-            if batch.uses_prefixes:
-                return self._launch_prefixed(batch)
-            layout = Layout.of(batch)
-            if self.pipelines[batch.route].pad_to is None:
-                return self._launch_packed(batch, layout)
-            return self._launch_padded(batch, layout)
+            return self._launch(batch)
+
+    @torch.inference_mode()
+    def _launch(self, batch: Batch) -> _Launched:
+        if batch.uses_prefixes:
+            return self._launch_prefixed(batch)
+        layout = Layout.of(batch)
+        if self.pipelines[batch.route].pad_to is None:
+            return self._launch_packed(batch, layout)
+        return self._launch_padded(batch, layout)
 
     def _place_of(self, batch: Batch) -> contextlib.AbstractContextManager[object]:
         """The threads or the stream it runs on."""

@@ -260,14 +260,17 @@ def test_products_outside_these_layers_count_too(monkeypatch: pytest.MonkeyPatch
     class Scaled(nn.Linear):
         pass
 
-    def is_steady(columns: int, outputs: int, dtype: torch.dtype, *, prepacked: bool) -> bool:
+    def is_steady(
+        columns: int, outputs: int, dtype: torch.dtype, threads: object, *, prepacked: bool
+    ) -> bool:
         return prepacked
 
     monkeypatch.setattr(cpu_linear, "_is_steady", is_steady)
     model = prepacked(nn.Sequential(nn.Embedding(9, 48), *layers(torch.float32)), torch.bfloat16)
     assert has_steady_products(model)
     assert not has_steady_products(nn.Sequential(model, Scaled(48, 48).bfloat16()))
-    assert has_steady_products(nn.Sequential(model, Scaled(48, 48)))
+    assert not has_steady_products(nn.Sequential(model, Scaled(48, 48)))
+    assert has_steady_products(nn.Sequential(model, nn.Embedding(48, 48)))
 
 
 class Intermediate(nn.Module):

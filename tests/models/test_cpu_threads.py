@@ -81,9 +81,9 @@ def test_matrix_units_are_for_bfloat16(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_units)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(cpu_threads, "_multiplied_parameters", lambda _: BASE)
+    monkeypatch.setattr(cpu_threads, "multiplied_parameters", lambda _: BASE)
     monkeypatch.setattr(cpu_threads, "_openmp", lambda: True)
-    threads = CpuThreads.for_model(tiny_bert().to(dtype), max_batch_tokens=1024)
+    threads = CpuThreads.for_models([tiny_bert().to(dtype)], max_batch_tokens=1024)
     assert threads is not None
     assert threads.workers == workers
 
@@ -95,7 +95,7 @@ def test_queries_have_a_worker_beside_the_others_unless_there_is_one_thread() ->
 
 def test_a_short_query_of_a_small_model_takes_one_thread_and_a_large_one_what_is_free() -> None:
     assert threads_for(16, MINILM).wanted(17, queries=True) == 1
-    assert threads_for(16, MINILM).wanted(512, queries=True) == 7
+    assert threads_for(16, MINILM).wanted(512, queries=True) == 8
     assert threads_for(4, LARGE).wanted(512, queries=True) == 4
 
 
@@ -169,7 +169,7 @@ def test_a_caller_has_its_own_count_back_after_a_pass() -> None:
 
 def test_only_the_calling_threads_count_is_changed() -> None:
     before = torch.get_num_threads()
-    threads = CpuThreads.for_model(tiny_bert(), max_batch_tokens=64)
+    threads = CpuThreads.for_models([tiny_bert()], max_batch_tokens=64)
     assert threads is not None
     seen = []
 
@@ -199,19 +199,66 @@ def test_a_model_that_changes_itself_as_it_runs_is_not_run_side_by_side() -> Non
         vocab_size=100, hidden_size=64, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=64, max_position_embeddings=32, rope_parameters=scaled,
     )  # fmt: skip
-    assert CpuThreads.for_model(LlamaModel(config), max_batch_tokens=64) is None
+    assert_one_pass_at_a_time(LlamaModel(config))
 
 
 def test_nor_is_one_with_code_of_its_own() -> None:
     class Bert(BertModel):
         pass
 
-    assert CpuThreads.for_model(Bert(tiny_bert().config), max_batch_tokens=64) is None
+    assert_one_pass_at_a_time(Bert(tiny_bert().config))
+
+
+def test_nor_are_several_models() -> None:
+    assert_one_pass_at_a_time(tiny_bert(), tiny_bert())
+
+
+def assert_one_pass_at_a_time(*models: torch.nn.Module) -> None:
+    threads = CpuThreads.for_models(models, max_batch_tokens=64)
+    assert threads is not None
+    total = torch.get_num_threads()
+    assert (threads.workers, threads.query_workers, threads.counts) == (1, 0, (total,))
+    assert threads.wanted(1, queries=True) == threads.wanted(64, queries=False) == total
+
+
+@pytest.mark.parametrize(
+    ("total", "parameters", "counts"),
+    [
+        (1, MINILM, (1,)),
+        (2, MINILM, (1, 2)),
+        (5, LARGE, (1, 2, 4, 5)),
+        (40, MINILM, (1, 2, 4, 8, 16, 32, 40)),
+    ],
+)
+def test_a_pass_takes_one_of_few_numbers_of_threads(
+    total: int, parameters: int, counts: tuple[int, ...]
+) -> None:
+    threads = threads_for(total, parameters)
+    assert threads.counts == counts
+    assert threads.per_worker in counts
+    for tokens in (1, 17, 90, 300, 1024):
+        assert threads.wanted(tokens, queries=True) in counts
+
+
+@pytest.mark.skipif(cpu_threads._mkl_threads() is None, reason="torch has no MKL to ask")
+def test_in_a_pass_mkl_stays_on_the_calling_thread_and_has_its_own_count_after() -> None:
+    """With a count of its own it would divide products, as many ways as it likes at the moment."""
+    set_threads = cpu_threads._mkl_threads()
+    assert set_threads is not None
+    before = set_threads(3)
+    try:
+        with threads_for(4, MINILM).running(17, queries=False):
+            assert set_threads(1) == 1
+        with cpu_threads.limited_threads(2):
+            assert set_threads(1) == 1
+        assert set_threads(3) == 3
+    finally:
+        set_threads(before)
 
 
 def test_tables_of_embeddings_do_not_count_as_work() -> None:
     model = tiny_bert()
-    threads = CpuThreads.for_model(model, max_batch_tokens=64)
+    threads = CpuThreads.for_models([model], max_batch_tokens=64)
     assert threads is not None
     multiplied = sum(
         parameter.numel()

@@ -9,9 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from millpond.config import EngineConfig
 from millpond.models.attention import PackedSequences
-from millpond.models.pipeline import promised
 from millpond.models.selfcheck import (
     PAD_TO,
     Execution,
@@ -163,15 +161,6 @@ def test_a_pooler_that_nobody_reads_is_left_out_where_the_model_can_do_without(
     model = WithPooler(needs_it=needs_it)
     leave_out_pooler(transformer_of(model), token_ids=IDS)
     assert (model.pooler is not None) == needs_it
-
-
-@pytest.mark.parametrize("deterministic", [False, True])
-def test_a_gpu_promises_the_same_bits_only_where_it_was_asked_for_them(deterministic: bool) -> None:
-    """What a few rows of a check showed says nothing of a large batch there."""
-    proven = Execution(kind="packed", reason="it agrees", same_bits=True)
-    config = EngineConfig(model="any", deterministic=deterministic)
-    assert promised(proven, config, torch.device("cuda", 0)).same_bits == deterministic
-    assert promised(proven, config, torch.device("cpu")).same_bits
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ torch has operators that do it once, but only under private names: they are look
 is compared with the one it replaces, and whatever does not agree stays as it was.
 
 A processor with matrix units (Intel's AMX) sums a long bfloat16 product in pieces, whose length
-depends on how many rows there are and on how many threads, and so do a row's bits. No flag says
-so: products are tried. Where it is unsteady, a steady layer is one of several shorter products.
+depends on how many rows there are and on how many threads, and so do a row's bits. Without
+bfloat16 of its own it is the number of threads alone, in products that are not prepacked. No flag
+says so: products are tried. Where one is unsteady, a steady layer is several shorter products.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from torch.nn import functional
 from transformers import activations
 
 from .cpu_int8 import Int8Linear
-from .cpu_threads import threads_for_a_check
+from .cpu_threads import limited_threads
 from .right_of_way import give_way
 
 __all__ = [
@@ -48,8 +48,8 @@ COLUMNS_AT_ONCE = 32
 # What a layer in pieces makes at a time: its tensors for each piece are new memory, and above
 # 32 MB the operating system's own, which takes longer to get than the product.
 MOST_NUMBERS = 2**23
-# On one thread, with these numbers of rows, a product of 512 columns or more shows whether the
-# processor is steady; it takes 64 outputs to show it, and more than 512 show no more.
+# With these numbers of rows a product of 512 columns or more shows whether the processor is
+# steady; it takes 64 outputs to show it, and more than 512 show no more.
 ROW_COUNTS = (16, 48, 256)
 FEWEST_COLUMNS_TRIED = 512
 OUTPUTS_TRIED = (64, 512)
@@ -275,38 +275,44 @@ def _tried(columns: int, outputs: int) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def has_steady_products(model: nn.Module) -> bool:
+def has_steady_products(model: nn.Module, threads: Sequence[int] = (1,)) -> bool:
     """Whether the products of a model on the CPU give a row the same bits in any company.
 
-    That is from 16 rows on, and on any number of threads. It is looked at in bfloat16 only:
-    float32 has been steady wherever it was tried.
+    That is from 16 rows on, and on any of these numbers of threads.
     """
     return all(
-        _is_steady(columns, outputs, torch.bfloat16, prepacked=prepacked)
-        for columns, outputs, prepacked in sorted(_products(model))
+        _is_steady(columns, outputs, dtype, tuple(threads), prepacked=prepacked)
+        for columns, outputs, dtype, prepacked in sorted(_products(model), key=str)
     )
 
 
-def _products(model: nn.Module) -> set[tuple[int, int, bool]]:
-    """Columns and outputs to try for a model in bfloat16, and whether prepacked."""
-    found: set[tuple[int, int, bool]] = set()
+def _products(model: nn.Module) -> set[tuple[int, int, torch.dtype, bool]]:
+    """Columns, outputs and dtype of what is to be tried for a model, and whether prepacked."""
+    found: set[tuple[int, int, torch.dtype, bool]] = set()
     for module in model.modules():
         if isinstance(module, nn.Embedding | Int8Linear):  # no product, or an exact one
             continue
         for weight in module.parameters(recurse=False):
-            if weight.ndim < 2 or weight.dtype != torch.bfloat16:
+            if weight.ndim < 2 or weight.dtype not in TOLERANCE:
                 continue
             if isinstance(module, PrepackedLinear):
                 sizes = {_tried(piece.shape[1], piece.shape[0]) for piece in module._packed}
-                found |= {(*size, True) for size in sizes}
+                found |= {(*size, weight.dtype, True) for size in sizes}
             else:
-                found.add((*PLAIN_PRODUCT, False))
+                found.add((*PLAIN_PRODUCT, weight.dtype, False))
     return found
 
 
 @cache  # what is found is the processor's, and the same for every model
-def _is_steady(columns: int, outputs: int, dtype: torch.dtype, *, prepacked: bool = True) -> bool:
-    """Whether a product gives a row the same bits for several numbers of rows.
+def _is_steady(
+    columns: int,
+    outputs: int,
+    dtype: torch.dtype,
+    threads: tuple[int, ...] = (1,),
+    *,
+    prepacked: bool = True,
+) -> bool:
+    """Whether a product gives a row the same bits for several numbers of rows and threads.
 
     Every sum is one of pairs that cancel, in a mixed order, so what is left of it is rounding:
     summed in another order, most elements differ.
@@ -321,9 +327,11 @@ def _is_steady(columns: int, outputs: int, dtype: torch.dtype, *, prepacked: boo
 
     multiply = _multiplier(cancelling(outputs, -1), prepacked)
     rows = cancelling(max(ROW_COUNTS), 1)
-    with threads_for_a_check(nn.Identity(), 0):  # one thread
-        found = [multiply(rows[:count]) for count in ROW_COUNTS]
-    return all(torch.equal(few, more[: len(few)]) for few, more in pairwise(found))
+    found = []
+    for threads_here in threads:
+        with limited_threads(threads_here):
+            found += [multiply(rows[:count]) for count in ROW_COUNTS]
+    return all(torch.equal(each, found[-1][: len(each)]) for each in found)
 
 
 def _multiplier(weight: Tensor, prepacked: bool) -> Callable[[Tensor], Tensor]:

@@ -5,21 +5,27 @@ threads wait for each other at every layer, and most of all while others use the
 batches run side by side, one thread each for a small model on up to 16 threads, and queries have a
 worker of their own, for which the others step aside (`right_of_way`).
 
-The bits of a vector do not depend on the count: every thread computes whole rows.
+The bits of a vector do not depend on the count where `batch_invariance` found so: every thread
+computes whole rows. That takes more than the count of OpenMP's threads. MKL has one of its own,
+which `torch.set_num_threads` and the environment set too, and where it is larger than one MKL
+divides a product among threads and adds up the parts, as many as it sees fit at that moment. So a
+pass tells MKL to stay on the calling thread: torch divides the work already.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -29,7 +35,14 @@ from .right_of_way import RightOfWay
 from .rotary import rotates_by_length
 from .thread_choice import ThreadChoice
 
-__all__ = ["CpuThreads", "may_use_several", "threads_for_a_check"]
+__all__ = [
+    "CpuThreads",
+    "limited_threads",
+    "may_use_several",
+    "multiplied_parameters",
+    "products_are_whole",
+    "threads_for_a_check",
+]
 
 # Python's share of a pass is serial, and a few percent of it. On 32 threads of a Xeon with
 # all-MiniLM-L6-v2 16 workers on two threads each do 1.4 to 1.5 times as much as on one each, and as
@@ -49,7 +62,7 @@ class CpuThreads:
     """Threads shared out among the workers of one model, `total` in all.
 
     `workers` run batches at a time, on `per_worker` threads each, and where there are two threads
-    or more, `query_workers` (one) beside them runs queries alone.
+    or more, `query_workers` (one) beside them runs queries alone. A pass takes one of `counts`.
     """
 
     def __init__(
@@ -60,10 +73,12 @@ class CpuThreads:
         max_batch_tokens: int,
         matrix_units: bool = False,
         one_thread: bool = False,
+        side_by_side: bool = True,
     ) -> None:
         """With `one_thread` a pass makes no use of more, so there are more workers instead.
 
-        `matrix_units` says whether products run on those.
+        `matrix_units` says whether products run on those. Where passes cannot run `side_by_side`,
+        there is one worker, and it takes all threads.
         """
         self.total = total
         self._operations_per_token = 2 * parameters
@@ -75,29 +90,36 @@ class CpuThreads:
         else:
             self.workers = min(total // threads, MOST_WORKERS)
             self.per_worker = total // self.workers
+        if not side_by_side:
+            self.workers, self.per_worker = 1, total
+        self.side_by_side = side_by_side
         self._divides_texts = one_thread or threads == 1
-        self.query_workers = 1 if total > 1 else 0
+        self.query_workers = 1 if total > 1 and side_by_side else 0
+        self.counts = _counts(total, self.per_worker) if side_by_side else (total,)
         self._lock = threading.Lock()
         self._in_use = 0  # under the lock
         self._right_of_way = RightOfWay()
         # For short queries on the main thread; under the lock.
-        self._choice = ThreadChoice() if total > 1 else None
+        self._choice = ThreadChoice() if total > 1 and side_by_side else None
 
     @classmethod
-    def for_model(cls, model: nn.Module, *, max_batch_tokens: int) -> CpuThreads | None:
-        """For a model on the CPU; None where passes cannot run side by side on counts of their own.
+    def for_models(cls, models: Sequence[nn.Module], *, max_batch_tokens: int) -> CpuThreads | None:
+        """For the models of an engine on the CPU; None without an OpenMP to ask.
 
-        That is so for a model that changes itself as it runs, which dynamic rotary embeddings do
-        and a checkpoint's own code may, and without an OpenMP to ask.
+        Passes run side by side where there is one model that is no other after a pass. Those with
+        dynamic rotary embeddings are, and a checkpoint's own code may be.
         """
-        if not _is_reentrant(model) or _openmp() is None:
+        if _openmp() is None:
             return None
+        total = torch.get_num_threads()
+        if len(models) != 1 or not _is_reentrant(models[0]):
+            return cls(total, parameters=0, max_batch_tokens=max_batch_tokens, side_by_side=False)
         return cls(
-            torch.get_num_threads(),
-            parameters=_multiplied_parameters(model),
+            total,
+            parameters=multiplied_parameters(models[0]),
             max_batch_tokens=max_batch_tokens,
-            matrix_units=_uses_matrix_units(model),
-            one_thread=has_int8_layers(model),
+            matrix_units=_uses_matrix_units(models[0]),
+            one_thread=has_int8_layers(models[0]),
         )
 
     def wanted(self, tokens: int, *, queries: bool, texts: int = 1) -> int:
@@ -107,11 +129,14 @@ class CpuThreads:
         than a pass on many threads; and a thread that once took many keeps the others of its pool
         awake.
         """
-        if not queries or (texts > 1 and self._divides_texts):
+        if not queries or not self.side_by_side or (texts > 1 and self._divides_texts):
             return self.per_worker
-        operations = self._operations_per_token * tokens
+        threads = self._operations_per_token * tokens / QUERY_OPERATIONS_PER_THREAD
         free = max(self.total - self._in_use, self.total // 2, 1)
-        return _between(1, operations / QUERY_OPERATIONS_PER_THREAD, free)
+        return min(self._free_counts(free), key=lambda count: abs(count - threads))
+
+    def _free_counts(self, free: int) -> tuple[int, ...]:
+        return self.counts[: bisect_right(self.counts, free)] or self.counts[:1]
 
     @contextmanager
     def running(self, tokens: int, *, queries: bool, texts: int = 1) -> Iterator[int]:
@@ -119,7 +144,6 @@ class CpuThreads:
 
         It may be a caller's own, which gets back the count it had.
         """
-        before = torch.get_num_threads()
         with self._lock:
             count = self.wanted(tokens, queries=queries, texts=texts)
             is_short = queries and texts == count == 1
@@ -129,11 +153,9 @@ class CpuThreads:
             self._in_use += count
         way, since_s = self._right_of_way, time.perf_counter()
         try:
-            _set_own_threads(count)
-            with way.query() if queries else way.ingestion():
+            with limited_threads(count), way.query() if queries else way.ingestion():
                 yield count
         finally:
-            _set_own_threads(before)
             with self._lock:
                 self._in_use -= count
                 if choice is not None:
@@ -164,30 +186,56 @@ def _is_forked() -> bool:
     return multiprocessing.parent_process() is not None and started != "spawn"
 
 
-@contextmanager
-def threads_for_a_check(model: nn.Module, tokens: int) -> Iterator[None]:
+def threads_for_a_check(model: nn.Module, tokens: int) -> contextlib.AbstractContextManager[None]:
     """Give the calling thread no more threads than a few passes of so many tokens make use of.
 
     On a busy processor a small model waits longer for a second thread than it computes. The
     caller's own count is back afterwards.
     """
+    operations = 2 * multiplied_parameters(model) * tokens
+    most = torch.get_num_threads()
+    return limited_threads(_between(1, operations / QUERY_OPERATIONS_PER_THREAD, most))
+
+
+@contextmanager
+def limited_threads(count: int) -> Iterator[None]:
+    """Give the calling thread so many OpenMP threads, and MKL none but the calling one.
+
+    Both counts are its own again afterwards; other threads keep theirs. Without an OpenMP to ask
+    nothing changes.
+    """
     if _openmp() is None:
         yield
         return
-    before = torch.get_num_threads()
-    operations = 2 * _multiplied_parameters(model) * tokens
-    _set_own_threads(_between(1, operations / QUERY_OPERATIONS_PER_THREAD, before))
+    before, set_mkl_threads = torch.get_num_threads(), _mkl_threads()
+    mkl_before = 0 if set_mkl_threads is None else set_mkl_threads(1)
     try:
+        _set_own_threads(count)
         yield
     finally:
         _set_own_threads(before)
+        if set_mkl_threads is not None:
+            set_mkl_threads(mkl_before)
+
+
+def products_are_whole() -> bool:
+    """Whether a product that torch gives to MKL is computed by one thread during a pass."""
+    if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
+        return True
+    return torch.get_num_threads() == 1 or (_openmp() is not None and _mkl_threads() is not None)
+
+
+def _counts(total: int, per_worker: int) -> tuple[int, ...]:
+    """The numbers of threads that a pass may take: few, so that each can be checked at load."""
+    powers = {1 << power for power in range(total.bit_length())}
+    return tuple(sorted({*powers, per_worker, total}))
 
 
 def _between(least: int, wanted: float, most: int) -> int:
     return max(least, min(most, round(wanted)))
 
 
-def _multiplied_parameters(model: nn.Module) -> int:
+def multiplied_parameters(model: nn.Module) -> int:
     """The weights every token is multiplied with: all but tables of embeddings."""
     looked_up = {
         id(weight)
@@ -219,14 +267,39 @@ def _set_own_threads(count: int) -> None:
 
 
 @cache
+def _mkl_threads() -> Callable[[int], int] | None:
+    """Sets how many threads MKL takes when the calling thread calls it, or None without an MKL.
+
+    0 stands for what is set for the process. It gives what was set before, as Intel documents
+    `mkl_set_num_threads_local`.
+    """
+    for library in _torch_libraries():
+        try:
+            set_threads, threads = library.MKL_Set_Num_Threads_Local, library.MKL_Get_Max_Threads
+        except AttributeError:
+            continue
+        before = set_threads(1)
+        works = threads() == 1
+        set_threads(before)
+        if works:
+            return cast(Callable[[int], int], set_threads)
+    return None
+
+
+def _torch_libraries() -> Iterator[ctypes.CDLL]:
+    for path in sorted((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")):
+        with contextlib.suppress(OSError):
+            yield ctypes.CDLL(str(path))
+
+
+@cache
 def _openmp() -> Any:
     """The OpenMP library that torch's own kernels use, or None."""
-    for library in sorted((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")):
+    for library in _torch_libraries():
         try:
-            loaded = ctypes.CDLL(str(library))
-            known = loaded.omp_set_num_threads, loaded.omp_get_max_threads
-        except (OSError, AttributeError):
+            known = library.omp_set_num_threads, library.omp_get_max_threads
+        except AttributeError:
             continue
-        if all(known) and loaded.omp_get_max_threads() == torch.get_num_threads():
-            return loaded
+        if all(known) and library.omp_get_max_threads() == torch.get_num_threads():
+            return library
     return None

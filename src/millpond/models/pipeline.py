@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ..config import EngineConfig
 from ..errors import UnsupportedModel
 from .attention import Sequences as PackedRow
+from .attention_check import attention_is_invariant
 from .cpu_activation import steady_activations
 from .cpu_layers import flatten_layers
 from .cpu_linear import fuse_gelus, has_steady_products, prepack_linears
-from .cpu_threads import threads_for_a_check
+from .cpu_threads import multiplied_parameters, products_are_whole, threads_for_a_check
 from .cuda_fusion import fuse_for_cuda
 from .head import Head
 from .loading import checkpoint_dtype, choose_dtype, load_transformer
@@ -41,10 +43,12 @@ from .static import StaticEmbeddings
 from .tokenizer import TextTokenizer
 from .transformer import Transformer
 
-__all__ = ["ExecutionKind", "Pipeline", "RouteInfo", "TokenRows", "load_pipelines", "promised"]
+__all__ = ["ExecutionKind", "Pipeline", "RouteInfo", "TokenRows", "load_pipelines"]
 
 logger = logging.getLogger("millpond")
 MOST_ENGLISH_TOKENS = 64
+# What texts that a model is checked with may cost to compute once, and no fewer tokens than these.
+MOST_CHECK_OPERATIONS, FEWEST_CHECK_TOKENS = 5 * 10**9, 42
 ENGLISH = (
     "The mill stands beside a pond, and its wheel turns as long as there is water.",
     "when can I buy bread?",
@@ -73,8 +77,9 @@ class RouteInfo:
     """Dimensions of a vector."""
     max_length: int | None
     """Longest text in tokens, special tokens included; None for no limit."""
-    same_bits: bool
-    """Whether a text's vector is the same to the bit whatever it is batched with."""
+    same_bits: bool = False
+    """Whether a text's vector is the same to the bit whatever it is batched with, on any number
+    of threads and after any cached prefix, as a check at load found on this machine."""
     compiled: bool = False
     """Whether its layers run as compiled."""
     prefixes: str = ""
@@ -147,8 +152,39 @@ class Pipeline:
         """Tokens of the prompt that pooling leaves out: 0 unless the checkpoint excludes it."""
         return self.tokenizer.prompt_length(prompt) if self.head.excludes_prompt else 0
 
+    def has_invariant_operators(self, threads: Sequence[int]) -> bool:
+        """Whether what short texts do not show has the same bits in every batch on this CPU.
+
+        That are products of many rows and attention within long texts, on these numbers of
+        threads.
+        """
+        if self.execution is None or not isinstance(self.encoder, Transformer):
+            return True
+        if not products_are_whole() or not has_steady_products(self.encoder.model, threads):
+            return False
+        return self.execution.kind != "packed" or attention_is_invariant(
+            self.encoder.model, longest=self.tokenizer.max_length, threads=threads
+        )
+
+    def check_texts(self, lengths: Sequence[int]) -> list[npt.NDArray[np.int32]]:
+        """Token ids of random texts, all different, of those lengths that the model takes.
+
+        With a large model, only of the shorter ones, which are computed in about a second.
+        """
+        limit, tokens = self.tokenizer.max_length, MOST_CHECK_OPERATIONS
+        if isinstance(self.encoder, Transformer):
+            tokens //= 2 * multiplied_parameters(self.encoder.model)
+        left, chosen = max(tokens, FEWEST_CHECK_TOKENS), []
+        for length in sorted(lengths):
+            if length <= left and (limit is None or length <= limit):
+                chosen.append(length)
+                left -= length
+        random = np.random.default_rng(21)
+        ids = np.array(_ordinary_ids(self.encoder.vocab_size, self.tokenizer), dtype=np.int32)
+        return [random.choice(ids, length) for length in reversed(chosen)]
+
     def info(self) -> RouteInfo:
-        """How it runs."""
+        """How it runs. Whether bits are the same, batches will show."""
         kind: ExecutionKind = "static" if self.execution is None else self.execution.kind
         return RouteInfo(
             name=self.name,
@@ -156,8 +192,6 @@ class Pipeline:
             reason="no transformer to run" if self.execution is None else self.execution.reason,
             dimension=self.head.dimension,
             max_length=self.tokenizer.max_length,
-            same_bits=self.execution is None
-            or (self.execution.same_bits and self.prefixes.same_bits),
             compiled=self.execution is not None and self.execution.compiled,
             prefixes=self.prefixes.reason,
         )
@@ -254,11 +288,9 @@ class _Encoders:
             execution = prove_execution(transformer, token_ids=ids, pad_id=tokenizer.pad_id)
             if self.device.type == "cpu":
                 prove_flat(transformer, execution, token_ids=ids)
-                if not has_steady_products(loaded.model):
-                    execution = replace(execution, same_bits=False)
         if self.config.compile:
             execution = prove_compiled(transformer, execution, token_ids=ids)
-        return transformer, tokenizer, promised(execution, self.config, self.device)
+        return transformer, tokenizer, execution
 
     def prefixes(self, route: Route, head: Head) -> PrefixSupport:
         """Whether the texts of a route can go on from cached prefixes."""
@@ -270,13 +302,6 @@ class _Encoders:
         ids = _ordinary_ids(encoder.vocab_size, tokenizer)
         with threads_for_a_check(encoder.model, sum(LENGTHS)):
             return prove_prefixes(encoder, token_ids=ids)
-
-
-def promised(execution: Execution, config: EngineConfig, device: torch.device) -> Execution:
-    """On a GPU the company decides about kernels, whatever a few rows showed, unless it may not."""
-    if device.type != "cuda":
-        return execution
-    return replace(execution, same_bits=config.deterministic)
 
 
 def _reason_against_prefixes(

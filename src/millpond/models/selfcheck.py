@@ -21,7 +21,6 @@ from torch.nn.functional import cosine_similarity
 from .attention import PackedSequences, uses_varlen
 from .cpu_int8 import check_int8, quantize_linears, recorded_inputs
 from .cpu_layers import flatten_layers
-from .cpu_rows import FEWEST_ROWS
 from .rotary import rotates_by_length
 from .transformer import HiddenStates, Transformer
 
@@ -58,8 +57,6 @@ class Execution:
     reason: str
     finite: bool = True
     """Whether every hidden state of the check was finite; float16 overflows in some models."""
-    same_bits: bool = True
-    """Whether a text had the same bits alone and in company."""
     compiled: bool = False
     """Whether the layers run as compiled."""
 
@@ -84,23 +81,21 @@ def prove_execution(
     if rotates_by_length(transformer.model):
         # Only texts longer than the model was trained on would show it.
         reason = "its rotary embedding depends on the longest text of a batch"
-        same_bits = all(_same_bits_in_every_row(transformer, text) for text in texts)
-        return Execution(kind="equal_length", reason=reason, finite=finite, same_bits=same_bits)
+        return Execution(kind="equal_length", reason=reason, finite=finite)
     try:
-        packed_reason, same_bits = _check_packed(transformer, texts, expected, pad_id)
+        packed_reason = _check_packed(transformer, texts, expected, pad_id)
     except Exception as error:  # whatever a model's code objects with, it can still run padded
-        packed_reason, same_bits = f"{type(error).__name__}: {_first_line(error)}", True
+        packed_reason = f"{type(error).__name__}: {_first_line(error)}"
     if packed_reason is None:
         reason = "hidden states equal the one-by-one run"
-        return Execution(kind="packed", reason=reason, finite=finite, same_bits=same_bits)
+        return Execution(kind="packed", reason=reason, finite=finite)
     transformer.use_stock_attention()
     padded_reason = _check_padded(transformer, texts, expected, pad_id)
-    same_bits = all(_same_bits_in_every_row(transformer, text) for text in texts)
     if padded_reason is None:
         reason = f"not packed: {packed_reason}"
-        return Execution(kind="padded", reason=reason, finite=finite, same_bits=same_bits)
+        return Execution(kind="padded", reason=reason, finite=finite)
     reason = f"not packed: {packed_reason}; not padded: {padded_reason}"
-    return Execution(kind="equal_length", reason=reason, finite=finite, same_bits=same_bits)
+    return Execution(kind="equal_length", reason=reason, finite=finite)
 
 
 @torch.inference_mode()
@@ -185,24 +180,15 @@ def prove_compiled(
         transformer.use_compiled_layers()
         rows = run_packed(transformer, texts)
         reason = disagreement(rows, expected, int8_error=transformer.int8_error)
-        longest = max(range(len(texts)), key=lambda i: len(texts[i]))
-        same_bits = reason is None and _same_bits_in_company(
-            transformer, texts[longest], rows[longest]
-        )
     except Exception as error:  # the compiler's, or that of a tool it needs and does not find
-        reason, same_bits = f"{type(error).__name__}: {_first_line(error)}", False
+        reason = f"{type(error).__name__}: {_first_line(error)}"
     if reason is None and not transformer.is_compiled:
         reason = "the compiler failed"
     if reason is not None:
         transformer.use_plain_layers()
         logger.warning("not compiled: %s", reason)
         return execution
-    return replace(
-        execution,
-        reason=f"{execution.reason}; compiled",
-        same_bits=execution.same_bits and same_bits,
-        compiled=True,
-    )
+    return replace(execution, reason=f"{execution.reason}; compiled", compiled=True)
 
 
 def _same_bits_in_company(transformer: Transformer, text: list[int], rows: Tensor) -> bool:
@@ -239,22 +225,21 @@ def _alone(transformer: Transformer, text: list[int]) -> Tensor:
 
 def _check_packed(
     transformer: Transformer, texts: list[list[int]], expected: list[Tensor], pad_id: int
-) -> tuple[str | None, bool]:
+) -> str | None:
     if not (transformer.takes_positions and transformer.takes_boundaries):
-        return "its forward takes no position ids or no further arguments", True
+        return "its forward takes no position ids or no further arguments"
     if getattr(transformer.model.config, "attention_chunk_size", None):
         # Only texts longer than a chunk would show it, and they are too long to check at load.
-        return "its attention works in chunks", True
+        return "its attention works in chunks"
     transformer.use_packed_attention()
-    longest = max(range(len(texts)), key=lambda i: len(texts[i]))
     reason = None
-    for offset in _position_offsets(transformer, pad_id, len(texts[longest])):
+    for offset in _position_offsets(transformer, pad_id, max(map(len, texts))):
         transformer.position_offset = offset
         rows = run_packed(transformer, texts)
         reason = disagreement(rows, expected, int8_error=transformer.int8_error)
         if reason is None:
-            return None, _same_bits(transformer, texts[longest], rows[longest])
-    return reason, True
+            return None
+    return reason
 
 
 def _position_offsets(transformer: Transformer, pad_id: int, longest: int) -> list[int]:
@@ -275,17 +260,6 @@ def run_packed(transformer: Transformer, texts: list[list[int]]) -> list[Tensor]
     positions = torch.cat([torch.arange(len(text), device=device) for text in texts])
     rows = transformer.packed(ids, positions, PackedSequences.of(lengths, boundaries=boundaries))
     return list(torch.split(last_layer(rows), lengths.tolist()))
-
-
-def _same_bits(transformer: Transformer, text: list[int], in_company: Tensor) -> bool:
-    filler = [text[:1]] * max(0, FEWEST_ROWS - len(text))
-    return torch.equal(run_packed(transformer, [text, *filler])[0], in_company)
-
-
-def _same_bits_in_every_row(transformer: Transformer, text: list[int]) -> bool:
-    ids = torch.tensor([text] * FEWEST_ROWS, device=transformer.device)
-    rows = last_layer(transformer.padded(ids, torch.ones_like(ids))).view(*ids.shape, -1)
-    return torch.equal(rows, rows[:1].expand_as(rows))
 
 
 def _check_padded(
