@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,15 +15,22 @@ class OutOfTime(Exception):
 
 
 class Clock:
-    """So many seconds from `started`, which is of `time.perf_counter()`."""
+    """So many seconds from `started`, by `now`."""
 
-    def __init__(self, seconds: float, started: float | None = None) -> None:
+    def __init__(
+        self,
+        seconds: float,
+        started: float | None = None,
+        *,
+        now: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.seconds = seconds
-        self._started = time.perf_counter() if started is None else started
+        self._now = now
+        self._started = now() if started is None else started
 
     @property
     def gone(self) -> float:
-        return time.perf_counter() - self._started
+        return self._now() - self._started
 
     @property
     def left(self) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from millpond.models import cpu_linear
 from millpond.models.cpu_linear import fuse_gelus, has_steady_products, prepack_linears
@@ -325,3 +326,13 @@ def test_any_other_activation_stays(parent: nn.Module) -> None:
     expected = model(rows)
     assert fuse_gelus(nn.ModuleList([model])) == 0
     assert torch.equal(model(rows), expected)
+
+
+def test_gpt2_s_layers_are_prepacked_too() -> None:
+    torch.manual_seed(0)
+    layer = Conv1D(24, 48).requires_grad_(False)
+    layer.bias.normal_()
+    model, rows = nn.Sequential(layer), torch.randn(3, 20, 48)
+    expected = layer(rows)
+    assert prepack_linears(model) == 1
+    torch.testing.assert_close(model(rows), expected)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import activations
+from transformers.pytorch_utils import Conv1D
 
 from .cpu_int8 import Int8Linear
 from .cpu_threads import limited_threads
@@ -242,6 +243,8 @@ def is_exact_gelu(module: nn.Module) -> bool:
 
 def prepacked(layer: nn.Module, steady: bool) -> PrepackedLinear | None:
     """The layer prepacked, or None where it cannot be or does not agree."""
+    if type(layer) is Conv1D:
+        layer = _transposed(layer)
     # Subclasses of nn.Linear do something of their own.
     if type(layer) is not nn.Linear or layer.weight.dtype not in TOLERANCE:
         return None
@@ -251,6 +254,14 @@ def prepacked(layer: nn.Module, steady: bool) -> PrepackedLinear | None:
     except (AttributeError, RuntimeError):  # no such operator, or not for this processor
         return None
     return packed if agrees else None
+
+
+def _transposed(layer: Conv1D) -> nn.Linear:
+    """GPT-2's linear layer, which keeps its weight `[in features, out features]`, as any other."""
+    made = nn.Linear(layer.nx, layer.nf, device="meta")
+    made.weight = nn.Parameter(layer.weight.detach().T.contiguous(), requires_grad=False)
+    made.bias = layer.bias
+    return made
 
 
 def _steady_columns(layer: nn.Linear) -> int | None:
