@@ -22,11 +22,12 @@ ADAPTER_SOURCES := $(shell find integrations -mindepth 2 \
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PIP_INSTALL := $(PIP) install --quiet -c constraints.txt
 
-.PHONY: help setup adapters demo test bench bench-adapters lint typecheck format check clean
+.PHONY: help setup adapters demo test test-processors bench bench-adapters lint typecheck format check clean
 
 help:
 	@echo "make demo       embed and search the standard library's documentation"
 	@echo "make test       run the test suite, the adapters' included"
+	@echo "make test-processors  the tests of vectors, as several other processors would run them"
 	@echo "make bench      measure Millpond beside its peers; ARGS=--quick for minutes"
 	@echo "make bench-adapters  the LangChain and LlamaIndex adapters beside the incumbents"
 	@echo "make check      lint, typecheck and test"
@@ -63,7 +64,7 @@ $(NODE)/node_modules/.package-lock.json: $(NODE)/package.json $(NODE)/package-lo
 	@test ! -e $@ || touch $@
 
 # The model comes from an installed package, so nothing is asked of the network.
-demo test bench bench-adapters: export HF_HUB_OFFLINE = 1
+demo test test-processors bench bench-adapters: export HF_HUB_OFFLINE = 1
 test: export ANONYMIZED_TELEMETRY = False
 test: export LANGSMITH_TRACING = false
 
@@ -72,6 +73,9 @@ demo: setup
 
 test: adapters $(NODE_CLIENT)
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-processors: setup
+	@$(BIN)/python tests/processors.py $(ARGS)
 
 # The peers have virtual environments of their own, under .venv-bench.
 bench:

