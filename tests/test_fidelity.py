@@ -55,7 +55,9 @@ def seeded(make: Callable[[], Any]) -> Any:
 
 def agree(vectors: npt.NDArray[Any], expected: npt.NDArray[Any]) -> None:
     assert vectors.shape == expected.shape
-    assert np.abs(vectors - expected).max() <= TOLERANCE
+    # Vectors that nothing normalises may be long, and rounding grows with them.
+    longest = np.abs(expected).max(axis=-1, keepdims=True)
+    assert (np.abs(vectors - expected) <= TOLERANCE * np.maximum(1, longest)).all()
     assert np.abs(expected).max() > 100 * TOLERANCE
 
 
