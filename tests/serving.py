@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import httpx
+import uvicorn
 from fastapi import FastAPI
+from uvicorn.server import ServerState
 
-from fakes import FakeRunner, start_engine
+from fakes import PATIENCE_S, FakeRunner, start_engine
 from millpond.server.app import create_app
+from millpond.server.connection import HttpConnection
 from millpond.server.served import ServedModel
 from millpond.server.settings import AppSettings
 
@@ -120,3 +125,62 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
     assert isinstance(error["message"], str)
     assert error["message"]
     return error
+
+
+@asynccontextmanager
+async def listening(app: FastAPI, **limits: float) -> AsyncIterator[int]:
+    """The application behind connections as the server has them; gives the port."""
+    header_timeout_s = limits.pop("header_timeout_s", PATIENCE_S)
+    config = uvicorn.Config(
+        app,
+        http=partial(HttpConnection, header_timeout_s=header_timeout_s),
+        timeout_keep_alive=limits.pop("idle_timeout_s", PATIENCE_S),
+        lifespan="off",
+        log_config=None,
+        **limits,
+    )
+    config.load()
+    state = ServerState()
+    loop = asyncio.get_running_loop()
+
+    def connection() -> Any:
+        return config.http_protocol_class(
+            config=config, server_state=state, app_state={}, _loop=loop
+        )
+
+    server = await loop.create_server(connection, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for one in list(state.connections):
+            one.transport.abort()
+        await asyncio.gather(*state.tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A client's end of a connection, on which it may send anything."""
+    async with asyncio.timeout(PATIENCE_S):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+
+def post_bytes(body: bytes, *headers: bytes, path: bytes = b"/v1/embeddings") -> bytes:
+    """A POST as it goes over the wire; its length is declared unless it goes in chunks."""
+    lines = [b"POST %s HTTP/1.1" % path, b"Host: pond", *headers]
+    if not any(b"chunked" in header for header in headers):
+        lines.append(b"Content-Length: %d" % len(body))
+    return b"\r\n".join([*lines, b"", body])
+
+
+async def read_answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    """The status and the body of the next answer that declares its length."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    (length,) = re.findall(rb"(?i)content-length: (\d+)", head)
+    return int(head.split()[1]), await reader.readexactly(int(length))

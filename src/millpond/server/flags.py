@@ -13,7 +13,9 @@ __all__ = [
     "DType",
     "Device",
     "DrainTimeout",
+    "HeaderTimeout",
     "Host",
+    "IdleTimeout",
     "LogFormat",
     "LogLevel",
     "MaxBatchTokens",
@@ -112,6 +114,12 @@ SslCertfile = Annotated[str | None, typer.Option(help="Certificate chain, to spe
 SslKeyfile = Annotated[str | None, typer.Option(help="Its private key.")]
 MaxBodyBytes = Annotated[int, typer.Option(help="Largest request body.")]
 RequestTimeout = Annotated[float, typer.Option(help="Longest a request may take.")]
+IdleTimeout = Annotated[
+    float, typer.Option("--idle-timeout-s", help="Longest a connection may send nothing.")
+]
+HeaderTimeout = Annotated[
+    float, typer.Option("--header-timeout-s", help="Longest the headers of a request may take.")
+]
 DrainTimeout = Annotated[
     float, typer.Option(help="Longest the server goes on answering after SIGTERM.")
 ]

@@ -22,7 +22,7 @@ __all__ = ["main", "serve"]
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 USAGE_ERROR = 2
 _VLLM_DTYPES = {"float": "float32", "half": "float16"}
-_LIBRARIES = ("fastapi", "orjson", "prometheus_client", "uvicorn")
+_LIBRARIES = ("fastapi", "httptools", "orjson", "prometheus_client", "uvicorn")
 
 
 def serve(
@@ -52,6 +52,8 @@ def serve(
     ssl_keyfile: flags.SslKeyfile = None,
     max_body_bytes: flags.MaxBodyBytes = AppSettings.max_body_bytes,
     request_timeout_s: flags.RequestTimeout = AppSettings.request_timeout_s,
+    idle_timeout_s: flags.IdleTimeout = ListenSettings.idle_timeout_s,
+    header_timeout_s: flags.HeaderTimeout = ListenSettings.header_timeout_s,
     drain_timeout_s: flags.DrainTimeout = ListenSettings.drain_timeout_s,
     log_level: flags.LogLevel = "info",
     log_format: flags.LogFormat = "text",
@@ -90,6 +92,8 @@ def serve(
         uds=uds,
         ssl_certfile=ssl_certfile,
         ssl_keyfile=ssl_keyfile,
+        idle_timeout_s=idle_timeout_s,
+        header_timeout_s=header_timeout_s,
         drain_timeout_s=drain_timeout_s,
         log_level=log_level,
         log_format=log_format,

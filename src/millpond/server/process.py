@@ -14,6 +14,7 @@ import ssl
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -24,6 +25,7 @@ from ..engine import Engine
 from ..errors import InvalidOption
 from .access_log import configure_logging
 from .app import create_app
+from .connection import HttpConnection
 from .lifecycle import Lifecycle
 from .served import ServedModel
 from .settings import AppSettings, ListenSettings
@@ -33,7 +35,6 @@ __all__ = ["DrainingServer", "ModelPlan", "run"]
 
 logger = logging.getLogger("millpond.server")
 
-KEEP_ALIVE_S = 75  # longer than load balancers keep an idle connection, so that they close it
 LAST_ANSWERS_S = 5.0  # for answers to be read, those to who is cut off among them
 
 
@@ -100,7 +101,8 @@ def _uvicorn_config(app: object, listen: ListenSettings) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         ws="none",
-        timeout_keep_alive=KEEP_ALIVE_S,
+        http=partial(HttpConnection, header_timeout_s=listen.header_timeout_s),  # type: ignore[arg-type]
+        timeout_keep_alive=listen.idle_timeout_s,  # type: ignore[arg-type]
         # uvicorn's own end, far behind ours.
         timeout_graceful_shutdown=int(listen.drain_timeout_s + 2 * LAST_ANSWERS_S),
     )

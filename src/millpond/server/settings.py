@@ -62,6 +62,11 @@ class ListenSettings:
     """Path of a Unix domain socket, instead of host and port."""
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
+    idle_timeout_s: float = 75.0
+    """Longest a connection may send nothing. Load balancers keep an idle one for 60 s as a rule,
+    and are to be the ones who close it."""
+    header_timeout_s: float = 30.0
+    """Longest a request's headers may take, from their first byte."""
     drain_timeout_s: float = 30.0
     """Longest the server goes on with what it accepted, once it is told to stop."""
     log_level: str = "info"
@@ -69,6 +74,11 @@ class ListenSettings:
 
     def __post_init__(self) -> None:
         _require(0 <= self.port <= 65535, f"port={self.port}: choose 0 to 65535")
+        for name in ("idle_timeout_s", "header_timeout_s"):
+            _require(
+                0 < getattr(self, name) < math.inf,
+                f"{name}={getattr(self, name)}: it is a number of seconds above 0",
+            )
         _require(
             0 <= self.drain_timeout_s < math.inf,
             f"drain_timeout_s={self.drain_timeout_s}: it is a number of seconds, 0 or more",

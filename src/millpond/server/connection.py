@@ -1,0 +1,257 @@
+"""`HttpConnection`: uvicorn's HTTP/1.1 connection, bounded in what a client may withhold.
+
+It knows bytes and timers, and no routes. What it refuses never becomes a request: there is no
+line of it in the access log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from .errors import ApiError, error_response
+
+__all__ = ["MAX_HEAD_BYTES", "HttpConnection"]
+
+logger = logging.getLogger("millpond.server")
+
+MAX_HEAD_BYTES = 64 * 2**10  # of a request line and headers, and of trailers
+LINGER_S = 2.0  # a socket closed with bytes unread resets the connection, and its answer is lost
+PROBE_S = 0.5
+_PART_BYTES = 16 * 2**10  # parsed at a time; by so much a header may exceed its bound
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class HttpConnection(HttpToolsProtocol):
+    """One connection, on the event loop alone.
+
+    An `Upgrade` that a client offers is ignored, as RFC 9110 section 7.8 lets a server do. A
+    client that shuts its side down after the request is answered.
+    """
+
+    def __init__(self, *, header_timeout_s: float, **of_uvicorn: Any) -> None:
+        super().__init__(**of_uvicorn)
+        self._header_timeout_s = header_timeout_s
+        self._timer: asyncio.TimerHandle | None = None
+        self._receiving = False  # a message has begun to arrive and has not ended
+        self._in_head = False  # and its header is not whole
+        self._head_bytes = 0  # names and values of the message so far
+        self._advanced = False  # whether what came last held more than a part of a header
+        self._stalled_bytes = 0  # that came since it did
+        self._replay: bytes | None = None  # a header that offered an upgrade, without the offer
+        self._refused = False
+
+    # Of the transport.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._within(self.timeout_keep_alive, self._late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        for start in range(0, len(data), _PART_BYTES):
+            if self._refused:
+                return
+            self._receive(data[start : start + _PART_BYTES])
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Whether to stay open: an answer is owing to a client that will send no more.
+
+        TLS knows no such half of a connection.
+        """
+        if self._refused or self.scheme == "https" or not self._owes or self.cycle.more_body:
+            return False
+        self.cycle.keep_alive = False
+        self._within(PROBE_S, self._probe)
+        return True
+
+    # Of the parser.
+
+    def on_message_begin(self) -> None:
+        self._advanced = self._in_head = True
+        self._head_bytes = 0
+        self._begin_to_receive()
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._count_head(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count_head(len(name) + len(value))
+        if self._in_head:  # a trailer is none of the headers
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._advanced = True
+        self._in_head = False
+        self._stop_timer()
+        if self.parser.should_upgrade():
+            self._replay = self._head_without_offer()
+        else:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._advanced = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._advanced = True
+        self._receiving = False
+        self._stop_timer()
+        if self._replay is None:
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._receiving and self._timer is None:  # the rest of a body that nobody reads
+            self._within(self._header_timeout_s, self._late)
+
+    def _receive(self, part: bytes) -> None:
+        self._begin_to_receive()
+        self._advanced = False
+        try:
+            self._feed(part)
+        except httptools.HttpParserError:
+            self._refuse(self._unreadable())
+            return
+        self._stalled_bytes = 0 if self._advanced else self._stalled_bytes + len(part)
+        if self._stalled_bytes > MAX_HEAD_BYTES:
+            self._refuse(_head_too_large())
+
+    def _feed(self, data: bytes) -> None:
+        """Parse; a header that offers an upgrade is parsed again without it, as the parser takes
+        what follows it for another protocol's."""
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as offer:
+                if self._replay is None or self.parser.get_method() == b"CONNECT":
+                    raise httptools.HttpParserError("a tunnel is asked for") from offer
+                data = self._replay + data[offer.args[0] :]
+                self._replay = None
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
+    def _head_without_offer(self) -> bytes:
+        target = (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        lines = [b"%s %s HTTP/%s" % target]
+        for name, value in self.headers:
+            if name == b"connection":
+                options = [option.strip() for option in value.split(b",")]
+                value = b", ".join(one for one in options if one.lower() != b"upgrade")
+            if name != b"upgrade":
+                lines.append(b"%s: %s" % (name, value))
+        return b"\r\n".join([*lines, b"", b""])
+
+    # Bounds.
+
+    @property
+    def _owes(self) -> bool:
+        """Whether a request has begun that has no answer."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _begin_to_receive(self) -> None:
+        if not self._receiving:
+            self._receiving = True
+            self._within(self._header_timeout_s, self._late)
+
+    def _count_head(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > MAX_HEAD_BYTES:
+            raise OverflowError  # to the parser, which stops
+
+    def _late(self) -> None:
+        if self._owes:  # its own limit is another
+            self._within(self._header_timeout_s, self._late)
+        elif self._in_head:
+            self._refuse(_head_too_late(self._header_timeout_s))
+        else:
+            self.transport.close()
+
+    def _probe(self) -> None:
+        """Who hung up looks like who waits, until an answer to what is sent tells them apart."""
+        if self._owes and not self.transport.is_closing():
+            quiet = not self.pipeline and not self.cycle.response_started
+            if quiet and self.cycle.scope["http_version"] == "1.1":
+                self.transport.write(_CONTINUE)
+            self._within(PROBE_S, self._probe)
+
+    def _within(self, seconds: float, then: Callable[[], None]) -> None:
+        self._stop_timer()
+        self._timer = self.loop.call_later(seconds, then)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # Refusals.
+
+    def _unreadable(self) -> ApiError:
+        return _head_too_large() if self._head_bytes > MAX_HEAD_BYTES else _no_http()
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer and read no more. What came whole before it is answered first."""
+        self._refused = True
+        self._stop_timer()
+        logger.info("a connection is refused with %d: %s", error.status_code, error.detail)
+        if self._owes:
+            if not self.cycle.more_body:
+                self.cycle.keep_alive = False
+                return
+            if self.pipeline or self.cycle.response_started:
+                self.transport.close()
+                return
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.write(self._written(error))
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._within(LINGER_S, self.transport.close)
+
+    def _written(self, error: ApiError) -> bytes:
+        status = HTTPStatus(error.status_code)
+        body = bytes(error_response(error).body)
+        headers = [
+            *self.server_state.default_headers,
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
+        lines = [b"HTTP/1.1 %d %s" % (status, status.phrase.encode())]
+        lines += [b"%s: %s" % header for header in headers]
+        return b"\r\n".join([*lines, b"", body])
+
+    def __repr__(self) -> str:
+        return (
+            f"HttpConnection(client={self.client}, receiving={self._receiving}, owes={self._owes})"
+        )
+
+
+def _no_http() -> ApiError:
+    return ApiError(400, "what was sent is not HTTP/1.1", code="bad_http")
+
+
+def _head_too_large() -> ApiError:
+    return ApiError(
+        431, f"the headers are larger than {MAX_HEAD_BYTES} bytes", code="headers_too_large"
+    )
+
+
+def _head_too_late(timeout_s: float) -> ApiError:
+    return ApiError(
+        408, f"the headers were not whole within {timeout_s:g} s", code="headers_too_late"
+    )
