@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InvalidCheckpoint, InvalidOption, InvalidText, InvalidTokenIds
+from .long_texts import LONG_TEXT, enough_of
 from .recent import Recent
 from .shared_prefix import CONTINUATIONS, END_CHARACTERS, KINDS, common_prefix_length
 from .spec import Module
@@ -135,15 +136,20 @@ class TextTokenizer:
 
         Raises `TextTooLong` (with `truncate="error"`) and `InvalidText`, both with the index.
         """
-        limit = self._limit(max_length)
-        rows = self._rows(texts, prompt, task, True)
+        limit, side = self._limit(max_length), self._side(truncate)
+        strings, special = self._strings(texts, prompt, task, True)
+        parts = [
+            text if len(text) <= LONG_TEXT else self._enough_of(text, special, limit, side)
+            for text in strings
+        ]
+        rows = self._tokenize(parts, special)
         lengths = np.fromiter(map(len, rows), np.int32, len(rows))
         if truncate == "error":
-            require_short(lengths, limit)
+            whole = [part is text for part, text in zip(parts, strings, strict=True)]
+            require_short(lengths, limit, whole)
         kept = np.minimum(lengths, limit)
         kept[kept == 0] = len(self._source.empty_ids)
         ends = self._ends_with(prompt, task) if (lengths >= limit).any() else self._ends
-        side = self._side(truncate)
         fitted = (ends.fit(ids_of(row), limit, side) or self._source.empty_ids for row in rows)
         ids = np.fromiter(chain.from_iterable(fitted), np.int32, int(kept.sum(dtype=np.int64)))
         tokenized = TokenizedTexts(ids, kept, lengths > limit)
@@ -247,15 +253,34 @@ class TextTokenizer:
         self, texts: Sequence[str], prompt: str, task: str | None, special_tokens: bool
     ) -> Sequence[Any]:
         """What `ids_of` takes for each text with its prompt."""
+        return self._tokenize(*self._strings(texts, prompt, task, special_tokens))
+
+    def _strings(
+        self, texts: Sequence[str], prompt: str, task: str | None, special_tokens: bool
+    ) -> tuple[Sequence[str], bool]:
+        """Each text with its prompt, and whether the tokenizer adds its special tokens."""
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 raise InvalidText(f"it is {type(text).__name__}, not a string", index=index)
         source = self._source
         if special_tokens and source.chat is not None:
-            rendered = source.chat.render(texts, prompt=prompt, task=task)
-            return self._tokenize(rendered, False)
+            return source.chat.render(texts, prompt=prompt, task=task), False
         prompted = [prompt + text for text in texts] if prompt else texts
-        return self._tokenize(prompted, special_tokens and source.add_special_tokens)
+        return prompted, special_tokens and source.add_special_tokens
+
+    def _enough_of(self, text: str, special_tokens: bool, limit: int, side: Side) -> str:
+        """So much of a long text that its tokens, cut to the limit, are the whole text's."""
+
+        def token_ids(part: str) -> list[int]:
+            (row,) = self._tokenize([part], special_tokens)
+            return ids_of(row)
+
+        if _is_broken_unicode(text):
+            return text
+        try:
+            return enough_of(text, limit=limit, side=side, token_ids=token_ids)
+        except InvalidText:  # the error is the whole text's, and names its place among others
+            return text
 
     def _ends_with(self, prompt: str, task: str | None) -> Ends:
         """What a text keeps at its ends when it is cut."""

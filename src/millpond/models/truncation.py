@@ -74,13 +74,19 @@ def common_suffix(one: Sequence[int], other: Sequence[int]) -> list[int]:
     return []
 
 
-def require_short(lengths: npt.NDArray[np.int32], limit: int) -> None:
-    """Raises `TextTooLong`, with its index, for the first text longer than `limit`."""
+def require_short(
+    lengths: npt.NDArray[np.int32], limit: int, whole: Sequence[bool] | None = None
+) -> None:
+    """Raises `TextTooLong`, with its index, for the first text longer than `limit`.
+
+    Of a text that is not `whole` a part was counted.
+    """
     too_long = lengths > limit
     if too_long.any():
         index = int(too_long.argmax())
+        at_least = "" if whole is None or whole[index] else "more than "
         raise TextTooLong(
-            f"it has {lengths[index]} tokens, the model reads {limit}; "
+            f"it has {at_least}{lengths[index]} tokens, the model reads {limit}; "
             'shorten it, or cut it with truncate="end" or truncate="start"',
             index=index,
         )
