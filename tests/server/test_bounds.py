@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import logging
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 from fastapi import FastAPI
 from pydantic import BaseModel, ValidationError
 
-from millpond.server.schemas import DetokenizeRequest, EmbeddingRequest
-from serving import Call, embed, error_of, fake_app, request
+from millpond import Engine
+from millpond.server.other_routes import LARGE, SMALL_AT_A_TIME
+from millpond.server.schemas import MAX_TOKENIZED, DetokenizeRequest, EmbeddingRequest
+from serving import Call, client_of, embed, error_of, fake_app, request
 
 MANY = 100_000
 
@@ -122,3 +125,47 @@ def test_a_client_that_hangs_up_while_it_sends_is_a_499(
     assert caplog.records[-1].getMessage() == "POST /v1/embeddings 499"
     metrics = request(app, "GET", "/metrics").text
     assert 'method="POST",route="/v1/embeddings",status="499"} 1.0' in metrics
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("/tokenize", {"prompt": "a" * (MAX_TOKENIZED + 1)}, "prompt: at most 1048576 characters"),
+        ("/detokenize", {"tokens": [1] * (MAX_TOKENIZED + 1)}, "tokens: at most 1048576 items"),
+        ("/v1/embeddings", {"input": ["a"] * 2049}, "at most 2048 inputs"),
+    ],
+)
+def test_what_is_too_much_for_a_route_is_a_413(
+    app: FastAPI, path: str, body: dict[str, Any], said: str
+) -> None:
+    answer = request(app, "POST", path, json=body)
+    assert answer.status_code == 413
+    assert error_of(answer)["code"] == "request_too_large"
+    assert said in error_of(answer)["message"]
+
+
+@pytest.mark.parametrize(("size", "most"), [(LARGE + 1, 1), (10, SMALL_AT_A_TIME)])
+def test_few_texts_are_tokenised_at_a_time(
+    app: FastAPI, monkeypatch: pytest.MonkeyPatch, size: int, most: int
+) -> None:
+    lock, one_too_many = threading.Lock(), threading.Event()
+    running: list[int] = [0]
+
+    def tokenize(*_: Any, **__: Any) -> list[list[int]]:
+        with lock:
+            running.append(running[-1] + 1)
+        if running[-1] > most:
+            one_too_many.set()
+        one_too_many.wait(0.05)  # it must not come
+        with lock:
+            running.append(running[-1] - 1)
+        return [[1]]
+
+    async def ask() -> list[int]:
+        async with client_of(app) as client:
+            calls = [client.post("/tokenize", json={"prompt": "a" * size}) for _ in range(6)]
+            return [answer.status_code for answer in await asyncio.gather(*calls)]
+
+    monkeypatch.setattr(Engine, "tokenize", tokenize)
+    assert asyncio.run(ask()) == [200] * 6
+    assert max(running) == most

@@ -7,7 +7,6 @@ they have no dependencies, and only the first mistake of a body is told.
 from __future__ import annotations
 
 import difflib
-import inspect
 import json
 import typing
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -16,7 +15,6 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
-from starlette.concurrency import run_in_threadpool
 
 from .errors import ApiError, shown
 from .schemas import MAX_INPUTS, UNKNOWN_FIELD
@@ -25,26 +23,21 @@ __all__ = ["JsonRoute"]
 
 _LONGEST_TYPO = 40  # looking for what was meant takes time that grows with the name
 _ADVICE = "Send one JSON object in UTF-8, as Content-Type: application/json"
+_UNITS = {"too_long": "items", "string_too_long": "characters"}
 _INPUT_KINDS = "it is a text, a list of texts, the token ids of one text, or a list of those"
 
 
 class JsonRoute(APIRoute):
-    """Its endpoint takes `body`, a model of pydantic's, and `request`; a plain one has a thread."""
+    """Its endpoint takes `body`, a model of pydantic's, and `request`, and gives the `Response`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         endpoint = self.endpoint
         kind: type[BaseModel] = typing.get_type_hints(endpoint)["body"]
-        is_async = inspect.iscoroutinefunction(endpoint)
 
         async def handle(request: Request) -> Response:
             body = _checked(kind, _parsed(await request.body(), request.headers))
-            if is_async:
-                answer = await endpoint(body=body, request=request)
-            else:
-                answer = await run_in_threadpool(endpoint, body=body, request=request)
-            if isinstance(answer, Response):
-                return answer
-            return Response(answer.model_dump_json(), media_type="application/json")
+            answer: Response = await endpoint(body=body, request=request)
+            return answer
 
         return handle
 
@@ -93,6 +86,10 @@ def _refusal(kind: type[BaseModel], problem: Mapping[str, Any]) -> ApiError:
         return ApiError(
             413, f"at most {MAX_INPUTS} inputs a request; send several requests", param=param
         )
+    if found in _UNITS:
+        most = problem["ctx"]["max_length"]
+        message = f"{param}: at most {most} {_UNITS[found]}; send a part of it"
+        return ApiError(413, message, param=param)
     said = _INPUT_KINDS if found == "list_type" and param == "input" else problem["msg"]
     return ApiError(400, f"{param}: {said}", param=param, code="invalid_value")
 

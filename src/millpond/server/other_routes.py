@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
 
 from ..errors import InvalidInput
 from .errors import ApiError
@@ -26,6 +30,8 @@ from .served import ServedModel, ServedModels
 
 __all__ = ["ModelRoutes", "StateRoutes", "TokenRoutes"]
 
+LARGE = 64 * 2**10  # characters, or token ids
+SMALL_AT_A_TIME = 4
 Responses = dict[int | str, dict[str, Any]]
 
 
@@ -68,11 +74,17 @@ def _card(name: str, model: ServedModel) -> ModelCard:
 
 
 class TokenRoutes:
-    """`POST /tokenize` and `/detokenize`, in vLLM's shape."""
+    """`POST /tokenize` and `/detokenize`, in vLLM's shape.
+
+    Tokenising takes up to 500 bytes a character, so few bodies have a turn at a time: one of the
+    large, beside a few others.
+    """
 
     def __init__(self, models: ServedModels, *, lifecycle: Lifecycle) -> None:
         self._models = models
         self._lifecycle = lifecycle
+        self._turns = asyncio.Semaphore(SMALL_AT_A_TIME)
+        self._large_turn = asyncio.Semaphore(1)
 
     def add_to(self, router: APIRouter, responses: Responses) -> None:
         """Declare the routes."""
@@ -81,6 +93,7 @@ class TokenRoutes:
             self.tokenize,
             methods=["POST"],
             route_class_override=JsonRoute,
+            response_model=TokenizeResponse,
             summary="The token ids of a text",
             responses=responses,
         )
@@ -89,43 +102,56 @@ class TokenRoutes:
             self.detokenize,
             methods=["POST"],
             route_class_override=JsonRoute,
+            response_model=DetokenizeResponse,
             summary="The text of token ids",
             responses=responses,
         )
 
-    def tokenize(self, body: TokenizeRequest, request: Request) -> TokenizeResponse:
+    async def tokenize(self, body: TokenizeRequest, request: Request) -> Response:
         """The ids that `/v1/embeddings` would embed for this text, were it not cut."""
         self._lifecycle.require_accepted(Exchange.of(request.scope))
         model = self._models.find(body.model)
         model.prompt(body.input_type, body.prompt_name)
-        engine = model.engine
-        try:
-            (ids,) = engine.tokenize(
-                [body.prompt],
-                task=body.input_type,
-                prompt_name=body.prompt_name,
-                special_tokens=body.add_special_tokens,
-            )
-        except InvalidInput as error:
-            raise _refused("prompt", error, code="invalid_input") from error
-        return TokenizeResponse(
-            count=len(ids),
-            max_model_len=engine.info().max_length,
-            tokens=ids,
-            token_strs=engine.detokenize([[one] for one in ids])
-            if body.return_token_strs
-            else None,
-        )
+        return await self._in_turn(len(body.prompt), lambda: _tokenized(model, body))
 
-    def detokenize(self, body: DetokenizeRequest, request: Request) -> DetokenizeResponse:
+    async def detokenize(self, body: DetokenizeRequest, request: Request) -> Response:
         """The text of these ids, special tokens spelled out."""
         self._lifecycle.require_accepted(Exchange.of(request.scope))
-        engine = self._models.find(body.model).engine
-        try:
-            (text,) = engine.detokenize([body.tokens])
-        except InvalidInput as error:
-            raise _refused("tokens", error, code="invalid_token_ids") from error
-        return DetokenizeResponse(prompt=text)
+        model = self._models.find(body.model)
+        return await self._in_turn(len(body.tokens), lambda: _detokenized(model, body))
+
+    async def _in_turn(self, size: int, work: Callable[[], BaseModel]) -> Response:
+        """What the work gives on another thread, as JSON that is written there too."""
+        async with self._large_turn if size > LARGE else self._turns:
+            content = await run_in_threadpool(lambda: work().model_dump_json())
+        return Response(content, media_type="application/json")
+
+
+def _tokenized(model: ServedModel, body: TokenizeRequest) -> TokenizeResponse:
+    engine = model.engine
+    try:
+        (ids,) = engine.tokenize(
+            [body.prompt],
+            task=body.input_type,
+            prompt_name=body.prompt_name,
+            special_tokens=body.add_special_tokens,
+        )
+    except InvalidInput as error:
+        raise _refused("prompt", error, code="invalid_input") from error
+    return TokenizeResponse(
+        count=len(ids),
+        max_model_len=engine.info().max_length,
+        tokens=ids,
+        token_strs=engine.detokenize([[one] for one in ids]) if body.return_token_strs else None,
+    )
+
+
+def _detokenized(model: ServedModel, body: DetokenizeRequest) -> DetokenizeResponse:
+    try:
+        (text,) = model.engine.detokenize([body.tokens])
+    except InvalidInput as error:
+        raise _refused("tokens", error, code="invalid_token_ids") from error
+    return DetokenizeResponse(prompt=text)
 
 
 def _refused(param: str, error: InvalidInput, *, code: str) -> ApiError:

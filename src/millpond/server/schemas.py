@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 MAX_INPUTS = 2048
+MAX_TOKENIZED = 2**20  # characters of a text, or token ids
 UNKNOWN_FIELD = "unknown_field"
 """The type of the error for a field that a request does not have; its `ctx` has the `name`."""
 # A list stops at its first bad item: a body may hold millions, and an error for each takes minutes.
@@ -167,7 +168,9 @@ class ModelList(BaseModel):
 
 
 class TokenizeRequest(_Request):
-    prompt: Annotated[str, Field(description="One text; nothing of it is cut.")]
+    prompt: Annotated[
+        str, Field(max_length=MAX_TOKENIZED, description="One text; nothing of it is cut.")
+    ]
     model: OptionalModel = None
     add_special_tokens: bool = True
     return_token_strs: bool | None = False
@@ -183,7 +186,7 @@ class TokenizeResponse(BaseModel):
 
 
 class DetokenizeRequest(_Request):
-    tokens: Annotated[list[TokenId], Field(fail_fast=True)]
+    tokens: Annotated[list[TokenId], Field(max_length=MAX_TOKENIZED, fail_fast=True)]
     model: OptionalModel = None
 
 
