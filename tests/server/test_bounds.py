@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import json
 import logging
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ValidationError
 
 from millpond import Engine
+from millpond.server.errors import ApiError, error_response
 from millpond.server.other_routes import LARGE, SMALL_AT_A_TIME
 from millpond.server.schemas import MAX_TOKENIZED, DetokenizeRequest, EmbeddingRequest
 from serving import Call, client_of, embed, error_of, fake_app, request
@@ -169,3 +171,60 @@ def test_few_texts_are_tokenised_at_a_time(
     monkeypatch.setattr(Engine, "tokenize", tokenize)
     assert asyncio.run(ask()) == [200] * 6
     assert max(running) == most
+
+
+@pytest.mark.parametrize("length", ["0" * 5000, "9" * 5000, "1e3", "-1", "²", "1,1", ""])
+def test_a_length_that_is_none_is_a_short_400(app: FastAPI, length: str) -> None:
+    for method, path in (("POST", "/v1/embeddings"), ("GET", "/health")):
+        headers = {"content-length": length.encode("latin-1")}
+        answer = request(app, method, path, headers=headers)
+        assert answer.status_code == 400
+        assert error_of(answer)["code"] == "invalid_header"
+        assert answer.headers["connection"] == "close"
+        assert len(answer.content) < 300
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        '"dimensions": ' + "9" * 4000,
+        '"dimensions": -' + "9" * 4000,
+        '"dimensions": 1e999',
+        '"dimensions": "' + "9" * 4000 + '"',
+        '"encoding_format": "' + LONG + '"',
+        '"input_type": "' + LONG + '"',
+        '"truncate": ' + "9" * 4000,
+        '"priority": "' + LONG + '"',
+        '"normalize": "' + LONG + '"',
+        '"input": [' + "9" * 4000 + "]",
+        '"input": {"' + LONG + '": 1}',
+        '"model": ' + "9" * 4000,
+    ],
+    ids=lambda field: field[:20],
+)
+def test_a_long_value_is_not_repeated(app: FastAPI, field: str) -> None:
+    content = '{"input": "a", %s}' % field  # noqa: UP031
+    answer = request(app, "POST", "/v1/embeddings", content=content.encode())
+    assert answer.status_code == 400
+    assert error_of(answer)["param"].partition("[")[0] == field.split('"')[1]
+    assert len(answer.content) < 500
+
+
+def test_long_headers_are_not_repeated(app: FastAPI) -> None:
+    for name in ("content-type", "authorization", "x-request-id", "content-encoding"):
+        answer = embed(app, {"input": "a"}, headers={name: LONG})
+        assert len(answer.content) < 6000
+        assert all(len(value) < 500 for value in answer.headers.values())
+
+
+def test_no_message_is_long_whoever_wrote_it() -> None:
+    body = json.loads(error_response(ApiError(400, LONG)).body)
+    assert len(body["error"]["message"]) == 2001
+
+
+def test_a_method_nobody_knows_is_no_new_metric(app: FastAPI) -> None:
+    for method in ("BREW", "WHEN"):
+        assert request(app, method, "/health").status_code == 405
+    metrics = request(app, "GET", "/metrics").text
+    assert 'method="other",route="/health",status="405"} 2.0' in metrics
+    assert "BREW" not in metrics

@@ -19,6 +19,7 @@ from .lifecycle import Lifecycle
 from .metrics import Metrics
 from .observer import Observer
 from .other_routes import ModelRoutes, StateRoutes, TokenRoutes
+from .paths import PlainPaths
 from .schemas import ErrorResponse
 from .served import ServedModel, ServedModels
 from .settings import AppSettings
@@ -71,6 +72,7 @@ def create_app(
         version=installed_version("millpond"),
         lifespan=lifespan,
         redoc_url=None,
+        redirect_slashes=False,
         strict_content_type=False,
     )
     # A router of our own, included, would be matched a second time for every request.
@@ -141,4 +143,5 @@ def _add_middleware(
             allow_headers=["*"],
             expose_headers=_EXPOSED_HEADERS,
         )
+    app.add_middleware(PlainPaths)
     app.add_middleware(Observer, metrics=metrics, lifecycle=lifecycle, root_path=settings.root_path)

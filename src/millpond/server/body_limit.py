@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import ApiError
+from .errors import ApiError, error_response
 
 __all__ = ["BodyLimit"]
+
+_LENGTH = re.compile("[0-9]{1,19}")  # Python reads no number of thousands of digits
 
 
 class BodyLimit:
@@ -21,8 +25,11 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "")
-        too_long = declared.isdecimal() and int(declared) > self._max_bytes
+        declared = Headers(scope=scope).get("content-length", "0")
+        if not _LENGTH.fullmatch(declared):
+            await error_response(_no_length())(scope, receive, send)
+            return
+        too_long = int(declared) > self._max_bytes
         received = 0
 
         async def receive_counted() -> Message:
@@ -43,3 +50,12 @@ class BodyLimit:
             f"the body is larger than {self._max_bytes} bytes; send fewer texts a request",
             headers={"connection": "close"},
         )
+
+
+def _no_length() -> ApiError:
+    return ApiError(
+        400,
+        "content-length is no number of bytes",
+        code="invalid_header",
+        headers={"connection": "close"},
+    )

@@ -30,6 +30,7 @@ from ..errors import (
     UnknownPrompt,
     UnknownTask,
 )
+from .paths import meant_path
 
 __all__ = ["FOREIGN_IDS_HINT", "ApiError", "error_response", "register_handlers", "shown"]
 
@@ -40,6 +41,7 @@ FOREIGN_IDS_HINT = (
     "check_embedding_ctx_length=False, and it sends texts"
 )
 _LONGEST_ECHO = 80  # characters of what a client sent that an answer repeats
+_LONGEST_MESSAGE = 2000  # whoever wrote it
 _TYPES = {
     401: "authentication_error",
     429: "rate_limit_error",
@@ -103,15 +105,15 @@ def _several(failed: TextsFailed) -> str:
     return f"{len(failed.errors)} of the texts could not be embedded; the first is {first}"
 
 
-def shown(sent: str) -> str:
+def shown(sent: str, longest: int = _LONGEST_ECHO) -> str:
     """A name that a client sent, as an answer repeats it: cut where it is long."""
-    return sent if len(sent) <= _LONGEST_ECHO else f"{sent[:_LONGEST_ECHO]}…"
+    return sent if len(sent) <= longest else f"{sent[:longest]}…"
 
 
 def error_response(error: ApiError) -> Response:
     """The answer, `application/json`."""
     body = {
-        "message": error.detail,
+        "message": shown(error.detail, _LONGEST_MESSAGE),
         "type": _TYPES.get(error.status_code, "invalid_request_error"),
         "param": error.param,
         "code": error.code,
@@ -135,8 +137,10 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         return error_response(error)
     assert isinstance(error, StarletteHTTPException)
     path = shown(request.url.path)
+    meant = meant_path(request.url.path)
+    hint = f"did you mean {meant}?" if meant else "/docs lists the routes"
     message = {
-        404: f"there is nothing at {path}; /docs lists the routes",
+        404: f"there is nothing at {path}; {hint}",
         405: f"{request.method} is not a method of {path}",
     }.get(error.status_code, str(error.detail))
     return error_response(ApiError(error.status_code, message, headers=error.headers))

@@ -11,9 +11,12 @@ from typing import Any
 
 from starlette.types import Scope
 
+from .errors import shown
+
 __all__ = ["HUNG_UP", "Exchange"]
 
 HUNG_UP = 499  # in log and metrics, for a client that did not wait; no client sees it
+_LONGEST_PATH = 500  # characters of a path in a log line
 _SCOPE_KEY = "millpond.exchange"
 _USABLE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _ids = random.Random()  # asking the system each time is slow
@@ -27,6 +30,8 @@ class Exchange:
 
     scope: Scope
     request_id: str
+    path: str
+    """As it was sent."""
     accepted: bool = True
     """Whether it began before the server was told to stop."""
     started_s: float = field(default_factory=time.perf_counter)
@@ -41,7 +46,7 @@ class Exchange:
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
         usable = _USABLE_ID.fullmatch(given)
         request_id = given.decode("ascii") if usable else f"{_ids.getrandbits(128):032x}"
-        exchange = cls(scope, request_id, accepted)
+        exchange = cls(scope, request_id, scope["path"], accepted)
         scope[_SCOPE_KEY] = exchange
         return exchange
 
@@ -69,7 +74,7 @@ class Exchange:
             "request_id": self.request_id,
             "client": client[0] if client else "local",
             "method": self.scope["method"],
-            "path": self.scope["path"],
+            "path": shown(self.path, _LONGEST_PATH),
             "status": self.status,
             "ms": round(self.seconds * 1000, 2),
             **self.notes,

@@ -21,6 +21,7 @@ from .served import ServedModel, ServedModels
 
 __all__ = ["Metrics"]
 
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 LANES = ("interactive", "bulk")
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -88,7 +89,8 @@ class Metrics:
 
     def answered(self, exchange: Exchange) -> None:
         """Count an exchange that is over."""
-        key = (exchange.route, exchange.scope["method"], exchange.status)
+        method = exchange.scope["method"]
+        key = (exchange.route, method if method in METHODS else "other", exchange.status)
         if key not in self._of_kind:
             route, method, status = key
             self._of_kind[key] = (

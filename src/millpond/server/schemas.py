@@ -104,7 +104,7 @@ class EmbeddingRequest(_Request):
     ] = "float"
     dimensions: Annotated[
         int | None,
-        Field(ge=1, description="Keep the first so many, and restore unit length."),
+        Field(ge=1, lt=2**31, description="Keep the first so many, and restore unit length."),
     ] = None
     user: Annotated[str | None, Field(description="Accepted and ignored.")] = None
     input_type: InputType = None
