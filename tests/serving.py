@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -62,7 +62,12 @@ def embed(app: FastAPI, body: dict[str, Any], **options: Any) -> httpx.Response:
 class Call:
     """One POST whose body is sent a part at a time, made on a running event loop."""
 
-    def __init__(self, app: FastAPI, path: str = "/v1/embeddings") -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        path: str = "/v1/embeddings",
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
         self._arriving: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._body = b""
         self._status: int | None = None
@@ -70,7 +75,7 @@ class Call:
         loop = asyncio.get_running_loop()
         self.started: asyncio.Future[None] = loop.create_future()
         """Done once the application has asked for the body."""
-        self.over: asyncio.Task[int | None] = loop.create_task(self._run(app, path))
+        self.over: asyncio.Task[int | None] = loop.create_task(self._run(app, path, headers))
         """Its result is the answer's status."""
 
     def send(self, part: bytes, *, last: bool = False) -> None:
@@ -87,7 +92,9 @@ class Call:
         error: dict[str, Any] = json.loads(self._body)["error"]
         return error
 
-    async def _run(self, app: FastAPI, path: str) -> int | None:
+    async def _run(
+        self, app: FastAPI, path: str, headers: Sequence[tuple[bytes, bytes]]
+    ) -> int | None:
         scope = {
             "type": "http",
             "asgi": {"version": "3.0"},
@@ -97,7 +104,7 @@ class Call:
             "path": path,
             "raw_path": path.encode(),
             "query_string": b"",
-            "headers": [(b"content-type", b"application/json")],
+            "headers": [(b"content-type", b"application/json"), *headers],
             "client": ("127.0.0.1", 1),
             "server": ("127.0.0.1", 2),
         }

@@ -11,6 +11,7 @@ from fastapi import APIRouter, FastAPI
 
 from .answer_guard import AnswerGuard
 from .auth import KeyGuard, declare_key
+from .body_encoding import BodyEncoding
 from .body_limit import BodyLimit
 from .cross_origin import CrossOrigin
 from .embeddings_route import EmbeddingsRoute
@@ -32,6 +33,7 @@ _ABOUT = {
     404: "The model is not served here.",
     405: "Another method is meant.",
     413: "The body or the list of inputs is too large.",
+    415: "The body has a content-encoding that is not decoded here.",
     422: "The model could not embed a text.",
     429: "The queue is full; `Retry-After` says when to come again.",
     500: "The server made a mistake.",
@@ -131,6 +133,7 @@ def _add_middleware(
     app: FastAPI, settings: AppSettings, metrics: Metrics, lifecycle: Lifecycle
 ) -> None:
     """The last one added is the outermost."""
+    app.add_middleware(BodyEncoding, max_bytes=settings.max_body_bytes)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     if settings.api_keys:
         app.add_middleware(KeyGuard, keys=settings.api_keys, open_paths=_open_paths(settings))

@@ -49,7 +49,12 @@ _TYPES = {
     503: "service_unavailable_error",
     504: "timeout_error",
 }
-_CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+_CODES = {
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "request_too_large",
+    415: "unknown_encoding",
+}
 # The first that fits: what the engine raises -> status, param, code.
 _FROM_ENGINE: tuple[tuple[type[MillpondError], int, str | None, str], ...] = (
     (TextTooLong, 400, "input", "context_length_exceeded"),
