@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from fakes import PATIENCE_S
 from millpond import Engine
 from millpond.server import process
-from millpond.server.main import _named, main
+from millpond.server.main import _named, _one_name_a_flag, main
 from server_process import ServerProcess, server_process
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -126,6 +128,67 @@ def test_an_upload_that_stalls_is_told_so_when_the_drain_time_is_over() -> None:
         assert "Traceback" not in "\n".join(server.lines)
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_a_terminal_that_goes_away_drains_the_server_however_often_it_says_so() -> None:
+    with server_process(MODEL) as server:
+        url = httpx.URL(server.url)
+        body = b'{"input": "a"}'
+        head = f"POST /v1/embeddings HTTP/1.1\r\nHost: pond\r\nContent-Length: {len(body)}\r\n\r\n"
+        with socket.create_connection((url.host, url.port)) as client:
+            client.settimeout(PATIENCE_S)
+            client.sendall(head.encode())
+            while in_progress(server.url) == 0:
+                pass  # each round is a request of its own
+            server.signal(signal.SIGHUP)
+            server.wait_for("draining")
+            server.signal(signal.SIGHUP)
+            client.sendall(body)
+            answer = b"".join(iter(lambda: client.recv(65536), b""))
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert server.wait() == 0
+
+
+def certificate(folder: Path, passphrase: str) -> list[str]:
+    """The flags of a certificate whose key has a passphrase."""
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl to make a certificate with")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    make = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 2 -subj /CN=pond"
+    files = ["-keyout", str(key), "-out", str(cert), "-passout", f"pass:{passphrase}"]
+    subprocess.run(["openssl", *make.split(), *files], check=True, capture_output=True)
+    return ["--ssl-certfile", str(cert), "--ssl-keyfile", str(key)]
+
+
+def test_a_key_with_a_passphrase_is_never_asked_for_on_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(process, "configure_logging", lambda *_: None)
+    monkeypatch.setattr(process.signal, "signal", lambda *_: None)
+    flags = certificate(tmp_path, "open sesame")
+    for given, said in (
+        ([], "MILLPOND_SSL_KEYFILE_PASSWORD"),
+        (["--ssl-keyfile-password", "open barley"], "passphrase may be wrong"),
+    ):
+        with pytest.raises(SystemExit) as exited:
+            main(["--port", "0", *flags, *given])
+        assert exited.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
+        assert "barley" not in line
+
+
+def test_a_key_with_a_passphrase_serves(tmp_path: Path) -> None:
+    flags = certificate(tmp_path, "open sesame")
+    secret = {"MILLPOND_SSL_KEYFILE_PASSWORD": "open sesame"}
+    with server_process(MODEL, *flags, **secret) as server:
+        trusted = ssl.create_default_context(cafile=flags[1])
+        trusted.check_hostname = False
+        with httpx.Client(verify=trusted, timeout=60) as client:
+            assert client.get(f"{server.url}/health").status_code == 200
+            answer = client.post(f"{server.url}/v1/embeddings", json={"input": "a"})
+            assert answer.status_code == 200
+
+
 def test_two_servers_do_not_share_a_unix_domain_socket(tmp_path: Path) -> None:
     path = tmp_path / "pond.sock"
     command = [sys.executable, "-m", "millpond.server", "--model", MODEL, "--uds", str(path)]
@@ -170,6 +233,12 @@ def test_flags_reach_the_server(tmp_path: Path) -> None:
         (["--max-num-batched-tokens", "0"], "max_batch_tokens=0"),
         (["--dtype", "int3"], "int3"),
         (["a", "b", "--served-model-name", "c"], "2 models and 1 names"),
+        (["--served-model-name", "x", "a", "b"], "2 models and 1 names"),
+        (["a", "--served-model-name", "c", "c"], "'c' would be"),
+        (["--task", "classify"], "classify"),
+        (["--runner", "generate"], "generate"),
+        (["--idle-timeout-s", "0"], "idle_timeout_s=0"),
+        (["--header-timeout-s", "nan"], "header_timeout_s=nan"),
         (["a", "--served-model-name", ""], "name to serve a model under is empty"),
         (["a", "b", "a"], "'a' would be served twice"),
         (["a", "b", "--served-model-name", "c", "--served-model-name", "c"], "'c' would be"),
@@ -208,6 +277,53 @@ def test_a_wrong_flag_is_one_line_and_exit_status_2(
 )
 def test_names_belong_to_models(models: Any, names: Any, expected: Any) -> None:
     assert _named(models, names) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("m -f a b --port 0", "m -f a -f b --port 0"),
+        ("--model m -f a b c", "--model m -f a -f b -f c"),
+        ("-f a b --model=m", "-f a -f b --model=m"),
+        ("-f a m", "-f a m"),
+        ("--port 0 -f a m", "--port 0 -f a m"),
+        ("--port 0 m -f a b", "--port 0 m -f a -f b"),
+        ("--seed 1 --port=0 m -f a b", "--seed 1 --port=0 m -f a -f b"),
+        ("--switch m -f a b", "--switch m -f a -f b"),
+        ("--switch --port 0 -f a m", "--switch --port 0 -f a m"),
+        ("m -f a", "m -f a"),
+        ("m -f", "m -f"),
+        ("m n -f a -f b", "m n -f a -f b"),
+        ("m -f a n -f b", "m -f a n -f b"),
+        ("", ""),
+    ],
+)
+def test_several_names_follow_one_flag_once_the_model_is_named(
+    arguments: str, expected: str
+) -> None:
+    flag = "--served-model-name"
+    given = arguments.replace("-f", flag).split()
+    assert _one_name_a_flag(given, {"--switch"}) == expected.replace("-f", flag).split()
+
+
+def test_vllms_command_is_understood(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(process, "run", lambda *plans: asked.append(plans) or 0)
+    flags = "--task embed --runner pooling --convert embed --max-num-seqs 64 -tp 1 --seed 1"
+    flags += " --enforce-eager --disable-log-requests --disable-log-stats --load-format auto"
+    flags += " --no-enable-prefix-caching --download-dir /models --dtype half"
+    with pytest.raises(SystemExit) as exited:
+        main(["m", "--served-model-name", "a", "b", *flags.split()])
+    assert exited.value.code == 0
+    (((plan,), _, _),) = asked
+    assert (plan.model, plan.names) == ("m", ("a", "b"))
+    assert plan.options["prefix_cache"] == "off"
+    assert plan.options["cache_dir"] == "/models"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "millpond: ignored, without a meaning here: --max-num-seqs, --seed, --enforce-eager, "
+        "--disable-log-requests, --disable-log-stats"
+    )
 
 
 def test_help_has_an_example_and_loads_no_model() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import stat
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,21 @@ def test_a_socket_that_somebody_serves_is_refused(path: Path, served: socket.soc
         bind(path)
     with socket.socket(socket.AF_UNIX) as caller:
         caller.connect(str(path))
+
+
+def test_a_socket_whose_owner_accepts_nobody_is_refused_at_once(path: Path) -> None:
+    with ExitStack() as stack:
+        server = stack.enter_context(socket.socket(socket.AF_UNIX))
+        server.bind(str(path))
+        server.listen(0)
+        with suppress(BlockingIOError):
+            while True:  # until no more may wait
+                caller = stack.enter_context(socket.socket(socket.AF_UNIX))
+                caller.setblocking(False)
+                caller.connect(str(path))
+        with pytest.raises(InvalidOption, match="another server has it, which accepts no"):
+            bind(path)
+        assert path.exists()
 
 
 def test_a_socket_that_was_left_behind_is_replaced(path: Path) -> None:

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import MillpondError
-from ..server.main import serve
+from ..server.main import ServeCommand, serve
 from .embed import embed
 from .info import info
 from .similarity import similarity
@@ -77,7 +77,7 @@ app = typer.Typer(
 )
 app.command(short_help="Embed a file of texts into a file of vectors.")(embed)
 app.command(short_help="Show what a checkpoint says and how it would run.")(info)
-app.command(short_help="Serve models over HTTP.")(serve)
+app.command(cls=ServeCommand, short_help="Serve models over HTTP.")(serve)
 app.command(short_help="Show how alike texts are.")(similarity)
 
 

@@ -77,6 +77,7 @@ def create_app(
         redirect_slashes=False,
         strict_content_type=False,
     )
+    app.state.ignore_unknown_fields = settings.ignore_unknown_fields
     # A router of our own, included, would be matched a second time for every request.
     _add_routes(app.router, served, metrics, lifecycle, settings)
     register_handlers(app)

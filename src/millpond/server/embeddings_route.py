@@ -143,8 +143,15 @@ def _timings(result: Embeddings) -> dict[str, float]:
 
 
 def _full(error: QueueFull, model: ServedModel) -> ApiError:
+    stats = model.engine.stats()
+    seconds = _retry_after_s(stats)
     answer = ApiError.of(error)
-    answer.headers = {"retry-after": str(_retry_after_s(model.engine.stats()))}
+    answer.detail = (
+        f"the queue is full: {stats.waiting_interactive_tokens} tokens of queries and "
+        f"{stats.waiting_bulk_tokens} of bulk requests are waiting; send it again in {seconds} s. "
+        "The server's flag --max-queued-tokens is the bound"
+    )
+    answer.headers = {"retry-after": str(seconds)}
     return answer
 
 

@@ -9,18 +9,27 @@ import typer
 __all__ = [
     "AllowRawTokenIds",
     "ApiKey",
+    "Convert",
     "CorsOrigin",
     "DType",
     "Device",
+    "DisableLogRequests",
+    "DisableLogStats",
+    "DownloadDir",
     "DrainTimeout",
+    "EnablePrefixCaching",
+    "EnforceEager",
     "HeaderTimeout",
     "Host",
     "IdleTimeout",
+    "IgnoreUnknownFields",
+    "LoadFormat",
     "LogFormat",
     "LogLevel",
     "MaxBatchTokens",
     "MaxBodyBytes",
     "MaxModelLen",
+    "MaxNumSeqs",
     "MaxQueryWait",
     "MaxQueuedTokens",
     "MemoryUtilization",
@@ -31,9 +40,13 @@ __all__ = [
     "RequestTimeout",
     "Revision",
     "RootPath",
+    "RunnerKind",
+    "Seed",
     "ServedNames",
     "SslCertfile",
     "SslKeyfile",
+    "SslKeyfilePassword",
+    "Task",
     "TensorParallelSize",
     "TrustRemoteCode",
     "Uds",
@@ -86,7 +99,49 @@ MemoryUtilization = Annotated[
     ),
 ]
 TensorParallelSize = Annotated[
-    int, typer.Option("--tensor-parallel-size", help="Devices a model is spread over: only 1.")
+    int,
+    typer.Option("--tensor-parallel-size", "-tp", help="Devices a model is spread over: only 1."),
+]
+EnablePrefixCaching = Annotated[
+    bool,
+    typer.Option(
+        "--enable-prefix-caching/--no-enable-prefix-caching",
+        help="Keep keys and values of beginnings that texts share, where the model allows it.",
+    ),
+]
+DownloadDir = Annotated[
+    str | None, typer.Option("--download-dir", help="Folder of the hub's cache.")
+]
+# Of vLLM's, with the one meaning that they have here; any other value is an error.
+Task = Annotated[
+    Literal["auto", "embed", "embedding"],
+    typer.Option("--task", help="vLLM's: models embed here."),
+]
+RunnerKind = Annotated[
+    Literal["auto", "pooling"], typer.Option("--runner", help="vLLM's: models embed here.")
+]
+Convert = Annotated[
+    Literal["auto", "embed", "none"], typer.Option("--convert", help="vLLM's: models embed here.")
+]
+LoadFormat = Annotated[
+    Literal["auto", "safetensors"],
+    typer.Option("--load-format", help="vLLM's: weights are read as they are."),
+]
+# Of vLLM's, without a meaning here.
+MaxNumSeqs = Annotated[
+    int | None, typer.Option("--max-num-seqs", help="vLLM's, ignored: tokens bound a batch.")
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", help="vLLM's, ignored: nothing here is random.")
+]
+EnforceEager = Annotated[
+    bool, typer.Option("--enforce-eager", help="vLLM's, ignored: graphs are for short batches.")
+]
+DisableLogRequests = Annotated[
+    bool, typer.Option("--disable-log-requests", help="vLLM's, ignored: no text is ever logged.")
+]
+DisableLogStats = Annotated[
+    bool, typer.Option("--disable-log-stats", help="vLLM's, ignored: no statistics are logged.")
 ]
 ApiKey = Annotated[
     Names,
@@ -106,12 +161,23 @@ AllowRawTokenIds = Annotated[
         "--allow-raw-token-ids", help="Take token ids that do not look like the model's own."
     ),
 ]
+IgnoreUnknownFields = Annotated[
+    bool,
+    typer.Option("--ignore-unknown-fields", help="Leave out of a body what is not known."),
+]
 CorsOrigin = Annotated[
     Names, typer.Option("--cors-origin", help="Origin whose pages may call; may be repeated.")
 ]
 RootPath = Annotated[str, typer.Option(help="Prefix under which a proxy publishes the server.")]
 SslCertfile = Annotated[str | None, typer.Option(help="Certificate chain, to speak HTTPS.")]
 SslKeyfile = Annotated[str | None, typer.Option(help="Its private key.")]
+SslKeyfilePassword = Annotated[
+    str | None,
+    typer.Option(
+        envvar="MILLPOND_SSL_KEYFILE_PASSWORD",
+        help="The key's passphrase. Better given in the environment.",
+    ),
+]
 MaxBodyBytes = Annotated[int, typer.Option(help="Largest request body.")]
 RequestTimeout = Annotated[float, typer.Option(help="Longest a request may take.")]
 IdleTimeout = Annotated[

@@ -17,7 +17,8 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
 from .errors import ApiError, shown
-from .schemas import MAX_INPUTS, UNKNOWN_FIELD
+from .foreign_fields import Translated, translate
+from .schemas import MAX_INPUTS, UNKNOWN_FIELD, EmbeddingRequest
 
 __all__ = ["JsonRoute"]
 
@@ -35,7 +36,9 @@ class JsonRoute(APIRoute):
         kind: type[BaseModel] = typing.get_type_hints(endpoint)["body"]
 
         async def handle(request: Request) -> Response:
-            body = _checked(kind, _parsed(await request.body(), request.headers))
+            value = _parsed(await request.body(), request.headers)
+            ignore_unknown = request.app.state.ignore_unknown_fields
+            body = _checked(kind, value, ignore_unknown=ignore_unknown)
             answer: Response = await endpoint(body=body, request=request)
             return answer
 
@@ -64,17 +67,24 @@ def _unreadable(why: str) -> ApiError:
     return ApiError(400, f"the body is not JSON: {why}. {_ADVICE}", code="bad_json")
 
 
-def _checked(kind: type[BaseModel], value: Any) -> BaseModel:
+def _checked(kind: type[BaseModel], value: Any, *, ignore_unknown: bool) -> BaseModel:
     """Raises `ApiError` 400, or 413 for too many inputs."""
     if not isinstance(value, dict):
         raise ApiError(400, f"the body is not a JSON object. {_ADVICE}", code="bad_json")
+    said = translate(value) if kind is EmbeddingRequest else Translated(value, {})
+    body = said.body
+    if ignore_unknown:
+        body = {name: body[name] for name in body if name in kind.model_fields}
     try:
-        return kind.model_validate(value)
+        return kind.model_validate(body)
     except ValidationError as error:
-        raise _refusal(kind, error.errors(include_url=False, include_input=False)[0]) from error
+        problem = error.errors(include_url=False, include_input=False)[0]
+        raise _refusal(kind, problem, said.spelled) from error
 
 
-def _refusal(kind: type[BaseModel], problem: Mapping[str, Any]) -> ApiError:
+def _refusal(
+    kind: type[BaseModel], problem: Mapping[str, Any], spelled: Mapping[str, str]
+) -> ApiError:
     """Of what the client sent, only names are repeated, and not all of a long one."""
     found = problem["type"]
     if found == UNKNOWN_FIELD:
@@ -82,6 +92,7 @@ def _refusal(kind: type[BaseModel], problem: Mapping[str, Any]) -> ApiError:
         message = f"{shown(name)} is not known here{_did_you_mean(name, kind)}"
         return ApiError(400, message, param=shown(name), code="unknown_parameter")
     param = _named(problem["loc"])
+    param = spelled.get(param, param)
     if found == "too_long" and param == "input":
         return ApiError(
             413, f"at most {MAX_INPUTS} inputs a request; send several requests", param=param

@@ -57,6 +57,8 @@ def run(plans: Sequence[ModelPlan], app_settings: AppSettings, listen: ListenSet
         EngineConfig.of(plan.model, plan.options)
     configure_logging(listen.log_level, listen.log_format)
     signal.signal(signal.SIGTERM, _stop_loading)  # the first process of a container ignores it
+    if hears_hangups := _hears_hangups():
+        signal.signal(signal.SIGHUP, _stop_loading)
     with ExitStack() as stack:
         listener = stack.enter_context(Listener.bind(listen))
         _require_certificate(listen)
@@ -64,9 +66,16 @@ def run(plans: Sequence[ModelPlan], app_settings: AppSettings, listen: ListenSet
         lifecycle = Lifecycle()
         app = create_app(models, app_settings, lifecycle=lifecycle)
         server = DrainingServer(_uvicorn_config(app, listen), models, lifecycle, listen)
+        if hears_hangups:
+            signal.signal(signal.SIGHUP, server.handle_hangup)
         listener.require_ours()
         server.run(sockets=[listener.socket])
     return 1 if server.abandoned else 0
+
+
+def _hears_hangups() -> bool:
+    """Whether its terminal's end is its own: not on Windows, and not under nohup."""
+    return hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
 
 
 def _stop_loading(number: int, frame: FrameType | None) -> NoReturn:
@@ -83,12 +92,24 @@ def _load(plan: ModelPlan, stack: ExitStack) -> ServedModel:
 def _require_certificate(listen: ListenSettings) -> None:
     if listen.ssl_certfile is None:
         return
+    passphrase = listen.ssl_keyfile_password
+
+    def password() -> str:  # asked for where the key is encrypted, and else on the terminal
+        if not passphrase:
+            raise InvalidOption(
+                f"the key in {listen.ssl_keyfile or listen.ssl_certfile} has a passphrase: give "
+                "it in MILLPOND_SSL_KEYFILE_PASSWORD, or with --ssl-keyfile-password"
+            )
+        return passphrase
+
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(listen.ssl_certfile, listen.ssl_keyfile)
+        context.load_cert_chain(listen.ssl_certfile, listen.ssl_keyfile, password)
     except OSError as error:
+        hint = "" if passphrase is None else ". The passphrase may be wrong"
         raise InvalidOption(
-            f"no certificate can be read from {listen.ssl_certfile}: {error.strerror or error}"
+            f"no certificate can be read from {listen.ssl_certfile}: "
+            f"{error.strerror or error}{hint}"
         ) from error
 
 
@@ -97,6 +118,7 @@ def _uvicorn_config(app: object, listen: ListenSettings) -> uvicorn.Config:
         app,  # type: ignore[arg-type]
         ssl_certfile=listen.ssl_certfile,
         ssl_keyfile=listen.ssl_keyfile,
+        ssl_keyfile_password=listen.ssl_keyfile_password,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -143,6 +165,11 @@ class DrainingServer(uvicorn.Server):
         signal again at the end and so hide the exit status."""
         if self.should_exit:
             os._exit(128 + sig)
+        self._lifecycle.draining = True
+        self.should_exit = True
+
+    def handle_hangup(self, sig: int, frame: FrameType | None) -> None:
+        """Its terminal is gone. A shell sends the signal a second time, which means no more."""
         self._lifecycle.draining = True
         self.should_exit = True
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -16,6 +17,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
+
+from . import foreign_fields
 
 __all__ = [
     "MAX_INPUTS",
@@ -66,6 +69,7 @@ OptionalModel = Annotated[
 ]
 InputType = Annotated[
     Literal["query", "document"] | None,
+    BeforeValidator(foreign_fields.input_type),
     Field(description="Millpond's own. Puts the prompt in front that the model saved for it."),
 ]
 PromptName = Annotated[
@@ -111,6 +115,7 @@ class EmbeddingRequest(_Request):
     prompt_name: PromptName = None
     truncate: Annotated[
         Literal["end", "start", "error"] | None,
+        BeforeValidator(foreign_fields.truncate),
         Field(
             description="Millpond's own. Where a text that is too long loses tokens, or `error`; "
             "by default as the model says, the end as a rule."
@@ -122,6 +127,7 @@ class EmbeddingRequest(_Request):
     ] = None
     priority: Annotated[
         Literal["interactive", "bulk"] | None,
+        BeforeValidator(lambda value: None if value == 0 and value is not False else value),
         Field(
             description="Millpond's own. Interactive requests never wait for bulk ones; by default "
             "a single text or a query is interactive."

@@ -30,6 +30,8 @@ class AppSettings:
     """The prefix under which a proxy publishes the server."""
     max_body_bytes: int = 16 * 2**20
     request_timeout_s: float = 300.0
+    ignore_unknown_fields: bool = False
+    """Leave out of a body what is not known, instead of refusing it."""
     allow_raw_token_ids: bool = False
     """Take token ids that do not look like the model's own tokenisation."""
 
@@ -62,6 +64,7 @@ class ListenSettings:
     """Path of a Unix domain socket, instead of host and port."""
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
+    ssl_keyfile_password: str | None = field(default=None, repr=False)
     idle_timeout_s: float = 75.0
     """Longest a connection may send nothing. Load balancers keep an idle one for 60 s as a rule,
     and are to be the ones who close it."""

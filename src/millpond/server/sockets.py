@@ -102,11 +102,14 @@ def _clear(path: str) -> None:
     if not stat.S_ISSOCK(mode):
         raise _refusal(path, "it is there already and is no socket")
     with socket.socket(socket.AF_UNIX) as caller:
+        caller.settimeout(0)  # or it would wait for as long as nobody accepts
         try:
             caller.connect(path)
         except ConnectionRefusedError:
             os.unlink(path)
             return
+        except BlockingIOError:
+            raise _refusal(path, "another server has it, which accepts no connections") from None
     raise _refusal(path, "another server answers there")
 
 
