@@ -14,6 +14,7 @@ from .auth import KeyGuard, declare_key
 from .body_encoding import BodyEncoding
 from .body_limit import BodyLimit
 from .cross_origin import CrossOrigin
+from .docs_page import add_docs_page
 from .embeddings_route import EmbeddingsRoute
 from .errors import register_handlers
 from .lifecycle import Lifecycle
@@ -73,6 +74,7 @@ def create_app(
         summary="Embeddings over HTTP, as OpenAI's API has them.",
         version=installed_version("millpond"),
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         strict_content_type=False,
@@ -80,6 +82,7 @@ def create_app(
     app.state.ignore_unknown_fields = settings.ignore_unknown_fields
     # A router of our own, included, would be matched a second time for every request.
     _add_routes(app.router, served, metrics, lifecycle, settings)
+    add_docs_page(app)
     register_handlers(app)
     _add_middleware(app, settings, metrics, lifecycle)
     return app

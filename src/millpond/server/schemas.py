@@ -99,7 +99,10 @@ class EmbeddingRequest(_Request):
 
     input: Annotated[
         Input,
-        Field(description="One text or several, or the model's own token ids of one or several."),
+        Field(
+            description="One text or several, or the model's own token ids of one or several.",
+            examples=[["Hello, world!"]],
+        ),
     ]
     model: OptionalModel = None
     encoding_format: Annotated[
@@ -175,7 +178,12 @@ class ModelList(BaseModel):
 
 class TokenizeRequest(_Request):
     prompt: Annotated[
-        str, Field(max_length=MAX_TOKENIZED, description="One text; nothing of it is cut.")
+        str,
+        Field(
+            max_length=MAX_TOKENIZED,
+            description="One text; nothing of it is cut.",
+            examples=["Hello, world!"],
+        ),
     ]
     model: OptionalModel = None
     add_special_tokens: bool = True
@@ -192,7 +200,9 @@ class TokenizeResponse(BaseModel):
 
 
 class DetokenizeRequest(_Request):
-    tokens: Annotated[list[TokenId], Field(max_length=MAX_TOKENIZED, fail_fast=True)]
+    tokens: Annotated[
+        list[TokenId], Field(max_length=MAX_TOKENIZED, fail_fast=True, examples=[[101, 102]])
+    ]
     model: OptionalModel = None
 
 
