@@ -11,7 +11,7 @@ import pytest
 from fakes import FakeRunner, fake_spec
 from millpond import Engine, InvalidOption, Lane
 from millpond.engine import CallOptions
-from millpond.request import Request
+from millpond.request import LONG_TEXT_TOKENS, Request
 from millpond.scheduling.job import Job
 from millpond.scheduling.plan import BatchShape
 from millpond.scheduling.prefix_cache import PrefixBudget
@@ -52,6 +52,21 @@ def test_the_tokens_that_texts_share_are_asked_for_with_the_task() -> None:
     asked = Request(task="query"), Request(prompt="ask: ")
     jobs = [request.job("a", spec=spec, runner=runner, now_s=0.0)[0] for request in asked]
     assert [job.shared_tokens for job in jobs] == [3, 9]
+
+
+@pytest.mark.parametrize(
+    ("max_length", "counted"),
+    [(8, LONG_TEXT_TOKENS), (2 * LONG_TEXT_TOKENS, 2 * LONG_TEXT_TOKENS), (None, 2**20 + 2)],
+)
+@pytest.mark.parametrize("tokenized", [False, True])
+def test_a_text_that_will_be_cut_does_not_fill_the_queue(
+    max_length: int | None, counted: int, tokenized: bool
+) -> None:
+    runner = FakeRunner(max_length=max_length)
+    text: Any = np.ones(2**20 + 2, dtype=np.int32) if tokenized else "a" * 2**22
+    texts = [text, np.ones(3, dtype=np.int32) if tokenized else "abcd"]
+    job, _ = Request().job(texts, spec=fake_spec(runner), runner=runner, now_s=0.0)
+    assert job.waiting_tokens == job.size_guesses.sum() == counted + 3
 
 
 def test_without_a_timeout_there_is_no_deadline() -> None:

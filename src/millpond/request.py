@@ -18,6 +18,8 @@ from .scheduling.job import Job, Lane, TruncateSide
 
 __all__ = ["Request", "TextInput", "TextsInput"]
 
+LONG_TEXT_TOKENS = 2**16  # that a longer text counts in the queue, if the model will not read it
+
 TextInput = str | Sequence[int] | npt.NDArray[np.integer[Any]]
 """One text: a string, or its token ids."""
 TextsInput = TextInput | Sequence[TextInput]
@@ -50,6 +52,7 @@ class Request:
         items, single, tokenized = _normalized(texts)
         route = self._route(spec, runner)
         prompt = self._prompt(spec, tokenized)
+        longest = runner.routes[route].max_length
         output = OutputFormat(
             dimension=runner.routes[route].dimension,
             dimensions=self.dimensions,
@@ -70,6 +73,7 @@ class Request:
             is_pinned=prompt in spec.prompts.values(),
             truncate=self.truncate,
             max_length=spec.max_length_for(self.task),
+            most_tokens=None if longest is None else max(longest, LONG_TEXT_TOKENS),
             tokenized=tokenized,
             progress=self.progress,
             arrived_s=now_s,

@@ -172,6 +172,7 @@ class Job:
         is_pinned: bool = False,
         truncate: TruncateSide | None = None,
         max_length: int | None = None,
+        most_tokens: int | None = None,
         tokenized: bool = False,
         progress: Callable[[int], object] | None = None,
         arrived_s: float = 0.0,
@@ -197,7 +198,9 @@ class Job:
 
         count = len(texts)
         sizes = np.fromiter(map(len, texts), dtype=np.int64, count=count)
-        self.size_guesses = sizes if tokenized else sizes // CHARACTERS_PER_TOKEN + 2
+        guesses = sizes if tokenized else sizes // CHARACTERS_PER_TOKEN + 2
+        # Of a text that will be cut not all counts: others would find the queue full of it.
+        self.size_guesses = guesses if most_tokens is None else np.minimum(guesses, most_tokens)
 
         # Queue side.
         self.order = np.argsort(-sizes, kind="stable")
