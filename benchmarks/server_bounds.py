@@ -15,6 +15,7 @@ import asyncio
 import json
 import random
 import statistics
+import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
@@ -104,9 +105,9 @@ async def endless(host: str, port: int, seen: Round, end_s: float) -> None:
             writer.write(b"GET /health HTTP/1.1\r\nX: ")
             reading = asyncio.ensure_future(reader.read(100))
             while not reading.done() and time.perf_counter() < end_s:
-                writer.write(b"a" * 4096)
+                writer.write(b"a" * 1024)
                 await writer.drain()
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.05)
             if reading.done() and b" 431 " in reading.result():
                 seen.refused_headers += 1
             reading.cancel()
@@ -139,17 +140,35 @@ async def resident(client: Client) -> float:
     return float(text.partition(RESIDENT)[2].split()[0])
 
 
-async def one_round(host: str, port: int, bodies: list[bytes], seconds: float, bad: bool) -> Round:
-    seen, clients = Round(), [Client(host, port) for _ in range(GOOD + LARGE + 1)]
+async def good_clients(host: str, port: int, bodies: list[bytes], seconds: float) -> Round:
+    seen, clients = Round(), [Client(host, port) for _ in range(GOOD + 1)]
     end_s = time.perf_counter() + seconds
-    calls = [good(client, bodies, seen, end_s) for client in clients[:GOOD]]
-    calls.append(watch(clients[-1], seen, end_s))
-    if bad:
-        calls += [endless(host, port, seen, end_s) for _ in range(ENDLESS)]
-        calls += [large(client, seen, end_s) for client in clients[GOOD:-1]]
-    await asyncio.gather(*calls)
+    calls = [good(client, bodies, seen, end_s) for client in clients[:-1]]
+    await asyncio.gather(*calls, watch(clients[-1], seen, end_s))
     for client in clients:
         client.close()
+    return seen
+
+
+async def bad_clients(host: str, port: int, seconds: float) -> Round:
+    seen, clients = Round(), [Client(host, port) for _ in range(LARGE)]
+    end_s = time.perf_counter() + seconds
+    await asyncio.gather(
+        *(endless(host, port, seen, end_s) for _ in range(ENDLESS)),
+        *(large(client, seen, end_s) for client in clients),
+    )
+    for client in clients:
+        client.close()
+    return seen
+
+
+async def one_round(host: str, port: int, bodies: list[bytes], seconds: float, bad: bool) -> Round:
+    """The bad clients are a process of their own, so that their work delays no good one."""
+    command = [sys.executable, __file__, "--bad", host, str(port), "--seconds", str(seconds)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True) if bad else None
+    seen = await good_clients(host, port, bodies, seconds)
+    if process is not None:
+        seen.large, seen.refused_headers = map(int, process.communicate()[0].split())
     return seen
 
 
@@ -178,7 +197,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=15.0, help="of a round")
+    parser.add_argument("--bad", nargs=2, metavar=("HOST", "PORT"), help=argparse.SUPPRESS)
     arguments, flags = parser.parse_known_args()
+    if arguments.bad:
+        host, port = arguments.bad
+        seen = asyncio.run(bad_clients(host, int(port), arguments.seconds))
+        print(seen.large, seen.refused_headers)
+        return
     with server(MODEL, *flags) as address:
         sys.exit(asyncio.run(run(address, arguments.rounds, arguments.seconds)))
 

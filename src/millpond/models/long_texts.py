@@ -1,4 +1,4 @@
-"""The part of a long text that is enough to find the tokens it keeps.
+"""The token ids that a long text keeps, from a part of it.
 
 Tokenising takes up to 500 bytes a character, and of a text that is far too long for the model only
 the first or the last few tokens are kept. It knows characters, and a function that gives their
@@ -10,33 +10,36 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-__all__ = ["LONG_TEXT", "enough_of"]
+__all__ = ["LONG_TEXT", "enough_ids"]
 
-CHARACTERS = 16 * 2**10  # of the shortest part that is tried
-LONG_TEXT = 4 * CHARACTERS  # a text up to this length is taken whole
+LONG_TEXT = 64 * 2**10  # characters; a text up to this length is taken whole
+CHARACTERS = 8 * 2**10  # of the shortest part that is tried
 CHARACTERS_PER_TOKEN = 32  # more than any language has on average
 MARGIN_TOKENS = 64  # beyond those that are kept, which must not depend on where the part ends
 
 Side = Literal["end", "start"]
 
 
-def enough_of(text: str, *, limit: int, side: Side, token_ids: Callable[[str], list[int]]) -> str:
-    """A part of the text whose first `limit` token ids, or last where the `start` is cut, are the
-    whole text's; or the text itself where that cannot be told.
+def enough_ids(
+    text: str, *, limit: int, side: Side, token_ids: Callable[[str], list[int]]
+) -> list[int] | None:
+    """More than `limit` token ids of which the first `limit` are the whole text's, or the last
+    where the `start` is cut; None where that cannot be told without the whole text.
 
-    A part ends between two words, where tokenisers divide a text, or anywhere in a text without
-    spaces that loses its end. It is believed when one of twice its length begins with the same
-    tokens, many beyond the limit among them.
+    They are those of a part, which ends between two words, where tokenisers divide a text, or
+    anywhere in a text without spaces that loses its end. It is believed when one of half its length
+    begins with the same tokens, many beyond the limit among them.
     """
     size = max(CHARACTERS, CHARACTERS_PER_TOKEN * limit)
     while 4 * size < len(text):
-        part, longer = _part(text, size, side), _part(text, 2 * size, side)
-        if part is None or longer is None:
-            break
-        if _agree(token_ids(part), token_ids(longer), limit, side):
-            return longer
+        half, part = _part(text, size, side), _part(text, 2 * size, side)
+        if half is None or part is None:
+            return None
+        ids = token_ids(part)
+        if _agree(token_ids(half), ids, limit, side):
+            return ids
         size *= 4
-    return text
+    return None
 
 
 def _part(text: str, size: int, side: Side) -> str | None:
@@ -57,8 +60,8 @@ def _space(text: str, start: int, end: int) -> int | None:
     return None
 
 
-def _agree(ids: list[int], longer: list[int], limit: int, side: Side) -> bool:
+def _agree(half: list[int], ids: list[int], limit: int, side: Side) -> bool:
     same = limit + MARGIN_TOKENS
-    if min(len(ids), len(longer)) < limit + same:
+    if min(len(half), len(ids)) < limit + same:
         return False
-    return ids[:same] == longer[:same] if side == "end" else ids[-same:] == longer[-same:]
+    return half[:same] == ids[:same] if side == "end" else half[-same:] == ids[-same:]

@@ -7,7 +7,8 @@ array of ids, cut to what the model reads, and how many belong to each text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InvalidCheckpoint, InvalidOption, InvalidText, InvalidTokenIds
-from .long_texts import LONG_TEXT, enough_of
+from .long_texts import LONG_TEXT, enough_ids
 from .recent import Recent
 from .shared_prefix import CONTINUATIONS, END_CHARACTERS, KINDS, common_prefix_length
 from .spec import Module
@@ -138,15 +139,10 @@ class TextTokenizer:
         """
         limit, side = self._limit(max_length), self._side(truncate)
         strings, special = self._strings(texts, prompt, task, True)
-        parts = [
-            text if len(text) <= LONG_TEXT else self._enough_of(text, special, limit, side)
-            for text in strings
-        ]
-        rows = self._tokenize(parts, special)
+        rows, partial = self._enough_of(strings, special, limit, side)
         lengths = np.fromiter(map(len, rows), np.int32, len(rows))
         if truncate == "error":
-            whole = [part is text for part, text in zip(parts, strings, strict=True)]
-            require_short(lengths, limit, whole)
+            require_short(lengths, limit, partial)
         kept = np.minimum(lengths, limit)
         kept[kept == 0] = len(self._source.empty_ids)
         ends = self._ends_with(prompt, task) if (lengths >= limit).any() else self._ends
@@ -268,19 +264,31 @@ class TextTokenizer:
         prompted = [prompt + text for text in texts] if prompt else texts
         return prompted, special_tokens and source.add_special_tokens
 
-    def _enough_of(self, text: str, special_tokens: bool, limit: int, side: Side) -> str:
-        """So much of a long text that its tokens, cut to the limit, are the whole text's."""
+    def _enough_of(
+        self, texts: Sequence[str], special_tokens: bool, limit: int, side: Side
+    ) -> tuple[Sequence[Any], Collection[int]]:
+        """What `ids_of` takes for each text, and which have not all of their ids.
+
+        Cut to the limit, those are still the whole text's.
+        """
+        if all(len(text) <= LONG_TEXT for text in texts):
+            return self._tokenize(texts, special_tokens), ()
 
         def token_ids(part: str) -> list[int]:
             (row,) = self._tokenize([part], special_tokens)
             return ids_of(row)
 
-        if _is_broken_unicode(text):
-            return text
-        try:
-            return enough_of(text, limit=limit, side=side, token_ids=token_ids)
-        except InvalidText:  # the error is the whole text's, and names its place among others
-            return text
+        found: dict[int, list[int]] = {}
+        for index, text in enumerate(texts):
+            if len(text) > LONG_TEXT and not _is_broken_unicode(text):
+                # What the tokenizer fails on, it fails on again below, among the other texts.
+                with contextlib.suppress(InvalidText):
+                    ids = enough_ids(text, limit=limit, side=side, token_ids=token_ids)
+                    if ids is not None:
+                        found[index] = ids
+        rest = ["" if index in found else text for index, text in enumerate(texts)]
+        rows = self._tokenize(rest, special_tokens)
+        return [found.get(index, row) for index, row in enumerate(rows)], found
 
     def _ends_with(self, prompt: str, task: str | None) -> Ends:
         """What a text keeps at its ends when it is cut."""

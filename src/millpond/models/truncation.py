@@ -5,7 +5,7 @@ It knows ids, a limit and a side, and what stands at the ends of every text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,16 +75,16 @@ def common_suffix(one: Sequence[int], other: Sequence[int]) -> list[int]:
 
 
 def require_short(
-    lengths: npt.NDArray[np.int32], limit: int, whole: Sequence[bool] | None = None
+    lengths: npt.NDArray[np.int32], limit: int, partial: Collection[int] = ()
 ) -> None:
     """Raises `TextTooLong`, with its index, for the first text longer than `limit`.
 
-    Of a text that is not `whole` a part was counted.
+    Of the texts that are `partial` not all tokens were counted.
     """
     too_long = lengths > limit
     if too_long.any():
         index = int(too_long.argmax())
-        at_least = "" if whole is None or whole[index] else "more than "
+        at_least = "more than " if index in partial else ""
         raise TextTooLong(
             f"it has {at_least}{lengths[index]} tokens, the model reads {limit}; "
             'shorten it, or cut it with truncate="end" or truncate="start"',
