@@ -19,6 +19,7 @@ from serving import connected, fake_app, listening, post_bytes, read_answer
 
 BODY = b'{"input": "a"}'
 CHUNKED = b'5\r\n{"inp\r\n9\r\nut": "a"}\r\n0\r\n\r\n'
+LENGTH_0 = (b"content-length", b"0")
 GET = b"GET /version HTTP/1.1\r\nHost: pond\r\n"
 
 
@@ -38,7 +39,7 @@ def talk(app: FastAPI, dialogue: Callable[[Any, Any], Awaitable[Any]], **limits:
     return asyncio.run(run())
 
 
-def answers(app: FastAPI, *sent: bytes, count: int = 1) -> list[tuple[int, bytes]]:
+def answers(app: Any, *sent: bytes, count: int = 1) -> list[tuple[int, bytes]]:
     """So many answers to what is sent in these parts."""
 
     async def dialogue(reader: Any, writer: Any) -> Any:
@@ -255,3 +256,22 @@ def test_a_client_that_hangs_up_is_told_from_one_that_half_closes(
         engine.embed("last")
     assert b"HTTP/1.1 200 OK" in answer
     assert runner.ran == ["first", "stays", "last"]
+
+
+def test_a_large_body_is_told_to_the_application_in_few_parts() -> None:
+    body = json.dumps({"input": "a" * 5 * 2**20}).encode()
+    parts: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        more = True
+        while more:
+            message = await receive()
+            parts.append(len(message["body"]))
+            more = message["more_body"]
+        await send({"type": "http.response.start", "status": 200, "headers": [LENGTH_0]})
+        await send({"type": "http.response.body"})
+
+    ((status, _),) = answers(app, post_bytes(body))
+    assert status == 200
+    assert sum(parts) == len(body)
+    assert len(parts) <= 6

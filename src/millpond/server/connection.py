@@ -24,6 +24,7 @@ logger = logging.getLogger("millpond.server")
 MAX_HEAD_BYTES = 64 * 2**10  # of a request line and headers, and of trailers
 LINGER_S = 2.0  # a socket closed with bytes unread resets the connection, and its answer is lost
 PROBE_S = 0.5
+_BODY_BYTES = 2**20  # of a body that is still arriving, before the application reads them
 _PART_BYTES = 16 * 2**10  # parsed at a time; by so much a header may exceed its bound
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -59,10 +60,11 @@ class HttpConnection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
-        for start in range(0, len(data), _PART_BYTES):
-            if self._refused:
-                return
-            self._receive(data[start : start + _PART_BYTES])
+        while data and not self._refused:
+            in_body = self._receiving and not self._in_head
+            size = len(data) if in_body else _PART_BYTES
+            self._receive(data[:size])
+            data = data[size:]
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Whether to stay open: an answer is owing to a client that will send no more.
@@ -102,8 +104,14 @@ class HttpConnection(HttpToolsProtocol):
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
+        """The application is told of much at a time: each time takes the other threads' turn."""
         self._advanced = True
-        super().on_body(body)
+        if self.cycle.response_complete:
+            return
+        self.cycle.body += body
+        if len(self.cycle.body) > _BODY_BYTES:
+            self.flow.pause_reading()
+            self.cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         self._advanced = True

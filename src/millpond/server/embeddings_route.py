@@ -24,6 +24,7 @@ from .waiting import answer_or_hang_up
 __all__ = ["EmbeddingsRoute"]
 
 MAX_RETRY_AFTER_S = 60
+LONGEST_QUERY = 64 * 2**10  # characters, or token ids, of a text that may be somebody's question
 
 
 class EmbeddingsRoute:
@@ -124,9 +125,14 @@ def _require_no_prompt(model: ServedModel, body: EmbeddingRequest) -> None:
 def _lane(body: EmbeddingRequest) -> str:
     if body.priority is not None:
         return body.priority
+    if body.input_type == "query":
+        return "interactive"
     texts = cast(Any, body.input)
-    alone = isinstance(texts, str) or len(texts) == 1 or isinstance(texts[0], int)
-    return "interactive" if alone or body.input_type == "query" else "bulk"
+    if isinstance(texts, list) and not isinstance(texts[0], int):
+        if len(texts) > 1:
+            return "bulk"
+        (texts,) = texts
+    return "interactive" if len(texts) <= LONGEST_QUERY else "bulk"
 
 
 def _is_tokens(texts: str | Sequence[Any]) -> bool:

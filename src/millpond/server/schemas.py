@@ -133,7 +133,7 @@ class EmbeddingRequest(_Request):
         BeforeValidator(lambda value: None if value == 0 and value is not False else value),
         Field(
             description="Millpond's own. Interactive requests never wait for bulk ones; by default "
-            "a single text or a query is interactive."
+            "a single text that is not very long, or a query, is interactive."
         ),
     ] = None
 
