@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,8 @@ class FakeHub:
         self.is_offline = False
         self.asked: list[str] = []
         self.fetched: list[str] = []
+        self.unknown: dict[str, tuple[str, ...]] = {}
+        self.absent: dict[str, list[str]] = {}
 
     def offline(self) -> bool:
         return self.is_offline
@@ -36,6 +39,16 @@ class FakeHub:
         self, name: str, *, revision: str | None, cache_dir: str | None
     ) -> Path | None:
         return self.cached.get(name)
+
+    def unknown_files(
+        self, name: str, files: Iterable[str], *, revision: str | None, cache_dir: str | None
+    ) -> tuple[str, ...]:
+        return self.unknown.get(name, ())
+
+    def note_absent(
+        self, repository: Repository, files: Iterable[str], *, cache_dir: str | None
+    ) -> None:
+        self.absent[repository.name] = list(files)
 
     def find(self, name: str, *, revision: str | None) -> Repository:
         self.asked.append(name)
@@ -101,6 +114,65 @@ def test_a_whole_cached_snapshot_comes_before_the_hub(tmp_path: Path, hub: FakeH
     checkpoint = resolve_checkpoint("org/model", hub=hub)
     assert (checkpoint.source, checkpoint.revision) == ("cache", COMMIT)
     assert hub.asked == []
+
+
+@pytest.fixture
+def partial(hub: FakeHub) -> Path:
+    """A snapshot that transformers made of a repository that has more."""
+    hub.repositories["org/model"] = {
+        **dict.fromkeys(("pytorch_model.bin", *ENCODER), "{}"),
+        "modules.json": modules_json(("", "Transformer"), ("1_Pooling", "Pooling")),
+        "1_Pooling/config.json": "{}",
+        "2_Dense/config.json": "{}",
+    }
+    hub.unknown["org/model"] = ("modules.json", "config_sentence_transformers.json")
+    hub.cached["org/model"] = write_files(hub.folder / "snapshots" / COMMIT, ENCODER)
+    return hub.cached["org/model"]
+
+
+def test_what_a_snapshot_lacks_and_nobody_asked_for_is_fetched(partial: Path, hub: FakeHub) -> None:
+    checkpoint = resolve_checkpoint("org/model", hub=hub)
+    assert (checkpoint.path, checkpoint.source) == (partial, "cache")
+    assert hub.fetched == ["modules.json", "1_Pooling/config.json"]
+    assert "config_sentence_transformers.json" in hub.absent["org/model"]
+    assert "modules.json" not in hub.absent["org/model"]
+
+
+def test_weights_that_are_there_in_another_format_are_not_fetched_again(
+    partial: Path, hub: FakeHub
+) -> None:
+    (partial / "model.safetensors").rename(partial / "pytorch_model.bin")
+    resolve_checkpoint("org/model", hub=hub)
+    assert "model.safetensors" not in hub.fetched
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_without_the_hub_a_warning_says_what_is_assumed(
+    partial: Path, hub: FakeHub, caplog: pytest.LogCaptureFixture, offline: bool
+) -> None:
+    hub.is_offline, hub.error = offline, TimeoutError("no answer")
+    assert resolve_checkpoint("org/model", hub=hub).path == partial
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    said = record.getMessage()
+    assert ("HF_HUB_OFFLINE" if offline else "no answer") in said
+    assert "without modules.json, plain pooling" in said
+    assert "without config_sentence_transformers.json, no prompts" in said
+
+
+def test_a_snapshot_that_was_completed_in_part_is_not_used(
+    partial: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch = hub.fetch
+
+    def half(repository: Repository, files: Sequence[str], **options: Any) -> Path:
+        if list(files) != ["modules.json"]:
+            raise TimeoutError("no answer")
+        return fetch(repository, files, **options)
+
+    monkeypatch.setattr(hub, "fetch", half)
+    with pytest.raises(ModelNotFound, match=r"incomplete in .*1_Pooling/config\.json"):
+        resolve_checkpoint("org/model", hub=hub)
 
 
 @pytest.mark.parametrize("absent", ENCODER)

@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import InvalidCheckpoint
 
 __all__ = [
+    "ASSUMED_WITHOUT",
     "ROUTER_CONFIG_FILES",
     "TOKENIZER_FILES",
     "find_weights",
@@ -35,6 +36,15 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "tokenizer.model",
 )
+# Files that a checkpoint may do without, and what is taken for granted then.
+ASSUMED_WITHOUT = {
+    "modules.json": "plain pooling, and nothing after it",
+    "config_sentence_transformers.json": "no prompts",
+    "sentence_bert_config.json": "the tokenizer's length limit",
+    "tokenizer_config.json": "the tokenizer's defaults",
+    "special_tokens_map.json": "the tokenizer's special tokens",
+    "chat_template.jinja": "no chat template",
+}
 ROUTER_CONFIG_FILES = ("router_config.json", "config.json")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _KINDS_WITH_WEIGHTS = frozenset(

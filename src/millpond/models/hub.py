@@ -5,9 +5,11 @@ It knows how to ask and to fetch, never whether the answer makes a model.
 
 from __future__ import annotations
 
+import contextlib
 import glob
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -44,6 +46,16 @@ class Hub(Protocol):
     ) -> Path | None:
         """The folder of a snapshot that is on disk already, whole or not; None without one."""
 
+    def unknown_files(
+        self, name: str, files: Iterable[str], *, revision: str | None, cache_dir: str | None
+    ) -> tuple[str, ...]:
+        """Those of these files that are neither cached nor known to be absent."""
+
+    def note_absent(
+        self, repository: Repository, files: Iterable[str], *, cache_dir: str | None
+    ) -> None:
+        """Remember that the repository does not have these files, so nobody asks again."""
+
     def find(self, name: str, *, revision: str | None) -> Repository:
         """Ask the hub for a model, quickly or not at all."""
 
@@ -68,6 +80,29 @@ class HuggingFaceHub:
             if isinstance(found, str):
                 return Path(found).parent
         return None
+
+    def unknown_files(
+        self, name: str, files: Iterable[str], *, revision: str | None, cache_dir: str | None
+    ) -> tuple[str, ...]:
+        load = partial(
+            huggingface_hub.try_to_load_from_cache, name, cache_dir=cache_dir, revision=revision
+        )
+        # A path where it is cached, and something else that is not None where it was not found.
+        return tuple(file for file in files if load(file) is None)
+
+    def note_absent(
+        self, repository: Repository, files: Iterable[str], *, cache_dir: str | None
+    ) -> None:
+        if repository.commit is None:
+            return
+        # As huggingface_hub lays out its cache: an empty file under `.no_exist` and the commit.
+        root = Path(cache_dir or constants.HF_HUB_CACHE)
+        folder = f"models--{repository.name.replace('/', '--')}"
+        for file in files:
+            note = root / folder / ".no_exist" / repository.commit / file
+            with contextlib.suppress(OSError):  # a cache that cannot be written to
+                note.parent.mkdir(parents=True, exist_ok=True)
+                note.touch()
 
     def find(self, name: str, *, revision: str | None) -> Repository:
         answer = huggingface_hub.HfApi().model_info(

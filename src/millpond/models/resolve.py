@@ -20,7 +20,13 @@ from typing import Literal
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from ..errors import InvalidCheckpoint, ModelNotFound
-from .checkpoint_files import iter_missing_files, module_kind, read_json
+from .checkpoint_files import (
+    ASSUMED_WITHOUT,
+    find_weights,
+    iter_missing_files,
+    module_kind,
+    read_json,
+)
 from .hub import Hub, HuggingFaceHub, Repository
 
 __all__ = ["Checkpoint", "resolve_checkpoint"]
@@ -155,9 +161,45 @@ def _from_cache(request: _Request) -> Checkpoint | None:
             continue
         missing = _missing(folder, request)
         if not missing:
+            _complete(request, name, folder)
+            missing = _missing(folder, request)  # more is needed, if not all of it has come
+        if not missing:
             return _found(request, folder, "cache")
         request.tried.append(f"cache: {name} is incomplete in {folder}, without {missing}")
     return None
+
+
+def _complete(request: _Request, name: str, folder: Path) -> None:
+    """Fetch what a cached snapshot may have more of: other libraries fetch only what they read.
+
+    Without the hub the snapshot is taken as it is, and a warning says what is assumed.
+    """
+    commit = _commit_of(folder)
+    unknown = request.hub.unknown_files(
+        name, ASSUMED_WITHOUT, revision=commit or request.revision, cache_dir=request.cache_dir
+    )
+    if not unknown:
+        return
+    if request.hub.offline():
+        _warn_of_assumptions(name, unknown, "HF_HUB_OFFLINE is set")
+        return
+    try:
+        repository = request.hub.find(name, revision=commit or request.revision)
+        _download(request, repository, to=folder)
+    except Exception as error:  # whatever its HTTP library raises: the snapshot is all there is
+        logger.debug("the hub did not complete %s", name, exc_info=True)
+        _warn_of_assumptions(name, unknown, _reason(error))
+
+
+def _warn_of_assumptions(name: str, unknown: Sequence[str], reason: str) -> None:
+    assumed = "; ".join(f"without {file}, {ASSUMED_WITHOUT[file]}" for file in unknown)
+    logger.warning(
+        "only a part of %s is in the cache, and the hub was not asked for the rest (%s). "
+        "Assumed: %s. If that is wrong, download the whole model",
+        name,
+        reason,
+        assumed,
+    )
 
 
 def _from_hub(request: _Request) -> Checkpoint | None:
@@ -234,7 +276,8 @@ def _commit_of(folder: Path) -> str | None:
     return folder.name if is_snapshot else None
 
 
-def _download(request: _Request, repository: Repository) -> Path:
+def _download(request: _Request, repository: Repository, *, to: Path | None = None) -> Path:
+    """Fetch what is worth it; weights only where the snapshot `to` has none in any format."""
     files = repository.files
     if not {"config.json", "modules.json"} & set(files):
         raise InvalidCheckpoint("the repository has neither config.json nor modules.json")
@@ -243,8 +286,20 @@ def _download(request: _Request, repository: Repository) -> Path:
         root = request.hub.fetch(repository, ["modules.json"], cache_dir=request.cache_dir)
         folders = _module_folders(root / "modules.json")
     wanted = sorted(_wanted(files, folders, trust_remote_code=request.trust_remote_code))
+    if to is not None:
+        wanted = [file for file in wanted if not _has_already(to, file)]
     logger.info("downloading %d files of %s from the hub", len(wanted), repository.name)
-    return request.hub.fetch(repository, wanted, cache_dir=request.cache_dir)
+    if wanted or to is None:
+        to = request.hub.fetch(repository, wanted, cache_dir=request.cache_dir)
+    absent = [file for file in ASSUMED_WITHOUT if file not in files]
+    request.hub.note_absent(repository, absent, cache_dir=request.cache_dir)
+    return to
+
+
+def _has_already(folder: Path, file: str) -> bool:
+    path = folder / file
+    is_weights = any(kind.fullmatch(path.name) for kind in (_SAFETENSORS, _TORCH_WEIGHTS))
+    return path.is_file() or (is_weights and bool(find_weights(path.parent)))
 
 
 def _module_folders(modules_json: Path) -> set[str] | None:
