@@ -116,7 +116,8 @@ def test_attention_within_long_texts_is_tried_too(
     monkeypatch: pytest.MonkeyPatch, causal: bool
 ) -> None:
     is_invariant = attention_check._is_invariant.__wrapped__
-    sizes = (4, 2, 16, torch.float32, causal, 200, (1, 2))
+    shape = attention_check.AttentionShape(heads=4, key_heads=2, size=16, causal=causal)
+    sizes = (shape, torch.float32, 200, (1, 2))
     assert is_invariant(*sizes)
     attend = attention_check.PackedSequences.attend
 

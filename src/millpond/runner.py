@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -35,7 +36,7 @@ from .models.memory import MemoryBudget
 from .models.pipeline import Pipeline, TokenRows, load_pipelines
 from .models.prefix_attention import PrefixedSequences, PrefixIndex, PrefixSlots
 from .models.spec import ModelSpec
-from .models.thread_state import is_plain_thread
+from .models.thread_state import is_plain_thread, on_plain_thread
 from .models.transformer import Transformer
 from .prefix_memory import PrefixMemory
 from .scheduling.batch import Batch
@@ -165,6 +166,10 @@ class Runner:
     @classmethod
     def load(cls, spec: ModelSpec, config: EngineConfig) -> Runner:
         """Load a model onto its device. Raises `ModelError` and `InvalidOption`."""
+        return on_plain_thread(partial(cls._load, spec, config))
+
+    @classmethod
+    def _load(cls, spec: ModelSpec, config: EngineConfig) -> Runner:
         device = choose_device(config.device)
         with _current(device):
             return cls._load_on(device, spec, config)

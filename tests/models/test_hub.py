@@ -26,10 +26,11 @@ logging.basicConfig()
 from millpond import Engine
 with Engine("acme/x", device="cpu", dtype="float32") as engine:
     vector = engine.embed("a text", task="query")
+    spec = engine.info().model
     print(json.dumps({
-        "modules": [module.kind for route in engine.info().model.routes for module in route.modules],
+        "modules": [module.kind for module in spec.routes[0].modules],
         "length": float((vector ** 2).sum()),
-        "prompts": dict(engine.info().model.prompts),
+        "prompts": dict(spec.prompts),
     }))
 """
 

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from transformers.utils import logging as transformers_logging
 
+from millpond import Engine
 from millpond.errors import InvalidCheckpoint, InvalidOption, UnsupportedModel
 from millpond.models.loading import (
     LoadedTransformer,
@@ -307,3 +315,99 @@ def test_or_else_in_its_weights(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 20)
     with pytest.raises(InvalidCheckpoint, match="not a whole safetensors file"):
         checkpoint_dtype(module_in(tmp_path))
+
+
+def change_weights(source: Path, folder: Path, change: Callable[[str, Tensor], Tensor]) -> Path:
+    shutil.copytree(source, folder)
+    weights = load_file(folder / "model.safetensors")
+    changed = {name: change(name, weight).contiguous() for name, weight in weights.items()}
+    save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("part", ["query.weight", "key.bias", "word_embeddings.weight"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(
+    bert: Path, tmp_path: Path, part: str, number: float
+) -> None:
+    def spoil(name: str, weight: Tensor) -> Tensor:
+        if name.endswith(part):
+            weight.view(-1)[-1] = number
+        return weight
+
+    folder = change_weights(bert, tmp_path / "spoilt", spoil)
+    with pytest.raises(InvalidCheckpoint, match=rf"{part} has numbers that are NaN or infinite"):
+        load(folder)
+
+
+def test_what_is_too_large_for_float16_alone_is_let_pass(bert: Path, tmp_path: Path) -> None:
+    folder = change_weights(bert, tmp_path / "large", lambda _, weight: weight * 1e7)
+    assert load(folder, torch.float16).model.dtype == torch.float16
+
+
+@pytest.mark.parametrize("name", ["bare_bert", "qwen3"])
+def test_scores_that_overflow_are_refused_since_a_kernel_may_hide_them(
+    checkpoint: Callable[[str], Path], bare_bert: Path, tmp_path: Path, name: str
+) -> None:
+    def grow(name: str, weight: Tensor) -> Tensor:
+        # In Qwen3 a norm follows the product, whose weights make queries and keys large.
+        grown = ("query.weight", "key.weight", "q_norm.weight", "k_norm.weight")
+        return weight * 1e30 if name.endswith(grown) else weight
+
+    folder = bare_bert if name == "bare_bert" else checkpoint(name)
+    grown = change_weights(folder, tmp_path / "grown", grow)
+    with pytest.raises(UnsupportedModel, match="attention scores overflow"):
+        Engine(grown, device="cpu", dtype="float32")
+
+
+@contextmanager
+def doubled() -> Iterator[None]:
+    class Doubled(TorchFunctionMode):
+        def __torch_function__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            result = function(*args, **(kwargs or {}))
+            return result * 2 if function in (torch.add, functional.linear) else result
+
+    with Doubled():
+        yield
+
+
+@contextmanager
+def double_precision() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+STATES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "meta": lambda: torch.device("meta"),
+    "inference mode": torch.inference_mode,
+    "no grad": torch.no_grad,
+    "function mode": doubled,
+    "double precision": double_precision,
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("name", ["bert", "qwen3"])
+def test_what_the_loading_thread_has_set_changes_nothing(
+    checkpoint: Callable[[str], Path], name: str, state: str
+) -> None:
+    texts = ["a text", "the stone grinds the grain of the mill"]
+    with Engine(checkpoint(name), device="cpu", dtype="float32") as engine:
+        expected, info = engine.embed(texts), engine.info().routes
+    with STATES[state]():
+        engine = Engine(checkpoint(name), device="cpu", dtype="float32")
+    with engine:
+        assert engine.info().routes == info
+        assert np.array_equal(engine.embed(texts), expected)
+
+
+def test_an_error_of_a_load_on_another_thread_is_the_callers(bare_bert: Path) -> None:
+    with torch.inference_mode(), pytest.raises(InvalidOption, match="cuda:77"):
+        Engine(bare_bert, device="cuda:77")

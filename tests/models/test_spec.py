@@ -142,7 +142,6 @@ def test_instructor_models_leave_the_prompt_out(root: Path) -> None:
     ("config", "mode"),
     [
         ({"architectures": ["BertModel"]}, "mean"),
-        ({"architectures": ["BertForSequenceClassification"]}, "mean"),
         ({}, "mean"),
         ({"architectures": ["Qwen3ForCausalLM"]}, "lasttoken"),
         ({"architectures": ["Qwen3ForCausalLM"], "is_causal": False}, "mean"),
@@ -663,3 +662,30 @@ def test_a_router_to_a_route_that_is_not_there(tmp_path: Path, parameters: Any) 
     write_model(tmp_path, ("", NEW["Router"]))
     with pytest.raises(InvalidCheckpoint, match="there is no route 'gone'"):
         spec_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        "BertForSequenceClassification",
+        "XLMRobertaForTokenClassification",
+        "RobertaForQuestionAnswering",
+        "BertForMultipleChoice",
+    ],
+)
+def test_a_model_for_another_task_is_no_embedder_unless_its_user_says_so(
+    tmp_path: Path, architecture: str
+) -> None:
+    write_encoder(tmp_path, architectures=[architecture])
+    with pytest.raises(UnsupportedModel, match=rf"{architecture}, which gives .*no embeddings"):
+        spec_of(tmp_path)
+    assert kinds(spec_of(tmp_path, pooling=("mean",))) == ["Transformer", "Pooling"]
+    write_model(tmp_path, ("", "Transformer"), ("1_Pooling", "Pooling"))
+    write(tmp_path / "1_Pooling/config.json", {"word_embedding_dimension": 8})
+    assert kinds(spec_of(tmp_path)) == ["Transformer", "Pooling"]
+
+
+@pytest.mark.parametrize("architecture", ["BertModel", "BertForMaskedLM", "BertForPreTraining"])
+def test_a_language_model_is_an_embedder(tmp_path: Path, architecture: str) -> None:
+    write_encoder(tmp_path, architectures=[architecture])
+    assert kinds(spec_of(tmp_path)) == ["Transformer", "Pooling"]

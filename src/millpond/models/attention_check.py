@@ -6,19 +6,18 @@ with long ones depends on few sizes, and is tried by itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from .attention import PackedSequences
 from .cpu_threads import limited_threads
 
-__all__ = ["attention_is_invariant"]
+__all__ = ["AttentionShape", "attention_is_invariant"]
 
 # torch's kernel takes more queries at a time from 192 and from 768 on, and keys in blocks of 512.
 LENGTHS = (200, 800)
@@ -26,43 +25,41 @@ TEXTS = 3
 MOST_NUMBERS = 2**22  # of queries, so that a check takes milliseconds
 
 
-def attention_is_invariant(
-    model: PreTrainedModel, *, longest: int | None, threads: Sequence[int]
-) -> bool:
-    """Whether packed attention of a model's sizes is batch-invariant on a CPU, for long texts.
+class AttentionShape(NamedTuple):
+    """Sizes of a layer's attention."""
 
-    `longest` is the longest text in tokens. True where the configuration does not name the sizes
-    in the usual way.
+    heads: int
+    key_heads: int
+    size: int
+    causal: bool
+
+
+def attention_is_invariant(
+    shapes: Iterable[AttentionShape],
+    dtype: torch.dtype,
+    *,
+    longest: int | None,
+    threads: Sequence[int],
+) -> bool:
+    """Whether packed attention of these sizes is batch-invariant on a CPU, for long texts.
+
+    `longest` is the longest text in tokens.
     """
-    config: Any = model.config
-    heads = getattr(config, "num_attention_heads", None)
-    width = getattr(config, "hidden_size", None)
-    if not isinstance(heads, int) or not isinstance(width, int):
-        return True
-    size = getattr(config, "head_dim", None) or width // heads
-    key_heads = getattr(config, "num_key_value_heads", None) or heads
     room = longest or LENGTHS[-1]
-    modules = (module for module in model.modules() if hasattr(module, "is_causal"))
-    kinds = {bool(module.is_causal) for module in modules}
     return all(
-        _is_invariant(heads, key_heads, size, model.dtype, causal, length, tuple(threads))
-        for causal in kinds
+        _is_invariant(shape, dtype, length, tuple(threads))
+        for shape in shapes
         for length in LENGTHS
-        if length <= room and heads * size * length * TEXTS <= MOST_NUMBERS
+        if length <= room and shape.heads * shape.size * length * TEXTS <= MOST_NUMBERS
     )
 
 
 @cache  # what is found is the processor's, and the same for every model
 @torch.inference_mode()
 def _is_invariant(
-    heads: int,
-    key_heads: int,
-    size: int,
-    dtype: torch.dtype,
-    causal: bool,
-    length: int,
-    threads: tuple[int, ...],
+    shape: AttentionShape, dtype: torch.dtype, length: int, threads: tuple[int, ...]
 ) -> bool:
+    heads, key_heads, size, causal = shape
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
         torch.randn(count, TEXTS * length, size, generator=generator).to(dtype)

@@ -26,6 +26,7 @@ from ..errors import InvalidCheckpoint, InvalidOption, ModelError, UnsupportedMo
 from .checkpoint_files import find_weights, read_json_object, safetensors_header
 from .quiet import quiet_transformers
 from .spec import Module
+from .weights import require_finite
 
 __all__ = [
     "LoadedTransformer",
@@ -88,7 +89,7 @@ def load_transformer(
 ) -> LoadedTransformer:
     """Load the transformer in `module.path`. Prints nothing.
 
-    Raises `InvalidCheckpoint` when weights are missing or have the wrong shape, and
+    Raises `InvalidCheckpoint` when weights are missing, not finite or of the wrong shape, and
     `UnsupportedModel` when transformers has no class for it or needs its own code.
     """
     path = module.path
@@ -106,6 +107,8 @@ def load_transformer(
         except Exception as error:
             raise _load_error(path, error) from error
     _check_complete(path, model, missing)
+    used = (named for named in model.named_parameters() if "pooler" not in named[0].split("."))
+    require_finite(path, used)
     torch.nn.Module.to(model.train(False).requires_grad_(False), device)
     return _describe(model)
 

@@ -163,7 +163,10 @@ class Pipeline:
         if not products_are_whole() or not has_steady_products(self.encoder.model, threads):
             return False
         return self.execution.kind != "packed" or attention_is_invariant(
-            self.encoder.model, longest=self.tokenizer.max_length, threads=threads
+            self.execution.attention.shapes,
+            self.dtype,
+            longest=self.tokenizer.max_length,
+            threads=threads,
         )
 
     def check_texts(self, lengths: Sequence[int]) -> list[npt.NDArray[np.int32]]:
@@ -250,10 +253,16 @@ class _Encoders:
             )
             dtype = torch.float32
             transformer, tokenizer, execution = self._load_and_prove(module, dtype)
-        if not execution.finite and self.config.dtype == "auto" and dtype == torch.float16:
+        finite = execution.finite and execution.attention.finite
+        if not finite and self.config.dtype == "auto" and dtype == torch.float16:
             logger.info("%s overflows in float16; running it in bfloat16", module.path)
             del transformer
             transformer, tokenizer, execution = self._load_and_prove(module, torch.bfloat16)
+        if not execution.attention.finite:
+            raise UnsupportedModel(
+                f"{module.path}: attention scores overflow, so its query and key weights are far "
+                "too large: the checkpoint is damaged, or dtype='float32' has the range it needs"
+            )
         if execution.kind != "packed":
             logger.info("%s runs %s: %s", module.path, execution.kind, execution.reason)
         return transformer, tokenizer, execution

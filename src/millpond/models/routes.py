@@ -42,12 +42,22 @@ class Route:
         return self.modules[1:]
 
 
-def default_chain(root: Path) -> Chain:
+# What a model's class is called that does not embed, and what it gives instead.
+_OTHER_TASKS = {
+    "ForSequenceClassification": "scores or classes of a text or a pair, as rerankers do",
+    "ForTokenClassification": "a class for each token",
+    "ForQuestionAnswering": "the place of an answer",
+    "ForMultipleChoice": "a score for each of several choices",
+    "ForNextSentencePrediction": "whether one sentence follows another",
+}
+
+
+def default_chain(root: Path, *, pooling: tuple[str, ...] | None = None) -> Chain:
     """What a folder without modules.json is run as: a transformer, then a pooling.
 
     The mean, or the last token of a model that was trained to predict the next one; where its
     tokenizer has a chat template, texts go through it. Raises `UnsupportedModel` for a folder
-    that is no text model.
+    that is no text model, or one for another task, unless the user asks for a `pooling`.
     """
     config = transformer_config(root)
     other = [name for name in ("vision_config", "audio_config") if config.get(name)]
@@ -57,6 +67,13 @@ def default_chain(root: Path) -> Chain:
             "how it embeds text"
         )
     architectures = config.get("architectures") or [""]
+    for task, gives in _OTHER_TASKS.items() if pooling is None else ():
+        if str(architectures[0]).endswith(task):
+            raise UnsupportedModel(
+                f"{root / 'config.json'} is of a {architectures[0]}, which gives {gives}, and no "
+                "embeddings; name an embedding model, or embed with its encoder all the same by "
+                'pooling="mean"'
+            )
     is_causal = str(architectures[0]).endswith("ForCausalLM") and config.get("is_causal", True)
     return (
         Module(

@@ -9,9 +9,10 @@ of equal length together. No list of architectures is kept anywhere.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from .attention import PackedSequences, uses_varlen
+from .attention_check import AttentionShape
 from .cpu_int8 import check_int8, quantize_linears, recorded_inputs
 from .cpu_layers import flatten_layers
 from .rotary import rotates_by_length
@@ -49,6 +51,16 @@ COMPANY = (16, 17, 23, 31, 33, 64, 100, 257, 1000)  # rows beside a text; compil
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 8e-2}
 
 
+@dataclass(frozen=True)
+class AttentionSeen:
+    """What was seen of a model's attention, as far as it lets others attend for it."""
+
+    finite: bool = True
+    """Whether every score was. If not, a kernel may hide it: vectors look fine."""
+    shapes: frozenset[AttentionShape] = frozenset()
+    """Of all layers."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Execution:
     """How a model runs, and why."""
@@ -57,6 +69,7 @@ class Execution:
     reason: str
     finite: bool = True
     """Whether every hidden state of the check was finite; float16 overflows in some models."""
+    attention: AttentionSeen = AttentionSeen()
     compiled: bool = False
     """Whether the layers run as compiled."""
 
@@ -76,6 +89,11 @@ def prove_execution(
     the attention that the result needs.
     """
     texts = check_texts(transformer, token_ids)
+    attention = _see_attention(transformer, texts[: len(LENGTHS)])
+    return replace(_choose_execution(transformer, texts, pad_id), attention=attention)
+
+
+def _choose_execution(transformer: Transformer, texts: list[list[int]], pad_id: int) -> Execution:
     expected = [_alone(transformer, text) for text in texts]
     finite = all(bool(rows.isfinite().all()) for rows in expected)
     if rotates_by_length(transformer.model):
@@ -242,13 +260,44 @@ def _check_packed(
     return reason
 
 
+@dataclass(frozen=True)
+class _WatchedSequences(PackedSequences):
+    """Sequences whose attention is looked at, and what was seen of each layer's."""
+
+    seen: list[tuple[bool, AttentionShape]] = field(default_factory=list)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool, **options: Any
+    ) -> Tensor:
+        shape = AttentionShape(query.shape[0], key.shape[0], query.shape[2], causal)
+        keys = key.float().repeat_interleave(shape.heads // shape.key_heads, dim=0)
+        scores = query.float() @ keys.transpose(1, 2)
+        self.seen.append((bool(scores.isfinite().all()), shape))
+        return super().attend(query, key, value, causal=causal, **options)
+
+
+def _see_attention(transformer: Transformer, texts: list[list[int]]) -> AttentionSeen:
+    seen: list[tuple[bool, AttentionShape]] = []
+    try:
+        transformer.use_packed_attention()
+        run_packed(transformer, texts, partial(_WatchedSequences, seen=seen))
+    except Exception as error:  # whatever a model's code objects with, it attends by itself
+        logger.debug("its attention was not looked at: %s", _first_line(error))
+    transformer.use_stock_attention()
+    return AttentionSeen(all(finite for finite, _ in seen), frozenset(shape for _, shape in seen))
+
+
 def _position_offsets(transformer: Transformer, pad_id: int, longest: int) -> list[int]:
     """Where positions may start: at 0, or after the padding id, as in RoBERTa and its kin."""
     positions = getattr(transformer.model.config, "max_position_embeddings", None) or 0
     return [0] if pad_id + 1 + longest > positions else [0, pad_id + 1]
 
 
-def run_packed(transformer: Transformer, texts: list[list[int]]) -> list[Tensor]:
+def run_packed(
+    transformer: Transformer,
+    texts: list[list[int]],
+    kind: Callable[..., PackedSequences] = PackedSequences,
+) -> list[Tensor]:
     """Hidden states of each text, `[length, hidden]`, all in one packed row."""
     lengths = np.array([len(text) for text in texts], dtype=np.int64)
     device = transformer.device
@@ -258,7 +307,9 @@ def run_packed(transformer: Transformer, texts: list[list[int]]) -> list[Tensor]
         boundaries = torch.from_numpy(edges).to(device)
     ids = torch.tensor([token for text in texts for token in text], device=device)
     positions = torch.cat([torch.arange(len(text), device=device) for text in texts])
-    rows = transformer.packed(ids, positions, PackedSequences.of(lengths, boundaries=boundaries))
+    described = PackedSequences.of(lengths, boundaries=boundaries)
+    sequences = kind(described.groups, described.longest, described.boundaries)
+    rows = transformer.packed(ids, positions, sequences)
     return list(torch.split(last_layer(rows), lengths.tolist()))
 
 

@@ -125,7 +125,7 @@ def read_spec(
     if (root / "modules.json").is_file():
         chain = read_chain(root, trust_remote_code=trust_remote_code)
     else:
-        chain = default_chain(root)
+        chain = default_chain(root, pooling=pooling)
         saved = {}  # without modules.json the reference does not read it either
     include_prompt = False if checkpoint.name in _INSTRUCTOR_MODELS else None
     routes, task_routes, other_route = read_routes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -9,7 +10,25 @@ from safetensors.torch import load_file
 
 from ..errors import InvalidCheckpoint
 
-__all__ = ["read_weights"]
+__all__ = ["read_weights", "require_finite"]
+
+
+def require_finite(folder: Path, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Raise `InvalidCheckpoint` for weights with NaN or infinity.
+
+    A vector need not show it: an activation makes a number of infinity, and a kernel of NaN.
+    What is infinite in float16 is let pass, since another precision may hold it.
+    """
+    for name, weight in weights:
+        if not weight.numel() or not weight.is_floating_point():
+            continue
+        bounds = torch.stack(torch.aminmax(weight.detach()))
+        overflows = weight.dtype == torch.float16 and not bounds.isnan().any()
+        if not bounds.isfinite().all() and not overflows:
+            raise InvalidCheckpoint(
+                f"{folder}: the weight {name} has numbers that are NaN or infinite; "
+                "download the checkpoint again"
+            )
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
