@@ -17,6 +17,7 @@ import pytest
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
 from checkpoints import save_checkpoint
+from families import WIDTH
 
 NAME, COMMIT = "acme/x", "a" * 40
 BY_TRANSFORMERS = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -96,7 +97,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(tmp_path: Path, bare_bert: Path) -> Iterator[LocalHub]:
     """A hub that has a model which pools the first token, normalises, and has prompts."""
-    modules = [Transformer(str(bare_bert)), Pooling(32, "cls"), Normalize()]
+    modules = [Transformer(str(bare_bert)), Pooling(WIDTH, "cls"), Normalize()]
     server = LocalHub(save_checkpoint(tmp_path / "saved", modules, prompts={"query": "ask: "}))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
@@ -178,7 +179,7 @@ def test_damaged_weights_are_an_error(tmp_path: Path) -> None:
     save(tmp_path, "Bert", **TINY)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(InvalidCheckpoint, match=r"cannot be loaded"):
+    with pytest.raises(InvalidCheckpoint, match=r"is incomplete"):
         load(tmp_path)
     weights.unlink()
     with pytest.raises(InvalidCheckpoint, match=r"no model\.safetensors"):
@@ -200,6 +201,55 @@ def test_code_of_the_checkpoint_needs_trust(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(UnsupportedModel, match="trust_remote_code=True"):
         load(tmp_path)
+
+
+def test_fewer_layers_than_the_weights_have_are_a_warning_that_counts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = save(tmp_path, "Bert", **{**TINY, "num_hidden_layers": 3})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    load(folder)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "32 weights were left out, such as encoder.layer.1." in record.getMessage()
+
+
+@pytest.mark.parametrize("head", ["BertForMaskedLM", "BertForSequenceClassification"])
+def test_a_head_for_another_task_is_left_out_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, head: str
+) -> None:
+    getattr(transformers, head)(transformers.BertConfig(**TINY)).save_pretrained(tmp_path)
+    load(tmp_path)
+    assert not caplog.records
+
+
+def test_weights_that_only_the_checkpoints_own_code_has_a_place_for_need_trust(
+    tmp_path: Path,
+) -> None:
+    folder = save(tmp_path, "Bert", **TINY)
+    drop_weights(folder, "query")
+    with pytest.raises(InvalidCheckpoint, match="belongs to another model"):
+        load(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModel": "own.OwnModel"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModel, match="pass trust_remote_code=True"):
+        load(folder)
+
+
+def test_code_in_another_repository_that_is_not_here_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    auto_map = {"AutoConfig": "acme/code--own.OwnConfig", "AutoModel": "acme/code--own.OwnModel"}
+    config = {"model_type": "own", "auto_map": auto_map}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(UnsupportedModel, match="of the repository acme/code, which is not on"):
+        load_transformer(
+            module_in(tmp_path), device=CPU, dtype=torch.float32, trust_remote_code=True
+        )
 
 
 def test_loading_prints_nothing_and_leaves_no_trace(

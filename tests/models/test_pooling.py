@@ -357,7 +357,7 @@ class TestRefusals:
         with pytest.raises(InvalidCheckpoint, match=r"needs the weights.*linear\.bias"):
             head([pooling("mean"), module])
         (tmp_path / "model.safetensors").write_bytes(b"short")
-        with pytest.raises(InvalidCheckpoint, match="cannot be read"):
+        with pytest.raises(InvalidCheckpoint, match="is incomplete"):
             head([pooling("mean"), module])
         (tmp_path / "model.safetensors").unlink()
         with pytest.raises(InvalidCheckpoint, match=r"neither model\.safetensors nor"):

@@ -689,3 +689,13 @@ def test_a_model_for_another_task_is_no_embedder_unless_its_user_says_so(
 def test_a_language_model_is_an_embedder(tmp_path: Path, architecture: str) -> None:
     write_encoder(tmp_path, architectures=[architecture])
     assert kinds(spec_of(tmp_path)) == ["Transformer", "Pooling"]
+
+
+def test_code_of_its_own_in_place_of_the_transformer_is_refused_with_trust_too(root: Path) -> None:
+    """As jina-embeddings-v3 has it."""
+    modules = json.loads((root / "modules.json").read_text())
+    modules[0] |= {"type": "custom_st.Transformer", "kwargs": ["task"]}
+    write(root / "modules.json", modules)
+    for trust in (False, True):
+        with pytest.raises(UnsupportedModel, match=r"custom_st.Transformer.*would not help"):
+            spec_of(root, trust_remote_code=trust)

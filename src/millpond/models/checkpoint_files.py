@@ -17,6 +17,7 @@ __all__ = [
     "ASSUMED_WITHOUT",
     "ROUTER_CONFIG_FILES",
     "TOKENIZER_FILES",
+    "damage_of",
     "find_weights",
     "has_tokenizer",
     "inside",
@@ -24,6 +25,7 @@ __all__ = [
     "module_kind",
     "read_json",
     "read_json_object",
+    "require_whole",
     "safetensors_header",
 ]
 
@@ -50,7 +52,51 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _KINDS_WITH_WEIGHTS = frozenset(
     {"Transformer", "StaticEmbedding", "Dense", "LayerNorm", "WeightedLayerPooling"}
 )
+_LFS_POINTER = b"version https://git-lfs"
 _LARGEST_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
+
+
+def damage_of(path: Path) -> str | None:
+    """What a file is in place of what its name says, and what to do; None where it looks whole."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError:
+        return None
+    if start.startswith(_LFS_POINTER):
+        return "is a git-lfs pointer and not the file itself: run `git lfs pull`, or download it"
+    if not start:
+        return "is empty: download it again"
+    if start.lstrip()[:9].lower() in (b"<!doctype", b"<html>") or b"<html" in start.lower():
+        return "is a web page: the download needs a login or another address"
+    if path.suffix == ".safetensors" and size < (whole := _safetensors_size(path, start)):
+        return f"is incomplete, {size} of {whole} bytes: download it again"
+    return None
+
+
+def _safetensors_size(path: Path, start: bytes) -> int:
+    """Bytes that a safetensors file has by its own header; 0 where that cannot be read."""
+    length = int.from_bytes(start[:8], "little")
+    if len(start) < 8 or length > _LARGEST_HEADER_BYTES:
+        return 8 if len(start) < 8 else 0
+    with path.open("rb") as file:
+        header = file.read(8 + length)[8:]
+    if len(header) < length:
+        return 8 + length
+    try:
+        entries = json.loads(header)
+        ends = [e["data_offsets"][1] for n, e in entries.items() if n != "__metadata__"]
+        return 8 + length + max(ends, default=0)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+        return 0
+
+
+def require_whole(paths: Iterable[Path]) -> None:
+    """Raise `InvalidCheckpoint` for a file that is not what its name says, or is cut short."""
+    for path in paths:
+        if (damage := damage_of(path)) is not None:
+            raise InvalidCheckpoint(f"{path} {damage}")
 
 
 def read_json(path: Path) -> Any:
@@ -60,6 +106,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError as error:
         raise InvalidCheckpoint(f"{path} is missing; download the checkpoint again") from error
     except (OSError, ValueError, RecursionError) as error:
+        require_whole([path])
         raise InvalidCheckpoint(
             f"{path} cannot be read as JSON ({error}); download the checkpoint again"
         ) from error
@@ -126,6 +173,7 @@ def safetensors_header(path: Path) -> dict[str, Any]:
                 raise ValueError(f"a header of {length} bytes")
             header = json.loads(file.read(length))
     except (OSError, ValueError, struct.error) as error:
+        require_whole([path])
         raise InvalidCheckpoint(
             f"{path} is not a whole safetensors file ({error}); download the checkpoint again"
         ) from error

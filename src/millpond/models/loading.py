@@ -9,8 +9,9 @@ from __future__ import annotations
 import inspect
 import logging
 import platform
+import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -23,7 +24,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
 from ..errors import InvalidCheckpoint, InvalidOption, ModelError, UnsupportedModel
-from .checkpoint_files import find_weights, read_json_object, safetensors_header
+from .checkpoint_files import find_weights, read_json_object, require_whole, safetensors_header
 from .quiet import quiet_transformers
 from .spec import Module
 from .weights import require_finite
@@ -42,6 +43,7 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 _SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Translation and summarising models of which the reference runs the encoder alone. Others of
 # the kind, BART for one, it runs whole, and their vectors are those of the decoder.
+_NUMBER = re.compile(r"\d+")
 _ENCODER_ONLY = frozenset(
     {
         "blenderbot",
@@ -93,20 +95,22 @@ def load_transformer(
     `UnsupportedModel` when transformers has no class for it or needs its own code.
     """
     path = module.path
-    if not find_weights(path):
+    files = find_weights(path)
+    if not files:
         raise InvalidCheckpoint(
             f"{path} has no model.safetensors and no pytorch_model.bin, or not all shards of it"
         )
     with quiet_transformers():
         try:
             config = _load_config(module, trust_remote_code)
+            require_whole(files)
             model, missing = _load_model(module, config, dtype, trust_remote_code)
         except ModelError:
             raise
         # Whatever a damaged checkpoint trips over inside transformers, torch or its own code.
         except Exception as error:
             raise _load_error(path, error) from error
-    _check_complete(path, model, missing)
+    _check_complete(path, model, missing, ignores_code=not trust_remote_code)
     used = (named for named in model.named_parameters() if "pooler" not in named[0].split("."))
     require_finite(path, used)
     torch.nn.Module.to(model.train(False).requires_grad_(False), device)
@@ -150,6 +154,7 @@ def _load_model(
         output_loading_info=True,
         **module.options.get("model_kwargs", {}),
     )
+    _warn_of_layers(module.path, model, report["unexpected_keys"])
     missing = set(report["missing_keys"]) | {name for name, *_ in report["mismatched_keys"]}
     if config.model_type in _ENCODER_ONLY and loader is AutoModel:
         whole, model = model, model.get_encoder()
@@ -157,6 +162,24 @@ def _load_model(
         names = {k for k, v in whole.state_dict(keep_vars=True).items() if id(v) in used}
         missing &= names
     return model, missing
+
+
+def _warn_of_layers(path: Path, model: PreTrainedModel, unexpected: Iterable[str]) -> None:
+    """Say so where the weights have more layers than config.json.
+
+    Those of a head for another task are left out as well, and are like none of the model's own.
+    """
+    alike = {_NUMBER.sub("*", name) for name in model.state_dict()}
+    prefix = f"{model.base_model_prefix}."
+    left_out = [n for n in unexpected if _NUMBER.sub("*", n.removeprefix(prefix)) in alike]
+    if left_out:
+        logger.warning(
+            "%s: %d weights were left out, such as %s: its config.json has fewer layers than its "
+            "weights; if that is not meant, download the checkpoint again",
+            path,
+            len(left_out),
+            min(left_out),
+        )
 
 
 def _loader(config: PretrainedConfig) -> Any:
@@ -172,11 +195,19 @@ def _loader(config: PretrainedConfig) -> Any:
     return AutoModel
 
 
-def _check_complete(path: Path, model: PreTrainedModel, missing: set[str]) -> None:
+def _check_complete(
+    path: Path, model: PreTrainedModel, missing: set[str], *, ignores_code: bool
+) -> None:
     """Random weights give vectors that look fine; a pooler is never looked at."""
     needed = sorted(name for name in missing if "pooler" not in name.split("."))
     if needed:
         shown = ", ".join(needed[:3]) + (", …" if len(needed) > 3 else "")
+        if ignores_code and _code_of(path):
+            raise UnsupportedModel(
+                f"{path}: {len(needed)} weights of transformers' own {type(model).__name__} are "
+                f"missing ({shown}), and config.json names Python code that its weights are for; "
+                "pass trust_remote_code=True if you trust that to run in this process"
+            )
         raise InvalidCheckpoint(
             f"{path}: {len(needed)} weights of {type(model).__name__} are missing from the "
             f"checkpoint or have another shape ({shown}); it belongs to another model, or its "
@@ -184,9 +215,23 @@ def _check_complete(path: Path, model: PreTrainedModel, missing: set[str]) -> No
         )
 
 
+def _code_of(path: Path) -> list[str]:
+    """The classes of their own that config.json names, as `auto_map` spells them."""
+    auto_map = read_json_object(path / "config.json").get("auto_map")
+    named = auto_map.values() if isinstance(auto_map, dict) else ()
+    flat = (each for value in named for each in (value if isinstance(value, list) else [value]))
+    return sorted({reference for reference in flat if isinstance(reference, str)})
+
+
 def _load_error(path: Path, error: Exception) -> ModelError:
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    reason = f"{type(error).__name__}: {reason[:300]}"
+    elsewhere = {name.partition("--")[0] for name in _code_of(path) if "--" in name}
+    if elsewhere and isinstance(error, OSError):
+        return UnsupportedModel(
+            f"{path} runs Python code of the repository {' and '.join(sorted(elsewhere))}, which "
+            "is not on this machine; download that too, or let the hub be asked "
+            f"({_first_line(error)})"
+        )
+    reason = f"{type(error).__name__}: {_first_line(error)}"
     if "trust_remote_code" in str(error):
         return UnsupportedModel(
             f"{path} comes with Python code of its own; pass trust_remote_code=True if you trust "
@@ -200,6 +245,10 @@ def _load_error(path: Path, error: Exception) -> ModelError:
             f"may ({reason})"
         )
     return InvalidCheckpoint(f"{path} cannot be loaded ({reason})")
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:300]
 
 
 def _describe(model: PreTrainedModel) -> LoadedTransformer:

@@ -90,11 +90,13 @@ def read_chain(root: Path, *, trust_remote_code: bool) -> Chain:
     entries = read_json(path)
     if not isinstance(entries, list) or not entries:
         raise InvalidCheckpoint(f"{path} lists no modules")
-    chain = []
+    chain: list[Module | Router] = []
     for entry in entries:
         if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
             raise InvalidCheckpoint(f"{path}: an entry has no type: {entry!r}")
         folder = inside(root, entry.get("path"), named_by=path)
+        if not chain:
+            _refuse_own_reader(folder, entry["type"])
         chain.append(_read_module(folder, entry["type"], trust_remote_code=trust_remote_code))
     return tuple(chain)
 
@@ -140,6 +142,16 @@ def _read_module(folder: Path, class_name: str, *, trust_remote_code: bool) -> M
     return Module(kind=kind, path=folder, options=options, class_name=class_name)
 
 
+def _refuse_own_reader(folder: Path, class_name: str) -> None:
+    """Code of a checkpoint's own may follow a transformer, and cannot take its place."""
+    if module_kind(class_name) is None:
+        raise UnsupportedModel(
+            f"{folder}: texts are read by {class_name}, code of the checkpoint's own in place of "
+            "sentence-transformers' Transformer; trust_remote_code=True would not help. Look for "
+            "a version of the model that transformers runs by itself"
+        )
+
+
 def _is_of_another_model(class_name: str) -> bool:
     package = class_name.split(".")[1]
     return package in ("sparse_encoder", "cross_encoder", "multi_vector_encoder")
@@ -166,6 +178,8 @@ def _read_router(folder: Path, *, trust_remote_code: bool) -> Router:
                 )
             if module_id not in read:
                 inner = inside(folder, module_id, named_by=path)
+                if module_id == module_ids[0]:
+                    _refuse_own_reader(inner, str(types[module_id]))
                 read[module_id] = _read_module(
                     inner, str(types[module_id]), trust_remote_code=trust_remote_code
                 )

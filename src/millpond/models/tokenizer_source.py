@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from ..errors import InvalidCheckpoint, UnsupportedModel
 from .chat_template import ChatTemplate
-from .checkpoint_files import has_tokenizer
+from .checkpoint_files import TOKENIZER_FILES, has_tokenizer, require_whole
 from .spec import Module
 
 __all__ = ["NO_LIMIT", "TokenizerSource", "ids_of", "load_source"]
@@ -72,6 +72,7 @@ def _static_source(module: Module) -> TokenizerSource:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust side raises plain Exception
+        require_whole([path])
         raise InvalidCheckpoint(f"{path}: no tokenizer can be read from it: {error}") from error
     truncation = tokenizer.truncation or {}
     return TokenizerSource(
@@ -135,9 +136,10 @@ def _load_tokenizer(module: Module, *, trust_remote_code: bool) -> tuple[Any, An
             local_files_only=True,
         )
     except Exception as error:  # transformers raises anything from KeyError to OSError here
+        require_whole(module.path / name for name in TOKENIZER_FILES)
         raise InvalidCheckpoint(
             f"{module.path}: its tokenizer cannot be loaded ({type(error).__name__}: {error}); "
-            "the folder needs tokenizer.json, or the files the tokenizer's class reads"
+            "the folder needs a whole tokenizer.json, or the files the tokenizer's class reads"
         ) from error
     if len(tokenizer) <= _FEW_TOKENS and not _knows_words(tokenizer):
         raise InvalidCheckpoint(

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from ..errors import InvalidCheckpoint
+from .checkpoint_files import find_weights, require_whole
 
 __all__ = ["read_weights", "require_finite"]
 
@@ -37,6 +38,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     Raises `InvalidCheckpoint` when there is neither, or it cannot be read.
     """
     safetensors, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
+    require_whole(find_weights(folder))
     try:
         if safetensors.is_file():
             return load_file(safetensors)
