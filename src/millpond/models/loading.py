@@ -104,12 +104,20 @@ def load_transformer(
         try:
             config = _load_config(module, trust_remote_code)
             require_whole(files)
-            model, missing = _load_model(module, config, dtype, trust_remote_code)
+            model, missing, left_out = _load_model(module, config, dtype, trust_remote_code)
         except ModelError:
             raise
         # Whatever a damaged checkpoint trips over inside transformers, torch or its own code.
         except Exception as error:
             raise _load_error(path, error) from error
+    if left_out:
+        logger.warning(
+            "%s: %d weights were left out, such as %s: its config.json has fewer layers than its "
+            "weights; if that is not meant, download the checkpoint again",
+            path,
+            len(left_out),
+            min(left_out),
+        )
     _check_complete(path, model, missing, ignores_code=not trust_remote_code)
     used = (named for named in model.named_parameters() if "pooler" not in named[0].split("."))
     require_finite(path, used)
@@ -142,8 +150,9 @@ def _disable_cache(config: PretrainedConfig) -> None:
 
 def _load_model(
     module: Module, config: PretrainedConfig, dtype: torch.dtype, trust_remote_code: bool
-) -> tuple[PreTrainedModel, set[str]]:
-    """The model on the CPU, and the names of the weights that the checkpoint did not have."""
+) -> tuple[PreTrainedModel, set[str], list[str]]:
+    """The model on the CPU, the names of weights that the checkpoint did not have, and of those
+    that only more layers would have a place for."""
     loader = _loader(config)
     model, report = loader.from_pretrained(
         module.path,
@@ -154,32 +163,24 @@ def _load_model(
         output_loading_info=True,
         **module.options.get("model_kwargs", {}),
     )
-    _warn_of_layers(module.path, model, report["unexpected_keys"])
+    left_out = _of_more_layers(model, report["unexpected_keys"])
     missing = set(report["missing_keys"]) | {name for name, *_ in report["mismatched_keys"]}
     if config.model_type in _ENCODER_ONLY and loader is AutoModel:
         whole, model = model, model.get_encoder()
         used = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
         names = {k for k, v in whole.state_dict(keep_vars=True).items() if id(v) in used}
         missing &= names
-    return model, missing
+    return model, missing, left_out
 
 
-def _warn_of_layers(path: Path, model: PreTrainedModel, unexpected: Iterable[str]) -> None:
-    """Say so where the weights have more layers than config.json.
+def _of_more_layers(model: PreTrainedModel, unexpected: Iterable[str]) -> list[str]:
+    """Weights like the model's own but for the number of their layer.
 
-    Those of a head for another task are left out as well, and are like none of the model's own.
+    Those of a head for another task are like none of them.
     """
     alike = {_NUMBER.sub("*", name) for name in model.state_dict()}
     prefix = f"{model.base_model_prefix}."
-    left_out = [n for n in unexpected if _NUMBER.sub("*", n.removeprefix(prefix)) in alike]
-    if left_out:
-        logger.warning(
-            "%s: %d weights were left out, such as %s: its config.json has fewer layers than its "
-            "weights; if that is not meant, download the checkpoint again",
-            path,
-            len(left_out),
-            min(left_out),
-        )
+    return [n for n in unexpected if _NUMBER.sub("*", n.removeprefix(prefix)) in alike]
 
 
 def _loader(config: PretrainedConfig) -> Any:
