@@ -21,6 +21,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers.utils import logging as transformers_logging
 
+from checkpoints import save_transformer
 from millpond import Engine
 from millpond.errors import InvalidCheckpoint, InvalidOption, UnsupportedModel
 from millpond.models.loading import (
@@ -461,3 +462,18 @@ def test_what_the_loading_thread_has_set_changes_nothing(
 def test_an_error_of_a_load_on_another_thread_is_the_callers(bare_bert: Path) -> None:
     with torch.inference_mode(), pytest.raises(InvalidOption, match="cuda:77"):
         Engine(bare_bert, device="cuda:77")
+
+
+def test_a_model_without_a_table_of_tokens_is_refused_for_that(tmp_path: Path) -> None:
+    folder = save(tmp_path, "Canine", hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+    with pytest.raises(UnsupportedModel, match="CanineModel has no table of tokens"):
+        load(folder)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "auto"])
+def test_where_the_dtype_is_not_the_reason_none_is_blamed(tmp_path: Path, dtype: str) -> None:
+    config = {"d_model": 64, "n_head": 4, "d_head": 16, "d_inner": 64, "block_sizes": [1, 1]}
+    folder = save_transformer(tmp_path, model="FunnelBaseModel", config=config)
+    with pytest.raises(UnsupportedModel, match="does not run on texts as short as") as raised:
+        Engine(folder, device="cpu", dtype=dtype)
+    assert "another dtype" not in str(raised.value)

@@ -274,7 +274,12 @@ def _vocab_size(model: PreTrainedModel, config: PretrainedConfig) -> int:
     try:
         weight: Any = model.get_input_embeddings().weight
     except (NotImplementedError, AttributeError):
-        return int(config.vocab_size)
+        weight = range(getattr(config, "vocab_size", None) or 0)
+    if not len(weight):
+        raise UnsupportedModel(
+            f"{type(model).__name__} has no table of tokens: its ids are of another kind, such as "
+            "characters, and Millpond does not run it"
+        )
     return len(weight)
 
 

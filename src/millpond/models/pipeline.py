@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..config import EngineConfig
-from ..errors import UnsupportedModel
+from ..errors import MillpondError, UnsupportedModel
 from .attention import Sequences as PackedRow
 from .attention_check import attention_is_invariant
 from .cpu_activation import steady_activations
@@ -240,19 +240,12 @@ class _Encoders:
         )
         try:
             transformer, tokenizer, execution = self._load_and_prove(module, dtype)
-        except RuntimeError as error:  # a CPU has not every operator in every precision
+        except (MillpondError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever a model's code objects with
             if self.device.type != "cpu":
                 raise
-            reason = (str(error).splitlines() or [""])[0]
-            if self.config.dtype != "auto" or dtype == torch.float32:
-                raise UnsupportedModel(
-                    f"{module.path} does not run in {dtype} here ({reason}); try another dtype"
-                ) from error
-            logger.info(
-                "%s does not run in %s (%s); running in float32", module.path, dtype, reason
-            )
-            dtype = torch.float32
-            transformer, tokenizer, execution = self._load_and_prove(module, dtype)
+            transformer, tokenizer, execution = self._in_float32(module, dtype, error)
         finite = execution.finite and execution.attention.finite
         if not finite and self.config.dtype == "auto" and dtype == torch.float16:
             logger.info("%s overflows in float16; running it in bfloat16", module.path)
@@ -266,6 +259,30 @@ class _Encoders:
         if execution.kind != "packed":
             logger.info("%s runs %s: %s", module.path, execution.kind, execution.reason)
         return transformer, tokenizer, execution
+
+    def _in_float32(
+        self, module: Module, dtype: torch.dtype, error: Exception
+    ) -> tuple[Transformer, TextTokenizer, Execution]:
+        """A CPU has not every operator in every precision: the model in float32, if that was it."""
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        try:
+            if dtype == torch.float32:
+                raise error
+            loaded = self._load_and_prove(module, torch.float32)
+        except MillpondError:
+            raise
+        except Exception as another:
+            raise UnsupportedModel(
+                f"{module.path}: {reason}: a model of its kind does not run on texts as short as "
+                "one token, or takes something else than token ids"
+            ) from another
+        if self.config.dtype != "auto":
+            raise UnsupportedModel(
+                f"{module.path} does not run in {dtype} here ({reason}); try another dtype, such "
+                "as float32"
+            ) from error
+        logger.info("%s does not run in %s (%s); running in float32", module.path, dtype, reason)
+        return loaded
 
     def _load_and_prove(
         self, module: Module, dtype: torch.dtype
