@@ -26,7 +26,8 @@ def job_for(texts: Any, **options: Any) -> tuple[Job, bool]:
 
 def test_the_options_of_a_call_are_the_same_everywhere() -> None:
     call = set(CallOptions.__annotations__)
-    assert {field.name for field in dataclasses.fields(Request)} == call | {"progress"}
+    fields = {field.name for field in dataclasses.fields(Request)}
+    assert fields == call | {"progress", "reports_truncation"}
     embed = set(Engine.embed.__annotations__) - {"texts", "return"}
     assert embed == call | {"progress"}
 

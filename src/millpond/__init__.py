@@ -37,7 +37,14 @@ from .errors import (
     UnknownTask,
     UnsupportedModel,
 )
-from .stats import BatchStats, EngineStats, PrefixCacheStats, StatsHook
+from .stats import (
+    BatchStats,
+    CallProgress,
+    EngineStats,
+    PrefixCacheStats,
+    ProgressHook,
+    StatsHook,
+)
 
 if typing.TYPE_CHECKING:
     from .embeddings import Embeddings, quantize
@@ -49,6 +56,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BatchStats",
+    "CallProgress",
     "DeadlineExceeded",
     "Embeddings",
     "Engine",
@@ -71,6 +79,7 @@ __all__ = [
     "NonFiniteVector",
     "OutOfMemory",
     "PrefixCacheStats",
+    "ProgressHook",
     "QueueFull",
     "StatsHook",
     "TextFailed",

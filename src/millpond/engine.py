@@ -27,12 +27,12 @@ from .errors import EngineClosed, EngineError, InvalidInput, InvalidOption, Text
 from .info import EngineInfo
 from .loop import Health
 from .models.spec import ModelSpec
-from .progress import progress_bar
+from .progress import progress_hook
 from .request import Request, TextInput, TextsInput
 from .runner import BatchRunner
 from .scheduling.job import Job, Lane, TruncateSide
 from .service import Service
-from .stats import EngineStats, StatsHook
+from .stats import EngineStats, ProgressHook, StatsHook
 
 __all__ = ["Engine"]
 
@@ -116,7 +116,7 @@ class Engine:
         output_dtype: OutputDType = "float32",
         lane: Lane | str | None = None,
         timeout: float | None = None,
-        progress: bool = False,
+        progress: bool | ProgressHook = False,
     ) -> npt.NDArray[Any]:
         """Embed one text, `[dim]`, or a list of them, `[n, dim]`; row *i* is text *i*'s.
 
@@ -133,12 +133,13 @@ class Engine:
         - `output_dtype`: float32, float16, int8, uint8, binary or ubinary.
         - `lane`: "interactive" or "bulk"; None is interactive for a single text or a query.
         - `timeout`: seconds until `DeadlineExceeded`.
-        - `progress`: show a progress bar.
+        - `progress`: show a progress bar (True), or call a function with a `CallProgress` after
+          every batch; texts cut short are then that function's to report, and not logged.
 
         Raises `InvalidInput` and `InvalidOption` for what cannot be meant, `TextFailed` for a text
         the model failed on (`TextsFailed` for several), `EngineClosed` and `EngineFailed`.
         """
-        with progress_bar(texts, show=progress) as update:
+        with progress_hook(texts, progress) as hook:
             job, single = self._submit(
                 texts,
                 Request(
@@ -151,18 +152,24 @@ class Engine:
                     output_dtype=output_dtype,
                     lane=lane,
                     timeout=timeout,
-                    progress=update,
+                    progress=hook,
+                    reports_truncation=hook is progress,
                 ),
                 here=True,
             )
             return _vectors(self._wait(job, timeout), single)
 
     async def aembed(
-        self, texts: TextsInput, *, progress: bool = False, **options: Unpack[CallOptions]
+        self,
+        texts: TextsInput,
+        *,
+        progress: bool | ProgressHook = False,
+        **options: Unpack[CallOptions],
     ) -> npt.NDArray[Any]:
         """`embed` for any event loop. A cancelled call is taken out before its next forward."""
-        with progress_bar(texts, show=progress) as update:
-            job, single = self._submit(texts, Request(progress=update, **options))
+        with progress_hook(texts, progress) as hook:
+            request = Request(progress=hook, reports_truncation=hook is progress, **options)
+            job, single = self._submit(texts, request)
             return _vectors(await self._await(job, options.get("timeout")), single)
 
     async def _await(self, job: Job, timeout: float | None) -> Embeddings:
@@ -193,12 +200,14 @@ class Engine:
         texts: Iterable[TextInput],
         *,
         chunk_size: int = 1024,
+        progress: ProgressHook | None = None,
         **options: Unpack[CallOptions],
     ) -> Iterator[npt.NDArray[Any]]:
         """Embed a corpus of any length: a matrix `[≤ chunk_size, dim]` at a time, in order.
 
         Reads no more than a few chunks ahead of what the caller has taken, so memory does not
-        grow with the corpus.
+        grow with the corpus. `progress` is called as in `embed`, with shares of a chunk's work and
+        from several threads.
         """
         if isinstance(texts, str) or not isinstance(texts, Iterable):
             raise InvalidOption("embed_iter takes an iterable of texts; one text goes to embed")
@@ -209,23 +218,26 @@ class Engine:
             )
         if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
             raise InvalidOption(f"chunk_size={chunk_size!r}: it must be a whole number above 0")
-        return self._embed_chunks(iter(texts), chunk_size, {"lane": Lane.BULK, **options})
+        options = {"lane": Lane.BULK, **options}
+        reports = progress is not None
+        request = Request(progress=progress, reports_truncation=reports, **options)
+        return self._embed_chunks(iter(texts), chunk_size, request)
 
     def _embed_chunks(
-        self, texts: Iterator[TextInput], chunk_size: int, options: CallOptions
+        self, texts: Iterator[TextInput], chunk_size: int, request: Request
     ) -> Iterator[npt.NDArray[Any]]:
         ahead: deque[tuple[int, Job]] = deque()  # with the place of the slice's first text
 
         def oldest() -> npt.NDArray[Any]:
             start, job = ahead.popleft()
             with _counted_from(start):
-                return _vectors(self._wait(job, options.get("timeout")))
+                return _vectors(self._wait(job, request.timeout))
 
         start = 0
         try:
             while chunk := list(islice(texts, chunk_size)):
                 with _counted_from(start):
-                    ahead.append((start, self._submit(chunk, Request(**options))[0]))
+                    ahead.append((start, self._submit(chunk, request)[0]))
                 start += len(chunk)
                 if len(ahead) == ITER_JOBS_AHEAD:
                     yield oldest()

@@ -78,6 +78,7 @@ class Loop:
         self._health: Health = "ready"
         self._cause: BaseException | None = None
         self._totals = Totals()
+        self._told_of_truncation = False
         workers = enumerate(self._crew.workers)
         work = {f"batch-{i}": partial(self._batch_all, worker) for i, worker in workers}
         self._threads = tuple(
@@ -423,7 +424,8 @@ class Loop:
                 return
             if self._is_over():
                 self._wake_all()
-            first = bool(truncated) and not self._totals.truncated_texts
+            first = bool(truncated) and not (job.reports_truncation or self._told_of_truncation)
+            self._told_of_truncation = self._told_of_truncation or first
             self._totals.truncated_texts += truncated
             self._totals.failed_texts += len(job.errors)
         if first:

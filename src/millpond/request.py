@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -15,6 +15,7 @@ from .errors import InvalidOption, InvalidText, InvalidTokenIds, UnknownTask
 from .models.spec import ModelSpec
 from .runner import BatchRunner
 from .scheduling.job import Job, Lane, TruncateSide
+from .stats import ProgressHook
 
 __all__ = ["Request", "TextInput", "TextsInput"]
 
@@ -39,7 +40,8 @@ class Request:
     output_dtype: OutputDType = "float32"
     lane: Lane | str | None = None
     timeout: float | None = None
-    progress: Callable[[int], object] | None = None
+    progress: ProgressHook | None = None
+    reports_truncation: bool = False
 
     def job(
         self, texts: TextsInput, *, spec: ModelSpec, runner: BatchRunner, now_s: float
@@ -74,8 +76,10 @@ class Request:
             truncate=self.truncate,
             max_length=spec.max_length_for(self.task),
             most_tokens=None if longest is None else max(longest, LONG_TEXT_TOKENS),
+            reads_tokens=runner.routes[route].max_length,
             tokenized=tokenized,
             progress=self.progress,
+            reports_truncation=self.reports_truncation,
             arrived_s=now_s,
             deadline_s=None if self.timeout is None else now_s + self.timeout,
         )

@@ -8,7 +8,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
-__all__ = ["BatchStats", "EngineStats", "PrefixCacheStats", "StatsHook", "Totals"]
+__all__ = [
+    "BatchStats",
+    "CallProgress",
+    "EngineStats",
+    "PrefixCacheStats",
+    "ProgressHook",
+    "StatsHook",
+    "Totals",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,6 +135,27 @@ class Totals:
             waiting_bulk_tokens=waiting_bulk_tokens,
             prefix_cache=prefix_cache,
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallProgress:
+    """How far a batch has brought one call."""
+
+    texts: int
+    """Texts of the call that have their vector, or their error, by this batch."""
+    truncated: int
+    """Texts among them that were longer than the model reads and lost a part."""
+    share: float
+    """Of the call's work, by the lengths of its texts; all of a call's together are 1."""
+
+
+class ProgressHook(Protocol):
+    """Called as texts of a call end, once or more a batch, on the thread that ran it.
+
+    Never twice at a time for one call; it must be quick. What it raises is passed over.
+    """
+
+    def __call__(self, progress: CallProgress, /) -> object: ...
 
 
 class StatsHook(Protocol):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from millpond.embeddings import OutputFormat
 from millpond.errors import NonFiniteVector
 from millpond.scheduling.job import Chunk, Job, Lane
+from millpond.stats import CallProgress
 
 OUTPUT = OutputFormat(dimension=2)
 
@@ -74,7 +75,7 @@ def test_the_guess_for_token_ids_is_exact() -> None:
 
 
 def test_a_job_keeps_vectors_and_errors_by_row_and_counts_down() -> None:
-    seen: list[int] = []
+    seen: list[CallProgress] = []
     job = job_of("a", "b", "c", progress=seen.append, arrived_s=1.0)
     job.started_s = 2.0
     job.write(np.array([2, 0]), np.array([[5.0, 6.0], [1.0, 2.0]], dtype=np.float32))
@@ -82,7 +83,7 @@ def test_a_job_keeps_vectors_and_errors_by_row_and_counts_down() -> None:
     error = NonFiniteVector("it is not finite", index=1)
     job.fail(1, error)
     assert job.remaining == 0
-    assert seen == [2, 1]
+    assert [progress.texts for progress in seen] == [2, 1]
 
     result = job.result(4.0)
     np.testing.assert_array_equal(result.vectors, [[1, 2], [np.nan, np.nan], [5, 6]])
@@ -91,12 +92,24 @@ def test_a_job_keeps_vectors_and_errors_by_row_and_counts_down() -> None:
 
 
 def test_a_progress_bar_that_cannot_be_drawn_does_no_harm() -> None:
-    def broken(texts: int) -> None:
+    def broken(progress: CallProgress) -> None:
         raise ValueError("I/O operation on closed file")
 
     job = job_of("a", progress=broken)
     job.write(np.array([0]), np.zeros((1, 2), dtype=np.float32))
     assert job.remaining == 0
+
+
+def test_progress_tells_what_was_cut_and_how_much_of_the_work_is_done() -> None:
+    seen: list[CallProgress] = []
+    job = job_of("a" * 24, "b" * 400, "c" * 24, progress=seen.append, reads_tokens=16)
+    job.truncated[1] = True  # as the tokenizer finds
+    job.write(np.array([1]), np.zeros((1, 2), dtype=np.float32))
+    job.write(np.array([2, 0]), np.zeros((2, 2), dtype=np.float32))
+    assert seen == [
+        CallProgress(texts=1, truncated=1, share=0.5),
+        CallProgress(texts=2, truncated=0, share=0.5),
+    ]
 
 
 def test_the_copy_of_a_future_in_a_forked_child_fails_though_its_lock_is_lost() -> None:

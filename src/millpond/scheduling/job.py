@@ -11,7 +11,7 @@ import functools
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from ..embeddings import Embeddings, OutputFormat, Timings
 from ..errors import TextFailed
+from ..stats import CallProgress, ProgressHook
 from .prefix_cache import Claim
 
 __all__ = ["Chunk", "Job", "JobFuture", "Lane", "Span", "TruncateSide"]
@@ -173,8 +174,10 @@ class Job:
         truncate: TruncateSide | None = None,
         max_length: int | None = None,
         most_tokens: int | None = None,
+        reads_tokens: int | None = None,
         tokenized: bool = False,
-        progress: Callable[[int], object] | None = None,
+        progress: ProgressHook | None = None,
+        reports_truncation: bool = False,
         arrived_s: float = 0.0,
         deadline_s: float | None = None,
     ) -> None:
@@ -190,8 +193,10 @@ class Job:
         self.is_pinned = is_pinned  # whether they stay in a prefix cache for good
         self.truncate = truncate
         self.max_length = max_length
+        self.reads_tokens = reads_tokens  # of a text at most, as far as the model knows itself
         self.tokenized = tokenized
         self.progress = progress
+        self.reports_truncation = reports_truncation  # whether `progress` says it to the user
         self.arrived_s = arrived_s
         self.deadline_s = deadline_s
         self.future = JobFuture()
@@ -247,13 +252,13 @@ class Job:
         """Keep what `output.rows` made of the vectors of these texts."""
         with self._result_lock:
             self.rows[rows] = output_rows
-            self._finished(len(rows))
+            self._finished(rows)
 
     def fail(self, row: int, error: TextFailed) -> None:
         """Keep a text's error in place of its vector."""
         with self._result_lock:
             self.errors[row] = error
-            self._finished(1)
+            self._finished(np.array([row]))
 
     def spent(self, *, tokenize_s: float = 0.0, forward_s: float = 0.0) -> None:
         """Count time that was spent on it."""
@@ -261,11 +266,24 @@ class Job:
             self.tokenize_s += tokenize_s
             self.forward_s += forward_s
 
-    def _finished(self, texts: int) -> None:
-        self.remaining -= texts
+    def _finished(self, rows: npt.NDArray[np.int64]) -> None:
+        self.remaining -= len(rows)
         if self.progress is not None:
             with contextlib.suppress(Exception):  # a terminal that is gone stops no one's work
-                self.progress(texts)
+                self.progress(
+                    CallProgress(
+                        texts=len(rows),
+                        truncated=int(self.truncated[rows].sum()),
+                        share=float(self._efforts[rows].sum()),
+                    )
+                )
+
+    @functools.cached_property
+    def _efforts(self) -> npt.NDArray[np.float64]:
+        """The share of the work that each text is: nothing is done beyond what the model reads."""
+        efforts = np.minimum(self.size_guesses, self.reads_tokens or np.inf)
+        shares: npt.NDArray[np.float64] = efforts / max(1.0, efforts.sum())
+        return shares
 
     def result(self, now_s: float) -> Embeddings:
         """What the future resolves to once nothing remains."""
