@@ -18,7 +18,7 @@ import pytest
 from command_line import refusal, run, with_settings
 from millpond import Engine
 from millpond.cli.options import open_engine
-from millpond.progress import ProgressBar
+from millpond.cli.report import Report
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -49,12 +49,12 @@ def arguments(folder: Path, source: Path, output: Path) -> list[str]:
 
 
 def wait_for_rows(progress: IO[bytes]) -> int:
-    """Read a progress bar until it has counted something."""
+    """Read a progress bar until it has told of rows that are safe."""
     shown = b""
     while piece := progress.read1(200):  # type: ignore[attr-defined]
         shown += piece
-        if found := re.search(rb"\b([1-9]\d*)/%d" % MANY_ROWS, shown):
-            return int(found[1])
+        if found := re.search(rb", ([1-9][\d,]*) safe", shown):
+            return int(found[1].replace(b",", b""))
     raise AssertionError(shown.decode())
 
 
@@ -122,13 +122,12 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Call `millpond` and press Ctrl-C when so many rows are there."""
 
     def call(*arguments: object, rows: int = 5 * CHUNK, stdin: str | None = None) -> str:
-        def update(bar: ProgressBar, count: int) -> None:
-            bar.n += count
-            if bar.n >= rows:
+        def saved(report: Report, count: int) -> None:
+            if report._output.rows >= rows:
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(ProgressBar, "update", update)
+            patch.setattr(Report, "saved", saved)
             result = run(*arguments, "--progress", stdin=stdin)
         assert result.exit_code == 130
         return result.stderr.splitlines()[-1]

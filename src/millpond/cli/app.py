@@ -1,11 +1,13 @@
 """The `millpond` command: its subcommands, and how every error of theirs is told.
 
 It knows no engine. A command raises what it likes from `errors`, or an `OSError`; here that
-becomes one line on stderr and exit code 2.
+becomes one line on stderr and exit code 2. Who reads no more ends a command without a word.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version as installed_version
@@ -23,6 +25,7 @@ from .similarity import similarity
 __all__ = ["app", "main"]
 
 USAGE_ERROR = 2
+BROKEN_PIPE = 141  # 128 and the number of SIGPIPE, as shells have it
 EXTRA_LIBRARIES = ("orjson", "pyarrow")
 
 
@@ -48,9 +51,26 @@ class Commands(TyperGroup):
             self._fail("aborted")
         sys.exit(status or 0)
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # `millpond … | head` has seen enough
+            _give_up_standard_output()
+            ctx.exit(BROKEN_PIPE)
+
     def _fail(self, message: str) -> NoReturn:
-        print(f"millpond: error: {message}", file=sys.stderr)
+        if sys.stderr is not None:
+            print(f"millpond: error: {message}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
+
+
+def _give_up_standard_output() -> None:
+    """Let the interpreter's end find something to write the rest to."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        number = sys.stdout.fileno()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, number)
+        os.close(nowhere)
 
 
 def _one_line(message: str) -> str:

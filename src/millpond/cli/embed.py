@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,11 +45,11 @@ from .options import (
     TrustOption,
     open_engine,
 )
+from .streams import can_be_read_again, is_same_file, is_stream, name_of
 
 if TYPE_CHECKING:
     from ..engine import CallOptions, Engine
     from .file_run import FileRun
-    from .partial_output import PartialOutput
 
 __all__ = ["embed"]
 
@@ -84,10 +83,11 @@ def embed(
     restart: RestartOption = False,
     progress: ProgressOption = None,
 ) -> None:
-    """Embed a file of texts: lines, JSON lines or Parquet in; .npy, JSON lines or Parquet out.
+    """Embed a file of texts: lines, JSON lines, CSV or Parquet in; .npy, JSON lines or Parquet out.
 
     The file may be larger than memory. OUT appears when it is complete. After an interruption the
-    same command with --resume goes on, and OUT becomes the same to the byte.
+    same command with --resume goes on, and OUT becomes the same to the byte. With -o - vectors go
+    to standard output as JSON lines.
 
     \b
     Example:
@@ -95,7 +95,7 @@ def embed(
     """
     path = None if str(source) == "-" else source
     _refuse_contradictions(path, output, resume=resume, restart=restart)
-    target = _target(output)
+    target = output if is_stream(output) else _target(output)
     resume = _has_rows_to_resume(target, resume=resume, restart=restart)
     layout = Layout.of(
         path,
@@ -125,7 +125,7 @@ def embed(
         trust_remote_code=trust_remote_code,
         deterministic=True,  # a run that goes on meets other batches, and gives the same bytes
     ) as engine:
-        show = sys.stderr.isatty() if progress is None else progress
+        show = _shows_progress(output) if progress is None else progress
         _carry_out(run, engine, resume=resume, show_progress=show)
 
 
@@ -145,7 +145,9 @@ def _file_run(
             "call millpond.quantize on it"
         )
     source, encoding = layout.source(path), layout.encoding()
-    facts = None if path is None else survey(path, source, encoding, chunk_rows=chunk_rows)
+    facts = None
+    if path is not None and can_be_read_again(path):
+        facts = survey(path, source, encoding, chunk_rows=chunk_rows)
     return FileRun(
         source=source,
         encoding=encoding,
@@ -160,15 +162,13 @@ def _file_run(
 def _refuse_contradictions(path: Path | None, output: Path, *, resume: bool, restart: bool) -> None:
     if resume and restart:
         raise CommandError("--resume goes on with a run and --restart throws it away: choose one")
-    if resume and path is None:
-        raise CommandError("standard input cannot be read again, so --resume needs a file as IN")
-    if str(output) == "-":
-        raise CommandError("vectors cannot be written to standard output: name a file after -o")
+    if resume and not can_be_read_again(path):
+        raise CommandError(f"{name_of(path)} cannot be read again, so --resume needs a file as IN")
+    if resume and is_stream(output):
+        raise CommandError("rows that are written to a stream are gone, so --resume needs a file")
     if output.is_dir():
         raise CommandError(f"{output} is a folder: name a file")
-    if not output.parent.is_dir():
-        raise CommandError(f"{output.parent} is not a folder: make it first")
-    if path is not None and output.exists() and path.exists() and output.samefile(path):
+    if is_same_file(path, output):
         raise CommandError(f"{output} would replace its own input: name another file")
 
 
@@ -179,12 +179,16 @@ def _target(output: Path) -> Path:
     """
     from .partial_output import note_path, part_path
 
+    if not output.parent.is_dir():
+        raise CommandError(f"{output.parent} is not a folder: make it first")
     target = Path(os.path.realpath(output)) if output.is_symlink() else output
     for path in (target, part_path(target), note_path(target)):
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise CommandError(f"{path} is there and is not an ordinary file: name another output")
     if not target.parent.is_dir():
         raise CommandError(f"{output} points into {target.parent}, which is not a folder")
+    if not os.access(target.parent, os.W_OK):
+        raise CommandError(f"{target.parent} is a folder that you may not write in: name another")
     return target
 
 
@@ -192,7 +196,7 @@ def _has_rows_to_resume(output: Path, *, resume: bool, restart: bool) -> bool:
     """Whether to go on from what an earlier run left. Left rows are not thrown away unasked."""
     from .partial_output import rows_left
 
-    if restart:
+    if restart or is_stream(output):
         return False
     rows = rows_left(output)
     if rows and not resume:
@@ -203,56 +207,35 @@ def _has_rows_to_resume(output: Path, *, resume: bool, restart: bool) -> bool:
     return resume and bool(rows)
 
 
+def _shows_progress(output: Path) -> bool:
+    """A terminal gets a bar, unless rows are shown on it."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        return False
+    return not (is_stream(output) and sys.stdout is not None and sys.stdout.isatty())
+
+
 def _carry_out(run: FileRun, engine: Engine, *, resume: bool, show_progress: bool) -> None:
     """Embed what is left of the input, and say on stderr how it went."""
-    from ..progress import ProgressBar
+    from .report import Report
 
-    partial = run.open(engine, resume=resume)
-    if partial is None:
+    output = run.open(engine, resume=resume)
+    if output is None:
         _say(f"{run.output} was complete already")
         return
-    before, started_s = partial.rows, time.monotonic()
+    report = Report(run, output, longest_tokens=engine.info().max_length)
     try:
-        with ProgressBar(
-            desc=run.output.name,
-            total=run.facts and run.facts.rows,
-            initial=before,
-            unit="text",
-            disable=not show_progress,
-        ) as bar:
-            run.embed(engine, partial, on_rows=bar.update)
+        with report.bar(show=show_progress):
+            run.embed(engine, output, on_rows=report.saved, progress=report.ran)
     except BaseException as error:
-        if run.facts is None or not partial.rows:
-            partial.discard()  # there is nothing to go on from
+        if not (run.can_be_resumed and output.rows):
+            output.discard()  # there is nothing to go on from
         if isinstance(error, KeyboardInterrupt):
-            _say(_interruption(run, partial))
+            _say(report.interruption())
             raise typer.Exit(INTERRUPTED) from None
         raise
-    _say(_summary(run, partial, engine, before=before, seconds=time.monotonic() - started_s))
-
-
-def _interruption(run: FileRun, partial: PartialOutput) -> str:
-    if run.facts is None or not partial.rows:
-        return "interrupted; nothing was kept"
-    return (
-        f"interrupted; {partial.rows:,} of {run.facts.rows:,} rows are safe, and the same command "
-        "with --resume goes on from there"
-    )
-
-
-def _summary(
-    run: FileRun, partial: PartialOutput, engine: Engine, *, before: int, seconds: float
-) -> str:
-    embedded = partial.rows - before
-    noun = "text" if embedded == 1 else "texts"
-    summary = f"{embedded:,} {noun} in {seconds:.1f} s → {run.output}"
-    if before:
-        summary += f", with {before:,} from before"
-    truncated = engine.stats().truncated_texts
-    if truncated:
-        summary += f"; {truncated:,} were longer than the model reads and lost a part"
-    return summary
+    _say(report.summary())
 
 
 def _say(message: str) -> None:
-    print(f"millpond: {message}", file=sys.stderr)
+    if sys.stderr is not None:
+        print(f"millpond: {message}", file=sys.stderr)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from .errors import CommandError
+from .streams import can_be_read_again, is_stream, name_of
 
 if TYPE_CHECKING:
     from .rows import Encoding, Source
@@ -19,7 +20,7 @@ __all__ = [
 
 Name = TypeVar("Name", bound=str)
 
-InputFormat = Literal["text", "jsonl", "parquet"]
+InputFormat = Literal["text", "jsonl", "csv", "tsv", "parquet"]
 OutputFormat = Literal["npy", "jsonl", "parquet"]
 
 _INPUT_SUFFIXES: dict[str, InputFormat] = {
@@ -27,9 +28,12 @@ _INPUT_SUFFIXES: dict[str, InputFormat] = {
     ".txt": "text",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
     ".parquet": "parquet",
     ".pq": "parquet",
 }
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
 _OUTPUT_SUFFIXES: dict[str, OutputFormat] = {
     ".npy": "npy",
     ".jsonl": "jsonl",
@@ -64,15 +68,21 @@ class Layout:
         output_column: str,
         vectors_only: bool,
     ) -> Layout:
-        """Formats that are not named are known by their suffixes; standard input is text lines.
+        """Formats that are not named are known by their suffixes.
 
-        Raises `CommandError` for a suffix that says nothing.
+        Standard input is text lines and a stream takes JSON lines. Raises `CommandError` for a
+        suffix that says nothing, and for a format that a stream cannot hold.
         """
         if input_format is None:
             known = _INPUT_SUFFIXES
             input_format = "text" if path is None else _by_suffix(path, known, "--input-format")
-        if output_format is None:
+        if is_stream(output):
+            _require_lines(output, output_format)
+            output_format = "jsonl"
+        elif output_format is None:
             output_format = _by_suffix(output, _OUTPUT_SUFFIXES, "--output-format")
+        if input_format == "parquet" and not can_be_read_again(path):
+            raise CommandError(f"Parquet cannot be read from {name_of(path)}: name a file")
         return cls(
             input_format=input_format,
             output_format=output_format,
@@ -88,9 +98,15 @@ class Layout:
         if self.input_format == "parquet":
             from .parquet_files import ParquetSource
 
-            if path is None:
-                raise CommandError("Parquet cannot be read from standard input: name a file")
+            assert path is not None
             return ParquetSource(path=path, column=self.column, new_column=new_column)
+        if self.input_format in _DELIMITERS:
+            from .csv_files import CsvSource
+
+            delimiter = _DELIMITERS[self.input_format]
+            return CsvSource(
+                path=path, delimiter=delimiter, column=self.column, new_column=new_column
+            )
         from .text_files import LineSource, json_record, kept_json_record, text_record
 
         of_json = kept_json_record if keeps_columns else json_record
@@ -110,6 +126,15 @@ class Layout:
         from .npy_files import NpyEncoding
 
         return NpyEncoding()
+
+
+def _require_lines(output: Path, output_format: OutputFormat | None) -> None:
+    if output_format not in (None, "jsonl"):
+        name = "standard output" if str(output) == "-" else f"{output}, which is not a file"
+        raise CommandError(
+            f"{output_format} cannot be written to {name}: leave out --output-format for JSON "
+            "lines, or name a file after -o"
+        )
 
 
 def _by_suffix(path: Path, suffixes: dict[str, Name], flag: str) -> Name:

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .errors import CommandError
-from .rows import Rows, Vectors
+from .rows import Rows, Vectors, require_column
+from .streams import named_error
 
 __all__ = ["ParquetEncoding", "ParquetSource"]
 
@@ -75,29 +76,10 @@ class ParquetSource:
         try:
             with pq.ParquetFile(self.path) as file:
                 names = file.schema_arrow.names
-                self._require_columns(names)
+                require_column(str(self.path), names, self.column, self.new_column)
                 yield file, names if self.new_column is not None else [self.column]
         except (pa.ArrowException, OSError) as error:
             raise CommandError(f"{self.path} cannot be read as Parquet: {error}") from None
-
-    def _require_columns(self, names: list[str]) -> None:
-        if self.column not in names:
-            raise CommandError(
-                f"{self.path}: there is no column {self.column!r}, only "
-                f"{', '.join(map(repr, names))}: name the text with --column"
-            )
-        read = [self.column] if self.new_column is None else names
-        twice = next((name for name in read if names.count(name) > 1), None)
-        if twice is not None:
-            raise CommandError(
-                f"{self.path} has several columns {twice!r}: rename them"
-                + (", or leave them out with --vectors-only" if twice != self.column else "")
-            )
-        if self.new_column in names:
-            raise CommandError(
-                f"{self.path} has a column {self.new_column!r} already: name another with "
-                "--output-column, or leave the input's columns out with --vectors-only"
-            )
 
 
 def _first_not_decoded(column: Any) -> int:
@@ -152,6 +134,15 @@ class ParquetEncoding:
 
     def finish(self, part: Path, vectors: Vectors, *, rows: int) -> Path:
         finished = part.with_name(f"{part.name}.parquet")
+        try:
+            with named_error(finished):
+                self._write(part, finished)
+        except BaseException:  # a full disk: its room is needed
+            finished.unlink(missing_ok=True)
+            raise
+        return finished
+
+    def _write(self, part: Path, finished: Path) -> None:
         schema = _schema(part, last=self.new_column)
         with (
             finished.open("wb") as file,
@@ -162,13 +153,14 @@ class ParquetEncoding:
             writer.close()  # writes the footer
             file.flush()
             os.fsync(file.fileno())
-        return finished
 
 
 def _columns(rows: Rows) -> Any:
     """The columns of the rows as a table, or None where there are none to keep."""
     if not isinstance(rows.columns, list):
         return rows.columns
+    if rows.names:
+        return pa.schema([(name, pa.string()) for name in rows.names]).empty_table()
     names = dict.fromkeys(name for record in rows.columns for name in record)
     if not names:
         return None

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from .errors import CommandError
+from .streams import named_error
 
 __all__ = ["Fingerprint", "PartialOutput", "rows_left"]
 
@@ -79,7 +80,7 @@ class PartialOutput:
 
     def append(self, chunk: bytes, *, rows: int) -> None:
         """Add a chunk. When this returns, it outlives the process and the machine's power."""
-        with self._part.open("ab") as file:
+        with named_error(self._part), self._part.open("ab") as file:
             if file.tell() != self._note.size:
                 raise CommandError(f"{self._part} has grown by itself: does another run write it?")
             file.write(chunk)
@@ -88,9 +89,8 @@ class PartialOutput:
 
     def _save(self, *, rows: int, size: int) -> None:
         note = Note(rows=rows, size=size, fingerprint=self._note.fingerprint)
-        path = note_path(self._output)
-        new = path.with_name(f"{path.name}.new")
-        with new.open("w", encoding="utf-8") as file:
+        path, new = note_path(self._output), _new_note_path(self._output)
+        with named_error(new), new.open("w", encoding="utf-8") as file:
             json.dump(asdict(note), file, indent=2)
             _sync(file)
         os.replace(new, path)
@@ -106,8 +106,8 @@ class PartialOutput:
 
     def discard(self) -> None:
         """Clear everything away."""
-        note_path(self._output).unlink(missing_ok=True)
-        self._part.unlink(missing_ok=True)
+        for path in (note_path(self._output), _new_note_path(self._output), self._part):
+            path.unlink(missing_ok=True)
 
     def __repr__(self) -> str:
         return f"PartialOutput({str(self._output)!r}, rows={self.rows}, size={self._note.size})"
@@ -121,6 +121,11 @@ def part_path(output: Path) -> Path:
 def note_path(output: Path) -> Path:
     """Where it is noted how many of them count."""
     return output.with_name(f"{output.name}.part.json")
+
+
+def _new_note_path(output: Path) -> Path:
+    """Where a note is until it takes the place of the one before."""
+    return output.with_name(f"{output.name}.part.json.new")
 
 
 def rows_left(output: Path) -> int | None:

@@ -5,23 +5,20 @@ from __future__ import annotations
 import codecs
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import orjson
 
 from .errors import CommandError
-from .rows import Rows, Vectors
+from .rows import Record, Rows, Vectors, column_is_taken, rows_of
+from .streams import name_of, open_input
 
 __all__ = ["JsonLinesEncoding", "LineSource", "json_record", "kept_json_record", "text_record"]
-
-Record = dict[str, Any]
 
 _LONG_NUMBER = re.compile(r"\d{19}")
 
@@ -39,22 +36,12 @@ class LineSource:
     """What the vectors will be called where the rows are kept; no row may have it already."""
 
     def chunks(self, size: int, *, skip: int = 0) -> Iterator[Rows]:
-        with self._open() as file:
+        with open_input(self.path) as file:
             records = islice(self._records(file), skip, None)
-            while chunk := list(islice(records, size)):
-                texts = [record[self.column] for record in chunk]
-                yield Rows(texts=texts, columns=chunk if self.new_column is not None else None)
+            yield from rows_of(records, size, column=self.column, keep=self.new_column is not None)
 
     def empty(self) -> Rows:
         return Rows(texts=[], columns=[] if self.new_column is not None else None)
-
-    @contextmanager
-    def _open(self) -> Iterator[BinaryIO]:
-        if self.path is None:
-            yield sys.stdin.buffer
-            return
-        with self.path.open("rb") as file:
-            yield file
 
     def _records(self, file: BinaryIO) -> Iterator[Record]:
         for number, line in enumerate(file, start=1):
@@ -63,19 +50,13 @@ class LineSource:
             try:
                 record = self.record(line.decode("utf-8"), self.column)
             except ValueError as error:  # not UTF-8, not JSON, or not a row
-                raise CommandError(f"{self._name}, line {number}: {error}") from None
+                raise CommandError(f"{name_of(self.path)}, line {number}: {error}") from None
             if record is None:
                 continue
             if self.new_column is not None and self.new_column in record:
-                raise CommandError(
-                    f"{self._name}, line {number} has a {self.new_column!r} already: name another "
-                    "with --output-column, or leave the input's columns out with --vectors-only"
-                )
+                place = f"{name_of(self.path)}, line {number}"
+                raise column_is_taken(f"{place} has a {self.new_column!r}")
             yield record
-
-    @property
-    def _name(self) -> str:
-        return "standard input" if self.path is None else str(self.path)
 
 
 def text_record(line: str, column: str) -> Record:
