@@ -50,6 +50,7 @@ if typing.TYPE_CHECKING:
     from .embeddings import Embeddings, quantize
     from .engine import Engine
     from .info import EngineInfo
+    from .progress import ProgressBar
     from .scheduling.job import Lane
 
 __version__ = "0.1.0"
@@ -79,6 +80,7 @@ __all__ = [
     "NonFiniteVector",
     "OutOfMemory",
     "PrefixCacheStats",
+    "ProgressBar",
     "ProgressHook",
     "QueueFull",
     "StatsHook",
@@ -97,6 +99,7 @@ _LAZY_NAMES = {
     "Engine": "millpond.engine",
     "EngineInfo": "millpond.info",
     "Lane": "millpond.scheduling.job",
+    "ProgressBar": "millpond.progress",
     "quantize": "millpond.embeddings",
 }
 

@@ -21,8 +21,13 @@ BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{time_left}, {rate_fmt}{post
 class ProgressBar(tqdm):  # type: ignore[misc]
     """tqdm's, without its thread, for texts that are embedded longest first.
 
-    The first of them take the longest, so the time that is left is told by the share of the work
-    that is done.
+    ```python
+    with ProgressBar(total=len(texts)) as bar:
+        vectors = engine.embed(texts, progress=bar.advance)
+    ```
+
+    The first texts take the longest, so the time that is left is told by the share of the work
+    that is done. `options` are tqdm's.
     """
 
     monitor_interval = 0  # tqdm's own thread would outlive the engine

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import pickle
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypedDict, Unpack
 
 from langchain_core.embeddings import Embeddings
@@ -18,8 +20,17 @@ from langchain_core.utils import from_env
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 from pydantic.json_schema import SkipJsonSchema
 
-from millpond import Engine, EngineConfig, InvalidOption, InvalidText
+from millpond import (
+    CallProgress,
+    Engine,
+    EngineConfig,
+    InvalidOption,
+    InvalidText,
+    ProgressBar,
+)
 
+logger = logging.getLogger("millpond")
+CHARACTERS_PER_TOKEN = 3  # or more, in nearly all English and code
 ROWS_PER_TURN = 64  # vectors made into lists before the event loop gets its turn, about 1 ms
 ENGINE_OPTIONS = (
     *("device", "devices", "dtype", "revision", "trust_remote_code", "max_length", "pooling"),
@@ -81,6 +92,34 @@ class EmbeddingOptions(TypedDict, total=False):
     engine: Engine | None
 
 
+@dataclass
+class _Cut:
+    """Texts an object has embedded, and those among them that lost a part.
+
+    Without a lock: two calls that end at once may miscount, which a log line survives.
+    """
+
+    texts: int = 0
+    truncated: int = 0
+    said: int = 0
+    """Of `truncated`, when it was last logged."""
+
+
+@dataclass
+class _Call:
+    """What a call has embedded so far, told by the engine's threads one at a time."""
+
+    bar: ProgressBar | None
+    texts: int = 0
+    truncated: int = 0
+
+    def __call__(self, progress: CallProgress) -> None:
+        self.texts += progress.texts
+        self.truncated += progress.truncated
+        if self.bar is not None:
+            self.bar.advance(progress)
+
+
 class MillpondEmbeddings(BaseModel, Embeddings):
     """Embeddings from a Millpond engine inside this process.
 
@@ -110,8 +149,9 @@ class MillpondEmbeddings(BaseModel, Embeddings):
         normalize: bool | None
             Scale vectors to unit length; None leaves that to the model.
         truncate: "end" | "start" | "error" | None
-            Where to cut texts that are too long, which is logged once with their count, or to
-            raise `TextTooLong`. None cuts where the checkpoint says.
+            Where to cut texts that are too long, or to raise `TextTooLong`. None cuts where the
+            checkpoint says. It is logged at the end of a call, with the count and what to do about
+            it; then again whenever the count has doubled.
 
     Key init args — engine params:
         device: str
@@ -167,7 +207,7 @@ class MillpondEmbeddings(BaseModel, Embeddings):
     truncate: Literal["end", "start", "error"] | None = None
     """Where to cut texts that are too long, or to refuse them; None as the checkpoint says."""
     show_progress: bool = False
-    """Show a progress bar while documents are embedded."""
+    """Show a progress bar while documents are embedded, which moves with every batch."""
 
     device: str = Field(default_factory=_from_env("MILLPOND_DEVICE", "auto"))
     """`auto` (CUDA, then MPS, then CPU), `cpu`, `cuda`, `cuda:N` or `mps`."""
@@ -213,6 +253,7 @@ class MillpondEmbeddings(BaseModel, Embeddings):
     """An engine that is already built."""
 
     _engine: Engine | None = PrivateAttr(None)  # None where a pickle found no model
+    _cut: _Cut = PrivateAttr(default_factory=_Cut)
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, arbitrary_types_allowed=True, protected_namespaces=()
@@ -261,7 +302,10 @@ class MillpondEmbeddings(BaseModel, Embeddings):
         pickle.dumps(self.engine)  # refuses one that its options do not bring back
         state = super().__getstate__()
         options = state["__dict__"] | {"engine": None}
-        return state | {"__dict__": options, "__pydantic_private__": {"_engine": None}}
+        return state | {
+            "__dict__": options,
+            "__pydantic_private__": {"_engine": None, "_cut": _Cut()},
+        }
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         super().__setstate__(state)
@@ -293,8 +337,9 @@ class MillpondEmbeddings(BaseModel, Embeddings):
         Returns:
             One list of floats for each text, in order.
         """
-        options = self._call("document")
-        vectors = self._serving.embed(_strings(texts), progress=self.show_progress, **options)
+        options, strings = self._call("document"), _strings(texts)
+        with self._reported(len(strings)) as call:
+            vectors = self._serving.embed(strings, progress=call, **options)
         rows: list[list[float]] = vectors.tolist()
         return rows
 
@@ -319,14 +364,28 @@ class MillpondEmbeddings(BaseModel, Embeddings):
         Returns:
             One list of floats for each text, in order.
         """
-        options = self._call("document")
-        show = self.show_progress
-        vectors = await self._serving.aembed(_strings(texts), progress=show, **options)
+        options, strings = self._call("document"), _strings(texts)
+        with self._reported(len(strings)) as call:
+            vectors = await self._serving.aembed(strings, progress=call, **options)
         rows: list[list[float]] = []
         for start in range(0, len(vectors), ROWS_PER_TURN):
             rows += vectors[start : start + ROWS_PER_TURN].tolist()
             await asyncio.sleep(0)  # thousands of lists at once would hold up the loop
         return rows
+
+    @contextlib.contextmanager
+    def _reported(self, texts: int) -> Iterator[_Call]:
+        """A call of documents to tell of progress, reported at its end."""
+        shown = ProgressBar(total=texts) if self.show_progress else contextlib.nullcontext()
+        with shown as bar:
+            call = _Call(bar)
+            yield call
+        cut = self._cut
+        cut.texts += call.texts
+        cut.truncated += call.truncated
+        if call.truncated and cut.truncated >= 2 * cut.said:
+            cut.said = cut.truncated
+            logger.warning(*_advice(cut, self._serving.info().max_length))
 
     async def aembed_query(self, text: str) -> list[float]:
         """`embed_query` for an event loop, which is free meanwhile.
@@ -340,6 +399,23 @@ class MillpondEmbeddings(BaseModel, Embeddings):
         vectors = await self._serving.aembed(_strings([text]), **self._call("query"))
         row: list[float] = vectors[0].tolist()
         return row
+
+
+def _advice(cut: _Cut, most_tokens: int | None) -> tuple[Any, ...]:
+    """A message for a logger, with its arguments."""
+    if most_tokens is None:  # a limit of one task only
+        return (
+            "%d of %d documents were longer than the model reads and lost a part: lower the "
+            "chunk_size of your text splitter",
+            *(cut.truncated, cut.texts),
+        )
+    return (
+        "%d of %d documents were longer than the %d tokens the model reads and lost a part: give "
+        "your text splitter a chunk_size of %d characters, or of %d where it counts the model's "
+        "tokens",
+        *(cut.truncated, cut.texts, most_tokens),
+        *(most_tokens * CHARACTERS_PER_TOKEN, most_tokens),
+    )
 
 
 def _strings(texts: Iterable[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import copy
 import gc
@@ -25,7 +26,7 @@ from llama_index.embeddings.millpond.base import EmbeddingOptions
 from pydantic import ValidationError
 
 import millpond
-from millpond import BatchStats, Engine, EngineConfig, StatsHook
+from millpond import BatchStats, CallProgress, Engine, EngineConfig, ProgressBar, StatsHook
 
 LONG = "stone " * 100
 TEXTS = ["the stone grinds the grain", "", "a pond", "the stone grinds the grain", "naïve 🦊"]
@@ -259,17 +260,33 @@ def test_long_texts_are_cut_at_the_side_asked_for(tiny: str, tiny_engine: Engine
     assert start != end
 
 
-def test_truncation_is_said_once_with_the_count(
+def test_truncation_is_said_with_what_to_do_and_again_when_the_count_has_doubled(
+    tiny: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = MillpondEmbedding(model_name=tiny, max_length=31, embed_batch_size=2)
+    with caplog.at_level(logging.WARNING, logger="millpond"):
+        model.get_text_embedding_batch(["short", LONG, LONG, "short"])
+        assert [record.getMessage() for record in caplog.records] == [
+            "2 of 4 texts were longer than the 31 tokens the model reads and lost a part: set "
+            "Settings.chunk_size = 23 and Settings.chunk_overlap = 2, or those of your node parser"
+        ]
+        model.get_text_embedding(LONG)
+        model.get_text_embedding_batch(["short"])
+        assert len(caplog.records) == 1
+        asyncio.run(model.aget_text_embedding_batch([LONG]))
+        assert caplog.records[-1].getMessage().startswith("4 of 7 texts were longer")
+    assert len(caplog.records) == 2
+    assert model.engine.stats().truncated_texts == 4
+
+
+def test_what_was_cut_is_counted_from_nothing_where_a_pickle_is_loaded(
     tiny: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = MillpondEmbedding(model_name=tiny, max_length=31)
     with caplog.at_level(logging.WARNING, logger="millpond"):
-        model.get_text_embedding_batch(["short", LONG, LONG])
-        model.get_text_embedding_batch([LONG])
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 1
-    assert said[0].startswith("2 of 3 texts were longer than the model reads")
-    assert model.engine.stats().truncated_texts == 3
+        model.get_text_embedding_batch([LONG] * 3)
+        pickle.loads(pickle.dumps(model)).get_text_embedding_batch([LONG])
+    assert [record.getMessage()[:6] for record in caplog.records] == ["3 of 3", "1 of 1"]
 
 
 def test_a_progress_bar_is_shown_when_asked_for(
@@ -279,6 +296,40 @@ def test_a_progress_bar_is_shown_when_asked_for(
     assert capsys.readouterr().err == ""
     MillpondEmbedding(model_name=tiny, show_progress_bar=True).get_text_embedding_batch(TEXTS)
     assert "5/5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("use_async", [False, True], ids=["sync", "async"])
+def test_the_bar_of_a_call_moves_with_every_batch_over_all_of_its_texts(
+    use_async: bool, tiny: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[CallProgress] = []
+
+    def advance(bar: ProgressBar, progress: CallProgress) -> None:
+        told.append(progress)
+        bar.update(progress.texts)
+
+    monkeypatch.setattr(ProgressBar, "advance", advance)
+    model = MillpondEmbedding(model_name=tiny, max_batch_tokens=64, embed_batch_size=32)
+    texts = [f"stone {number} grinds the grain" for number in range(64)]
+    if use_async:
+        asyncio.run(model.aget_text_embedding_batch(texts, show_progress=True))
+    else:
+        model.get_text_embedding_batch(texts, show_progress=True)
+    assert len(told) > 4
+    assert sum(progress.texts for progress in told) == len(texts)
+    assert sum(progress.share for progress in told) == pytest.approx(1)
+    shown = capsys.readouterr().err
+    assert "64/64" in shown
+    assert shown.count("Generating embeddings: 100%") == 1
+
+
+def test_the_bar_counts_texts_that_a_cache_had(
+    tiny: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = MillpondEmbedding(model_name=tiny, embeddings_cache=SimpleKVStore())
+    model.get_text_embedding_batch(TEXTS[:2])
+    model.get_text_embedding_batch(TEXTS, show_progress=True)
+    assert f"{len(TEXTS)}/{len(TEXTS)}" in capsys.readouterr().err
 
 
 # Errors.
@@ -639,9 +690,10 @@ def test_the_schema_and_the_signature_name_every_option(model: MillpondEmbedding
 
 
 def test_only_public_names_of_millpond_are_imported() -> None:
-    source = Path(inspect.getfile(MillpondEmbedding)).read_text()
-    imported = [line for line in source.splitlines() if "import" in line and "millpond" in line]
-    names = [line for line in imported if line.startswith(("from millpond", "import millpond"))]
-    assert names == ["from millpond import Engine, EngineConfig, InvalidOption, InvalidText"]
-    used = {"Engine", "EngineConfig", "InvalidOption", "InvalidText"}
-    assert used <= set(millpond.__all__)
+    tree = ast.parse(Path(inspect.getfile(MillpondEmbedding)).read_text(encoding="utf-8"))
+    names: dict[str, set[str]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("millpond"):
+            names.setdefault(node.module or "", set()).update(alias.name for alias in node.names)
+    assert set(names) == {"millpond"}
+    assert names["millpond"] <= set(millpond.__all__)

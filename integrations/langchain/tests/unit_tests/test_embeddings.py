@@ -149,14 +149,31 @@ def test_normalize_gives_unit_length(embed: Embed, engine: Engine) -> None:
 # Texts that are too long, and texts that fail.
 
 
-def test_cutting_texts_is_said_once_with_their_count(
-    embeddings: MillpondEmbeddings, caplog: pytest.LogCaptureFixture
+CUT = "a b c d e f g"
+
+
+@pytest.mark.parametrize("embed", DOCUMENTS)
+def test_cutting_documents_is_said_with_what_to_do_and_again_when_the_count_has_doubled(
+    embed: Callable[..., Any], embeddings: MillpondEmbeddings, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "millpond"):
-        embeddings.embed_documents(["short", "a b c d e f g", "a b c d e f g h"])
-        embeddings.embed_documents(["a b c d e f g"])
-        embeddings.embed_query("a b c d e f g")
-    assert [record.getMessage()[:12] for record in caplog.records] == ["2 of 3 texts"]
+        embed(embeddings, ["short", CUT, f"{CUT} h"])
+        said = [record.getMessage() for record in caplog.records]
+        most = embeddings._serving.info().max_length
+        assert most is not None
+        assert said == [
+            f"2 of 3 documents were longer than the {most} tokens the model reads and lost a part: "
+            f"give your text splitter a chunk_size of {3 * most} characters, or of {most} where it "
+            "counts the model's tokens"
+        ]
+        embed(embeddings, [CUT, "short"])
+        embed(embeddings, ["short"])
+        assert len(caplog.records) == 1
+        embed(embeddings, [CUT])
+        assert caplog.records[-1].getMessage().startswith("4 of 7 documents were longer")
+        embeddings.embed_query(CUT)  # which has no splitter
+        assert caplog.records[-1].getMessage().startswith("1 of 1 texts were longer")
+    assert len(caplog.records) == 3
 
 
 def test_texts_are_cut_where_asked(engine: Engine) -> None:

@@ -7,9 +7,15 @@ and arrays to lists of floats. Batching, threads and devices are the engine's bu
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import inspect
+import logging
 import os
 import pickle
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Self, TypedDict, Unpack
 
 import numpy.typing as npt
@@ -17,8 +23,16 @@ from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr
 from llama_index.core.callbacks import CallbackManager
 
-from millpond import Engine, EngineConfig, InvalidOption, InvalidText
+from millpond import (
+    CallProgress,
+    Engine,
+    EngineConfig,
+    InvalidOption,
+    InvalidText,
+    ProgressBar,
+)
 
+logger = logging.getLogger("millpond")
 MAX_EMBED_BATCH_SIZE = 2048  # the most that BaseEmbedding allows
 ROWS_PER_TURN = 64  # vectors made into lists before the event loop gets its turn, about 1 ms
 
@@ -83,13 +97,49 @@ class EmbeddingOptions(TypedDict, total=False):
     rate_limiter: Any
 
 
+@dataclass
+class _Cut:
+    """Texts an object has embedded, and those among them that lost a part.
+
+    Without a lock: two calls that end at once may miscount, which a log line survives.
+    """
+
+    texts: int = 0
+    truncated: int = 0
+    said: int = 0
+    """Of `truncated`, when it was last logged."""
+
+
+class _Call:
+    """What a call has embedded so far. The engine's threads tell it, several at a time."""
+
+    def __init__(self, owner: MillpondEmbedding, bar: ProgressBar | None, slices: float) -> None:
+        self.owner = owner
+        self._bar = bar
+        self._slices = slices  # calls of the engine that it takes, about
+        self.texts = self.truncated = 0  # under the lock
+        self._lock = threading.Lock()
+
+    def __call__(self, progress: CallProgress) -> None:
+        with self._lock:
+            self.texts += progress.texts
+            self.truncated += progress.truncated
+        if self._bar is not None:
+            self._bar.advance(replace(progress, share=progress.share / self._slices))
+
+
+# The call that is under way in a thread or task, which LlamaIndex divides into several.
+_call_under_way: ContextVar[_Call | None] = ContextVar("millpond_call", default=None)
+
+
 class MillpondEmbedding(BaseEmbedding):
     """
     Embeddings from a Millpond engine inside this process.
 
     Objects with the same engine options share one engine: the weights are loaded once, and the
     calls of all threads and event loops are batched together. Queries do not wait behind
-    ingestion. Texts longer than the model reads are cut, which is logged once with the count.
+    ingestion. Texts longer than the model reads are cut, which is logged at the end of a call,
+    with the count and what to do about it; then again whenever the count has doubled.
 
     The options that configure the engine cannot be changed afterwards. Copies use the same
     engine. A pickle holds the options, and finds or makes the shared engine where it is loaded.
@@ -139,8 +189,8 @@ class MillpondEmbedding(BaseEmbedding):
             (Matryoshka). Defaults to None.
         truncate (Optional[str], optional): Cut texts that are too long at their "end" or "start",
             or raise `TextTooLong` ("error"). Defaults to where the checkpoint says.
-        show_progress_bar (bool, optional): Whether to show a progress bar per call.
-            Defaults to False.
+        show_progress_bar (bool, optional): Whether to show a progress bar per call, which moves
+            with every batch of the engine. Defaults to False.
         embed_batch_size (int, optional): Texts handed to the engine at a time; the engine forms
             its own batches of them. Defaults to 2048, the most there can be.
         callback_manager (Optional[CallbackManager], optional): Callback manager.
@@ -241,6 +291,7 @@ class MillpondEmbedding(BaseEmbedding):
     show_progress_bar: bool = Field(False, description="Whether to show a progress bar.")
 
     _engine: Engine | None = PrivateAttr(None)  # None only in a pickle
+    _cut: _Cut = PrivateAttr(default_factory=_Cut)
 
     def __init__(
         self,
@@ -306,7 +357,7 @@ class MillpondEmbedding(BaseEmbedding):
         # its task would have multiprocessing's Pool wait for ever.
         pickle.dumps(self._engine)  # refuses one that its options do not bring back
         state: dict[str, Any] = super().__getstate__()
-        return state | {"__pydantic_private__": {"_engine": None}}
+        return state | {"__pydantic_private__": {"_engine": None, "_cut": _Cut()}}
 
     def _call(self, task: Literal["query", "document"]) -> dict[str, Any]:
         query = task == "query"
@@ -326,25 +377,98 @@ class MillpondEmbedding(BaseEmbedding):
         return _floats(await self.engine.aembed(_string(query), **self._call("query")))
 
     def _get_text_embedding(self, text: str) -> Embedding:
-        return _floats(self.engine.embed(_string(text), **self._call("document")))
+        options = self._call("document")
+        with self._reported(1) as call:
+            return _floats(self.engine.embed(_string(text), progress=call, **options))
 
     async def _aget_text_embedding(self, text: str) -> Embedding:
-        return _floats(await self.engine.aembed(_string(text), **self._call("document")))
+        options = self._call("document")
+        with self._reported(1) as call:
+            return _floats(await self.engine.aembed(_string(text), progress=call, **options))
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         options = self._call("document")
-        rows = self.engine.embed(_strings(texts), progress=self.show_progress_bar, **options)
+        with self._reported(len(texts), show=self.show_progress_bar) as call:
+            rows = self.engine.embed(_strings(texts), progress=call, **options)
         return list(map(_floats, rows))
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         options = self._call("document")
-        show = self.show_progress_bar
-        rows = await self.engine.aembed(_strings(texts), progress=show, **options)
+        with self._reported(len(texts), show=self.show_progress_bar) as call:
+            rows = await self.engine.aembed(_strings(texts), progress=call, **options)
         vectors: list[Embedding] = []
         for start in range(0, len(rows), ROWS_PER_TURN):
             vectors.extend(map(_floats, rows[start : start + ROWS_PER_TURN]))
             await asyncio.sleep(0)  # thousands of lists at once would hold up the loop
         return vectors
+
+    # LlamaIndex's own bars count slices of `embed_batch_size` texts; ours counts texts as they are
+    # embedded. Unwrapped, its methods open no second span within the one that is open for ours.
+
+    def get_text_embedding_batch(
+        self, texts: list[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[Embedding]:
+        """Embed texts, `embed_batch_size` at a time; the bar moves with every batch."""
+        embed = inspect.unwrap(BaseEmbedding.get_text_embedding_batch)
+        with self._reported(len(texts), show=show_progress or self.show_progress_bar):
+            vectors: list[Embedding] = embed(self, texts, **kwargs)
+        return vectors
+
+    async def aget_text_embedding_batch(
+        self, texts: list[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[Embedding]:
+        """`get_text_embedding_batch` for an event loop."""
+        embed = inspect.unwrap(BaseEmbedding.aget_text_embedding_batch)
+        with self._reported(len(texts), show=show_progress or self.show_progress_bar):
+            vectors: list[Embedding] = await embed(self, texts, **kwargs)
+        return vectors
+
+    @contextlib.contextmanager
+    def _reported(self, texts: int, *, show: bool = False) -> Iterator[_Call]:
+        """The call to tell of progress: the one under way, or one that is reported at its end."""
+        outer = _call_under_way.get()
+        if outer is not None and outer.owner is self:
+            yield outer
+            return
+        with _bar(texts) if show else contextlib.nullcontext() as bar:
+            call = _Call(self, bar, max(1.0, texts / self.embed_batch_size))
+            token = _call_under_way.set(call)
+            try:
+                yield call
+            finally:
+                _call_under_way.reset(token)
+            if bar is not None:
+                bar.update(texts - call.texts)  # those of a cache, which the engine never saw
+        self._report_cut(call)
+
+    def _report_cut(self, call: _Call) -> None:
+        cut = self._cut
+        cut.texts += call.texts
+        cut.truncated += call.truncated
+        if call.truncated and cut.truncated >= 2 * cut.said:
+            cut.said = cut.truncated
+            logger.warning(*_advice(cut, self.engine.info().max_length))
+
+
+def _bar(texts: int) -> ProgressBar:
+    return ProgressBar(total=texts, desc="Generating embeddings")
+
+
+def _advice(cut: _Cut, most_tokens: int | None) -> tuple[Any, ...]:
+    """A message for a logger, with its arguments."""
+    if most_tokens is None:  # a limit of one task only
+        return (
+            "%d of %d texts were longer than the model reads and lost a part: lower "
+            "Settings.chunk_size",
+            *(cut.truncated, cut.texts),
+        )
+    # In tokens of LlamaIndex's tokenizer, of which there are fewer than of most models'.
+    chunk_size = max(1, most_tokens * 3 // 4)
+    return (
+        "%d of %d texts were longer than the %d tokens the model reads and lost a part: set "
+        "Settings.chunk_size = %d and Settings.chunk_overlap = %d, or those of your node parser",
+        *(cut.truncated, cut.texts, most_tokens, chunk_size, chunk_size // 10),
+    )
 
 
 def _floats(vector: npt.NDArray[Any]) -> Embedding:
