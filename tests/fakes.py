@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from millpond.engine import Engine
 from millpond.errors import InvalidInput, InvalidTokenIds, TextTooLong
+from millpond.locks import SteadyCondition
 from millpond.models.pipeline import RouteInfo
 from millpond.models.spec import ModelSpec, Module, Route
 from millpond.scheduling.batch import Batch
@@ -136,7 +137,7 @@ class FakeRunner:
     most_texts_ahead: int = 0  # tokenised and not collected
 
     def __post_init__(self) -> None:
-        self._changed = threading.Condition()
+        self._changed = SteadyCondition()  # its callers may be interrupted
         self._permits: int | None = None  # batches that may still come home; None for all
         self._held = False  # a batch stands before `let`
         self._on_device = 0

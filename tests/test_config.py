@@ -34,6 +34,13 @@ def test_it_is_frozen_and_keyword_only() -> None:
         EngineConfig(model="a/b", batch_size=3)  # type: ignore[call-arg]
 
 
+class BytesPath:
+    """A path, as `os.fspath` has it, and no string."""
+
+    def __fspath__(self) -> bytes:
+        return b"folder"
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -84,6 +91,14 @@ def test_what_means_something_else_is_not_equal(field: str) -> None:
         ({"max_query_wait_ms": float("inf")}, "above 0"),
         ({"max_query_wait_ms": float("nan")}, "above 0"),
         ({"max_query_wait_ms": "30"}, "milliseconds"),
+        ({"max_query_wait_ms": True}, "milliseconds"),
+        ({"normalize": "false"}, "normalize='false': it must be True or False"),
+        ({"normalize": 1}, "normalize=1"),
+        ({"revision": 7}, "revision=7"),
+        ({"revision": ""}, "revision=''"),
+        ({"pooling": 7}, "pooling=7"),
+        ({"memory_utilization": True}, "memory_utilization=True"),
+        ({"model": BytesPath()}, "a string or a path"),
         ({"trust_remote_code": "yes"}, "True or False"),
         ({"deterministic": 1}, "True or False"),
         ({"prompts": "query: "}, "prompts"),

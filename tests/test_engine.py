@@ -33,6 +33,8 @@ from millpond import (
     InvalidText,
     InvalidTokenIds,
     Lane,
+    TextFailed,
+    TextsFailed,
     TextTooLong,
     UnknownPrompt,
     UnknownTask,
@@ -140,10 +142,20 @@ def test_what_is_no_text_is_refused_with_its_index(
         ({"dimensions": DIMENSION + 1}, InvalidDimensions, f"the model has {DIMENSION}"),
         ({"dimensions": 2.0}, InvalidDimensions, "whole number"),
         ({"dimensions": True}, InvalidDimensions, "whole number"),
+        ({"dimensions": "2"}, InvalidDimensions, "whole number"),
         ({"truncate": "middle"}, InvalidOption, "'end', 'start' or 'error'"),
+        ({"truncate": 1}, InvalidOption, "'end', 'start' or 'error'"),
+        ({"truncate": np.array(["end"])}, InvalidOption, "'end', 'start' or 'error'"),
+        ({"normalize": "false"}, InvalidOption, "normalize='false': it must be True or False"),
+        ({"normalize": 1}, InvalidOption, "normalize=1"),
+        ({"prompt": "half \ud800"}, InvalidOption, "surrogate"),
+        ({"output_dtype": ["float32"]}, InvalidOption, "ubinary"),
         ({"output_dtype": "float64"}, InvalidOption, "ubinary"),
         ({"output_dtype": "int8"}, InvalidOption, "one vector has none"),
         ({"lane": "fast"}, InvalidOption, "'interactive' or 'bulk'"),
+        ({"lane": True}, InvalidOption, "'interactive' or 'bulk'"),
+        ({"lane": ["bulk"]}, InvalidOption, "'interactive' or 'bulk'"),
+        ({"timeout": True}, InvalidOption, "above 0"),
         ({"timeout": 0}, InvalidOption, "above 0"),
         ({"timeout": -1}, InvalidOption, "above 0"),
         ({"timeout": "1"}, InvalidOption, "above 0"),
@@ -280,6 +292,145 @@ def test_a_single_text_or_a_query_is_interactive(
     with start_engine(runner) as engine:
         engine.embed(texts, **options)
         assert {name for batch in runner.batches for name in batch.lanes} == {lane}
+
+
+BAD_TEXTS: list[tuple[list[Any], dict[int, type[InvalidInput]]]] = [
+    (["ok", None, "b"], {1: InvalidText}),
+    ([None, "ok", 7, "b"], {0: InvalidText, 2: InvalidText}),
+    (["ok", b"bytes", bytearray(b"x"), "b"], {1: InvalidText, 2: InvalidText}),
+    (["ok", [1, 2], "b"], {1: InvalidText}),
+    ([None], {0: InvalidText}),
+    ([[1, 2], [], [3]], {1: InvalidTokenIds}),
+    ([[1, 2], "text", [2**40], [3]], {1: InvalidText, 2: InvalidTokenIds}),
+    (["ok", "refused", "b"], {1: InvalidInput}),
+    (
+        ["refused", *(f"n{n}" for n in range(30)), "refused too"],
+        {0: InvalidInput, 31: InvalidInput},
+    ),
+    (["refused"] * 5, dict.fromkeys(range(5), InvalidInput)),
+    (["ok", "much too long a text"], {1: TextTooLong}),
+    (["much too long a text"] * 9, dict.fromkeys(range(9), TextTooLong)),
+]
+
+
+@pytest.mark.parametrize("lane", ["interactive", "bulk"])
+@pytest.mark.parametrize(("texts", "errors"), BAD_TEXTS)
+def test_a_bad_text_has_its_error_and_the_others_their_vectors(
+    texts: list[Any], errors: dict[int, type[InvalidInput]], lane: Any
+) -> None:
+    with start_engine(FakeRunner(refuses=["refused"], max_length=4)) as engine:
+        result = engine.submit(texts, truncate="error", lane=lane).result(PATIENCE_S)
+        assert {row: type(error) for row, error in result.errors.items()} == errors
+        assert all(error.index == row for row, error in result.errors.items())
+        good = [row for row in range(len(texts)) if row not in errors]
+        alone = [texts[row] for row in good]
+        if alone:
+            np.testing.assert_array_equal(result.vectors[good], engine.embed(alone))
+        assert np.isnan(result.vectors[list(errors)]).all()
+        with pytest.raises(errors[min(errors)]) as caught:
+            result.raise_for_errors()
+        assert caught.value.index == min(errors)
+        ran = engine.stats().texts
+        for call in (engine.embed, lambda *a, **o: asyncio.run(engine.aembed(*a, **o))):
+            with pytest.raises(InvalidInput) as caught:
+                call(texts, truncate="error", lane=lane)
+            assert type(caught.value) is errors[caught.value.index]
+        stats = engine.stats()
+        assert stats.texts == ran, "where the call raises nothing of it is embedded"
+        assert (stats.waiting_bulk_tokens, stats.waiting_interactive_tokens) == (0, 0)
+        assert stats.failed_texts == 0, "they were not accepted"
+
+
+@pytest.mark.parametrize("chunk_size", [2, 5, 100])
+def test_embed_iter_raises_for_bad_texts_and_goes_on(chunk_size: int) -> None:
+    texts: list[Any] = [f"n{n}" for n in range(12)]
+    texts[3], texts[4], texts[7], texts[11] = "refused", "poison", "poison", None
+    with start_engine(FakeRunner(refuses=["refused"], raises_on=["poison"])) as engine:
+        rows = engine.embed_iter(texts, chunk_size=chunk_size)
+        matrices, errors = [], dict[int, Exception]()
+        while True:
+            try:
+                matrices.append(next(rows))
+            except StopIteration:
+                break
+            except TextsFailed as error:
+                errors |= error.errors
+            except (InvalidInput, TextFailed) as error:
+                errors[error.index] = error
+        assert sorted(errors) == [3, 4, 7, 11]
+        good = [text for n, text in enumerate(texts) if n not in errors]
+        np.testing.assert_array_equal(np.concatenate(matrices), vectors_for(good))
+
+
+def test_embed_iter_takes_no_integers_for_texts(engine: Engine) -> None:
+    with pytest.raises(InvalidText, match="text 0: expected a string"):
+        next(engine.embed_iter(iter([1, 2, 3])))  # type: ignore[list-item]
+
+
+def test_embed_iter_refuses_options_at_the_call(engine: Engine) -> None:
+    with pytest.raises(InvalidOption, match="timeout"):
+        engine.embed_iter(["a"], timeout=0)
+    with pytest.raises(InvalidOption, match="progress=True: embed_iter takes a function"):
+        engine.embed_iter(["a"], progress=True)  # type: ignore[arg-type]
+
+
+class Series:
+    """As pandas has them: no sequence, and it can make a list of itself."""
+
+    def __iter__(self) -> Any:
+        return iter(self.tolist())
+
+    def __len__(self) -> int:
+        return 2
+
+    def tolist(self) -> list[str]:
+        return ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        (Series(), r"not Series; pass its \.tolist\(\)"),
+        (bytearray(b"text"), "not bytearray; decode it"),
+        (memoryview(b"text"), "not memoryview; decode it"),
+        (b"text", "not bytes; decode it"),
+        ((text for text in "ab"), "goes to embed_iter"),
+    ],
+)
+def test_what_holds_no_texts_is_refused_with_what_to_do(
+    engine: Engine, texts: Any, says: str
+) -> None:
+    for call in (engine.embed, engine.submit):
+        with pytest.raises(InvalidText, match=says):
+            call(texts)
+
+
+def test_a_series_can_be_iterated(engine: Engine) -> None:
+    (matrix,) = engine.embed_iter(Series())
+    np.testing.assert_array_equal(matrix, vectors_for(["a", "b"]))
+    with pytest.raises(InvalidOption, match="iterable of texts"):
+        engine.embed_iter(bytearray(b"text"))  # type: ignore[arg-type]
+
+
+def test_options_of_the_other_calls_are_refused_too(engine: Engine) -> None:
+    refused: list[Any] = [
+        lambda: engine.embed("a", progress="no"),  # type: ignore[arg-type]
+        lambda: engine.submit("a", wait=0),  # type: ignore[arg-type]
+        lambda: engine.close(drain="no"),  # type: ignore[arg-type]
+        lambda: engine.tokenize(["a"], special_tokens="no"),  # type: ignore[arg-type]
+        lambda: engine.add_stats_hook(3),  # type: ignore[arg-type]
+        lambda: quantize(np.zeros((2, 2)), "int4"),  # type: ignore[arg-type]
+    ]
+    for call in refused:
+        with pytest.raises(InvalidOption):
+            call()
+    for texts in (7, None, b"bytes"):
+        with pytest.raises(InvalidText):
+            engine.tokenize(texts)  # type: ignore[arg-type]
+    for ids in (7, [7], ["a"], None):
+        with pytest.raises(InvalidTokenIds):
+            engine.detokenize(ids)  # type: ignore[arg-type]
+    assert engine.health == "ready"
 
 
 def test_a_result_has_counts_timings_and_errors_per_text(engine: Engine) -> None:
@@ -493,7 +644,9 @@ def test_what_is_stateful_says_its_counts() -> None:
     with held_engine(runner) as engine:
         engine.submit([[1, 2, 3, 4]])
         runner.wait_for_batches(1)
-        engine.submit([[1] * 10])
+        engine.submit([[1] * 10], timeout=1000)
+        while "ready_tokens=10" not in repr(engine._service):
+            pass  # until one of the engine's threads has taken it in
         assert repr(engine) == (
             "Engine('fake/model', device='fake', dtype='float32', execution='packed', "
             "health='ready')"

@@ -19,13 +19,13 @@ SOURCE = Path(millpond.__file__).parent
 
 # From the bottom up. A module may import the ones on lower rungs, and its own package.
 LADDER = (
-    {"errors"},
+    {"errors", "locks"},
     {"config", "stats", "embeddings"},
     {"scheduling", "models"},
     {"info", "layout", "batch_runner", "batch_invariance", "prefix_memory"},
     {"runner"},
-    {"executor", "request", "replicas", "outcome", "stats_hooks"},
-    {"progress", "crew", "ending"},
+    {"executor", "request", "replicas", "outcome", "stats_hooks", "tokenizing"},
+    {"progress", "crew", "ending", "inline", "stream"},
     {"loop"},
     {"service"},
     {"engine"},

@@ -31,7 +31,8 @@ from fakes import (
     start_engine,
     vectors_for,
 )
-from millpond import Engine, EngineClosed, EngineConfig, EngineFailed, ModelNotFound
+from millpond import Engine, EngineClosed, EngineConfig, EngineFailed, ModelNotFound, service
+from millpond.locks import SteadyFuture
 from millpond.scheduling.job import Chunk, Job
 from millpond.service import Service
 
@@ -71,7 +72,7 @@ def test_a_closed_engine_has_no_threads_and_takes_no_calls(drain: bool) -> None:
     before = own_threads()
     engine = start_engine(FakeRunner())
     assert engine.health == "ready"
-    assert len(own_threads()) == len(before) + 2
+    assert len(own_threads()) == len(before) + 3
     engine.embed("a")
     engine.close(drain=drain)
     assert engine.health == "closed"
@@ -280,7 +281,7 @@ def test_equal_configurations_share_one_model_until_the_last_is_closed(
     assert first.health == "closed"
     assert second.embed("a").shape == (DIMENSION,)
     second.close()
-    assert len(own_threads()) == len(before) + 2
+    assert len(own_threads()) == len(before) + 3
     third = Engine.shared("model", max_length=9, prompts={"a": "1", "b": "2"})
     assert len(loads) == 3, "the last one to go lets the model go"
     third.close()
@@ -367,6 +368,45 @@ def test_sharing_and_closing_at_random_never_gives_a_closed_engine(
         for future in [pool.submit(use, number) for number in range(6)]:
             future.result(PATIENCE_S)
     assert own_threads() == before
+
+
+def test_each_thread_that_waits_for_a_load_gets_an_error_of_its_own(
+    loads: list[EngineConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, loading, fail = Service.load, threading.Event(), threading.Event()
+
+    def slow_load(config: EngineConfig) -> Service:
+        loading.set()
+        assert fail.wait(PATIENCE_S)
+        return load(config)
+
+    monkeypatch.setattr(Service, "load", slow_load)
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(Engine.shared, "missing")
+        assert loading.wait(PATIENCE_S)
+        asked = [pool.submit(Engine.shared, "missing") for _ in range(3)]
+        registered = service._registry[EngineConfig(model="missing")]
+        while len(registered._condition._waiters) < 3:
+            pass  # until all of them wait for the first one's
+        fail.set()
+        errors = [future.exception(PATIENCE_S) for future in (first, *asked)]
+    assert {type(error) for error in errors} == {ModelNotFound}
+    assert {str(error) for error in errors} == {"there is no such model"}
+    assert len({id(error) for error in errors}) == 4
+
+
+def test_closing_is_not_disturbed_by_a_load_of_the_same_configuration_that_fails(
+    loads: list[EngineConfig],
+) -> None:
+    before = own_threads()
+    engine = Engine.shared("model")
+    failed: service.Loading = SteadyFuture()
+    failed.set_exception(ModelNotFound("another thread's"))
+    service._registry[engine.config] = failed
+    engine.close()
+    assert engine.health == "closed"
+    assert own_threads() == before
+    assert service._registry.pop(engine.config) is failed
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
@@ -503,6 +543,107 @@ print("the end")
 @needs_fork
 def test_forks_amid_work_leave_no_child_waiting_and_the_process_exits_amid_work() -> None:
     assert outcome(FORKED_AND_EXITING_AMID_WORK) == (0, "the end\n", "")
+
+
+FORKED_AMID_LOCKS = """
+import os, threading
+import numpy as np
+from fakes import *
+from millpond.models.quiet import quiet_transformers
+from millpond.models.recent import Recent
+from millpond.models.cpu_threads import CpuThreads
+from millpond.models.tokenizer_source import _python_tokenize
+
+held, let_go = threading.Barrier(6), threading.Event()
+def hold(*_, **__):
+    held.wait()
+    let_go.wait()
+    return {"input_ids": []}
+def load():
+    with quiet_transformers():
+        hold()
+recent, cpu, tokenize = Recent(), CpuThreads(8, parameters=1, max_batch_tokens=8), None
+def remember():
+    with recent._lock:
+        hold()
+def run():
+    with cpu.running(1000, queries=False):
+        hold()
+tokenize = _python_tokenize(hold)
+heard = []
+engine = start_engine(FakeRunner(device_name="cpu"))
+engine.add_stats_hook(heard.append)
+on_cuda = start_engine(FakeRunner(device_name="cuda:0"))
+works = [load, remember, run, run, lambda: tokenize(["a"], True)]
+threads = [threading.Thread(target=work, daemon=True) for work in works]
+for thread in threads: thread.start()
+held.wait()
+child = os.fork()
+if child == 0:
+    code = 1
+    try:
+        hold = lambda *_, **__: {"input_ids": [[1]]}
+        with quiet_transformers():
+            pass
+        assert recent.get("a", lambda: 1) == 1
+        with cpu.running(1000, queries=False) as count:
+            assert cpu._in_use == count, repr(cpu)
+        assert "in_use=0" in repr(cpu)
+        (lock,) = [cell.cell_contents for cell in tokenize.__closure__
+                   if hasattr(cell.cell_contents, "locked")]
+        assert not lock.locked()
+        engine.embed(["a", "b"])
+        assert len(heard) == 1, "the hook came along"
+        assert on_cuda.health == "failed"
+        assert "health='failed'" in repr(on_cuda) and "Service" in repr(on_cuda._service)
+        assert on_cuda.stats().batches == 0
+        try:
+            on_cuda.embed("a")
+        except Exception as error:
+            assert type(error).__name__ == "EngineFailed" and "'spawn'" in str(error)
+        else:
+            raise AssertionError("CUDA survived a fork")
+        on_cuda.close()
+        engine.close()
+        assert threading.active_count() == 1
+        code = 0
+    finally:
+        os._exit(code)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+let_go.set()
+for thread in threads: thread.join()
+engine.close()
+on_cuda.close()
+"""
+
+
+@needs_fork
+def test_a_child_forked_while_locks_are_held_is_free_of_them_and_keeps_its_hooks() -> None:
+    assert outcome(FORKED_AMID_LOCKS) == (0, "", "")
+
+
+DAEMON_AT_EXIT = """
+import sys, threading
+from millpond import Engine, EngineClosed
+engine = Engine(sys.argv[1], device="cpu")
+at_work = threading.Event()
+def work():
+    try:
+        while True:
+            engine.embed("which bread?")
+            engine.tokenize(["which bread?"])
+            at_work.set()
+    except EngineClosed:
+        pass
+for _ in range(3):
+    threading.Thread(target=work, daemon=True).start()
+at_work.wait()
+"""
+
+
+def test_a_daemon_thread_in_a_call_does_not_disturb_the_exit(bare_bert: Path) -> None:
+    for _ in range(2):
+        assert outcome(DAEMON_AT_EXIT, str(bare_bert)) == (0, "", "")
 
 
 DROPPED_AMID_WORK = """

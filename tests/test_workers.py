@@ -65,10 +65,8 @@ def test_queries_take_no_more_places_than_there_are_workers() -> None:
 
 def test_a_worker_for_queries_has_a_place_of_its_own_only_beside_bulk() -> None:
     runner = runner_of()
-    lock = threading.RLock()
     crew = Crew(
         lambda: BatchExecutor(runner, listener=None, clock=FakeClock()),  # type: ignore[arg-type]
-        lock,
         general=2,
         for_queries=1,
     )

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 from .errors import InvalidOption
 
-__all__ = ["DTypeName", "EngineConfig", "EngineOptions", "PoolingMode"]
+__all__ = ["DTypeName", "EngineConfig", "EngineOptions", "PoolingMode", "require_bool"]
 
 DTypeName = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
@@ -86,6 +86,10 @@ class EngineConfig:
         if isinstance(self.pooling, str):
             set_field(self, "pooling", (self.pooling,))
         elif self.pooling is not None:
+            _require(
+                isinstance(self.pooling, Sequence),
+                f"pooling={self.pooling!r}: it must be the name of a mode, or a list of them",
+            )
             set_field(self, "pooling", tuple(self.pooling))
         if self.prompts is not None:
             set_field(self, "prompts", _frozen_prompts(self.prompts))
@@ -128,7 +132,7 @@ class EngineConfig:
             )
         wait = self.max_query_wait_ms
         _require(
-            isinstance(wait, int | float) and 0 < wait < float("inf"),
+            _is_number(wait) and 0 < wait < float("inf"),
             f"max_query_wait_ms={wait!r}: it must be a number of milliseconds above 0",
         )
         self._validate_memory()
@@ -141,14 +145,18 @@ class EngineConfig:
             f"prefix_cache={self.prefix_cache!r}: choose 'auto' or 'off'",
         )
         for name in ("trust_remote_code", "compile", "warmup", "deterministic"):
-            value = getattr(self, name)
-            _require(isinstance(value, bool), f"{name}={value!r}: it must be True or False")
+            require_bool(name, getattr(self, name))
+        if self.normalize is not None:
+            require_bool("normalize", self.normalize)
+        _require(
+            self.revision is None or (isinstance(self.revision, str) and bool(self.revision)),
+            f"revision={self.revision!r}: it must be the name of a branch, a tag or a commit",
+        )
 
     def _validate_memory(self) -> None:
         share, size = self.memory_utilization, self.memory_bytes
         _require(
-            share is None
-            or (isinstance(share, int | float) and not isinstance(share, bool) and 0 < share <= 1),
+            share is None or (_is_number(share) and 0 < share <= 1),
             f"memory_utilization={share!r}: it must be a share above 0 and at most 1",
         )
         _require(
@@ -212,7 +220,17 @@ def _require(condition: bool, message: str) -> None:
         raise InvalidOption(message)
 
 
+def require_bool(name: str, value: object) -> None:
+    """Raise `InvalidOption` for anything but True and False: "false" and 0 mean one of them."""
+    _require(isinstance(value, bool), f"{name}={value!r}: it must be True or False")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _path_string(name: str, value: object) -> str:
-    if not isinstance(value, str | os.PathLike):
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(path, str):  # a path of bytes is none either
         raise InvalidOption(f"{name}={value!r}: it must be a string or a path")
-    return os.fspath(value)
+    return path

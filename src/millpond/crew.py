@@ -1,14 +1,14 @@
 """`Crew`: the workers of a loop, and which of them a text wakes.
 
-Everything but a worker's executor is under the loop's lock, which the crew is given.
+Everything but a worker's executor and its gate is under the loop's lock.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 from .executor import BatchExecutor
+from .locks import Gate
 
 __all__ = ["Crew", "Worker"]
 
@@ -16,26 +16,27 @@ __all__ = ["Crew", "Worker"]
 class Worker:
     """A thread that plans batches and runs them."""
 
-    def __init__(
-        self, executor: BatchExecutor, lock: threading.RLock, *, queries_only: bool
-    ) -> None:
+    def __init__(self, executor: BatchExecutor, *, queries_only: bool) -> None:
         self.executor = executor  # the thread's own
         self.queries_only = queries_only
-        self.idle = False  # it waits, and nobody has woken it
+        self.idle = False  # it waits, or has not looked for work since
+        self.woken = False  # of an idle one: somebody has woken it
         self.busy = False  # it has planned a batch that is not home yet
         self.runs_bulk = False  # and that batch is not of queries alone
-        self._has_work = threading.Condition(lock)
+        self._has_work = Gate()
 
-    def wait(self, timeout_s: float | None) -> None:
-        """Wait to be woken, or for so many seconds."""
-        self.idle = True
-        self._has_work.wait(timeout_s)
-        self.idle = False
+    def wait(self) -> None:
+        """Without the lock, and having looked for work under it: wait to be woken."""
+        self._has_work.wait()
 
     def wake(self) -> None:
-        """Let it look for work. Nothing happens if it does not wait."""
-        self.idle = False
-        self._has_work.notify()
+        """Let it look for work, now or when it would wait for some."""
+        self._has_work.open()  # first: a caller may be interrupted here, and it must not sleep on
+        self.woken = True
+
+    def looks(self) -> None:
+        """It is looking for work."""
+        self.idle = self.woken = False
 
 
 class Crew:
@@ -47,7 +48,6 @@ class Crew:
     def __init__(
         self,
         executor: Callable[[], BatchExecutor],
-        lock: threading.RLock,
         *,
         general: int,
         for_queries: int,
@@ -55,12 +55,10 @@ class Crew:
         self._general = general
         # Those for queries come first: they are woken first.
         self.workers = tuple(
-            Worker(executor(), lock, queries_only=queries_only)
+            Worker(executor(), queries_only=queries_only)
             for queries_only, count in ((True, for_queries), (False, general))
             for _ in range(count)
         )
-        self.caller = Worker(executor(), lock, queries_only=True)
-        """A caller's own thread, while it runs what it would wait for."""
         self.working = len(self.workers)
         """Workers whose threads have not come to their end."""
 
@@ -79,21 +77,17 @@ class Crew:
 
     def _places(self, worker: Worker) -> int:
         """Batches that may run beside those of the other workers."""
-        return self._general - sum(other.busy for other in self._all if other is not worker)
-
-    @property
-    def _all(self) -> tuple[Worker, ...]:
-        return (*self.workers, self.caller)
+        return self._general - sum(other.busy for other in self.workers if other is not worker)
 
     def is_idle(self, *, but: Worker | None = None) -> bool:
         """Whether no other worker has a batch that is not home yet."""
-        return not any(other.busy for other in self._all if other is not but)
+        return not any(other.busy for other in self.workers if other is not but)
 
     def wake_one(self, *, queries: bool, bulk: bool) -> None:
         """Wake one for what is ready; having planned it, it has the next one woken."""
         for worker in self.workers:
             has_work = queries or (bulk and not worker.queries_only)
-            if worker.idle and has_work and self.may_start(worker):
+            if worker.idle and not worker.woken and has_work and self.may_start(worker):
                 worker.wake()
                 return
 
@@ -105,7 +99,7 @@ class Crew:
     @property
     def in_flight(self) -> int:
         """Batches launched and not home yet."""
-        return sum(len(worker.executor) for worker in self._all)
+        return sum(len(worker.executor) for worker in self.workers)
 
     def __repr__(self) -> str:
         busy = sum(worker.busy for worker in self.workers)

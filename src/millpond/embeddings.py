@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InvalidDimensions, InvalidOption, TextFailed, TextsFailed
+from .errors import InvalidDimensions, InvalidInput, InvalidOption, TextFailed, TextsFailed
 
 __all__ = ["Embeddings", "OutputDType", "OutputFormat", "Timings", "quantize"]
 
@@ -52,7 +52,7 @@ class OutputFormat:
     dtype: OutputDType = "float32"
 
     def __post_init__(self) -> None:
-        if self.dtype not in get_args(OutputDType):
+        if not isinstance(self.dtype, str) or self.dtype not in get_args(OutputDType):
             raise InvalidOption(
                 f"output_dtype={self.dtype!r}: choose one of {', '.join(get_args(OutputDType))}"
             )
@@ -124,8 +124,10 @@ def quantize(
     highest value of each dimension, and is taken from `vectors` when left out. Queries must be
     quantised with the ranges of the documents they are compared with.
 
-    Raises `InvalidOption` when ranges would have to come from a single vector.
+    Raises `InvalidOption` for another type, and when ranges would have to come from one vector.
     """
+    if not isinstance(dtype, str) or dtype not in get_args(OutputDType):
+        raise InvalidOption(f"dtype={dtype!r}: choose one of {', '.join(get_args(OutputDType))}")
     if dtype in ("float32", "float16"):
         return vectors.astype(np.dtype(dtype), copy=False)
     if dtype in ("binary", "ubinary"):
@@ -163,8 +165,9 @@ class Embeddings:
     truncated: npt.NDArray[np.bool_]
     """Which texts were longer than the model reads and lost a part, `[n]`."""
     timings: Timings
-    errors: Mapping[int, TextFailed] = field(default_factory=dict)
-    """The texts that failed, by index. Their rows are NaN, or zero in integer types."""
+    errors: Mapping[int, TextFailed | InvalidInput] = field(default_factory=dict)
+    """By index, the texts that were not accepted (`InvalidInput`) and those that failed
+    (`TextFailed`). Their rows are NaN, or zero in integer types."""
     rows: npt.NDArray[Any] = field(repr=False)
     output: OutputFormat = field(repr=False)
 
@@ -174,11 +177,19 @@ class Embeddings:
         return self.output.finish(self.rows)
 
     def raise_for_errors(self) -> None:
-        """Raise the text's own error if one failed, `TextsFailed` if several did."""
-        if len(self.errors) == 1:
-            raise next(iter(self.errors.values()))
-        if self.errors:
-            raise TextsFailed(self.errors)
+        """Raise the error of the first text that was not accepted, if there is one.
+
+        Else the text's own if one failed, and `TextsFailed` if several did.
+        """
+        failed: dict[int, TextFailed] = {}
+        for row, error in sorted(self.errors.items()):
+            if isinstance(error, InvalidInput):
+                raise error.at(row) from error.__cause__  # each time another: it may be raised anew
+            failed[row] = error
+        if len(failed) > 1:
+            raise TextsFailed(failed)
+        for row, error in failed.items():
+            raise error.at(row) from error.__cause__
 
     def __len__(self) -> int:
         return len(self.token_counts)

@@ -9,34 +9,33 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
 
 import numpy.typing as npt
 
-from .config import EngineConfig, EngineOptions
+from . import ending
+from .config import EngineConfig, EngineOptions, require_bool
 from .embeddings import Embeddings, OutputDType
-from .errors import EngineClosed, EngineError, InvalidInput, InvalidOption, TextFailed
+from .errors import EngineClosed, InvalidOption
 from .info import EngineInfo
 from .loop import Health
 from .models.spec import ModelSpec
+from .outcome import deadline_error
 from .progress import progress_hook
-from .request import Request, TextInput, TextsInput
+from .request import NO_TEXTS, Request, TextInput, TextsInput, require_lists_of_ids
 from .runner import BatchRunner
 from .scheduling.job import Job, Lane, TruncateSide
-from .service import Service
+from .service import Handle, Service
 from .stats import EngineStats, ProgressHook, StatsHook
+from .stream import EmbeddingStream
 
 __all__ = ["Engine"]
-
-ITER_JOBS_AHEAD = 3  # slices of embed_iter that wait or run at a time
 
 
 class CallOptions(TypedDict, total=False):
@@ -89,16 +88,18 @@ class Engine:
         return cls._on(service.acquire())
 
     @classmethod
-    def _on(cls, service: Service) -> Self:
+    def _on(cls, handle: Handle) -> Self:
         engine = cls.__new__(cls)
-        engine._hold(service)
+        engine._hold(handle)
         return engine
 
-    def _hold(self, service: Service) -> None:
+    def _hold(self, handle: Handle) -> None:
         """Keep an acquired service until this engine is closed or collected."""
+        service = handle.service
         self._service = service
+        self._handle = handle
+        self._release = weakref.finalize(handle, service.note_collected)
         self._info = service.info()
-        self._release = weakref.finalize(self, service.release)
         self._release.atexit = False  # at exit, services are stopped, not drained
 
     # Embedding.
@@ -136,8 +137,10 @@ class Engine:
         - `progress`: show a progress bar (True), or call a function with a `CallProgress` after
           every batch; texts cut short are then that function's to report, and not logged.
 
-        Raises `InvalidInput` and `InvalidOption` for what cannot be meant, `TextFailed` for a text
-        the model failed on (`TextsFailed` for several), `EngineClosed` and `EngineFailed`.
+        Raises `InvalidOption` for what cannot be meant, `InvalidInput` for a text that cannot be
+        accepted, and then the others are not embedded either; `TextFailed` for a text the model
+        failed on (`TextsFailed` for several), `EngineClosed` and `EngineFailed`. `submit` gives
+        errors by text and the vectors of the others.
         """
         with progress_hook(texts, progress) as hook:
             job, single = self._submit(
@@ -155,7 +158,8 @@ class Engine:
                     progress=hook,
                     reports_truncation=hook is progress,
                 ),
-                here=True,
+                strict=True,
+                inline=True,
             )
             return _vectors(self._wait(job, timeout), single)
 
@@ -168,19 +172,21 @@ class Engine:
     ) -> npt.NDArray[Any]:
         """`embed` for any event loop. A cancelled call is taken out before its next forward."""
         with progress_hook(texts, progress) as hook:
-            request = Request(progress=hook, reports_truncation=hook is progress, **options)
-            job, single = self._submit(texts, request)
+            request = replace(_request(options), progress=hook, reports_truncation=hook is progress)
+            job, single = self._submit(texts, request, strict=True)
             return _vectors(await self._await(job, options.get("timeout")), single)
 
     async def _await(self, job: Job, timeout: float | None) -> Embeddings:
-        waiting = asyncio.wrap_future(job.future)
         try:
+            if not job.future.done():
+                self._service.loop.require_may_wait()
+            waiting = asyncio.wrap_future(job.future)
             if timeout is not None:
                 done, _ = await asyncio.wait({waiting}, timeout=timeout)
-                if not done:
-                    self._service.loop.expire(job)
+                if not done and job.future.cancel():
+                    raise deadline_error(job)
             return await waiting
-        except asyncio.CancelledError:
+        except BaseException:
             job.future.cancel()
             raise
 
@@ -189,10 +195,15 @@ class Engine:
     ) -> Future[Embeddings]:
         """Hand texts in and go on; the future gives `Embeddings`, with an error per failed text.
 
+        A text that cannot be accepted (`InvalidInput`) has its error there too, beside the vectors
+        of the others; raised is what concerns the call: `InvalidOption`, `EngineClosed`, or
+        `InvalidText` for what holds no texts at all.
+
         Blocks while the lane's queue is full, or raises `QueueFull` where `wait` is False.
         Cancelling the future takes out the texts that have not run.
         """
-        job, _ = self._submit(texts, Request(**options), wait=wait, block=wait)
+        require_bool("wait", wait)
+        job, _ = self._submit(texts, _request(options), wait=wait, block=wait)
         return job.future
 
     def embed_iter(
@@ -208,8 +219,13 @@ class Engine:
         Reads no more than a few chunks ahead of what the caller has taken, so memory does not
         grow with the corpus. `progress` is called as in `embed`, with shares of a chunk's work and
         from several threads.
+
+        Where texts of a chunk have no vector, `next` raises in its place: `InvalidInput` for each
+        that cannot be accepted, then `TextFailed` or `TextsFailed` for those the model failed on,
+        all with the place in the corpus. Nothing is lost by that: called again it gives the
+        chunk's other rows, and goes on.
         """
-        if isinstance(texts, str) or not isinstance(texts, Iterable):
+        if isinstance(texts, (str, *NO_TEXTS)) or not isinstance(texts, Iterable):
             raise InvalidOption("embed_iter takes an iterable of texts; one text goes to embed")
         if options.get("output_dtype") in ("int8", "uint8"):
             raise InvalidOption(
@@ -218,34 +234,23 @@ class Engine:
             )
         if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
             raise InvalidOption(f"chunk_size={chunk_size!r}: it must be a whole number above 0")
-        options = {"lane": Lane.BULK, **options}
-        reports = progress is not None
-        request = Request(progress=progress, reports_truncation=reports, **options)
-        return self._embed_chunks(iter(texts), chunk_size, request)
+        if progress is not None and not callable(progress):
+            raise InvalidOption(
+                f"progress={progress!r}: embed_iter takes a function, since it does not know how "
+                "many texts will come"
+            )
+        request = replace(
+            _request({"lane": Lane.BULK, **options}),
+            progress=progress,
+            reports_truncation=progress is not None,
+        )
+        request.validate(self._service.spec)
 
-    def _embed_chunks(
-        self, texts: Iterator[TextInput], chunk_size: int, request: Request
-    ) -> Iterator[npt.NDArray[Any]]:
-        ahead: deque[tuple[int, Job]] = deque()  # with the place of the slice's first text
+        def submit(chunk: list[TextInput]) -> Job:
+            return self._submit(chunk, request, several=True)[0]
 
-        def oldest() -> npt.NDArray[Any]:
-            start, job = ahead.popleft()
-            with _counted_from(start):
-                return _vectors(self._wait(job, request.timeout))
-
-        start = 0
-        try:
-            while chunk := list(islice(texts, chunk_size)):
-                with _counted_from(start):
-                    ahead.append((start, self._submit(chunk, request)[0]))
-                start += len(chunk)
-                if len(ahead) == ITER_JOBS_AHEAD:
-                    yield oldest()
-            while ahead:
-                yield oldest()
-        finally:
-            for _, job in ahead:
-                job.future.cancel()
+        wait = partial(self._wait, timeout=request.timeout)
+        return EmbeddingStream(iter(texts), chunk_size=chunk_size, submit=submit, wait=wait)
 
     def _submit(
         self,
@@ -254,7 +259,9 @@ class Engine:
         *,
         wait: bool = True,
         block: bool = False,
-        here: bool = False,
+        inline: bool = False,
+        strict: bool = False,
+        several: bool = False,
     ) -> tuple[Job, bool]:
         if not self._release.alive:
             raise EngineClosed("the engine is closed; make a new one")
@@ -263,21 +270,24 @@ class Engine:
         if request.normalize is None:
             request = replace(request, normalize=service.config.normalize)
         job, single = request.job(
-            texts, spec=service.spec, runner=service.runner, now_s=loop.clock()
+            texts,
+            spec=service.spec,
+            runner=service.runner,
+            now_s=loop.clock(),
+            strict=strict,
+            several=several,
         )
-        loop.submit(job, wait=wait, block=block, here=here)
+        loop.submit(job, wait=wait, block=block, inline=inline)
         return job, single
 
     def _wait(self, job: Job, timeout: float | None) -> Embeddings:
-        if self._service.loop.owns_this_thread and not job.future.done():
-            job.future.cancel()
-            raise EngineError(
-                "a callback on the engine's own thread cannot wait for the engine; use submit"
-            )
         try:
+            if not job.future.done():
+                self._service.loop.require_may_wait()
             return job.future.result(timeout)
-        except FutureTimeout:
-            self._service.loop.expire(job)
+        except FutureTimeout:  # an error of the job may be one too
+            if job.future.cancel():
+                raise deadline_error(job) from None
             return job.future.result()
         except BaseException:
             job.future.cancel()
@@ -299,11 +309,15 @@ class Engine:
         Nothing is cut, so their number tells which texts are too long for the model.
         `special_tokens=False` leaves out those that the tokenizer adds. Raises as `embed` does.
         """
-        return Request(task=task, prompt=prompt, prompt_name=prompt_name).token_ids(
-            texts,
-            spec=self._service.spec,
-            runner=self._service.runner,
-            special_tokens=special_tokens,
+        require_bool("special_tokens", special_tokens)
+        request = Request(task=task, prompt=prompt, prompt_name=prompt_name)
+        return ending.while_running(
+            lambda: request.token_ids(
+                texts,
+                spec=self._service.spec,
+                runner=self._service.runner,
+                special_tokens=special_tokens,
+            )
         )
 
     def detokenize(self, ids: Sequence[Sequence[int]]) -> list[str]:
@@ -311,7 +325,8 @@ class Engine:
 
         Raises `InvalidTokenIds` for an id that the model does not know.
         """
-        return self._service.runner.detokenize(0, ids)
+        require_lists_of_ids(ids)
+        return ending.while_running(lambda: self._service.runner.detokenize(0, ids))
 
     # About it.
 
@@ -331,19 +346,21 @@ class Engine:
     @property
     def health(self) -> Health:
         """`ready`, `closing`, `closed`, or `failed` when no call can succeed any more."""
-        health = self._service.loop.health
+        health = self._service.health
         return "closed" if health == "ready" and not self._release.alive else health
 
     def add_stats_hook(self, hook: StatsHook) -> None:
         """Call `hook` with a `BatchStats` after every batch, on the thread that ran it.
 
-        That is one of the engine's own or, for a lone query on a CPU, its caller's.
+        That is one of the engine's own or, for a lone query on a CPU, its caller's; with several
+        workers, two may call it at a time. Inside it the engine cannot be waited for. What it
+        raises is logged.
         """
-        self._service.loop.hooks.add(hook)
+        self._service.hooks.add(hook)
 
     def remove_stats_hook(self, hook: StatsHook) -> None:
         """Stop calling a hook."""
-        self._service.loop.hooks.remove(hook)
+        self._service.hooks.remove(hook)
 
     # Its end, and its copies.
 
@@ -352,8 +369,12 @@ class Engine:
 
         Where other engines share the model, it goes on for them. Closing twice does nothing.
         """
-        if self._release.detach() is not None:
-            self._service.release(drain=drain, wait=True)
+        require_bool("drain", drain)
+        if self._release.alive:
+            # Twice is as good as once: an interrupt in between leaves it to the next call.
+            self._service.release(self._handle, drain=drain)
+            self._release.detach()
+            self._service.wait_if_let_go(drain=drain)
 
     def __enter__(self) -> Self:
         return self
@@ -402,13 +423,12 @@ def _vectors(result: Embeddings, single: bool = False) -> npt.NDArray[Any]:
     return vectors
 
 
-@contextmanager
-def _counted_from(start: int) -> Iterator[None]:
-    """An error about a text of a slice names the text's place in all of them."""
-    try:
-        yield
-    except (InvalidInput, TextFailed) as error:
-        raise error.at(start + error.index) from error.__cause__
+def _request(options: CallOptions) -> Request:
+    unknown = sorted(set(options) - set(CallOptions.__annotations__))
+    if unknown:
+        known = ", ".join(CallOptions.__annotations__)
+        raise TypeError(f"unknown option {', '.join(unknown)}; a call takes {known}")
+    return Request(**options)
 
 
 def _unpickle(config: EngineConfig) -> Engine:

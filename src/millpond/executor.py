@@ -6,6 +6,7 @@ the good texts are through and the bad one is alone. It plans nothing and holds 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import traceback
 from collections import deque
@@ -99,10 +100,6 @@ class BatchExecutor:
         """Bring the batch launched first home. Raises only what no batch can survive."""
         self._finish(self._flights.popleft())
 
-    def abandon(self) -> None:
-        """Forget what is in flight: the thread was interrupted."""
-        self._flights.clear()
-
     def _start(self, batch: Batch) -> _Flight:
         flight = _Flight(batch, self._clock(), alone=not self._flights)
         for segment in batch.segments:
@@ -121,6 +118,9 @@ class BatchExecutor:
             vectors = self._runner.collect(flight.ticket)
         except Exception as error:
             self._recover(flight, error)
+            return
+        if (wrong := self._wrong_shape(flight.batch, vectors)) is not None:
+            self._fail_texts(flight.batch, wrong)
             return
         done_s = self._clock()
         # With two batches in flight, the second one's time starts when the first is done.
@@ -142,6 +142,15 @@ class BatchExecutor:
         stats = _stats(batch, padded_tokens, forward_s, failed=failed, twins=waited)
         self._listener.batch_ran(batch, stats)
         self._end_completed(batch, followers)
+
+    def _wrong_shape(self, batch: Batch, vectors: Any) -> Exception | None:
+        """What is wrong with what the runner gave: then nobody knows whose each row is."""
+        expected = (batch.texts, self._runner.routes[batch.route].dimension)
+        is_numbers = isinstance(vectors, np.ndarray) and vectors.dtype.kind == "f"
+        if is_numbers and vectors.shape == expected:
+            return None
+        shape = getattr(vectors, "shape", type(vectors).__name__)
+        return TypeError(f"the runner gave {shape} for a batch whose vectors are {expected}")
 
     def _end_completed(
         self, batch: Batch, followers: Mapping[int, Sequence[Follower]] = NO_FOLLOWERS
@@ -169,7 +178,7 @@ class BatchExecutor:
             self._finish(self._start(batch))
             return
         if batch.texts == 1:
-            self._fail_text(batch, error, out_of_memory=out_of_memory)
+            self._fail_texts(batch, error, out_of_memory=out_of_memory)
             return
         for half in batch.halves():
             alive = half.alive()
@@ -179,15 +188,21 @@ class BatchExecutor:
                 part.is_part = True
                 self._finish(part)
 
-    def _fail_text(self, batch: Batch, error: Exception, *, out_of_memory: bool) -> None:
-        """The text of a batch of one cannot be embedded, and neither can its twins."""
+    def _fail_texts(self, batch: Batch, error: Exception, *, out_of_memory: bool = False) -> None:
+        """The texts of a batch cannot be embedded, and neither can their twins."""
         followers = self._listener.batch_landed(batch, keep=False)
-        text = batch.segments[0][:3]
-        for job, chunk, place in (text, *followers.get(0, ())):
+        leaders = [
+            (segment.job, segment.chunk, place)
+            for segment in batch.segments
+            for place in range(segment.start, segment.stop)
+            if not segment.is_unfinished
+        ]
+        for job, chunk, place in (*leaders, *itertools.chain(*followers.values())):
             row = int(chunk.rows[place])
             failure = _failure(row, int(chunk.lengths[place]), error, out_of_memory=out_of_memory)
             job.fail(row, failure)
-            logger.warning("a text failed: %s", failure)
+        others = "" if batch.texts == 1 else f" (and {batch.texts - 1} others of its batch)"
+        logger.warning("a text failed: %s%s", failure, others)
         self._end_completed(batch, followers)
 
 

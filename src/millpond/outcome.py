@@ -10,19 +10,36 @@ import logging
 from .errors import DeadlineExceeded, EngineFailed, MillpondError, QueueFull
 from .scheduling.job import Job
 
-__all__ = ["deadline_error", "end", "engine_failure", "queue_full", "warn_of_truncation"]
+__all__ = ["deadline_error", "end", "end_own", "engine_failure", "queue_full", "warn_of_truncation"]
 
 logger = logging.getLogger("millpond")
 
 
 def end(job: Job, error: MillpondError | None = None, *, result_s: float = 0.0) -> None:
-    """End a job's future with an error or its result, unless its caller cancelled it."""
-    if not job.future.set_running_or_notify_cancel():
+    """End a job's future with an error or its result, unless its caller cancelled it.
+
+    It raises nothing, whatever waits for the future: other jobs are still to be ended.
+    """
+    try:
+        _end(job, error, result_s)
+    except BaseException:
+        logger.exception("the end of a call raised; the engine goes on")
+    job.future.admission.open()
+
+
+def end_own(job: Job, *, result_s: float) -> None:
+    """End a job on the thread of its caller, who alone holds it and may be interrupted."""
+    _end(job, None, result_s)
+
+
+def _end(job: Job, error: MillpondError | None, result_s: float) -> None:
+    future = job.future
+    if not future.set_running_or_notify_cancel():
         return
     if error is not None:
-        job.future.set_exception(error)
+        future.set_exception(error)
     else:
-        job.future.set_result(job.result(result_s))
+        future.set_result(job.result(result_s))
 
 
 def deadline_error(job: Job) -> DeadlineExceeded:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from .errors import InvalidOption
+from .config import require_bool
 from .request import TextsInput
 from .stats import CallProgress, ProgressHook
 
@@ -64,8 +64,7 @@ def progress_hook(
     if callable(progress):
         yield progress
         return
-    if not isinstance(progress, bool):
-        raise InvalidOption(f"progress={progress!r}: it must be True, False or a function")
+    require_bool("progress", progress)
     if not progress:
         yield None
         return

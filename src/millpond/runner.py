@@ -7,6 +7,7 @@ a thread of its own; `tokenize` may be called from any. Which batch runs when is
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -58,6 +59,9 @@ MANY_THREADS, MANY_THREADS_TIMES = 8, 2
 MIN_BATCH_TOKENS = {"cuda": 4096, "mps": 512}
 # On CUDA with `deterministic`: every pass has these rows, and a lone query pays for them too.
 DETERMINISTIC_ROWS = 8192
+
+
+_CALL_REFUSED = re.compile(r"CU\w+_STATUS_(NOT_SUPPORTED|INVALID_VALUE|ARCH_MISMATCH)")
 
 
 @dataclass
@@ -472,14 +476,24 @@ class Runner:
         """Whether a smaller batch could succeed where this error was raised."""
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
             return True
-        # torch's CPU allocator raises a plain RuntimeError.
-        return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        # torch's CPU allocator raises a plain RuntimeError, as do cuBLAS and cuDNN.
+        says = str(error)
+        return isinstance(error, RuntimeError) and (
+            "can't allocate memory" in says
+            or "CUDA error: out of memory" in says
+            or "STATUS_ALLOC_FAILED" in says
+        )
 
     def is_fatal(self, error: BaseException) -> bool:
-        """Whether the device is lost: a CUDA error other than running out of memory."""
+        """Whether the device is lost: a CUDA error other than running out of memory.
+
+        What a library refuses (`CUBLAS_STATUS_NOT_SUPPORTED`) concerns the one call.
+        """
+        if self.is_out_of_memory(error) or _CALL_REFUSED.search(str(error)):
+            return False
         device_error = getattr(torch, "AcceleratorError", None)
         if device_error is not None and isinstance(error, device_error):
-            return not self.is_out_of_memory(error)
+            return True
         return isinstance(error, RuntimeError) and "CUDA error" in str(error)
 
     def free_memory(self) -> None:

@@ -3,29 +3,43 @@
 Engines are handles. `Service.shared` finds the service of an equal configuration or loads it
 once, however many threads ask; the last handle to go closes it. A forked child keeps the weights
 it inherited and starts threads of its own at its first call.
+
+Callers may be interrupted anywhere and an engine collected amid anything. So a hold is an object
+that lets go by being collected, and letting go twice is as good as once.
 """
 
 from __future__ import annotations
 
 import atexit
+import copy
 import os
 import threading
 import weakref
-from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
 
 from . import ending
 from .batch_runner import BatchRunner
 from .config import EngineConfig
 from .errors import EngineClosed, EngineError, EngineFailed
 from .info import EngineInfo
-from .loop import Loop
+from .locks import SteadyFuture, fork_safe
+from .loop import Health, Loop
 from .models.resolve import resolve_checkpoint
 from .models.spec import ModelSpec, read_spec
 from .replicas import load_runner
 from .scheduling.prefix_cache import PrefixCache
 from .scheduling.scheduler import Scheduler
+from .stats_hooks import StatsHooks
 
-__all__ = ["Service"]
+__all__ = ["Handle", "Service"]
+
+
+@dataclass(frozen=True, eq=False)
+class Handle:
+    """One engine's hold on a service, for as long as the object is there and not released."""
+
+    service: Service
 
 
 class Service:
@@ -43,10 +57,11 @@ class Service:
         self.spec = spec
         self.runner = runner
         self.config = config
-        # Under `_lock`, which a collected engine may take in the middle of anything: how many
-        # engines hold the service, and which process the loop's threads are in.
-        self._lock = threading.RLock()
-        self._handles = 0
+        self.hooks = StatsHooks()
+        # Under `_lock`: who holds the service, and which process the loop's threads are in.
+        self._lock = fork_safe(threading.RLock())
+        self._handles: weakref.WeakSet[Handle] = weakref.WeakSet()
+        self._is_let_go = False
         self._process = os.getpid()
         self._loop = self._start_loop()
         _services.add(self)
@@ -70,26 +85,38 @@ class Service:
         return cls(spec, load_runner(spec, config), config)
 
     @classmethod
-    def shared(cls, config: EngineConfig) -> Service:
+    def shared(cls, config: EngineConfig) -> Handle:
         """The service of this configuration, acquired; loaded by the first to ask."""
-        while True:
-            with _registry_lock:
-                loading = _registry.get(config)
-                ours = loading is None
-                if loading is None:
-                    loading = _registry[config] = Future()
-            if ours:
-                _load_into(loading, config)
-            service = loading.result()
-            if service.loop.health == "failed":  # those who hold it keep it; others get a new one
+        ours: Loading = SteadyFuture()
+        try:
+            while True:
+                with _registry_lock:
+                    loading = _registry.setdefault(config, ours)
+                if loading is ours:
+                    handle = cls.load(config).acquire()
+                    ours.set_result(weakref.ref(handle.service))
+                    return handle
+                found = _loaded(loading)
+                if found is not None and (held := found._acquire_to_share()) is not None:
+                    return held
                 _unregister(config, loading)
-                continue
-            try:
-                return service.acquire()
-            except EngineClosed:  # the last holder let go in between
-                _unregister(config, loading)
+        except BaseException as error:
+            if not ours.done():
+                _unregister(config, ours)
+                interrupted = EngineError("loading the model was interrupted; try again")
+                ours.set_exception(error if isinstance(error, Exception) else interrupted)
+            raise
 
-    def _start_loop(self) -> Loop:
+    def _acquire_to_share(self) -> Handle | None:
+        """A handle, unless it has failed or been let go: those who hold it keep it."""
+        if self.health == "failed":
+            return None
+        try:
+            return self.acquire()
+        except EngineClosed:  # the last holder let go in between
+            return None
+
+    def _start_loop(self, cause: BaseException | None = None) -> Loop:
         config, budget = self.config, self.runner.prefix_budget
         scheduler = Scheduler(
             self.runner.shapes,
@@ -104,46 +131,72 @@ class Service:
             min_saved_tokens=0 if budget is None else budget.min_saved_tokens,
             max_prefixed_tokens=None if budget is None else budget.max_batch_tokens,
         )
-        return Loop(self.runner, scheduler)
+        loop = Loop(self.runner, scheduler, hooks=self.hooks, cause=cause)
+        # Where an interrupt keeps the service from its engine, nobody else would stop it.
+        close = partial(loop.close, drain=True, wait=False)
+        weakref.finalize(self, loop.ask_keeper, close).atexit = False
+        return loop
 
     @property
     def loop(self) -> Loop:
-        """The running loop; in a forked child, one of its own from the first call on."""
+        """The running loop; in a forked child, one of its own from the first call on.
+
+        That one has failed where the device does not survive a fork.
+        """
         if self._process != os.getpid():
             with self._lock:
                 if self._process != os.getpid():
-                    self._require_forkable()
-                    self._loop = self._start_loop()
+                    self._loop = self._start_loop(self._fork_failure())
                     self._process = os.getpid()
         return self._loop
 
-    def _require_forkable(self) -> None:
-        if "cuda" in self.runner.device_name:
-            raise EngineFailed(
-                "CUDA does not survive a fork: make the engine in the child, or start workers "
-                "with the 'spawn' method"
-            )
+    @property
+    def health(self) -> Health:
+        """The loop's. Asking starts no thread, in a forked child either."""
+        if self._process == os.getpid():
+            return self._loop.health
+        return "failed" if self._fork_failure() else "ready"
 
-    def acquire(self) -> Service:
+    def _fork_failure(self) -> BaseException | None:
+        if "cuda" not in self.runner.device_name:
+            return None
+        return EngineFailed(
+            "CUDA does not survive a fork: make the engine in the child, or start workers "
+            "with the 'spawn' method"
+        )
+
+    def acquire(self) -> Handle:
         """Hold the service for one more engine. Raises `EngineClosed` once it has been let go."""
         with self._lock:
-            if self._handles < 0:
+            if self._is_let_go:
                 raise EngineClosed("the engine is closed; make a new one")
-            self._handles += 1
-        return self
+            handle = Handle(self)
+            self._handles.add(handle)
+        return handle
 
-    def release(self, *, drain: bool = True, wait: bool = False) -> None:
-        """Let go. With the last handle the loop stops: see `Loop.close`."""
+    def release(self, handle: Handle | None = None, *, drain: bool = True) -> None:
+        """Let go, or see that somebody has. With the last the loop stops: see `Loop.close`."""
         with self._lock:
-            self._handles -= 1
-            if self._handles > 0:
+            if handle is not None:
+                self._handles.discard(handle)
+            if any(True for _ in self._handles):
                 return
-            self._handles = -1
+            self._is_let_go = True
         with _registry_lock:
             loading = _registry.get(self.config)
-        if loading is not None and loading.done() and loading.result() is self:
+        if loading is not None and loading.done() and _found_in(loading) is self:
             _unregister(self.config, loading)
-        self.stop(drain=drain, wait=wait)
+        self.stop(drain=drain, wait=False)
+
+    def wait_if_let_go(self, *, drain: bool) -> None:
+        """Wait for the loop's end, if the last handle was released."""
+        if self._is_let_go:
+            self.stop(drain=drain, wait=True)
+
+    def note_collected(self) -> None:
+        """A handle was collected, amid anything: have the loop stopped if it was the last."""
+        if self._process == os.getpid():
+            self._loop.ask_keeper(self.release)
 
     def stop(self, *, drain: bool, wait: bool) -> None:
         """Stop the loop, if it is this process's own."""
@@ -164,48 +217,54 @@ class Service:
         )
 
     def after_fork_in_child(self) -> None:
-        """The locks may be held by threads that stayed behind: replace them."""
-        self._lock = threading.RLock()
+        """The threads stayed behind."""
         self._loop.abandon_in_child()
 
     def __repr__(self) -> str:
-        return f"Service({self.spec.name!r}, handles={max(self._handles, 0)}, {self._loop!r})"
+        return f"Service({self.spec.name!r}, handles={len(self._handles)}, {self._loop!r})"
 
 
-# Under `_registry_lock`: the shared services by configuration, in the making or made.
-_registry_lock = threading.RLock()
-_registry: dict[EngineConfig, Future[Service]] = {}
+Loading = SteadyFuture["weakref.ref[Service]"]
+# Under `_registry_lock`: the shared services by configuration, in the making or made. Weakly: what
+# nobody holds any more is not kept by having been shared.
+_registry_lock = fork_safe(threading.RLock())
+_registry: dict[EngineConfig, Loading] = {}
 _services: weakref.WeakSet[Service] = weakref.WeakSet()
 
 
-def _load_into(loading: Future[Service], config: EngineConfig) -> None:
-    try:
-        loading.set_result(Service.load(config))
-    except Exception as error:
-        _unregister(config, loading)
-        loading.set_exception(error)
-    except BaseException:  # an interrupt is for this thread, not for those that wait with it
-        _unregister(config, loading)
-        loading.set_exception(EngineError("loading the model was interrupted; try again"))
-        raise
+def _loaded(loading: Loading) -> Service | None:
+    """What another thread loads, waited for; None if it is gone again. Raises its error."""
+    error = loading.exception()
+    if error is None:
+        return loading.result()()
+    try:  # each thread its own: raising an object adds to its traceback
+        again = copy.copy(error)
+    except Exception:  # an error of somebody else's that does not copy
+        again = error
+    again.__cause__ = error.__cause__
+    raise again
 
 
-def _unregister(config: EngineConfig, loading: Future[Service]) -> None:
+def _found_in(loading: Loading) -> Service | None:
+    """What was loaded, if anything was."""
+    return None if loading.exception() is not None else loading.result()()
+
+
+def _unregister(config: EngineConfig, loading: Loading) -> None:
     with _registry_lock:
         if _registry.get(config) is loading:
             del _registry[config]
 
 
 def _after_fork_in_child() -> None:
-    global _registry_lock
     ending.forget_all()
-    _registry_lock = threading.RLock()
     for config, loading in list(_registry.items()):
-        if not loading.done():  # its loading thread stayed behind
+        if not loading.is_done_in_child():  # its loading thread stayed behind
             del _registry[config]
     for service in list(_services):
         service.after_fork_in_child()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 atexit.register(ending.stop_all)

@@ -127,10 +127,15 @@ class Totals:
         waiting_interactive_tokens: int,
         waiting_bulk_tokens: int,
         prefix_cache: PrefixCacheStats | None,
+        leaving_texts: int = 0,
     ) -> EngineStats:
-        """The sums so far, with what is waiting and remembered now."""
+        """The sums so far, with what is waiting and remembered now.
+
+        `leaving_texts` are cancelled and not yet counted as such.
+        """
+        cancelled_texts = self.cancelled_texts + leaving_texts
         return EngineStats(
-            **asdict(self),
+            **(asdict(self) | {"cancelled_texts": cancelled_texts}),
             waiting_interactive_tokens=waiting_interactive_tokens,
             waiting_bulk_tokens=waiting_bulk_tokens,
             prefix_cache=prefix_cache,

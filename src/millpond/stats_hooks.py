@@ -1,10 +1,12 @@
-"""`StatsHooks`: who is told of every batch, one batch at a time."""
+"""`StatsHooks`: who is told of every batch."""
 
 from __future__ import annotations
 
 import logging
 import threading
 
+from .errors import InvalidOption
+from .locks import fork_safe
 from .stats import BatchStats, StatsHook
 
 __all__ = ["StatsHooks"]
@@ -17,11 +19,12 @@ class StatsHooks:
 
     def __init__(self) -> None:
         self._hooks: tuple[StatsHook, ...] = ()
-        self._lock = threading.Lock()
-        self._turn = threading.RLock()  # a hook may itself embed a text
+        self._lock = fork_safe(threading.RLock())
 
     def add(self, hook: StatsHook) -> None:
-        """Tell `hook` of every batch from now on."""
+        """Tell `hook` of every batch from now on. Raises `InvalidOption` if it is no function."""
+        if not callable(hook):
+            raise InvalidOption(f"hook={hook!r}: it must be a function of a BatchStats")
         with self._lock:
             self._hooks = (*self._hooks, hook)
 
@@ -31,14 +34,18 @@ class StatsHooks:
             self._hooks = tuple(known for known in self._hooks if known is not hook)
 
     def tell(self, stats: BatchStats) -> None:
-        """Call them all, on this thread."""
-        hooks = self._hooks
-        with self._turn:
-            for hook in hooks:
-                try:
-                    hook(stats)
-                except Exception:
-                    logger.exception("a stats hook raised; the engine goes on")
+        """Call them all, on this thread and with no lock held, so several threads may be at it."""
+        for hook in self._hooks:
+            try:
+                hook(stats)
+            except BaseException as error:
+                if isinstance(error, KeyboardInterrupt) and _is_main_thread():
+                    raise  # somebody's Ctrl-C, amid a query that its caller runs
+                logger.exception("a stats hook raised; the engine goes on")
 
     def __repr__(self) -> str:
         return f"StatsHooks({len(self._hooks)})"
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

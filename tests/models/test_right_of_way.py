@@ -127,9 +127,9 @@ def test_a_pass_that_fails_lets_go() -> None:
     with pytest.raises(ZeroDivisionError), way.ingestion():
         raise ZeroDivisionError
     assert way.queries == 0
-    way.queries = 1
-    give_way()  # the pass is over
-    assert way.aside == 0
+    with way.query():
+        give_way()  # the pass is over
+        assert way.aside == 0
 
 
 def test_in_a_forked_child_nobody_is_running(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,5 +141,14 @@ def test_in_a_forked_child_nobody_is_running(monkeypatch: pytest.MonkeyPatch) ->
         give_way()
         assert way.queries == 0
         assert way._changed is not before
-    way.queries = 1  # what the parent's thread lets go of
-    query.end()
+    query.end()  # what the parent's thread lets go of
+    assert way.queries == 0
+
+
+def test_a_query_whose_caller_was_interrupted_keeps_nobody_waiting() -> None:
+    way = RightOfWay()
+    query = way.query()
+    query.__enter__()
+    assert way.queries == 1
+    del query  # the interrupt came before it could say that it is through
+    assert way.queries == 0

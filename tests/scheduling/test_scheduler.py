@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 
 import numpy as np
 import numpy.typing as npt
@@ -558,6 +559,25 @@ def test_a_finished_job_is_not_kept_until_its_deadline() -> None:
         assert batch is not None
         finish(batch)
     assert len(scheduler._deadlines) <= 2
+
+
+def test_finished_jobs_are_not_kept_behind_one_with_an_earlier_deadline() -> None:
+    scheduler = scheduler_of()
+    waiting = job_of(5, deadline_s=600.0)
+    scheduler.submit(waiting, 0.0)
+    kept = []
+    for _ in range(500):
+        job = submit_ready(scheduler, job_of(5, deadline_s=601.0))
+        batch = scheduler.next_batch(0.0)
+        assert batch is not None
+        finish(batch)
+        scheduler.landed(batch, 0.0, keep=True)
+        kept.append(weakref.ref(job))
+        del job, batch
+    assert not any(ref() for ref in kept)
+    assert len(scheduler._deadlines) <= 2 * 64
+    assert scheduler.next_deadline() == 600.0
+    assert scheduler.expired(600.0) == [waiting]
 
 
 def test_a_job_that_finished_in_time_does_not_expire() -> None:

@@ -30,6 +30,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from ..locks import fork_safe
 from .cpu_int8 import has_int8_layers
 from .right_of_way import RightOfWay
 from .rotary import rotates_by_length
@@ -96,8 +97,9 @@ class CpuThreads:
         self._divides_texts = one_thread or threads == 1
         self.query_workers = 1 if total > 1 and side_by_side else 0
         self.counts = _counts(total, self.per_worker) if side_by_side else (total,)
-        self._lock = threading.Lock()
-        self._in_use = 0  # under the lock
+        self._lock = fork_safe(threading.Lock())
+        self._in_use = 0  # under the lock; by passes of `_process`
+        self._process = os.getpid()
         self._right_of_way = RightOfWay()
         # For short queries on the main thread; under the lock.
         self._choice = ThreadChoice() if total > 1 and side_by_side else None
@@ -145,6 +147,8 @@ class CpuThreads:
         It may be a caller's own, which gets back the count it had.
         """
         with self._lock:
+            if self._process != os.getpid():  # those in use stayed behind at the fork
+                self._in_use, self._process = 0, os.getpid()
             count = self.wanted(tokens, queries=queries, texts=texts)
             is_short = queries and texts == count == 1
             choice = self._choice if is_short and may_use_several() else None

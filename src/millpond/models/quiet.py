@@ -14,9 +14,12 @@ from typing import Any
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
+from ..locks import fork_safe
+
 __all__ = ["SilentBar", "quiet_transformers"]
 
-_LOCK = threading.Lock()  # held while transformers' setting for progress bars is ours
+# Held while transformers' setting for progress bars is ours.
+_LOCK = fork_safe(threading.Lock())
 
 
 class SilentBar(tqdm):  # type: ignore[misc]

@@ -7,6 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
+from ..locks import fork_safe
+
 __all__ = ["Recent"]
 
 Key = TypeVar("Key", bound=Hashable)
@@ -21,7 +23,7 @@ class Recent(Generic[Key, Answer]):
 
     def __init__(self, capacity: int = 256) -> None:
         self._capacity = capacity
-        self._lock = threading.Lock()
+        self._lock = fork_safe(threading.Lock())
         self._answers: OrderedDict[Key, Answer] = OrderedDict()  # of this object, under the lock
 
     def __repr__(self) -> str:

@@ -14,12 +14,19 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from ..locks import SteadyCondition
 
 __all__ = ["RightOfWay", "give_way"]
 
 MOST_S = 0.1  # longer than a query's pass takes; then it shares the cores after all
+
+
+class _Query:
+    """A pass, for as long as something of it is left."""
 
 
 class RightOfWay:
@@ -31,22 +38,29 @@ class RightOfWay:
     def _reset(self) -> None:
         """In a forked child nobody is running, and nobody will let go of what was locked."""
         self._process = os.getpid()
-        self._changed = threading.Condition()
-        self.queries = 0  # running
+        self._changed = SteadyCondition()
+        # Running. Weakly: a caller may be interrupted before it says that it is through.
+        self._queries: weakref.WeakSet[_Query] = weakref.WeakSet()
         self.aside = 0  # passes of ingestion that wait for one of them
+
+    @property
+    def queries(self) -> int:
+        """Passes for queries that are running."""
+        return len(self._queries)
 
     @contextmanager
     def query(self) -> Iterator[None]:
         """A pass for queries runs on this thread."""
         if self._process != os.getpid():
             self._reset()
-        with self._changed:
-            self.queries += 1
+        query = _Query()
         try:
+            with self._changed:
+                self._queries.add(query)
             yield
         finally:
             with self._changed:
-                self.queries -= 1
+                self._queries.discard(query)
                 self._changed.notify_all()
 
     @contextmanager

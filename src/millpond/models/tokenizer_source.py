@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, normalizers
 from transformers import AutoConfig, AutoTokenizer
 
 from ..errors import InvalidCheckpoint, UnsupportedModel
+from ..locks import fork_safe
 from .chat_template import ChatTemplate
 from .checkpoint_files import TOKENIZER_FILES, has_tokenizer, require_whole
 from .spec import Module
@@ -218,7 +219,7 @@ def _rust_tokenize(tokenizer: Tokenizer) -> Callable[[list[str], bool], Sequence
 
 def _python_tokenize(tokenizer: Any) -> Callable[[list[str], bool], list[list[int]]]:
     # A transformers tokenizer sets padding and truncation on itself in every call.
-    lock = threading.Lock()
+    lock = fork_safe(threading.Lock())
 
     def tokenize(texts: list[str], add_special_tokens: bool) -> list[list[int]]:
         if not texts:

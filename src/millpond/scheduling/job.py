@@ -11,20 +11,21 @@ import functools
 import itertools
 import threading
 from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ..embeddings import Embeddings, OutputFormat, Timings
-from ..errors import TextFailed
+from ..errors import InvalidInput, TextFailed
 from ..stats import CallProgress, ProgressHook
+from .job_future import JobFuture
 from .prefix_cache import Claim
 
-__all__ = ["Chunk", "Job", "JobFuture", "Lane", "Span", "TruncateSide"]
+__all__ = ["Chunk", "Job", "Lane", "Span", "TruncateSide"]
 
 IntArray = npt.NDArray[np.integer]
 TruncateSide = Literal["end", "start", "error"]
@@ -141,16 +142,6 @@ class Span:
         return 0 if self.claim is None else self.claim.remembered_tokens
 
 
-class JobFuture(Future[Embeddings]):
-    """The future of a job. Cancelling it takes the texts that have not run out of the queue."""
-
-    def fail_in_child(self, error: BaseException) -> None:
-        """End the copy that a forked child has, whose old lock a lost thread may hold."""
-        self._condition = threading.Condition()
-        if not self.done():
-            self.set_exception(error)
-
-
 class Job:
     """One call: its texts, its future, and the array its vectors are written to.
 
@@ -180,7 +171,13 @@ class Job:
         reports_truncation: bool = False,
         arrived_s: float = 0.0,
         deadline_s: float | None = None,
+        refused: Mapping[int, InvalidInput] = MappingProxyType({}),
+        strict: bool = False,
     ) -> None:
+        """`refused` are the errors of texts that cannot be accepted, which are not run.
+
+        With `strict` one more of those ends the whole job.
+        """
         self.id = next(_job_ids)
         self.texts = texts
         self.lane = lane
@@ -199,6 +196,7 @@ class Job:
         self.reports_truncation = reports_truncation  # whether `progress` says it to the user
         self.arrived_s = arrived_s
         self.deadline_s = deadline_s
+        self.strict = strict
         self.future = JobFuture()
 
         count = len(texts)
@@ -206,22 +204,24 @@ class Job:
         guesses = sizes if tokenized else sizes // CHARACTERS_PER_TOKEN + 2
         # Of a text that will be cut not all counts: others would find the queue full of it.
         self.size_guesses = guesses if most_tokens is None else np.minimum(guesses, most_tokens)
+        self.size_guesses[list(refused)] = 0
 
         # Queue side.
-        self.order = np.argsort(-sizes, kind="stable")
+        order = np.argsort(-sizes, kind="stable")
+        self.order = order[~np.isin(order, list(refused))] if refused else order
         self.cursor = 0
         self.spans: deque[Span] = deque()
         self.waiting_tokens = int(self.size_guesses.sum())
         self.admitted = False
-        self.dead = False
+        self.dead = False  # nothing more of it is planned
 
         # Result side.
         self._result_lock = threading.Lock()
         self.rows = output.allocate(count)
         self.token_counts = np.zeros(count, dtype=np.int32)
         self.truncated = np.zeros(count, dtype=np.bool_)
-        self.errors: dict[int, TextFailed] = {}
-        self.remaining = count
+        self.errors: dict[int, TextFailed | InvalidInput] = dict(refused)
+        self.remaining = count - len(refused)
         self.started_s: float | None = None
         self.tokenize_s = 0.0
         self.forward_s = 0.0
@@ -232,7 +232,7 @@ class Job:
     @property
     def untokenized(self) -> int:
         """Texts that no one has started to tokenise."""
-        return len(self) - self.cursor
+        return len(self.order) - self.cursor
 
     def next_rows(self, most_tokens: int) -> npt.NDArray[np.int64]:
         """Claim the next texts to tokenise: about `most_tokens` by guess, at least one."""
@@ -244,7 +244,7 @@ class Job:
 
     def adopt(self, chunk: Chunk, now_s: float) -> None:
         """Take in all texts at once, tokenised before the job was submitted."""
-        self.cursor = len(self)
+        self.cursor = len(self.order)
         self.waiting_tokens = int(chunk.offsets[-1])
         self.spans.append(Span(chunk, 0, len(chunk), now_s))
 
@@ -254,7 +254,12 @@ class Job:
             self.rows[rows] = output_rows
             self._finished(rows)
 
-    def fail(self, row: int, error: TextFailed) -> None:
+    def let_in(self) -> None:
+        """It is admitted to its lane."""
+        self.admitted = True
+        self.future.admission.open()
+
+    def fail(self, row: int, error: TextFailed | InvalidInput) -> None:
         """Keep a text's error in place of its vector."""
         with self._result_lock:
             self.errors[row] = error

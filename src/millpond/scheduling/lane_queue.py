@@ -31,15 +31,18 @@ class LaneQueue:
         self.ready_tokens = 0
         self._room: deque[Job] = deque()  # not admitted yet
         self._untokenized: deque[Job] = deque()
-        self._ready: deque[Job] = deque()  # each has spans, or is dead and skipped when reached
+        self._ready: deque[Job] = deque()  # each has spans or is dead, but never the first
 
-    def has_room_for(self, job: Job) -> bool:
-        """Whether the job would be admitted now. One larger than the bound goes in alone."""
-        return not self._room and self._fits(job)
+    def has_room_for(self, job: Job, *, beside: int = 0) -> bool:
+        """Whether the job would be admitted now. One larger than the bound goes in alone.
 
-    def _fits(self, job: Job) -> bool:
-        tokens = self.waiting_tokens + job.waiting_tokens
-        return self.waiting_tokens == 0 or tokens <= self.max_tokens
+        `beside` are tokens more, or fewer, than wait here: of jobs that are about to come or go.
+        """
+        return self._fits(job, beside) and all(other.future.cancelled() for other in self._room)
+
+    def _fits(self, job: Job, beside: int = 0) -> bool:
+        waiting = self.waiting_tokens + beside
+        return waiting == 0 or waiting + job.waiting_tokens <= self.max_tokens
 
     def enter(self, job: Job) -> None:
         """Take a job in: admitted now if there is room, else when there is, in order."""
@@ -51,7 +54,7 @@ class LaneQueue:
         before = len(self._room)
         while self._room and self._fits(self._room[0]):
             job = self._room.popleft()
-            job.admitted = True
+            job.let_in()
             self.waiting_tokens += job.waiting_tokens
             if job.untokenized:
                 self._untokenized.append(job)
@@ -71,6 +74,16 @@ class LaneQueue:
                 self._untokenized.append(job)
             return job, rows
         return None
+
+    @property
+    def has_untokenized(self) -> bool:
+        """Whether texts may be claimed to be tokenised. Jobs that have ended may be among them."""
+        return bool(self._untokenized)
+
+    def refuse(self, job: Job, tokens: int) -> None:
+        """Texts of an admitted job, of so many tokens by guess, cannot be accepted after all."""
+        job.waiting_tokens -= tokens
+        self.waiting_tokens -= tokens
 
     def ready(self, job: Job, chunk: Chunk, now_s: float) -> None:
         """A chunk of an admitted job is tokenised."""
@@ -98,6 +111,11 @@ class LaneQueue:
                 (served if took else misfits).append(job)
         self._ready.extendleft(reversed(misfits))  # they go first next time
         self._ready.extend(served)
+        self._skip_dead()
+
+    def _skip_dead(self) -> None:
+        while self._ready and self._ready[0].dead:
+            self._ready.popleft()
 
     def _fill_from(self, job: Job, plan: Plan) -> bool:
         took = False
@@ -143,12 +161,12 @@ class LaneQueue:
         job.waiting_tokens = 0
         job.spans.clear()
         job.dead = True
+        self._skip_dead()
         return claims
 
     @property
     def has_ready(self) -> bool:
-        while self._ready and self._ready[0].dead:
-            self._ready.popleft()
+        """Whether a text could go into a batch now. Asking changes nothing."""
         return bool(self._ready)
 
     def __repr__(self) -> str:

@@ -164,11 +164,12 @@ class Plan:
         """
         chunk, start, shared = span.chunk, span.start, job.shared_tokens
         lengths = chunk.lengths[start : span.stop]  # descending
+        # One token more than cached is computed. Shorter ones would not add up in order below.
+        lengths = lengths[: np.searchsorted(-lengths, -shared)]
         if not len(lengths) or lengths[0] >= shared + prefixes.block_tokens:
             return
         room = min(self.tokens_left, self.prefixed_tokens_left)
         count = min(
-            int(np.searchsorted(-lengths, -shared)),  # one token more than cached is computed
             int(np.searchsorted(np.cumsum(lengths - shared), room, side="right")),
             int(np.searchsorted(np.cumsum(lengths), self.keys_left, side="right")),
         )

@@ -23,11 +23,13 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import InvalidInput
 from .batch import Batch, Segment
 from .job import Chunk, Job, Lane, Span
 from .lane_queue import LaneQueue
@@ -47,6 +49,7 @@ SPEED_MEMORY = 0.8  # what is left of the batches measured so far with every new
 TOKENIZE_AHEAD_BATCHES = 4
 FIRST_TOKENS = 8192  # tokenised at a time where nothing is ready
 MOST_DOUBLINGS = 6  # of the plans between two that look texts up in vain: 31 at most
+FEW_DEADLINES = 64
 REGROWTH = 1.02  # after running out of memory, a batch that fits lets the next be larger by this
 
 
@@ -90,7 +93,10 @@ class Scheduler:
         self._parts_waiting = 0  # texts that are computed in part and hold blocks
         self._twins = Twins()
         self.lanes = {lane: LaneQueue(max_queue_tokens) for lane in Lane}
-        self._deadlines: list[tuple[float, int, Job]] = []
+        self._queues = (self.lanes[Lane.INTERACTIVE], self.lanes[Lane.BULK])  # queries first
+        # A heap. Weakly: a job that has ended is not kept until its deadline.
+        self._deadlines: list[tuple[float, int, weakref.ref[Job]]] = []
+        self._most_deadlines = FEW_DEADLINES  # at so many, those of ended jobs are taken out
         self._tie = itertools.count()
         self._last_query_s = -float("inf")
         self._bulk_waits_since_s: float | None = None  # None while no bulk text is ready
@@ -100,23 +106,37 @@ class Scheduler:
 
     # Jobs in.
 
-    def has_room_for(self, job: Job) -> bool:
-        """Whether the job would be admitted at once."""
-        return self.lanes[job.lane].has_room_for(job)
+    def has_room_for(self, job: Job, *, beside: int = 0) -> bool:
+        """Whether the job would be admitted at once, with `beside` tokens more in its lane."""
+        return self.lanes[job.lane].has_room_for(job, beside=beside)
 
     def submit(self, job: Job, now_s: float, chunk: Chunk | None = None) -> None:
         """Take a job in; `chunk` holds all of its texts when they are tokenised already."""
         if job.deadline_s is not None:
-            heapq.heappush(self._deadlines, (job.deadline_s, next(self._tie), job))
+            self._note_deadline(job, job.deadline_s)
         if chunk is not None:
             job.adopt(chunk, now_s)
         self.lanes[job.lane].enter(job)
         self._note_ready(job, now_s)
 
+    def _note_deadline(self, job: Job, deadline_s: float) -> None:
+        if len(self._deadlines) >= self._most_deadlines:
+            kept = [entry for entry in self._deadlines if _is_open(entry[2]())]
+            self._deadlines = kept
+            heapq.heapify(self._deadlines)
+            self._most_deadlines = max(FEW_DEADLINES, 2 * len(kept))
+        heapq.heappush(self._deadlines, (deadline_s, next(self._tie), weakref.ref(job)))
+
+    @property
+    def has_to_tokenize(self) -> bool:
+        """Whether `next_to_tokenize` may find texts."""
+        most = self.max_batch_tokens * self._ahead_batches
+        return any(lane.has_untokenized and lane.ready_tokens < most for lane in self._queues)
+
     def next_to_tokenize(self) -> tuple[Job, npt.NDArray[np.int64]] | None:
         """Claim the next texts to tokenise: queries first, either lane a few batches ahead."""
         most = self.max_batch_tokens * self._ahead_batches
-        for lane in (self.lanes[Lane.INTERACTIVE], self.lanes[Lane.BULK]):
+        for lane in self._queues:
             if lane.ready_tokens < most:
                 # Where nothing is ready a worker may be waiting: a little now, more beside it.
                 first = min(self.max_batch_tokens, FIRST_TOKENS)
@@ -130,6 +150,15 @@ class Scheduler:
         if not job.dead:
             self.lanes[job.lane].ready(job, chunk, now_s)
             self._note_ready(job, now_s)
+
+    def refuse(self, job: Job, errors: Mapping[int, InvalidInput]) -> None:
+        """Texts that were claimed cannot be accepted after all: they have errors."""
+        if not job.dead:
+            rows = list(errors)
+            self.lanes[job.lane].refuse(job, int(job.size_guesses[rows].sum()))
+            for row, error in errors.items():
+                job.fail(row, error)
+            self.lanes[job.lane].admit()
 
     def _note_ready(self, job: Job, now_s: float) -> None:
         if job.lane is Lane.INTERACTIVE:
@@ -155,16 +184,17 @@ class Scheduler:
         """The jobs whose deadline has passed, each named once; nothing more of them is planned."""
         expired = []
         while (deadline_s := self.next_deadline()) is not None and deadline_s <= now_s:
-            job = heapq.heappop(self._deadlines)[2]
-            self.forget(job)
-            expired.append(job)
+            job = heapq.heappop(self._deadlines)[2]()
+            if job is not None:
+                self.forget(job)
+                expired.append(job)
         return expired
 
     def next_deadline(self) -> float | None:
         """The earliest deadline of a job that has not ended. Lets go of those before it."""
         while self._deadlines:
-            deadline_s, _, job = self._deadlines[0]
-            if job.remaining and not job.dead:
+            deadline_s, _, found = self._deadlines[0]
+            if _is_open(found()):
                 return deadline_s
             heapq.heappop(self._deadlines)
         return None
@@ -338,3 +368,8 @@ class Scheduler:
             f"Scheduler(max_batch_tokens={self.max_batch_tokens}, "
             f"interactive={self.lanes[Lane.INTERACTIVE]!r}, bulk={self.lanes[Lane.BULK]!r})"
         )
+
+
+def _is_open(job: Job | None) -> bool:
+    """Whether a job may still pass its deadline."""
+    return job is not None and job.remaining > 0 and not job.dead

@@ -1,0 +1,116 @@
+"""Locks, gates and futures that survive what a caller's thread goes through.
+
+- An interrupt may come between any two operations of a caller. What is shared with other threads is
+  therefore locked and let go in single steps of the interpreter: `with` on a lock that is written
+  in C, and no `with` on an object whose methods are Python.
+- A collection may come in the middle of anything, and run a finalizer that cancels a call. All it
+  may use is what needs no lock: appending to a deque, and `Gate.open`.
+- A fork leaves all threads but one behind, with the locks they held. `fork_safe` names the locks
+  that are free again in the child.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+__all__ = ["Gate", "SteadyCondition", "SteadyFuture", "fork_safe"]
+
+Lock = TypeVar("Lock")
+Result = TypeVar("Result")
+
+_fork_safe: weakref.WeakSet[Any] = weakref.WeakSet()  # all that live; changed by any thread
+
+
+def fork_safe(lock: Lock) -> Lock:
+    """The lock itself, which from now on is free in a forked child, whoever held it before."""
+    _fork_safe.add(lock)
+    return lock
+
+
+def _free_all() -> None:
+    for lock in list(_fork_safe):
+        lock._at_fork_reinit()  # what the standard library's own locks are renewed with
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_free_all)
+
+
+class Gate:
+    """What one thread waits at until somebody opens it. It stays open until that thread is through.
+
+    Anybody may open it at any time, a finalizer too.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def open(self) -> None:
+        """Let the thread through, now or when it comes. Nothing happens if it is open."""
+        try:
+            self._lock.release()
+        except RuntimeError:  # it is open
+            return
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Wait until it is open, or for so many seconds, and close it."""
+        timeout_s = -1 if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX)
+        self._lock.acquire(timeout=timeout_s)
+
+    def __repr__(self) -> str:
+        return f"Gate({'closed' if self._lock.locked() else 'open'})"
+
+
+class SteadyCondition(threading.Condition):
+    """A condition that an interrupted thread leaves unlocked.
+
+    The standard library's locks in a method written in Python: an interrupt after its last step
+    leaves the lock held for ever, and the thread that wants to end the future waits for it.
+    """
+
+    _lock: Any
+    _waiters: Any
+
+    @property
+    def __enter__(self) -> Any:
+        return self._lock.__enter__
+
+    @property
+    def __exit__(self) -> Any:
+        return self._lock.__exit__
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait to be notified. However it ends, the lock is held again."""
+        gate = threading.Lock()
+        gate.acquire()
+        self._waiters.append(gate)
+        once_by_us = (1, threading.get_ident())
+        try:
+            self._lock.release()
+            was_notified = gate.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
+        except BaseException:
+            if not self._lock._is_owned():
+                self._lock._acquire_restore(once_by_us)
+            raise
+        self._lock._acquire_restore(once_by_us)  # which no interrupt ends
+        if not was_notified and gate in self._waiters:
+            self._waiters.remove(gate)
+        return was_notified
+
+
+class SteadyFuture(Future[Result]):
+    """A future whose waiting threads may be interrupted at any time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._condition: SteadyCondition = SteadyCondition()
+
+    def is_done_in_child(self) -> bool:
+        """In a forked child, where a lost thread may hold the old lock: whether it has ended."""
+        self._condition._lock._at_fork_reinit()
+        return self.done()

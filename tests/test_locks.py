@@ -1,0 +1,75 @@
+"""Gates, futures and locks by themselves."""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import TimeoutError as FutureTimeout
+from itertools import count
+
+import pytest
+
+from interrupts import interrupt
+from millpond.locks import Gate, SteadyFuture, fork_safe
+
+PATIENCE_S = 30.0
+
+
+def test_a_gate_stays_open_until_its_thread_is_through() -> None:
+    gate = Gate()
+    assert repr(gate) == "Gate(closed)"
+    gate.open()
+    gate.open()
+    assert repr(gate) == "Gate(open)"
+    gate.wait()
+    assert repr(gate) == "Gate(closed)"
+    gate.wait(0.0)
+
+
+def test_a_gate_lets_a_waiting_thread_through() -> None:
+    gate = Gate()
+    waiting = threading.Thread(target=gate.wait)
+    waiting.start()
+    gate.open()
+    waiting.join(PATIENCE_S)
+    assert not waiting.is_alive()
+
+
+def test_a_future_whose_waiting_thread_is_interrupted_anywhere_can_be_ended() -> None:
+    for number in count(1):
+        future: SteadyFuture[int] = SteadyFuture()
+        ending = threading.Timer(0.002, future.set_result, [7])
+        ending.start()
+        try:
+            with interrupt(number, within=lambda file: "timer" not in file) as was_reached:
+                assert future.result(PATIENCE_S) == 7
+        except KeyboardInterrupt:
+            pass
+        ending.join(PATIENCE_S)
+        assert not ending.is_alive(), number
+        assert future.result(0) == 7
+        if not was_reached():
+            break
+    assert number > 5
+
+
+def test_a_future_is_waited_for_no_longer_than_said() -> None:
+    future: SteadyFuture[int] = SteadyFuture()
+    with pytest.raises(FutureTimeout):
+        future.result(0.0)
+    with pytest.raises(FutureTimeout):
+        future.exception(0.001)
+    future.set_result(1)
+    assert future.result(0.0) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_named_lock_is_free_in_a_forked_child() -> None:
+    lock, again = fork_safe(threading.Lock()), fork_safe(threading.RLock())
+    with lock, again:
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if lock.acquire(blocking=False) and again.acquire(blocking=False) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert lock.locked()
