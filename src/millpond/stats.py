@@ -157,7 +157,7 @@ class CallProgress:
 class ProgressHook(Protocol):
     """Called as texts of a call end, once or more a batch, on the thread that ran it.
 
-    Never twice at a time for one call; it must be quick. What it raises is passed over.
+    Several threads may call it at a time, and it must be quick. What it raises is passed over.
     """
 
     def __call__(self, progress: CallProgress, /) -> object: ...

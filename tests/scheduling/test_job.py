@@ -91,13 +91,26 @@ def test_a_job_keeps_vectors_and_errors_by_row_and_counts_down() -> None:
     assert (result.timings.queue_s, result.timings.total_s) == (1.0, 3.0)
 
 
-def test_a_progress_bar_that_cannot_be_drawn_does_no_harm() -> None:
+@pytest.mark.parametrize("error", [ValueError("I/O on closed file"), SystemExit(1)])
+def test_a_progress_bar_that_cannot_be_drawn_does_no_harm(error: BaseException) -> None:
     def broken(progress: CallProgress) -> None:
-        raise ValueError("I/O operation on closed file")
+        raise error
 
-    job = job_of("a", progress=broken)
+    job = job_of("a", "b", progress=broken)
     job.write(np.array([0]), np.zeros((1, 2), dtype=np.float32))
+    job.fail(1, NonFiniteVector("it is not finite", index=1))
     assert job.remaining == 0
+
+
+def test_progress_is_told_before_the_texts_count_as_done_and_with_no_lock_held() -> None:
+    seen: list[tuple[int, bool]] = []
+
+    def look(progress: CallProgress) -> None:
+        seen.append((job.remaining, job._result_lock.locked()))
+
+    job = job_of("a", progress=look)
+    job.write(np.array([0]), np.zeros((1, 2), dtype=np.float32))
+    assert seen == [(1, False)]
 
 
 def test_progress_tells_what_was_cut_and_how_much_of_the_work_is_done() -> None:

@@ -11,8 +11,9 @@ import contextlib
 import logging
 import os
 import pickle
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self, TypedDict, Unpack
 
 from langchain_core.embeddings import Embeddings
@@ -107,15 +108,17 @@ class _Cut:
 
 @dataclass
 class _Call:
-    """What a call has embedded so far, told by the engine's threads one at a time."""
+    """What a call has embedded so far. The engine's threads tell it, several at a time."""
 
     bar: ProgressBar | None
-    texts: int = 0
+    texts: int = 0  # under the lock, as the next
     truncated: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self, progress: CallProgress) -> None:
-        self.texts += progress.texts
-        self.truncated += progress.truncated
+        with self.lock:
+            self.texts += progress.texts
+            self.truncated += progress.truncated
         if self.bar is not None:
             self.bar.advance(progress)
 

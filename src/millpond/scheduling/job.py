@@ -5,7 +5,6 @@ A job is one object with one future and one array of rows, however many texts it
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import functools
 import itertools
@@ -252,7 +251,7 @@ class Job:
         """Keep what `output.rows` made of the vectors of these texts."""
         with self._result_lock:
             self.rows[rows] = output_rows
-            self._finished(rows)
+        self._finished(rows)
 
     def let_in(self) -> None:
         """It is admitted to its lane."""
@@ -263,7 +262,7 @@ class Job:
         """Keep a text's error in place of its vector."""
         with self._result_lock:
             self.errors[row] = error
-            self._finished(np.array([row]))
+        self._finished(np.array([row]))
 
     def spent(self, *, tokenize_s: float = 0.0, forward_s: float = 0.0) -> None:
         """Count time that was spent on it."""
@@ -272,16 +271,24 @@ class Job:
             self.forward_s += forward_s
 
     def _finished(self, rows: npt.NDArray[np.int64]) -> None:
-        self.remaining -= len(rows)
-        if self.progress is not None:
-            with contextlib.suppress(Exception):  # a terminal that is gone stops no one's work
-                self.progress(
-                    CallProgress(
-                        texts=len(rows),
-                        truncated=int(self.truncated[rows].sum()),
-                        share=float(self._efforts[rows].sum()),
-                    )
-                )
+        self._tell(rows)  # first, so that a call does not end before all of it is told
+        with self._result_lock:
+            self.remaining -= len(rows)
+
+    def _tell(self, rows: npt.NDArray[np.int64]) -> None:
+        """Tell of texts that have ended, with no lock held."""
+        if self.progress is None:
+            return
+        done = CallProgress(
+            texts=len(rows),
+            truncated=int(self.truncated[rows].sum()),
+            share=float(self._efforts[rows].sum()),
+        )
+        try:
+            self.progress(done)
+        except BaseException as error:  # a terminal that is gone stops no one's work
+            if isinstance(error, KeyboardInterrupt) and _is_main_thread():
+                raise  # somebody's Ctrl-C, amid a query that its caller runs
 
     @functools.cached_property
     def _efforts(self) -> npt.NDArray[np.float64]:
@@ -312,3 +319,7 @@ class Job:
             f"Job(id={self.id}, lane={self.lane.value}, texts={len(self)}, "
             f"untokenized={self.untokenized}, remaining={self.remaining}, dead={self.dead})"
         )
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
