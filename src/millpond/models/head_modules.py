@@ -22,7 +22,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from ..errors import InvalidCheckpoint, UnsupportedModel
 from .spec import Module
-from .weights import read_weights, require_finite
+from .weights import read_weights
 
 __all__ = ["LOADERS", "Place", "Step", "load_layer_weights", "normalizer"]
 
@@ -221,9 +221,10 @@ def _subfolder(path: Path, root: Path) -> str:
 
 
 def _float_weights(module: Module, device: torch.device) -> dict[str, Tensor]:
-    weights = read_weights(module.path)
-    require_finite(module.path, weights.items())
-    return {name: weight.to(device=device, dtype=torch.float32) for name, weight in weights.items()}
+    return {
+        name: weight.to(device=device, dtype=torch.float32)
+        for name, weight in read_weights(module.path).items()
+    }
 
 
 def _require_width(module: Module, expected: int, width: int) -> None:

@@ -25,9 +25,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPI
 
 from ..errors import InvalidCheckpoint, InvalidOption, ModelError, UnsupportedModel
 from .checkpoint_files import find_weights, read_json_object, require_whole, safetensors_header
+from .finite import DoesNotFit, non_finite, refuse_non_finite
 from .quiet import quiet_transformers
 from .spec import Module
-from .weights import require_finite
 
 __all__ = [
     "LoadedTransformer",
@@ -91,7 +91,8 @@ def load_transformer(
 ) -> LoadedTransformer:
     """Load the transformer in `module.path`. Prints nothing.
 
-    Raises `InvalidCheckpoint` when weights are missing, not finite or of the wrong shape, and
+    Raises `InvalidCheckpoint` when weights are missing, not finite or of the wrong shape,
+    `DoesNotFit` when they are not finite in this precision alone, and
     `UnsupportedModel` when transformers has no class for it or needs its own code.
     """
     path = module.path
@@ -119,10 +120,21 @@ def load_transformer(
             min(left_out),
         )
     _check_complete(path, model, missing, ignores_code=not trust_remote_code)
-    used = (named for named in model.named_parameters() if "pooler" not in named[0].split("."))
-    require_finite(path, used)
+    if dtype == torch.float16 and non_finite(model.named_parameters()):
+        _refuse_too_large(module, config, trust_remote_code)
+    refuse_non_finite(path, model.named_parameters())
     torch.nn.Module.to(model.train(False).requires_grad_(False), device)
     return _describe(model)
+
+
+def _refuse_too_large(module: Module, config: PretrainedConfig, trust_remote_code: bool) -> None:
+    """Raise `DoesNotFit` where it is float16 alone that some weight is infinite in."""
+    with quiet_transformers():
+        model, *_ = _load_model(module, config, torch.float32, trust_remote_code)
+    if non_finite(model.named_parameters()) is None:
+        raise DoesNotFit(
+            f"{module.path} has weights too large for float16; use dtype='bfloat16' or 'float32'"
+        )
 
 
 def _load_config(module: Module, trust_remote_code: bool) -> PretrainedConfig:
@@ -229,7 +241,7 @@ def _load_error(path: Path, error: Exception) -> ModelError:
     if elsewhere and isinstance(error, OSError):
         return UnsupportedModel(
             f"{path} runs Python code of the repository {' and '.join(sorted(elsewhere))}, which "
-            "is not on this machine; download that too, or let the hub be asked "
+            "is not on this machine; download that repository too "
             f"({_first_line(error)})"
         )
     reason = f"{type(error).__name__}: {_first_line(error)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -26,17 +27,20 @@ from .cpu_layers import flatten_layers
 from .cpu_linear import fuse_gelus, has_steady_products, prepack_linears
 from .cpu_threads import multiplied_parameters, products_are_whole, threads_for_a_check
 from .cuda_fusion import fuse_for_cuda
+from .finite import DoesNotFit, refuse_overflow
 from .head import Head
 from .loading import checkpoint_dtype, choose_dtype, load_transformer
 from .prefix_check import PrefixSupport, prove_prefixes
 from .selfcheck import (
     LENGTHS,
     Execution,
+    disagreement,
     leave_out_pooler,
     prove_compiled,
     prove_execution,
     prove_flat,
     quantize,
+    run_alone,
 )
 from .spec import ModelSpec, Module, Route
 from .static import StaticEmbeddings
@@ -163,7 +167,7 @@ class Pipeline:
         if not products_are_whole() or not has_steady_products(self.encoder.model, threads):
             return False
         return self.execution.kind != "packed" or attention_is_invariant(
-            self.execution.attention.shapes,
+            self.execution.attention,
             self.dtype,
             longest=self.tokenizer.max_length,
             threads=threads,
@@ -240,22 +244,22 @@ class _Encoders:
         )
         try:
             transformer, tokenizer, execution = self._load_and_prove(module, dtype)
+        except DoesNotFit:
+            if self.config.dtype != "auto":
+                raise
+            logger.info("%s overflows in float16; running it in bfloat16", module.path)
+            dtype = torch.bfloat16
+            transformer, tokenizer, execution = self._load_and_prove(module, dtype)
         except (MillpondError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever a model's code objects with
             if self.device.type != "cpu":
                 raise
             transformer, tokenizer, execution = self._in_float32(module, dtype, error)
-        finite = execution.finite and execution.attention.finite
-        if not finite and self.config.dtype == "auto" and dtype == torch.float16:
+        if not execution.finite and self.config.dtype == "auto" and dtype == torch.float16:
             logger.info("%s overflows in float16; running it in bfloat16", module.path)
             del transformer
             transformer, tokenizer, execution = self._load_and_prove(module, torch.bfloat16)
-        if not execution.attention.finite:
-            raise UnsupportedModel(
-                f"{module.path}: attention scores overflow, so its query and key weights are far "
-                "too large: the checkpoint is damaged, or dtype='float32' has the range it needs"
-            )
         if execution.kind != "packed":
             logger.info("%s runs %s: %s", module.path, execution.kind, execution.reason)
         return transformer, tokenizer, execution
@@ -285,8 +289,9 @@ class _Encoders:
         return loaded
 
     def _load_and_prove(
-        self, module: Module, dtype: torch.dtype
+        self, module: Module, dtype: torch.dtype, *, own_layers: bool = False
     ) -> tuple[Transformer, TextTokenizer, Execution]:
+        """With `own_layers` none of the model's is replaced by a faster one."""
         loaded = load_transformer(
             module,
             device=self.device,
@@ -297,26 +302,39 @@ class _Encoders:
             module, vocab_size=loaded.vocab_size, max_positions=loaded.max_positions
         )
         ids = _ordinary_ids(loaded.vocab_size, tokenizer)
+        text = list(ids[: max(LENGTHS)])
         with threads_for_a_check(loaded.model, sum(LENGTHS)):
             transformer = Transformer(loaded)
+            refuse_overflow(loaded.model, partial(run_alone, transformer, text), folder=module.path)
             leave_out_pooler(transformer, token_ids=ids)
-            if self.config.dtype == "int8":
-                texts = _ordinary_texts(tokenizer)
-                quantize(transformer, texts, flat=not self.config.compile)
-            if self.device.type == "cpu":
-                if not self.config.compile:
-                    flatten_layers(loaded.model, steady=self.config.deterministic)
-                prepack_linears(loaded.model, steady=self.config.deterministic)
-                fuse_gelus(loaded.model)
-                steady_activations(loaded.model)
-            if self.device.type == "cuda":
-                fuse_for_cuda(loaded.model, compiled=self.config.compile)
+            if not own_layers:
+                expected = run_alone(transformer, text)
+                self._replace_layers(transformer, tokenizer)
+                reason = disagreement([run_alone(transformer, text)], [expected])
+                if reason is not None and not transformer.is_int8:
+                    # A layer's weight is read by other code than the layer's own, for one.
+                    logger.info("%s keeps transformers' own layers: %s", module.path, reason)
+                    return self._load_and_prove(module, dtype, own_layers=True)
             execution = prove_execution(transformer, token_ids=ids, pad_id=tokenizer.pad_id)
             if self.device.type == "cpu":
                 prove_flat(transformer, execution, token_ids=ids)
         if self.config.compile:
             execution = prove_compiled(transformer, execution, token_ids=ids)
         return transformer, tokenizer, execution
+
+    def _replace_layers(self, transformer: Transformer, tokenizer: TextTokenizer) -> None:
+        """Put faster layers in the place of transformers' own; the model's result is to stay."""
+        model, steady = transformer.model, self.config.deterministic
+        if self.config.dtype == "int8":
+            quantize(transformer, _ordinary_texts(tokenizer), flat=not self.config.compile)
+        if self.device.type == "cpu":
+            if not self.config.compile:
+                flatten_layers(model, steady=steady)
+            prepack_linears(model, steady=steady)
+            fuse_gelus(model)
+            steady_activations(model)
+        if self.device.type == "cuda":
+            fuse_for_cuda(model, compiled=self.config.compile)
 
     def prefixes(self, route: Route, head: Head) -> PrefixSupport:
         """Whether the texts of a route can go on from cached prefixes."""

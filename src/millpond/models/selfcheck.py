@@ -37,6 +37,7 @@ __all__ = [
     "prove_execution",
     "prove_flat",
     "quantize",
+    "run_alone",
     "run_packed",
 ]
 
@@ -51,16 +52,6 @@ COMPANY = (16, 17, 23, 31, 33, 64, 100, 257, 1000)  # rows beside a text; compil
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 8e-2}
 
 
-@dataclass(frozen=True)
-class AttentionSeen:
-    """What was seen of a model's attention, as far as it lets others attend for it."""
-
-    finite: bool = True
-    """Whether every score was. If not, a kernel may hide it: vectors look fine."""
-    shapes: frozenset[AttentionShape] = frozenset()
-    """Of all layers."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Execution:
     """How a model runs, and why."""
@@ -69,7 +60,8 @@ class Execution:
     reason: str
     finite: bool = True
     """Whether every hidden state of the check was finite; float16 overflows in some models."""
-    attention: AttentionSeen = AttentionSeen()
+    attention: frozenset[AttentionShape] = frozenset()
+    """Sizes of its layers' attention, as far as it lets others attend for it."""
     compiled: bool = False
     """Whether the layers run as compiled."""
 
@@ -89,12 +81,12 @@ def prove_execution(
     the attention that the result needs.
     """
     texts = check_texts(transformer, token_ids)
-    attention = _see_attention(transformer, texts[: len(LENGTHS)])
+    attention = _attention_shapes(transformer, texts[: len(LENGTHS)])
     return replace(_choose_execution(transformer, texts, pad_id), attention=attention)
 
 
 def _choose_execution(transformer: Transformer, texts: list[list[int]], pad_id: int) -> Execution:
-    expected = [_alone(transformer, text) for text in texts]
+    expected = [run_alone(transformer, text) for text in texts]
     finite = all(bool(rows.isfinite().all()) for rows in expected)
     if rotates_by_length(transformer.model):
         # Only texts longer than the model was trained on would show it.
@@ -124,10 +116,10 @@ def leave_out_pooler(transformer: Transformer, *, token_ids: Sequence[int]) -> N
     if not isinstance(pooler, nn.Module):
         return
     text = list(token_ids[:4])
-    expected = _alone(transformer, text)
+    expected = run_alone(transformer, text)
     model.register_module("pooler", None)
     try:
-        agrees = torch.equal(_alone(transformer, text), expected)
+        agrees = torch.equal(run_alone(transformer, text), expected)
     except Exception:  # whatever a model objects with that needs one
         agrees = False
     if not agrees:
@@ -143,11 +135,11 @@ def quantize(transformer: Transformer, texts: Sequence[list[int]], *, flat: bool
     """
     check_int8()
     with recorded_inputs(transformer.model) as inputs:
-        own = torch.cat([_alone(transformer, text) for text in texts]).float()
+        own = torch.cat([run_alone(transformer, text) for text in texts]).float()
     if flat:
         flatten_layers(transformer.model, int8_inputs=inputs)
     quantize_linears(transformer.model, inputs)
-    found = torch.cat([_alone(transformer, text) for text in texts]).float()
+    found = torch.cat([run_alone(transformer, text) for text in texts]).float()
     transformer.int8_error = float((found - own).norm() / own.norm())
     cosine = float(cosine_similarity(found, own).mean())
     if cosine < INT8_COSINE:
@@ -236,7 +228,9 @@ def _windows(transformer: Transformer) -> list[int]:
     return [window for window in found if isinstance(window, int) and 0 < window <= most]
 
 
-def _alone(transformer: Transformer, text: list[int]) -> Tensor:
+@torch.inference_mode()
+def run_alone(transformer: Transformer, text: list[int]) -> Tensor:
+    """Hidden states of one text, `[length, hidden]`, by the attention the model is set to."""
     ids = torch.tensor([text], device=transformer.device)
     return last_layer(transformer.padded(ids, torch.ones_like(ids)))
 
@@ -262,29 +256,28 @@ def _check_packed(
 
 @dataclass(frozen=True)
 class _WatchedSequences(PackedSequences):
-    """Sequences whose attention is looked at, and what was seen of each layer's."""
+    """Sequences that keep the sizes of each layer's attention."""
 
-    seen: list[tuple[bool, AttentionShape]] = field(default_factory=list)
+    shapes: set[AttentionShape] = field(default_factory=set)
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool, **options: Any
     ) -> Tensor:
-        shape = AttentionShape(query.shape[0], key.shape[0], query.shape[2], causal)
-        keys = key.float().repeat_interleave(shape.heads // shape.key_heads, dim=0)
-        scores = query.float() @ keys.transpose(1, 2)
-        self.seen.append((bool(scores.isfinite().all()), shape))
+        self.shapes.add(AttentionShape(query.shape[0], key.shape[0], query.shape[2], causal))
         return super().attend(query, key, value, causal=causal, **options)
 
 
-def _see_attention(transformer: Transformer, texts: list[list[int]]) -> AttentionSeen:
-    seen: list[tuple[bool, AttentionShape]] = []
+def _attention_shapes(
+    transformer: Transformer, texts: list[list[int]]
+) -> frozenset[AttentionShape]:
+    shapes: set[AttentionShape] = set()
     try:
         transformer.use_packed_attention()
-        run_packed(transformer, texts, partial(_WatchedSequences, seen=seen))
+        run_packed(transformer, texts, partial(_WatchedSequences, shapes=shapes))
     except Exception as error:  # whatever a model's code objects with, it attends by itself
         logger.debug("its attention was not looked at: %s", _first_line(error))
     transformer.use_stock_attention()
-    return AttentionSeen(all(finite for finite, _ in seen), frozenset(shape for _, shape in seen))
+    return frozenset(shapes)
 
 
 def _position_offsets(transformer: Transformer, pad_id: int, longest: int) -> list[int]:
