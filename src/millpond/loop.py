@@ -121,6 +121,9 @@ class Loop:
             threading.Thread(target=self._guarded, args=(work,), name=f"{name}-{role}", daemon=True)
             for role, work in (roles.items() if cause is None else ())
         )
+
+    def start(self) -> None:
+        """Start the threads. Whoever is to stop them is known before, if an interrupt comes."""
         try:
             for thread in self._threads:
                 thread.start()

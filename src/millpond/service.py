@@ -135,6 +135,7 @@ class Service:
         # Where an interrupt keeps the service from its engine, nobody else would stop it.
         close = partial(loop.close, drain=True, wait=False)
         weakref.finalize(self, loop.ask_keeper, close).atexit = False
+        loop.start()
         return loop
 
     @property
