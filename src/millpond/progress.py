@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from .config import require_bool
+from .errors import InvalidOption
 from .request import TextsInput
 from .stats import CallProgress, ProgressHook
 
@@ -64,7 +64,8 @@ def progress_hook(
     if callable(progress):
         yield progress
         return
-    require_bool("progress", progress)
+    if not isinstance(progress, bool):
+        raise InvalidOption(f"progress={progress!r}: it must be True, False or a function")
     if not progress:
         yield None
         return
