@@ -128,7 +128,16 @@ def test_an_upload_that_stalls_is_told_so_when_the_drain_time_is_over() -> None:
         assert "Traceback" not in "\n".join(server.lines)
 
 
+@pytest.fixture
+def hangups() -> Iterator[None]:
+    """SIGHUP is not ignored, as it is under nohup, and in what is started there."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+@pytest.mark.usefixtures("hangups")
 def test_a_terminal_that_goes_away_drains_the_server_however_often_it_says_so() -> None:
     with server_process(MODEL) as server:
         url = httpx.URL(server.url)
