@@ -430,7 +430,7 @@ def test_a_model_without_a_table_of_tokens_is_refused_for_that(tmp_path: Path) -
 def test_where_the_dtype_is_not_the_reason_none_is_blamed(tmp_path: Path, dtype: str) -> None:
     config = {"d_model": 64, "n_head": 4, "d_head": 16, "d_inner": 64, "block_sizes": [1, 1]}
     folder = save_transformer(tmp_path, model="FunnelBaseModel", config=config)
-    with pytest.raises(UnsupportedModel, match="does not run on texts as short as") as raised:
+    with pytest.raises(UnsupportedModel, match=r"does not run \(.*more than one token") as raised:
         Engine(folder, device="cpu", dtype=dtype)
     assert "another dtype" not in str(raised.value)
 

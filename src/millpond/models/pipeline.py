@@ -273,12 +273,12 @@ class _Encoders:
             if dtype == torch.float32:
                 raise error
             loaded = self._load_and_prove(module, torch.float32)
-        except MillpondError:
+        except (MillpondError, MemoryError):
             raise
         except Exception as another:
             raise UnsupportedModel(
-                f"{module.path}: {reason}: a model of its kind does not run on texts as short as "
-                "one token, or takes something else than token ids"
+                f"{module.path} does not run ({reason}); a model of its kind may need texts of "
+                "more than one token, or something beside token ids"
             ) from another
         if self.config.dtype != "auto":
             raise UnsupportedModel(
