@@ -25,10 +25,10 @@ import numpy.typing as npt
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-
 from checkpoints import save_checkpoint, save_transformer
 from families import FAMILIES, WIDTH
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
 from millpond import Engine, MillpondError
 
 LONGEST = 2000

@@ -19,12 +19,12 @@ from gpu_report import Report
 from sentence_transformers import SentenceTransformer
 
 from millpond import Engine
-from millpond.models import cuda_fusion
+from millpond.layers.cuda import fusion as cuda_fusion
 
 ROOT = Path(__file__).parent.parent
 TESTS = (
-    *("tests/models/test_cuda_fusion.py", "tests/models/test_cuda_graphs.py"),
-    "tests/test_gpu.py",
+    *("tests/layers/cuda/test_fusion.py", "tests/runner/cuda/test_graphs.py"),
+    "tests/behaviour/test_gpu.py",
 )
 WORKERS = 4
 LEAST_COSINE = {"float16": 0.999, "bfloat16": 0.99, "float32": 0.99999}

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from millpond.scheduling.prefix_cache import PrefixCache
+from millpond.scheduler.prefix_cache import PrefixCache
 
 TOKENS = 520
 BLOCKS_A_TEXT = 32

@@ -15,7 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import environments
-import model
 import peer
 import plots
 import report
@@ -25,6 +24,8 @@ from matrix_rate import operations
 from measure import Peers, Record, Run, measure, peers_at_once
 from plan import FULL, QUICK, texts
 from workers import end_when_told
+
+import model
 
 STARTED = time.perf_counter()
 MODEL = environments.FOLDER / "model"

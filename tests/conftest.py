@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from checkpoints import save_family, save_transformer
 from families import FAMILIES
 

@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 TESTS = (
-    "tests/test_batch_invariance.py",
-    "tests/test_fidelity.py",
-    "tests/test_prefixes_of_decoders.py",
-    "tests/test_same_bits.py",
+    "tests/runner/test_batch_invariance.py",
+    "tests/behaviour/test_fidelity.py",
+    "tests/behaviour/test_prefixes_of_decoders.py",
+    "tests/behaviour/test_same_bits.py",
 )
 PROCESSORS: Mapping[str, Mapping[str, str]] = {
     "AVX2, 2 threads of MKL": {

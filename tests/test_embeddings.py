@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sentence_transformers.util.quantization import quantize_embeddings
 
 from millpond import InvalidDimensions, InvalidOption, TextFailed, TextsFailed, quantize
-from millpond.embeddings import Embeddings, OutputFormat, Timings
+from millpond.embeddings import Embeddings, OutputSpec, Timings
 
 ALL = ["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 TIMINGS = Timings(queue_s=0, tokenize_s=0, forward_s=0, total_s=0)
@@ -22,7 +22,7 @@ def vectors(texts: int, dimension: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(texts, dimension)).astype(np.float32)
 
 
-def result_of(rows: np.ndarray, output: OutputFormat, **errors: TextFailed) -> Embeddings:
+def result_of(rows: np.ndarray, output: OutputSpec, **errors: TextFailed) -> Embeddings:
     return Embeddings(
         rows=rows,
         output=output,
@@ -72,10 +72,10 @@ def test_a_single_vector_has_no_ranges(dtype: Any) -> None:
     with pytest.raises(InvalidOption, match=r"millpond\.quantize"):
         quantize(vectors(1, 8), dtype)
     with pytest.raises(InvalidOption, match="one vector has none"):
-        OutputFormat(dimension=8, dtype=dtype).require_enough(1)
-    OutputFormat(dimension=8, dtype=dtype).require_enough(2)
-    OutputFormat(dimension=8, dtype=dtype).require_enough(0)
-    OutputFormat(dimension=8, dtype="binary").require_enough(1)
+        OutputSpec(dimension=8, dtype=dtype).require_enough(1)
+    OutputSpec(dimension=8, dtype=dtype).require_enough(2)
+    OutputSpec(dimension=8, dtype=dtype).require_enough(0)
+    OutputSpec(dimension=8, dtype="binary").require_enough(1)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
@@ -97,7 +97,7 @@ def test_a_constant_dimension_is_no_division_by_zero() -> None:
 def test_rows_fit_the_array_that_was_made_for_them(
     dtype: Any, dimensions: int | None, normalize: bool | None
 ) -> None:
-    output = OutputFormat(dimension=16, dimensions=dimensions, normalize=normalize, dtype=dtype)
+    output = OutputSpec(dimension=16, dimensions=dimensions, normalize=normalize, dtype=dtype)
     made = vectors(6, 16)
     array = output.allocate(6)
     array[:] = output.rows(made)
@@ -117,28 +117,28 @@ def test_rows_fit_the_array_that_was_made_for_them(
 
 
 def test_a_zero_vector_stays_zero() -> None:
-    output = OutputFormat(dimension=4, normalize=True)
+    output = OutputSpec(dimension=4, normalize=True)
     assert output.rows(np.zeros((1, 4), np.float32)).tolist() == [[0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("dimensions", [0, -1, 17, 2.5, "4", True])
 def test_dimensions_that_cannot_be_had_are_refused(dimensions: Any) -> None:
     with pytest.raises(InvalidDimensions, match="dimensions="):
-        OutputFormat(dimension=16, dimensions=dimensions)
+        OutputSpec(dimension=16, dimensions=dimensions)
 
 
 def test_an_unknown_type_is_refused_with_the_known_ones() -> None:
     with pytest.raises(InvalidOption, match="ubinary"):
-        OutputFormat(dimension=4, dtype="int4")  # type: ignore[arg-type]
+        OutputSpec(dimension=4, dtype="int4")  # type: ignore[arg-type]
 
 
 def test_rows_never_written_are_nan_and_not_something() -> None:
-    assert np.isnan(OutputFormat(dimension=4).allocate(2)).all()
-    assert not OutputFormat(dimension=4, dtype="binary").allocate(2).any()
+    assert np.isnan(OutputSpec(dimension=4).allocate(2)).all()
+    assert not OutputSpec(dimension=4, dtype="binary").allocate(2).any()
 
 
 def test_one_error_is_raised_itself_and_several_together() -> None:
-    output = OutputFormat(dimension=4)
+    output = OutputSpec(dimension=4)
     rows = vectors(3, 4)
     result_of(rows, output).raise_for_errors()
     one = TextFailed("bad", index=1)
@@ -152,7 +152,7 @@ def test_one_error_is_raised_itself_and_several_together() -> None:
 
 
 def test_a_result_survives_pickling() -> None:
-    result = result_of(vectors(2, 8), OutputFormat(dimension=8, dtype="int8"))
+    result = result_of(vectors(2, 8), OutputSpec(dimension=8, dtype="int8"))
     copy = pickle.loads(pickle.dumps(result))
     np.testing.assert_array_equal(copy.vectors, result.vectors)
     assert repr(copy) == repr(result)

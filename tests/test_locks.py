@@ -8,8 +8,8 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from itertools import count
 
 import pytest
-
 from interrupts import interrupt
+
 from millpond.locks import Gate, SteadyFuture, fork_safe
 
 PATIENCE_S = 30.0

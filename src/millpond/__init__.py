@@ -1,6 +1,6 @@
 """Millpond: an embedding engine that lives inside your Python process.
 
-    from millpond import Engine
+    from . import Engine
 
     with Engine("sentence-transformers/all-MiniLM-L6-v2") as engine:
         vectors = engine.embed(["one text", "another"])  # float32 [2, 384]
@@ -37,21 +37,14 @@ from .errors import (
     UnknownTask,
     UnsupportedModel,
 )
-from .stats import (
-    BatchStats,
-    CallProgress,
-    EngineStats,
-    PrefixCacheStats,
-    ProgressHook,
-    StatsHook,
-)
+from .stats import BatchStats, CallProgress, EngineStats, PrefixCacheStats, ProgressHook, StatsHook
 
 if typing.TYPE_CHECKING:
     from .embeddings import Embeddings, quantize
-    from .engine import Engine
-    from .info import EngineInfo
-    from .progress import ProgressBar
-    from .scheduling.job import Lane
+    from .engine.engine import Engine
+    from .engine.info import EngineInfo
+    from .engine.progress import ProgressBar
+    from .scheduler.request import Priority
 
 __version__ = "0.1.0"
 
@@ -73,13 +66,13 @@ __all__ = [
     "InvalidOption",
     "InvalidText",
     "InvalidTokenIds",
-    "Lane",
     "MillpondError",
     "ModelError",
     "ModelNotFound",
     "NonFiniteVector",
     "OutOfMemory",
     "PrefixCacheStats",
+    "Priority",
     "ProgressBar",
     "ProgressHook",
     "QueueFull",
@@ -96,10 +89,10 @@ __all__ = [
 
 _LAZY_NAMES = {
     "Embeddings": "millpond.embeddings",
-    "Engine": "millpond.engine",
-    "EngineInfo": "millpond.info",
-    "Lane": "millpond.scheduling.job",
-    "ProgressBar": "millpond.progress",
+    "Engine": "millpond.engine.engine",
+    "EngineInfo": "millpond.engine.info",
+    "Priority": "millpond.scheduler.request",
+    "ProgressBar": "millpond.engine.progress",
     "quantize": "millpond.embeddings",
 }
 

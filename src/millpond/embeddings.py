@@ -1,4 +1,4 @@
-"""`Embeddings`, the result of a call, and `OutputFormat`, how a model's vectors become its rows.
+"""`Embeddings`, the result of a call, and `OutputSpec`, how a model's vectors become its rows.
 
 Pure numpy; it knows nothing of models, devices or queues.
 """
@@ -15,10 +15,14 @@ import numpy.typing as npt
 
 from .errors import InvalidDimensions, InvalidInput, InvalidOption, TextFailed, TextsFailed
 
-__all__ = ["Embeddings", "OutputDType", "OutputFormat", "Timings", "quantize"]
+__all__ = ["Embeddings", "OutputDType", "OutputSpec", "Timings", "quantize"]
 
 OutputDType = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
+
+
 FloatArray = npt.NDArray[np.float32]
+
+
 _ONE_VECTOR = (
     "{dtype} takes each dimension's range from the vectors of the call, and one vector has none: "
     "embed it as float32 and call millpond.quantize with the documents' ranges"
@@ -38,7 +42,7 @@ class Timings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputFormat:
+class OutputSpec:
     """What the caller wants of each vector: fewer dimensions, unit length, another type."""
 
     dimension: int
@@ -169,7 +173,7 @@ class Embeddings:
     """By index, the texts that were not accepted (`InvalidInput`) and those that failed
     (`TextFailed`). Their rows are NaN, or zero in integer types."""
     rows: npt.NDArray[Any] = field(repr=False)
-    output: OutputFormat = field(repr=False)
+    output: OutputSpec = field(repr=False)
 
     @cached_property
     def vectors(self) -> npt.NDArray[Any]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
 from command_line import ROWS, TEXTS, run, with_settings
+
 from millpond import Engine
 
 

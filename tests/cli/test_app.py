@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from command_line import refusal, run
 
 import millpond
-from command_line import refusal, run
 from millpond.cli import app
 
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import typer.main
-
 from command_line import run
+
 from millpond.cli import app
 
 PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")

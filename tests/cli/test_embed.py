@@ -12,9 +12,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
 from command_line import ROWS, TEXTS, refusal, rows_of
 from families import MAX_LENGTH, WIDTH
+
 from millpond import Engine, quantize
 
 pytestmark = pytest.mark.usefixtures("one_thread")

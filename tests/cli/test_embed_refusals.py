@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
 from command_line import refusal, rows_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")

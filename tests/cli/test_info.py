@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from command_line import refusal, run, with_settings
 from families import MAX_LENGTH, WIDTH
+
 from millpond import Engine
 
 pytestmark = pytest.mark.usefixtures("one_thread")

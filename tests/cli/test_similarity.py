@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from checkpoints import reference
 from command_line import refusal, run, with_settings
 

@@ -8,17 +8,17 @@ import math
 from typing import Any
 
 import pytest
+from fakes import DIMENSION, FakeRunner, start_engine, token_ids
 from fastapi import FastAPI
+from serving import NAME, embed, error_of, fake_app, request
 
 import millpond
-from fakes import DIMENSION, FakeRunner, start_engine, token_ids
 from millpond import InvalidOption
-from millpond.server.access_log import JsonFormatter, TextFormatter
 from millpond.server.app import create_app
-from millpond.server.auth import KeyGuard
-from millpond.server.served import ServedModel, ServedModels
+from millpond.server.log_format import JsonFormatter, TextFormatter
+from millpond.server.middleware.api_key import APIKeyMiddleware
+from millpond.server.models import ServedModel, ServedModels
 from millpond.server.settings import AppSettings, ListenSettings
-from serving import NAME, embed, error_of, fake_app, request
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_a_key_is_never_shown(caplog: pytest.LogCaptureFixture) -> None:
             request(app, "GET", "/version", headers={"authorization": f"Bearer {sent}"})
     assert "open-" not in caplog.text
     assert "open-" not in repr(settings)
-    assert "open-" not in repr(KeyGuard(app, keys=settings.api_keys, open_paths=()))
+    assert "open-" not in repr(APIKeyMiddleware(app, keys=settings.api_keys, open_paths=()))
 
 
 # Ids, timings, log lines.

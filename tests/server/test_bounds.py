@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from pydantic import BaseModel, ValidationError
+from serving import Call, client_of, embed, error_of, fake_app, request
 
 from millpond import Engine
 from millpond.server.errors import ApiError, error_response
-from millpond.server.other_routes import LARGE, SMALL_AT_A_TIME
+from millpond.server.routes.models_tokens_status import LARGE, SMALL_AT_A_TIME
 from millpond.server.schemas import MAX_TOKENIZED, DetokenizeRequest, EmbeddingRequest
-from serving import Call, client_of, embed, error_of, fake_app, request
 
 MANY = 100_000
 

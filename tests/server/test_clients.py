@@ -17,9 +17,9 @@ import pytest
 import requests
 from langchain_openai import OpenAIEmbeddings
 from llama_index.embeddings.openai_like import OpenAILikeEmbedding
+from server_process import ServerProcess, server_process
 
 from millpond import Engine
-from server_process import ServerProcess, server_process
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 NAME = "embedding-model"

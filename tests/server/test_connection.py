@@ -8,14 +8,14 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
-
 from fakes import FakeRunner, held_engine
+from fastapi import FastAPI
+from serving import connected, fake_app, listening, post_bytes, read_answer
+
 from millpond.server import connection
 from millpond.server.app import create_app
 from millpond.server.connection import MAX_HEAD_BYTES
-from millpond.server.served import ServedModel
-from serving import connected, fake_app, listening, post_bytes, read_answer
+from millpond.server.models import ServedModel
 
 BODY = b'{"input": "a"}'
 CHUNKED = b'5\r\n{"inp\r\n9\r\nut": "a"}\r\n0\r\n\r\n'

@@ -11,12 +11,12 @@ import pytest
 import typer
 import typer.main
 from fastapi import FastAPI
+from serving import embed, fake_app, request
 
+from millpond.cli.serve import serve
 from millpond.server.app import _ABOUT, _EXPOSED_HEADERS
 from millpond.server.errors import _FROM_ENGINE
-from millpond.server.main import serve
 from millpond.server.schemas import EmbeddingRequest
-from serving import embed, fake_app, request
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")

@@ -8,24 +8,24 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
-
 from fakes import FakeRunner, held_engine
-from millpond.server.app import create_app
-from millpond.server.lifecycle import Lifecycle
-from millpond.server.served import ServedModel
+from fastapi import FastAPI
 from serving import Call
+
+from millpond.server.app import create_app
+from millpond.server.drain import DrainState
+from millpond.server.models import ServedModel
 
 BODY = b'{"input": "a"}'
 
 
 @pytest.fixture
-def lifecycle() -> Lifecycle:
-    return Lifecycle()
+def lifecycle() -> DrainState:
+    return DrainState()
 
 
 @pytest.fixture
-def call(lifecycle: Lifecycle) -> Any:
+def call(lifecycle: DrainState) -> Any:
     """Run `act(application)` on an event loop, with an engine that answers."""
     runner = FakeRunner()
     with held_engine(runner) as engine:
@@ -46,7 +46,7 @@ Act = Callable[[Callable[[FastAPI], Awaitable[None]]], None]
     ],
 )
 def test_a_request_that_has_begun_to_arrive_is_answered(
-    path: str, body: bytes, call: Act, lifecycle: Lifecycle
+    path: str, body: bytes, call: Act, lifecycle: DrainState
 ) -> None:
     async def act(app: FastAPI) -> None:
         begun = Call(app, path)
@@ -63,7 +63,7 @@ def test_a_request_that_has_begun_to_arrive_is_answered(
 
 
 def test_a_request_that_stops_arriving_is_told_so_at_the_end(
-    call: Act, lifecycle: Lifecycle, caplog: pytest.LogCaptureFixture
+    call: Act, lifecycle: DrainState, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def act(app: FastAPI) -> None:
         stalled = Call(app)
@@ -74,7 +74,7 @@ def test_a_request_that_stops_arriving_is_told_so_at_the_end(
         assert await stalled.over == 503
         assert stalled.error["code"] == "draining"
         assert stalled.headers["connection"] == "close"
-        assert repr(lifecycle) == "Lifecycle(draining=True, over=True, requests=0)"
+        assert repr(lifecycle) == "DrainState(draining=True, over=True, requests=0)"
 
     with caplog.at_level(logging.INFO):
         call(act)
@@ -82,7 +82,7 @@ def test_a_request_that_stops_arriving_is_told_so_at_the_end(
 
 
 def test_what_waits_for_the_engine_is_told_so_at_the_end_and_is_taken_out(
-    lifecycle: Lifecycle,
+    lifecycle: DrainState,
 ) -> None:
     runner = FakeRunner(max_batch_tokens=1)
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
-
 from fakes import FakeRunner, held_engine, token_ids
-from millpond.server.app import create_app
-from millpond.server.lifecycle import Lifecycle
-from millpond.server.served import ServedModel
-from millpond.server.settings import AppSettings
+from fastapi import FastAPI
 from serving import Call, client_of, embed, error_of, fake_app, request
+
+from millpond.server.app import create_app
+from millpond.server.drain import DrainState
+from millpond.server.models import ServedModel
+from millpond.server.settings import AppSettings
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_an_engine_that_failed_is_a_503_and_health_says_so() -> None:
 
 def test_a_draining_server_takes_no_more_and_health_says_so() -> None:
     with held_engine(FakeRunner()) as engine:
-        lifecycle = Lifecycle()
+        lifecycle = DrainState()
         app = create_app([ServedModel.of(engine)], lifecycle=lifecycle)
         lifecycle.draining = True
         for answer in (embed(app, {"input": "a"}), request(app, "GET", "/health")):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+from fakes import FakeRunner, held_engine
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
-
-from fakes import FakeRunner, held_engine
-from millpond.server.app import create_app
-from millpond.server.served import ServedModel
 from serving import NAME, client_of, embed, fake_app, request
+
+from millpond.server.app import create_app
+from millpond.server.models import ServedModel
 
 
 def samples(app: FastAPI) -> dict[tuple[str, ...], float]:

@@ -23,7 +23,7 @@ from schemathesis.specs.openapi.checks import (
 
 from millpond import Engine
 from millpond.server.app import create_app
-from millpond.server.served import ServedModel
+from millpond.server.models import ServedModel
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 CHECKS = [

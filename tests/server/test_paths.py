@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 from fastapi import FastAPI
+from serving import NAME, error_of, fake_app, request
 
 from millpond.server.paths import meant_path
 from millpond.server.settings import AppSettings
-from serving import NAME, error_of, fake_app, request
 
 
 @pytest.fixture

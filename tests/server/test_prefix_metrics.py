@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-
-from millpond import Engine, prefix_memory
-from millpond.server.app import create_app
-from millpond.server.served import ServedModel
 from serving import embed, request
+
+from millpond import Engine
+from millpond.runner import kv_cache_config as prefix_memory
+from millpond.server.app import create_app
+from millpond.server.models import ServedModel
 
 BLOCKS = 12
 PROMPTS = {"query": "Instruct: find what the miller wrote about the mill by the pond\nQuery: "}

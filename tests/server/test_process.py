@@ -17,13 +17,13 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
-
 from fakes import PATIENCE_S
-from millpond import Engine
-from millpond.server import process
-from millpond.server.main import _named, _one_name_a_flag, main
+from prometheus_client.parser import text_string_to_metric_families
 from server_process import ServerProcess, server_process
+
+from millpond import Engine
+from millpond.cli.serve import _named, _one_name_a_flag, main
+from millpond.server import process
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 CLIENTS = 12
@@ -337,7 +337,7 @@ def test_vllms_command_is_understood(monkeypatch: pytest.MonkeyPatch, capsys: An
 
 def test_help_has_an_example_and_loads_no_model() -> None:
     program = (
-        "import sys\nfrom millpond.server.main import main\n"
+        "import sys\nfrom millpond.cli.serve import main\n"
         "try: main(['--help'])\n"
         "finally: print(*sorted({'torch', 'fastapi', 'uvicorn'} & set(sys.modules)))"
     )

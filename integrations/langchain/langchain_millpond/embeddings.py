@@ -21,14 +21,7 @@ from langchain_core.utils import from_env
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 from pydantic.json_schema import SkipJsonSchema
 
-from millpond import (
-    CallProgress,
-    Engine,
-    EngineConfig,
-    InvalidOption,
-    InvalidText,
-    ProgressBar,
-)
+from millpond import CallProgress, Engine, EngineConfig, InvalidOption, InvalidText, ProgressBar
 
 logger = logging.getLogger("millpond")
 CHARACTERS_PER_TOKEN = 3  # or more, in nearly all English and code

@@ -17,9 +17,9 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import MillpondError
-from ..server.main import ServeCommand, serve
 from .embed import embed
 from .info import info
+from .serve import ServeCommand, serve
 from .similarity import similarity
 
 __all__ = ["app", "main"]

@@ -30,7 +30,8 @@ from .embed_options import (
     VectorsOnlyOption,
 )
 from .errors import CommandError
-from .formats import Layout
+from .files.formats import FileFormats
+from .files.streams import can_be_read_again, is_same_file, is_stream, name_of
 from .options import (
     DEFAULT_MODEL,
     DeviceOption,
@@ -45,11 +46,10 @@ from .options import (
     TrustOption,
     open_engine,
 )
-from .streams import can_be_read_again, is_same_file, is_stream, name_of
 
 if TYPE_CHECKING:
-    from ..engine import CallOptions, Engine
-    from .file_run import FileRun
+    from ..engine.engine import CallOptions, Engine
+    from .files.run import FileRun
 
 __all__ = ["embed"]
 
@@ -97,7 +97,7 @@ def embed(
     _refuse_contradictions(path, output, resume=resume, restart=restart)
     target = output if is_stream(output) else _target(output)
     resume = _has_rows_to_resume(target, resume=resume, restart=restart)
-    layout = Layout.of(
+    layout = FileFormats.of(
         path,
         output,
         input_format=input_format,
@@ -130,13 +130,13 @@ def embed(
 
 
 def _file_run(
-    path: Path | None, output: Path, layout: Layout, options: CallOptions, *, chunk_rows: int
+    path: Path | None, output: Path, layout: FileFormats, options: CallOptions, *, chunk_rows: int
 ) -> FileRun:
     """The run, its input read through once.
 
     Raises `CommandError` for a row that has no text, or that the output cannot keep.
     """
-    from .file_run import FileRun, survey
+    from .files.run import FileRun, survey
 
     dtype = options["output_dtype"]
     if dtype in ("int8", "uint8"):
@@ -177,7 +177,7 @@ def _target(output: Path) -> Path:
 
     Raises `CommandError` for what would be replaced, or written into, and is no file.
     """
-    from .partial_output import note_path, part_path
+    from .files.partial_output import note_path, part_path
 
     if not output.parent.is_dir():
         raise CommandError(f"{output.parent} is not a folder: make it first")
@@ -194,7 +194,7 @@ def _target(output: Path) -> Path:
 
 def _has_rows_to_resume(output: Path, *, resume: bool, restart: bool) -> bool:
     """Whether to go on from what an earlier run left. Left rows are not thrown away unasked."""
-    from .partial_output import rows_left
+    from .files.partial_output import rows_left
 
     if restart or is_stream(output):
         return False

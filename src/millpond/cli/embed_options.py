@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .formats import InputFormat, OutputFormat
+from .files.formats import InputFormat, OutputFormat
 
 __all__ = [
     "ChunkSizeOption",

@@ -20,8 +20,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..info import EngineInfo
-    from ..models.spec import Module
+    from ..checkpoint.modules import Module
+    from ..engine.info import EngineInfo
 
 __all__ = ["info"]
 

@@ -9,7 +9,7 @@ import typer
 from ..config import DTypeName, EngineOptions
 
 if TYPE_CHECKING:
-    from ..engine import Engine
+    from ..engine.engine import Engine
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -58,6 +58,6 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def open_engine(model: str, **options: object) -> Engine:
     """An engine for a command. Raises what `Engine` raises."""
-    from ..engine import Engine
+    from ..engine.engine import Engine
 
     return Engine(model, **EngineOptions(**options))  # type: ignore[typeddict-item]

@@ -6,11 +6,11 @@ import threading
 import time
 from dataclasses import replace
 
-from ..progress import ProgressBar
+from ..engine.progress import ProgressBar
 from ..stats import CallProgress
-from .file_run import FileRun
-from .partial_output import PartialOutput
-from .streams import StreamOutput
+from .files.partial_output import PartialOutput
+from .files.run import FileRun
+from .files.streams import StreamOutput
 
 __all__ = ["Report"]
 

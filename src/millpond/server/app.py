@@ -9,21 +9,21 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 
-from .answer_guard import AnswerGuard
-from .auth import KeyGuard, declare_key
-from .body_encoding import BodyEncoding
-from .body_limit import BodyLimit
-from .cross_origin import CrossOrigin
-from .docs_page import add_docs_page
-from .embeddings_route import EmbeddingsRoute
+from .drain import DrainState
 from .errors import register_handlers
-from .lifecycle import Lifecycle
 from .metrics import Metrics
-from .observer import Observer
-from .other_routes import ModelRoutes, StateRoutes, TokenRoutes
+from .middleware.access_log import AccessLogMiddleware
+from .middleware.api_key import APIKeyMiddleware, declare_key
+from .middleware.body_encoding import BodyEncoding
+from .middleware.body_limit import BodyLimit
+from .middleware.cross_origin import CrossOrigin
+from .middleware.timeout import TimeoutMiddleware
+from .models import ServedModel, ServedModels
 from .paths import PlainPaths
+from .routes.docs_page import add_docs_page
+from .routes.embeddings import EmbeddingsRoute
+from .routes.models_tokens_status import ModelRoutes, StateRoutes, TokenRoutes
 from .schemas import ErrorResponse
-from .served import ServedModel, ServedModels
 from .settings import AppSettings
 
 __all__ = ["create_app"]
@@ -55,11 +55,11 @@ def create_app(
     models: Sequence[ServedModel],
     settings: AppSettings | None = None,
     *,
-    lifecycle: Lifecycle | None = None,
+    lifecycle: DrainState | None = None,
 ) -> FastAPI:
     """The application that serves these models. Raises `InvalidOption` for a name given twice."""
     settings = settings or AppSettings()
-    lifecycle = lifecycle or Lifecycle()
+    lifecycle = lifecycle or DrainState()
     served = ServedModels(models)
     metrics = Metrics(served)
 
@@ -112,7 +112,7 @@ def _add_routes(
     router: APIRouter,
     models: ServedModels,
     metrics: Metrics,
-    lifecycle: Lifecycle,
+    lifecycle: DrainState,
     settings: AppSettings,
 ) -> None:
     EmbeddingsRoute(
@@ -134,14 +134,16 @@ def _responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def _add_middleware(
-    app: FastAPI, settings: AppSettings, metrics: Metrics, lifecycle: Lifecycle
+    app: FastAPI, settings: AppSettings, metrics: Metrics, lifecycle: DrainState
 ) -> None:
     """The last one added is the outermost."""
     app.add_middleware(BodyEncoding, max_bytes=settings.max_body_bytes)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     if settings.api_keys:
-        app.add_middleware(KeyGuard, keys=settings.api_keys, open_paths=_open_paths(settings))
-    app.add_middleware(AnswerGuard, lifecycle=lifecycle, timeout_s=settings.request_timeout_s)
+        app.add_middleware(
+            APIKeyMiddleware, keys=settings.api_keys, open_paths=_open_paths(settings)
+        )
+    app.add_middleware(TimeoutMiddleware, lifecycle=lifecycle, timeout_s=settings.request_timeout_s)
     if settings.cors_origins:
         app.add_middleware(
             CrossOrigin,
@@ -151,4 +153,6 @@ def _add_middleware(
             expose_headers=_EXPOSED_HEADERS,
         )
     app.add_middleware(PlainPaths)
-    app.add_middleware(Observer, metrics=metrics, lifecycle=lifecycle, root_path=settings.root_path)
+    app.add_middleware(
+        AccessLogMiddleware, metrics=metrics, lifecycle=lifecycle, root_path=settings.root_path
+    )

@@ -14,10 +14,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from ..engine import Engine
+from ..engine.engine import Engine
 from ..stats import BatchStats, EngineStats, PrefixCacheStats
-from .exchange import Exchange
-from .served import ServedModel, ServedModels
+from .middleware.request_context import RequestContext
+from .models import ServedModel, ServedModels
 
 __all__ = ["Metrics"]
 
@@ -87,7 +87,7 @@ class Metrics:
         for engine, hook in self._hooks:
             engine.remove_stats_hook(hook)
 
-    def answered(self, exchange: Exchange) -> None:
+    def answered(self, exchange: RequestContext) -> None:
         """Count an exchange that is over."""
         method = exchange.scope["method"]
         key = (exchange.route, method if method in METHODS else "other", exchange.status)

@@ -21,13 +21,13 @@ from typing import Any, NoReturn
 import uvicorn
 
 from ..config import EngineConfig, EngineOptions
-from ..engine import Engine
+from ..engine.engine import Engine
 from ..errors import InvalidOption
-from .access_log import configure_logging
 from .app import create_app
 from .connection import HttpConnection
-from .lifecycle import Lifecycle
-from .served import ServedModel
+from .drain import DrainState
+from .log_format import configure_logging
+from .models import ServedModel
 from .settings import AppSettings, ListenSettings
 from .sockets import Listener
 
@@ -63,7 +63,7 @@ def run(plans: Sequence[ModelPlan], app_settings: AppSettings, listen: ListenSet
         listener = stack.enter_context(Listener.bind(listen))
         _require_certificate(listen)
         models = [_load(plan, stack) for plan in plans]
-        lifecycle = Lifecycle()
+        lifecycle = DrainState()
         app = create_app(models, app_settings, lifecycle=lifecycle)
         server = DrainingServer(_uvicorn_config(app, listen), models, lifecycle, listen)
         if hears_hangups:
@@ -137,7 +137,7 @@ class DrainingServer(uvicorn.Server):
         self,
         config: uvicorn.Config,
         models: Sequence[ServedModel],
-        lifecycle: Lifecycle,
+        lifecycle: DrainState,
         listen: ListenSettings,
     ) -> None:
         super().__init__(config)

@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from . import foreign_fields
+from .routes import foreign_fields
 
 __all__ = [
     "MAX_INPUTS",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..engine import Engine
+from ..engine.engine import Engine
 from .errors import FOREIGN_IDS_HINT, ApiError
 
 __all__ = ["SpecialEnds"]

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fakes import DIMENSION, FakeRunner, start_engine, vectors_for
 from pydantic import ValidationError
 
-from fakes import DIMENSION, FakeRunner, start_engine, vectors_for
 from langchain_millpond import MillpondEmbeddings
 from millpond import (
     Engine,

@@ -23,14 +23,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr
 from llama_index.core.callbacks import CallbackManager
 
-from millpond import (
-    CallProgress,
-    Engine,
-    EngineConfig,
-    InvalidOption,
-    InvalidText,
-    ProgressBar,
-)
+from millpond import CallProgress, Engine, EngineConfig, InvalidOption, InvalidText, ProgressBar
 
 logger = logging.getLogger("millpond")
 MAX_EMBED_BATCH_SIZE = 2048  # the most that BaseEmbedding allows

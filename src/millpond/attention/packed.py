@@ -1,0 +1,265 @@
+"""One attention function for every model: each sequence of a packed row on its own.
+
+transformers' model code calls it in place of its stock attention once a model's implementation
+is set to `ATTENTION_NAME`, and hands through the `packed_sequences=` keyword that the forward was
+called with. It holds no state, so any number of engines may share its registration.
+
+It knows which rows belong together and nothing of texts, jobs or batches.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from ..cpu.preemption import yield_to_queries
+from .causal_tiles import Masks, attend_in_tiles
+from .varlen import attend_varlen
+
+__all__ = [
+    "ATTENTION_NAME",
+    "PackedSequences",
+    "Sequences",
+    "register_attention",
+    "wants_whole_steps",
+]
+
+ATTENTION_NAME = "millpond"
+
+
+# Measured on AMX with 12 heads of 32: from 6 keys beyond a step on, padding is quicker.
+KEY_STEP, LEAST_REST, MOST_PADDED_KEYS = 16, 6, 256
+
+
+# They change the scores, by too little at times for a comparison at load to notice.
+_SCORE_OPTIONS = ("softcap", "s_aux", "position_bias")
+
+
+@dataclass(frozen=True)
+class PackedSequences:
+    """Where sequences begin and end in a row of `[1, total, …]`.
+
+    `groups` are runs of neighbours of equal length, `(start row, sequences, length)`. `boundaries`
+    is `cu_seqlens`, int32 `[n + 1]` on the model's device, and is needed by the CUDA kernel only.
+    """
+
+    groups: tuple[tuple[int, int, int], ...]
+    longest: int
+    boundaries: Tensor | None = None
+    deterministic: bool = False
+    masks: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
+    causal_masks: Masks = field(default_factory=dict, repr=False)
+
+    @functools.cached_property
+    def total(self) -> int:
+        """Rows of all sequences; those that follow belong to none."""
+        start, count, length = self.groups[-1]
+        return start + count * length
+
+    @functools.cached_property
+    def places(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The first row and the length of each sequence."""
+        firsts, counts, lengths = np.array(self.groups, np.int64).T
+        lengths = np.repeat(lengths, counts)
+        return firsts[0] + np.cumsum(lengths) - lengths, lengths
+
+    @classmethod
+    def of(
+        cls,
+        lengths: npt.NDArray[np.int64],
+        *,
+        boundaries: Tensor | None = None,
+        deterministic: bool = False,
+    ) -> PackedSequences:
+        """Describe sequences of these lengths, in this order.
+
+        Deterministic ones share no call: how many are alike depends on the company.
+        """
+        if len(lengths) == 1:
+            length = int(lengths[0])
+            return cls(((0, 1, length),), length, boundaries, deterministic)
+        changes = np.flatnonzero(np.diff(lengths) | deterministic) + 1
+        firsts = np.concatenate(([0], changes))
+        counts = np.diff(np.concatenate((firsts, [len(lengths)])))
+        starts = np.cumsum(lengths) - lengths
+        groups = zip(
+            starts[firsts].tolist(), counts.tolist(), lengths[firsts].tolist(), strict=True
+        )
+        return cls(tuple(groups), int(lengths.max()), boundaries, deterministic)
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float | None,
+        window: int | None,
+        causal: bool,
+        layer: int | None = None,
+    ) -> Tensor:
+        """`[heads, total, size]` in, `[total, heads, size]` out."""
+        if self.boundaries is None:
+            return _grouped(query, key, value, self, scaling, window, causal)
+        return attend_varlen(
+            *(rows.transpose(0, 1) for rows in (query, key, value)),
+            query_boundaries=self.boundaries,
+            key_boundaries=self.boundaries,
+            longest_query=self.longest,
+            longest_key=self.longest,
+            scaling=scaling,
+            window=window,
+            causal=causal,
+            deterministic=self.deterministic,
+        )
+
+    def window_mask(self, length: int, window: int, device: torch.device) -> Tensor:
+        """Which keys each query of a sequence sees, bool `[length, length]`, made once a batch."""
+        key = (length, window)
+        if key not in self.masks:
+            position = torch.arange(length, device=device)
+            self.masks[key] = (position[:, None] - position[None, :]).abs() < window
+        return self.masks[key]
+
+    def whole_step(self, length: int, rows: Tensor) -> tuple[int, Tensor]:
+        """What is missing to a whole number of steps of keys, and the mask that hides it."""
+        missing = -length % KEY_STEP
+        place = (length, -1)  # no window is as long
+        if place not in self.masks:
+            mask = rows.new_zeros(length + missing)
+            mask[length:] = -torch.inf
+            self.masks[place] = mask.expand(length, length + missing)
+        return missing, self.masks[place]
+
+
+class Sequences(Protocol):
+    """What stands in a packed row, and how its sequences attend."""
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float | None,
+        window: int | None,
+        causal: bool,
+        layer: int | None,
+    ) -> Tensor:
+        """`[heads, total, size]` in, `[total, heads, size]` out."""
+
+
+def register_attention() -> None:
+    """Make `ATTENTION_NAME` known to transformers. Doing it again changes nothing.
+
+    It has no mask function, and without one transformers makes no mask. With one it would look for
+    packed sequences in the positions of every batch first, and wait for a GPU to do it.
+    """
+    AttentionInterface.register(ATTENTION_NAME, packed_attention)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packed_sequences: Sequences,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attention over a packed row: `[1, heads, total, size]` in, `[1, total, heads, size]` out.
+
+    Follows transformers' conventions: a module is causal unless it says otherwise, and a window
+    of `w` lets a token see those fewer than `w` positions away. Raises `NotImplementedError` for
+    an option that neither of the kernels has.
+    """
+    for name in _SCORE_OPTIONS:
+        if options.get(name) is not None:
+            raise NotImplementedError(f"its attention has {name}")
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    layer = None
+    if not torch.compiler.is_compiling():
+        yield_to_queries()
+        # To a compiler, layers that read their own numbers are functions of their own.
+        layer = getattr(module, "layer_idx", None)
+    out = packed_sequences.attend(
+        query[0],
+        key[0],
+        value[0],
+        scaling=scaling,
+        window=sliding_window,
+        causal=causal,
+        layer=layer,
+    )
+    return out.unsqueeze(0), None
+
+
+def _grouped(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sequences: PackedSequences,
+    scaling: float | None,
+    window: int | None,
+    causal: bool,
+) -> Tensor:
+    parts = []
+    for start, count, length in sequences.groups:
+        queries, keys, values = (_sequences(x, start, count, length) for x in (query, key, value))
+        if causal:
+            attended = attend_in_tiles(
+                queries,
+                keys,
+                values,
+                scaling=scaling,
+                window=window,
+                masks=sequences.causal_masks,
+            )
+        else:
+            mask = None
+            if window is not None and length > window:
+                mask = sequences.window_mask(length, window, query.device)
+            elif wants_whole_steps(length, query):
+                missing, mask = sequences.whole_step(length, query)
+                keys, values = (pad(x, (0, 0, 0, missing)) for x in (keys, values))
+            attended = scaled_dot_product_attention(
+                queries,
+                keys,
+                values,
+                attn_mask=mask,
+                scale=scaling,
+                enable_gqa=query.shape[0] != key.shape[0],
+            )
+        parts.append(attended.transpose(1, 2).flatten(0, 1))
+    rest = query.shape[1] - sum(map(len, parts))
+    if rest:  # rows that belong to no sequence
+        parts.append(query.new_zeros(rest, *parts[0].shape[1:]))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def wants_whole_steps(length: int, query: Tensor) -> bool:
+    """Whether the kernel is quicker with keys that nobody sees at the end.
+
+    A CPU's bfloat16 kernel takes longer for 79 keys than for 80: its time falls at whole steps.
+    """
+    is_short = length < MOST_PADDED_KEYS and length % KEY_STEP >= LEAST_REST
+    return is_short and query.dtype == torch.bfloat16 and query.device.type == "cpu"
+
+
+def _sequences(rows: Tensor, start: int, count: int, length: int) -> Tensor:
+    """Neighbours of equal length as a batch, without a copy: `[count, heads, length, size]`."""
+    heads, _, size = rows.shape
+    run = rows[:, start : start + count * length]
+    return run.view(heads, count, length, size).transpose(0, 1)

@@ -1,0 +1,85 @@
+"""Whether attention within a long text has the same bits beside other texts and on other threads.
+
+A model is checked at load with texts that are short, for the sake of time. What its attention does
+with long ones depends on few sizes, and is tried by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..cpu.openmp import limited_threads
+from .packed import PackedSequences
+
+__all__ = ["AttentionShape", "attention_is_invariant"]
+
+# torch's kernel takes more queries at a time from 192 and from 768 on, and keys in blocks of 512.
+LENGTHS = (200, 800)
+
+
+TEXTS = 3
+
+
+MOST_NUMBERS = 2**22  # of queries, so that a check takes milliseconds
+
+
+class AttentionShape(NamedTuple):
+    """Sizes of a layer's attention."""
+
+    heads: int
+    key_heads: int
+    size: int
+    causal: bool
+
+
+def attention_is_invariant(
+    shapes: Iterable[AttentionShape],
+    dtype: torch.dtype,
+    *,
+    longest: int | None,
+    threads: Sequence[int],
+) -> bool:
+    """Whether packed attention of these sizes is batch-invariant on a CPU, for long texts.
+
+    `longest` is the longest text in tokens.
+    """
+    room = longest or LENGTHS[-1]
+    return all(
+        _is_invariant(shape, dtype, length, tuple(threads))
+        for shape in shapes
+        for length in LENGTHS
+        if length <= room and shape.heads * shape.size * length * TEXTS <= MOST_NUMBERS
+    )
+
+
+@cache  # what is found is the processor's, and the same for every model
+@torch.inference_mode()
+def _is_invariant(
+    shape: AttentionShape, dtype: torch.dtype, length: int, threads: tuple[int, ...]
+) -> bool:
+    heads, key_heads, size, causal = shape
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(count, TEXTS * length, size, generator=generator).to(dtype)
+        for count in (heads, key_heads, key_heads)
+    )
+
+    def attended(first: int, texts: int) -> Tensor:
+        rows = slice(first * length, (first + texts) * length)
+        sequences = PackedSequences.of(np.full(texts, length, dtype=np.int64))
+        return sequences.attend(
+            query[:, rows], key[:, rows], value[:, rows], scaling=None, window=None, causal=causal
+        )
+
+    found = []
+    for count in threads:
+        with limited_threads(count):
+            found.append(attended(0, TEXTS))
+            found.append(torch.cat([attended(text, 1) for text in range(TEXTS)]))
+    return all(torch.equal(each, found[0]) for each in found)

@@ -1,0 +1,179 @@
+"""How a Transformer module takes its texts: as they are or through a chat template, and how long.
+
+Reads the `modality_config` and `processing_kwargs` of its sentence_bert_config.json, in the
+format of sentence-transformers 6, and refuses by name what is not text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidCheckpoint, UnsupportedModel
+
+__all__ = ["chat_options", "length_options", "tokens"]
+
+_TEXT = frozenset({"text", "message"})
+
+
+_FORMATS = ("auto", "flat", "structured")
+
+
+_WHOLE = (True, "longest_first", "only_first")  # how a single text may be truncated
+
+
+_IGNORED_CALL_KEYS = frozenset(
+    {"padding", "pad_to_multiple_of", "return_attention_mask", "return_tensors"}
+)
+
+
+_SIZE_KEYS = frozenset({"max_length", "truncation"})
+
+
+# They decide what comes back from the template, or are given by the reference itself.
+_REFUSED_CHAT_KEYS = frozenset(
+    {
+        "common_kwargs",
+        "conversation",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "sanitize_control_tokens",
+        "tokenize",
+        "tokenizer_kwargs",
+    }
+)
+
+
+def chat_options(saved: Mapping[str, Any], path: Path, *, whole: bool) -> dict[str, Any] | None:
+    """The chat template's part of a Transformer's options, or None for texts as they are.
+
+    `format` of the messages (`auto`, `flat` or `structured`), `arguments` for the template,
+    `restore_suffix`, and whether a template is `required`. `whole`: the module was not saved by
+    sentence-transformers, so its tokenizer's template is used if it has one.
+    """
+    modalities = saved.get("modality_config")
+    if whole:
+        return {"format": "auto", "arguments": {}, "restore_suffix": True, "required": False}
+    if modalities is None:  # of the days before templates
+        return None
+    if not isinstance(modalities, Mapping):
+        raise InvalidCheckpoint(f"{path}: modality_config is not an object")
+    how = modalities.get("message", modalities.get("text"))
+    if not isinstance(how, Mapping):
+        raise UnsupportedModel(f"{path}: takes {', '.join(map(str, modalities))}, but no text")
+    _require_hidden_states(how, saved, path)
+    if "message" not in modalities:
+        return None
+    others = [str(name) for name in modalities if name not in _TEXT]
+    if others:
+        raise UnsupportedModel(
+            f"{path}: its chat template is that of a model for {', '.join(others)} too; only "
+            "those of models for text alone are supported"
+        )
+    message_format = how.get("format", "auto")
+    if message_format not in _FORMATS:
+        raise InvalidCheckpoint(
+            f"{path}: the format of its messages is {message_format!r}; "
+            f"it must be one of {', '.join(_FORMATS)}"
+        )
+    arguments = _chat_arguments(saved, path)
+    restore = bool(arguments.pop("restore_suffix", True))
+    return {
+        "format": message_format,
+        "arguments": arguments,
+        "restore_suffix": restore,
+        "required": True,
+    }
+
+
+def _require_hidden_states(how: Mapping[str, Any], saved: Mapping[str, Any], path: Path) -> None:
+    output = how.get("method_output_name")
+    output = output[0] if isinstance(output, list) and len(output) == 1 else output
+    produced = (how.get("method"), output, saved.get("module_output_name"))
+    if produced != ("forward", "last_hidden_state", "token_embeddings"):
+        raise UnsupportedModel(
+            f"{path}: text goes through {produced[0]!r} to {produced[1]!r} as {produced[2]!r}; "
+            "only the last_hidden_state of forward, as token_embeddings, is supported"
+        )
+
+
+def _chat_arguments(saved: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    arguments = _bucket(saved, "chat_template", path)
+    ignored = _IGNORED_CALL_KEYS | _SIZE_KEYS
+    arguments = {key: value for key, value in arguments.items() if key not in ignored}
+    refused = sorted(_REFUSED_CHAT_KEYS & set(arguments))
+    if refused:
+        raise UnsupportedModel(
+            f"{path}: processing_kwargs gives its chat template {', '.join(refused)}, "
+            "which is not supported"
+        )
+    return arguments
+
+
+def length_options(
+    saved: Mapping[str, Any], path: Path, *, has_chat: bool
+) -> dict[str, int | None]:
+    """`query_length`, `document_length` and `call_length`, for every other task, in tokens.
+
+    Raises `UnsupportedModel` for other arguments of the tokenizer's calls.
+    """
+    text = _call_arguments(saved, "text", path)
+    common = _call_arguments(saved, "common", path)
+    # Where the reference hands the arguments of two buckets to one call, one of them wins.
+    first, last = common, {}
+    if has_chat:
+        first, last = _sizes(_bucket(saved, "chat_template", path)), common
+    before = [_call_length(arguments, path) for arguments in (first, text)]
+    after = _call_length(last, path)
+
+    def length(task_length: int | None) -> int | None:
+        return next((n for n in (*before, task_length, after) if n is not None), None)
+
+    return {
+        "query_length": length(tokens(saved, "query_length", path)),
+        "document_length": length(tokens(saved, "document_length", path)),
+        "call_length": length(None),
+    }
+
+
+def _bucket(saved: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    processing = saved.get("processing_kwargs") or {}
+    bucket = (processing.get(name) or {}) if isinstance(processing, Mapping) else None
+    if not isinstance(bucket, Mapping):
+        raise InvalidCheckpoint(f"{path}: processing_kwargs is not an object of objects")
+    return dict(bucket)
+
+
+def _call_arguments(saved: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    arguments = _bucket(saved, name, path)
+    unknown = sorted(set(arguments) - _IGNORED_CALL_KEYS - _SIZE_KEYS)
+    if unknown:
+        raise UnsupportedModel(
+            f"{path}: processing_kwargs asks the tokenizer for {', '.join(unknown)}, "
+            "which is not supported"
+        )
+    return _sizes(arguments)
+
+
+def _sizes(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in arguments.items() if key in _SIZE_KEYS}
+
+
+def _call_length(arguments: Mapping[str, Any], path: Path) -> int | None:
+    if arguments.get("truncation", True) not in _WHOLE:
+        raise UnsupportedModel(
+            f"{path}: processing_kwargs asks the tokenizer for "
+            f"truncation={arguments['truncation']!r}, which is not supported"
+        )
+    return tokens(arguments, "max_length", path)
+
+
+def tokens(saved: Mapping[str, Any], key: str, path: Path) -> int | None:
+    """A number of tokens, or None. Raises `InvalidCheckpoint` for anything else."""
+    value = saved.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidCheckpoint(f"{path}: {key} is {value!r}, not a number of tokens")
+    return value

@@ -1,0 +1,274 @@
+"""The options of each kind of module, read from its config file, in their newest spelling.
+
+The formats are those that sentence-transformers 6 reads. One function for each kind, all in
+`READ_OPTIONS`; each takes the module's folder and knows nothing of the chain around it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from ..config import PoolingMode
+from ..errors import InvalidCheckpoint, UnsupportedModel
+from .files import has_tokenizer, read_json_object
+from .input_config import chat_options, length_options, tokens
+
+__all__ = ["READ_OPTIONS", "transformer_config", "transformer_options"]
+
+logger = logging.getLogger(__name__)
+
+
+_TRANSFORMER_FILES = tuple(
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+
+
+# In the order in which several of them are concatenated.
+_OLD_POOLING_KEYS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+
+_FEATURES = ("token_embeddings", "sentence_embedding")
+
+
+_TANH = "torch.nn.modules.activation.Tanh"
+
+
+# What a checkpoint may not decide: whose code runs, where files come from, which precision,
+# device and attention the engine uses.
+_ENGINE_KEYS = frozenset(
+    {
+        "attn_implementation",
+        "cache_dir",
+        "code_revision",
+        "device_map",
+        "dtype",
+        "force_download",
+        "local_files_only",
+        "revision",
+        "subfolder",
+        "token",
+        "torch_dtype",
+        "tp_plan",
+        "trust_remote_code",
+        "use_auth_token",
+        "use_cache",
+        "use_kernels",
+    }
+)
+
+
+def transformer_config(folder: Path) -> dict[str, Any]:
+    """The transformers `config.json` of a Transformer module.
+
+    Raises `UnsupportedModel` for a folder that holds no model transformers can name, or one
+    that reads no text.
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise UnsupportedModel(
+            f"{folder} holds a PEFT adapter (adapter_config.json); merge it into its base model "
+            "with merge_and_unload(), save that, and load the result"
+        )
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UnsupportedModel(
+            f"{folder} has no config.json, so it holds no model that transformers can load"
+        )
+    config = read_json_object(path, required=True)
+    model_type = config.get("model_type")
+    if model_type == "model2vec":
+        raise UnsupportedModel(
+            f"{path} is a model2vec model without a modules.json that calls it a "
+            "StaticEmbedding; save it from sentence-transformers first"
+        )
+    if not isinstance(model_type, str) and not config.get("auto_map"):
+        raise UnsupportedModel(f"{path} names no model_type, so transformers cannot load it")
+    if not has_tokenizer(folder):
+        if (folder / "preprocessor_config.json").is_file():
+            raise UnsupportedModel(f"{folder} takes images or sound, not text: it has no tokenizer")
+        raise InvalidCheckpoint(f"{folder} has no tokenizer; add its tokenizer.json")
+    return config
+
+
+def transformer_options(
+    saved: Mapping[str, Any], *, path: Path, whole: bool = False
+) -> dict[str, Any]:
+    """The options of a Transformer module, from its sentence_bert_config.json at `path`.
+
+    Always has `max_seq_length`, `query_length`, `document_length` and `call_length` (tokens or
+    None), `do_lower_case`, `chat` (what `chat_options` gives), and `model_kwargs`,
+    `processor_kwargs` and `config_kwargs` (dicts). `whole`: a folder without modules.json.
+    """
+    _refuse_other_tasks(saved, path)
+    chat = chat_options(saved, path, whole=whole)
+    return {
+        "max_seq_length": tokens(saved, "max_seq_length", path),
+        **length_options(saved, path, has_chat=chat is not None),
+        "do_lower_case": bool(saved.get("do_lower_case", False)),
+        "chat": chat,
+        "model_kwargs": _arguments(saved, "model_kwargs", "model_args", path),
+        "processor_kwargs": _arguments(saved, "processor_kwargs", "tokenizer_args", path),
+        "config_kwargs": _arguments(saved, "config_kwargs", "config_args", path),
+    }
+
+
+def _transformer(folder: Path, _trust: bool) -> dict[str, Any]:
+    transformer_config(folder)
+    for name in _TRANSFORMER_FILES:
+        saved = read_json_object(folder / name)
+        if saved:
+            return transformer_options(saved, path=folder / name)
+    return transformer_options({}, path=folder / _TRANSFORMER_FILES[0])
+
+
+def _refuse_other_tasks(saved: Mapping[str, Any], path: Path) -> None:
+    task = saved.get("transformer_task", "feature-extraction")
+    if task != "feature-extraction":
+        raise UnsupportedModel(f"{path}: transformer_task {task!r} does not make text embeddings")
+    if saved.get("query_expansion") is not None:
+        raise UnsupportedModel(f"{path}: query_expansion belongs to multi-vector models")
+    if saved.get("tokenizer_name_or_path") is not None:
+        raise UnsupportedModel(
+            f"{path}: tokenizer_name_or_path={saved['tokenizer_name_or_path']!r} keeps the "
+            "tokenizer elsewhere; put its files into the checkpoint and remove the key"
+        )
+
+
+def _arguments(saved: Mapping[str, Any], key: str, old_key: str, path: Path) -> dict[str, Any]:
+    value = saved.get(old_key, saved.get(key)) or {}
+    if not isinstance(value, Mapping):
+        raise InvalidCheckpoint(f"{path}: {key} is not an object")
+    return {name: item for name, item in value.items() if name not in _ENGINE_KEYS}
+
+
+def _pooling(folder: Path, _trust: bool) -> dict[str, Any]:
+    path = folder / "config.json"
+    saved = read_json_object(path, required=True)
+    known = get_args(PoolingMode)
+    modes = _pooling_modes(saved)
+    if not modes or not all(isinstance(mode, str) and mode in known for mode in modes):
+        raise InvalidCheckpoint(
+            f"{path}: pooling_mode is {saved.get('pooling_mode')!r}; "
+            f"it must be one or more of {', '.join(known)}"
+        )
+    return {"modes": modes, "include_prompt": bool(saved.get("include_prompt", True))}
+
+
+def _pooling_modes(saved: Mapping[str, Any]) -> tuple[Any, ...]:
+    if "pooling_mode" in saved:
+        mode = saved["pooling_mode"]
+        return tuple(mode) if isinstance(mode, list) else (mode,)
+    modes = tuple(mode for key, mode in _OLD_POOLING_KEYS.items() if saved.get(key, False))
+    return modes or ("mean",)
+
+
+def _dense(folder: Path, trust: bool) -> dict[str, Any]:
+    path = folder / "config.json"
+    saved = read_json_object(path, required=True)
+    return {
+        "in_features": _size(saved, "in_features", path),
+        "out_features": _size(saved, "out_features", path),
+        "bias": bool(saved.get("bias", True)),
+        "activation_function": _activation(saved.get("activation_function", _TANH), path, trust),
+        "use_residual": bool(saved.get("use_residual", False)),
+        **_feature_names(saved, path),
+    }
+
+
+def _activation(name: object, path: Path, trust: bool) -> str:
+    """The dotted path of an activation class; a class that is not torch's own needs trust."""
+    if not isinstance(name, str):
+        raise InvalidCheckpoint(f"{path}: activation_function is {name!r}, not a class path")
+    if not name.startswith("torch."):
+        if trust:
+            return name
+        logger.warning(
+            "%s: activation_function %s is not torch's own and trust_remote_code is off; "
+            "Tanh is used instead, as sentence-transformers does",
+            path,
+            name,
+        )
+        return _TANH
+    found: Any = torch
+    for part in name.split(".")[1:]:
+        found = getattr(found, part, None)
+    if not (isinstance(found, type) and issubclass(found, torch.nn.Module)):
+        raise InvalidCheckpoint(f"{path}: activation_function {name} is no torch.nn.Module class")
+    return name
+
+
+def _feature_names(saved: Mapping[str, Any], path: Path) -> dict[str, str]:
+    source = saved.get("module_input_name", "sentence_embedding")
+    target = saved.get("module_output_name") or source
+    for name in (source, target):
+        if name not in _FEATURES:
+            raise UnsupportedModel(
+                f"{path}: works on {name!r}; only {' and '.join(_FEATURES)} exist"
+            )
+    return {"module_input_name": source, "module_output_name": target}
+
+
+def _size(saved: Mapping[str, Any], key: str, path: Path) -> int:
+    value = saved.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidCheckpoint(f"{path}: {key} is {value!r}, not a number of dimensions")
+    return value
+
+
+def _normalize(folder: Path, _trust: bool) -> dict[str, Any]:
+    # The file is younger than the module, and git keeps no empty folders: both may be absent.
+    path = folder / "config.json"
+    return _feature_names(read_json_object(path), path)
+
+
+def _layer_norm(folder: Path, _trust: bool) -> dict[str, Any]:
+    path = folder / "config.json"
+    return {"dimension": _size(read_json_object(path, required=True), "dimension", path)}
+
+
+def _weighted_layer_pooling(folder: Path, _trust: bool) -> dict[str, Any]:
+    saved = read_json_object(folder / "config.json", required=True)
+    return {
+        "layer_start": int(saved.get("layer_start", 4)),
+        "num_hidden_layers": int(saved.get("num_hidden_layers", 12)),
+    }
+
+
+def _static_embedding(folder: Path, _trust: bool) -> dict[str, Any]:
+    if not (folder / "tokenizer.json").is_file():
+        raise InvalidCheckpoint(f"{folder} is a StaticEmbedding and has no tokenizer.json")
+    return {}
+
+
+def _dropout(_folder: Path, _trust: bool) -> dict[str, Any]:
+    return {}
+
+
+def _custom(folder: Path, _trust: bool) -> dict[str, Any]:
+    return read_json_object(folder / "config.json")
+
+
+READ_OPTIONS: Mapping[str, Callable[[Path, bool], dict[str, Any]]] = {
+    "Transformer": _transformer,
+    "StaticEmbedding": _static_embedding,
+    "Pooling": _pooling,
+    "Dense": _dense,
+    "LayerNorm": _layer_norm,
+    "Normalize": _normalize,
+    "WeightedLayerPooling": _weighted_layer_pooling,
+    "Dropout": _dropout,
+    "custom": _custom,
+}
+"""For each kind of module: its folder, and whether its code is trusted, to its options."""

@@ -1,0 +1,203 @@
+"""The routes of a checkpoint: every flat chain of modules that leads from text to a vector.
+
+Flattens the Routers away, and checks that what is left can run in that order.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..errors import InvalidCheckpoint, InvalidOption, UnknownTask, UnsupportedModel
+from .files import read_json_object
+from .module_config import transformer_config, transformer_options
+from .modules import Chain, Module, chain_for, routers_of
+
+__all__ = ["Route", "default_chain", "read_routes"]
+
+logger = logging.getLogger(__name__)
+
+
+_ANY_OTHER_TASK = "\0"  # no task is called that, so it finds the route of tasks nobody named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """One chain of modules from text to vector."""
+
+    name: str
+    """`default`, or what the checkpoint's Router calls it."""
+    modules: tuple[Module, ...]
+    """The first one is a Transformer or a StaticEmbedding."""
+
+    @property
+    def encoder(self) -> Module:
+        """The module that reads the tokens."""
+        return self.modules[0]
+
+    @property
+    def head(self) -> tuple[Module, ...]:
+        """What follows it."""
+        return self.modules[1:]
+
+
+# What a model's class is called that does not embed, and what it gives instead.
+_OTHER_TASKS = {
+    "ForSequenceClassification": "scores or classes of a text or a pair, as rerankers do",
+    "ForTokenClassification": "a class for each token",
+    "ForQuestionAnswering": "the place of an answer",
+    "ForMultipleChoice": "a score for each of several choices",
+    "ForNextSentencePrediction": "whether one sentence follows another",
+}
+
+
+def default_chain(root: Path, *, pooling: tuple[str, ...] | None = None) -> Chain:
+    """What a folder without modules.json is run as: a transformer, then a pooling.
+
+    The mean, or the last token of a model that was trained to predict the next one; where its
+    tokenizer has a chat template, texts go through it. Raises `UnsupportedModel` for a folder
+    that is no text model, or one for another task, unless the user asks for a `pooling`.
+    """
+    config = transformer_config(root)
+    other = [name for name in ("vision_config", "audio_config") if config.get(name)]
+    if other:
+        raise UnsupportedModel(
+            f"{root / 'config.json'} has a {other[0]}, and there is no modules.json that says "
+            "how it embeds text"
+        )
+    architectures = config.get("architectures") or [""]
+    for task, gives in _OTHER_TASKS.items() if pooling is None else ():
+        if str(architectures[0]).endswith(task):
+            raise UnsupportedModel(
+                f"{root / 'config.json'} is of a {architectures[0]}, which gives {gives}, and no "
+                "embeddings; name an embedding model, or embed with its encoder all the same by "
+                'pooling="mean"'
+            )
+    is_causal = str(architectures[0]).endswith("ForCausalLM") and config.get("is_causal", True)
+    return (
+        Module(
+            kind="Transformer",
+            path=root,
+            options=transformer_options({}, path=root / "config.json", whole=True),
+            class_name="Transformer",
+        ),
+        _pooling_module(root, ("lasttoken" if is_causal else "mean",)),
+    )
+
+
+def _pooling_module(root: Path, modes: tuple[str, ...]) -> Module:
+    options = {"modes": modes, "include_prompt": True}
+    return Module(kind="Pooling", path=root, options=options, class_name="Pooling")
+
+
+def read_routes(
+    chain: Chain, root: Path, *, pooling: tuple[str, ...] | None, include_prompt: bool | None
+) -> tuple[tuple[Route, ...], dict[str | None, str], str | None]:
+    """The routes, the route name of every task that can be told apart, and of all the others.
+
+    `pooling` and `include_prompt` go over what the checkpoint's Pooling modules say, unless
+    None. Raises `InvalidCheckpoint`, `UnsupportedModel`, or `InvalidOption` for a `pooling`
+    that has nothing to act on.
+    """
+    routes: list[Route] = []
+    task_routes: dict[str | None, str] = {}
+    for task in _all_tasks(chain):
+        try:
+            names, modules = chain_for(chain, task)
+        except UnknownTask:
+            continue
+        modules = _finished(modules, root, pooling, include_prompt)
+        route = next((route for route in routes if route.modules == modules), None)
+        if route is None:
+            route = Route(name=_free_name("/".join(names) or "default", routes), modules=modules)
+            routes.append(route)
+        task_routes[task] = route.name
+    other_route = task_routes.pop(_ANY_OTHER_TASK, None)
+    if not routes:
+        raise InvalidCheckpoint(f"{root}: no task leads through its Routers")
+    if len(routes) == 1:
+        task_routes = dict.fromkeys(task_routes, "default")
+        other_route = other_route and "default"
+        routes = [replace(routes[0], name="default")]
+    return tuple(routes), task_routes, other_route
+
+
+def _all_tasks(chain: Chain) -> Iterable[str | None]:
+    tasks: dict[str | None, None] = {}
+    for router in routers_of(chain):
+        tasks |= dict.fromkeys(name for name in router.chains if name in router.tasks())
+        tasks |= dict.fromkeys(sorted(router.tasks()))
+    return (*tasks, None, _ANY_OTHER_TASK)
+
+
+def _free_name(name: str, routes: list[Route]) -> str:
+    taken = {route.name for route in routes}
+    return name if name not in taken else f"{name}/{len(routes)}"
+
+
+def _finished(
+    modules: tuple[Module, ...],
+    root: Path,
+    pooling: tuple[str, ...] | None,
+    include_prompt: bool | None,
+) -> tuple[Module, ...]:
+    """A whole route: with the user's pooling, and checked to lead from text to one vector."""
+    first, *rest = modules or (None,)
+    if first is None or first.kind not in ("Transformer", "StaticEmbedding"):
+        kind = "nothing" if first is None else first.class_name
+        raise UnsupportedModel(
+            f"{root}: begins with {kind}; only Transformer and StaticEmbedding can read text"
+        )
+    second_encoder = next((m for m in rest if m.kind in ("Transformer", "StaticEmbedding")), None)
+    if second_encoder is not None:
+        raise UnsupportedModel(f"{root}: {second_encoder.class_name} comes after another encoder")
+    if first.kind == "StaticEmbedding":
+        return _static_route(first, rest, root, pooling)
+    rest = [module for module in rest if not _has_no_effect(module, first)]
+    changes = {"modes": pooling, "include_prompt": include_prompt}
+    changes = {key: value for key, value in changes.items() if value is not None}
+    rest = [
+        replace(module, options={**module.options, **changes})
+        if module.kind == "Pooling"
+        else module
+        for module in rest
+    ]
+    if not any(module.kind in ("Pooling", "custom") for module in rest):
+        if pooling is None:
+            raise InvalidCheckpoint(
+                f"{root}: no Pooling follows its Transformer; say pooling='mean', for example"
+            )
+        rest.insert(0, _pooling_module(root, pooling))
+    return (first, *rest)
+
+
+def _static_route(
+    first: Module, rest: list[Module], root: Path, pooling: tuple[str, ...] | None
+) -> tuple[Module, ...]:
+    if any(module.kind in ("Pooling", "WeightedLayerPooling") for module in rest):
+        raise InvalidCheckpoint(f"{root}: a StaticEmbedding has already pooled its tokens")
+    if pooling not in (None, ("mean",)):
+        raise InvalidOption(
+            f"pooling={pooling!r}: {root} has a StaticEmbedding, which always takes the mean"
+        )
+    return (first, *rest)
+
+
+def _has_no_effect(module: Module, transformer: Module) -> bool:
+    """A WeightedLayerPooling whose transformer is not configured to show its layers.
+
+    The reference then passes the last layer through, so the vectors are those of the last layer.
+    """
+    if module.kind != "WeightedLayerPooling":
+        return False
+    config = read_json_object(transformer.path / "config.json")
+    config = {**config, **transformer.options["config_kwargs"]}
+    shown = bool(config.get("output_hidden_states", False))
+    if not shown:
+        logger.warning(
+            "%s has no effect: its transformer's config.json does not set output_hidden_states",
+            module.path,
+        )
+    return not shown

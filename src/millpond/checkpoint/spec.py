@@ -1,0 +1,191 @@
+"""`ModelSpec`: what the checkpoint on disk says, as facts.
+
+Reads the JSON files of a checkpoint, old and new spellings alike, and refuses by name what
+Millpond cannot run. It loads no weights and knows no device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidCheckpoint, UnknownPrompt, UnknownTask, UnsupportedModel
+from .files import read_json_object
+from .modules import read_chain
+from .resolve import Checkpoint
+from .routes import Route, default_chain, read_routes
+
+__all__ = ["ModelSpec", "read_spec"]
+
+_SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+
+
+# Their checkpoints do not say that the instruction stays out of the mean; everyone knows.
+_INSTRUCTOR_MODELS = frozenset(f"hkunlp/instructor-{size}" for size in ("base", "large", "xl"))
+
+
+_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """What a checkpoint says about itself, with the user's prompts and pooling over it."""
+
+    name: str
+    path: Path
+    source: str
+    revision: str | None
+    routes: tuple[Route, ...]
+    """Exactly one unless the checkpoint has a Router."""
+    prompts: Mapping[str, str]
+    """Prompts by name: those saved in the checkpoint, with the user's over them."""
+    default_prompt_name: str | None
+    similarity_fn_name: str | None
+    truncate_dim: int | None
+    task_routes: Mapping[str | None, str] = field(default_factory=dict)
+    """The route of each task the Router knows, and of None where a task may be left out."""
+    other_route: str | None = "default"
+    """The route of every other task; None when there is none for it."""
+
+    def route_for(self, task: str | None) -> Route:
+        """The route that texts of this task take. Raises `UnknownTask` where there is none."""
+        name = self.task_routes.get(task, self.other_route)
+        for route in self.routes:
+            if route.name == name:
+                return route
+        known = ", ".join(sorted(repr(known) for known in self.task_routes if known is not None))
+        wanted = "a task has to be named" if task is None else f"there is no task {task!r}"
+        raise UnknownTask(f"{self.name}: {wanted}; its tasks are {known}")
+
+    def max_length_for(self, task: str | None) -> int | None:
+        """The limit, in tokens, that the checkpoint sets for texts of this task only."""
+        options = self.route_for(task).encoder.options
+        if task in ("query", "document"):
+            length = options.get(f"{task}_length")
+        else:
+            length = options.get("call_length")
+        return None if length is None else int(length)
+
+    def prompt_text(
+        self, *, task: str | None = None, prompt: str | None = None, prompt_name: str | None = None
+    ) -> str:
+        """The text to put in front of every text of a call, often empty.
+
+        `prompt` itself, else the prompt of that name, else the one of the task, else the
+        default one. A query or document for which no prompt is saved gets none, not even
+        the default one: a default is for texts that are neither.
+
+        Raises `UnknownPrompt` when there is no prompt of that name.
+        """
+        if prompt is not None:
+            return prompt
+        if prompt_name is not None:
+            return self._named_prompt(prompt_name)
+        if task == "query":
+            return self.prompts.get("query", "")
+        if task == "document":
+            found = (self.prompts[name] for name in _DOCUMENT_PROMPTS if name in self.prompts)
+            return next(found, "")
+        if self.default_prompt_name is not None:
+            return self._named_prompt(self.default_prompt_name)
+        return ""
+
+    def _named_prompt(self, name: str) -> str:
+        if name in self.prompts:
+            return self.prompts[name]
+        if name in ("query", "document"):
+            return ""
+        known = ", ".join(map(repr, sorted({*self.prompts, "query", "document"})))
+        raise UnknownPrompt(
+            f"there is no prompt called {name!r}; the prompts are {known}. "
+            "Give the text itself as `prompt`, or name it in the engine's `prompts`"
+        )
+
+
+def read_spec(
+    checkpoint: Checkpoint,
+    *,
+    pooling: tuple[str, ...] | None = None,
+    prompts: Mapping[str, str] | None = None,
+    trust_remote_code: bool = False,
+) -> ModelSpec:
+    """Read the checkpoint's files.
+
+    `pooling` replaces the modes of its Pooling modules; `prompts` go over its own. Raises
+    `InvalidCheckpoint` for files that are missing, damaged or contradictory,
+    `UnsupportedModel` for what cannot be run, and `InvalidOption` where `pooling` has
+    nothing to act on.
+    """
+    root = checkpoint.path
+    saved = read_json_object(root / "config_sentence_transformers.json")
+    model_type = saved.get("model_type", "SentenceTransformer")
+    if model_type != "SentenceTransformer":
+        raise UnsupportedModel(
+            f"{checkpoint.name} is a {model_type}, which does not make one vector of a text; "
+            "only SentenceTransformer models do"
+        )
+    if (root / "modules.json").is_file():
+        chain = read_chain(root, trust_remote_code=trust_remote_code)
+    else:
+        chain = default_chain(root, pooling=pooling)
+        saved = {}  # without modules.json the reference does not read it either
+    include_prompt = False if checkpoint.name in _INSTRUCTOR_MODELS else None
+    routes, task_routes, other_route = read_routes(
+        chain, root, pooling=pooling, include_prompt=include_prompt
+    )
+    all_prompts = _prompts(saved, prompts, root)
+    return ModelSpec(
+        name=checkpoint.name,
+        path=root,
+        source=checkpoint.source,
+        revision=checkpoint.revision,
+        routes=routes,
+        prompts=all_prompts,
+        default_prompt_name=_default_prompt_name(saved, all_prompts, root),
+        similarity_fn_name=_one_of(saved.get("similarity_fn_name"), _SIMILARITIES),
+        truncate_dim=_truncate_dim(saved, root),
+        task_routes=task_routes,
+        other_route=other_route,
+    )
+
+
+def _prompts(
+    saved: Mapping[str, Any], given: Mapping[str, str] | None, root: Path
+) -> dict[str, str]:
+    path = root / "config_sentence_transformers.json"
+    prompts = saved.get("prompts") or {}
+    if not isinstance(prompts, Mapping):
+        raise InvalidCheckpoint(f"{path}: prompts is not an object")
+    for name, text in prompts.items():
+        if not isinstance(text, str | None):
+            raise InvalidCheckpoint(f"{path}: the prompt {name!r} is {text!r}, not a text")
+    return {name: text or "" for name, text in prompts.items()} | dict(given or {})
+
+
+def _default_prompt_name(
+    saved: Mapping[str, Any], prompts: Mapping[str, str], root: Path
+) -> str | None:
+    name = saved.get("default_prompt_name")
+    if name is None or name in prompts or name in ("query", "document"):
+        return name
+    raise InvalidCheckpoint(
+        f"{root / 'config_sentence_transformers.json'}: default_prompt_name is {name!r}, and the "
+        f"prompts are {', '.join(map(repr, prompts)) or 'none'}; "
+        f"give it in the engine's `prompts`"
+    )
+
+
+def _truncate_dim(saved: Mapping[str, Any], root: Path) -> int | None:
+    value = saved.get("truncate_dim")
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise InvalidCheckpoint(
+        f"{root / 'config_sentence_transformers.json'}: truncate_dim is {value!r}, "
+        "not a number of dimensions"
+    )
+
+
+def _one_of(value: object, known: tuple[str, ...]) -> str | None:
+    return value if isinstance(value, str) and value in known else None

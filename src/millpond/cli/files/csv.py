@@ -1,0 +1,114 @@
+"""CSV and TSV, read row by row. The first line names the columns, and every value is a string."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+from ..errors import CommandError
+from .rows import Record, Rows, require_column, rows_of
+from .streams import can_be_read_again, name_of, open_input
+
+__all__ = ["CsvSource"]
+
+LONGEST_FIELD = 1 << 26  # characters; a quote that is never closed would take in all of the file
+
+
+@dataclass(frozen=True, kw_only=True)
+class CsvSource:
+    """A file whose rows have fields between delimiters, or standard input where there is no path.
+
+    A field in quotes may hold delimiters, line breaks and, doubled, quotes (RFC 4180). Blank lines
+    are no rows.
+    """
+
+    path: Path | None
+    delimiter: str
+    column: str
+    """Which column is the text."""
+    new_column: str | None = None
+    """What the vectors will be called where the rows are kept; the file may not have it already."""
+
+    def chunks(self, size: int, *, skip: int = 0) -> Iterator[Rows]:
+        with open_input(self.path) as file:
+            lines = _Lines(file, name_of(self.path), self.delimiter)
+            records = islice(self._records(lines), skip, None)
+            yield from rows_of(records, size, column=self.column, keep=self.new_column is not None)
+
+    def empty(self) -> Rows:
+        if self.new_column is None:
+            return Rows(texts=[])
+        if not can_be_read_again(self.path):
+            return Rows(texts=[], columns=[])
+        with open_input(self.path) as file:
+            names = self._names(_Lines(file, name_of(self.path), self.delimiter))
+        return Rows(texts=[], columns=[], names=names)
+
+    def _records(self, lines: _Lines) -> Iterator[Record]:
+        names = self._names(lines)
+        for fields in lines:
+            if len(fields) != len(names):
+                raise CommandError(
+                    f"{lines.place} has {len(fields)} fields, and the first line names "
+                    f"{len(names)} columns"
+                )
+            yield dict(zip(names, fields, strict=True))
+
+    def _names(self, lines: _Lines) -> list[str]:
+        names = next(iter(lines), None)
+        if names is None:
+            raise CommandError(f"{lines.name} is empty: its first line must name the columns")
+        hint = "; the first line names the columns"
+        require_column(lines.name, names, self.column, self.new_column, hint=hint)
+        return names
+
+
+class _Lines:
+    """The fields of every row that is not blank. Raises `CommandError` with the line it is in."""
+
+    def __init__(self, file: BinaryIO, name: str, delimiter: str) -> None:
+        # Of this process, which is the command's own; never lowered, as others may read too.
+        csv.field_size_limit(max(LONGEST_FIELD, csv.field_size_limit()))
+        self.name = name
+        self._reader = csv.reader(map(_decoded, enumerate(file)), delimiter=delimiter, strict=True)
+        self._first_line = 1  # of the row that was read last; only __next__ changes it
+
+    @property
+    def place(self) -> str:
+        """Where the row that was read last begins."""
+        return f"{self.name}, line {self._first_line}"
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> list[str]:
+        while True:
+            self._first_line = self._reader.line_num + 1
+            try:
+                fields = next(self._reader)
+            except csv.Error as error:
+                raise CommandError(f"{self.place}: {_explained(error)}") from None
+            except UnicodeDecodeError as error:
+                line = self._reader.line_num + 1
+                raise CommandError(f"{self.name}, line {line}: {error}") from None
+            if fields:
+                return fields
+
+
+def _decoded(numbered: tuple[int, bytes]) -> str:
+    number, line = numbered
+    return (line if number else line.removeprefix(codecs.BOM_UTF8)).decode("utf-8")
+
+
+def _explained(error: csv.Error) -> str:
+    told = str(error)
+    if "unexpected end of data" in told or "field larger than" in told:
+        return "a quote is opened here that is not closed"
+    if "expected after" in told:
+        return "text follows a closing quote; a quote within quotes is written twice"
+    return told

@@ -1,0 +1,151 @@
+"""The formats of `millpond embed`, by name and by the suffix of a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from ..errors import CommandError
+from .streams import can_be_read_again, is_stream, name_of
+
+if TYPE_CHECKING:
+    from .rows import Encoding, Source
+
+__all__ = ["FileFormats", "InputFormat", "OutputFormat"]
+
+Name = TypeVar("Name", bound=str)
+
+
+InputFormat = Literal["text", "jsonl", "csv", "tsv", "parquet"]
+
+
+OutputFormat = Literal["npy", "jsonl", "parquet"]
+
+
+_INPUT_SUFFIXES: dict[str, InputFormat] = {
+    "": "text",
+    ".txt": "text",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+
+
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
+
+
+_OUTPUT_SUFFIXES: dict[str, OutputFormat] = {
+    ".npy": "npy",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileFormats:
+    """How an input is read and an output written."""
+
+    input_format: InputFormat
+    output_format: OutputFormat
+    column: str
+    """The column of the input that is the text."""
+    output_column: str
+    """What the vectors are called in an output that has columns."""
+    vectors_only: bool
+    """Whether the output keeps nothing of the input's columns."""
+
+    @classmethod
+    def of(
+        cls,
+        path: Path | None,
+        output: Path,
+        *,
+        input_format: InputFormat | None,
+        output_format: OutputFormat | None,
+        column: str,
+        output_column: str,
+        vectors_only: bool,
+    ) -> FileFormats:
+        """Formats that are not named are known by their suffixes.
+
+        Standard input is text lines and a stream takes JSON lines. Raises `CommandError` for a
+        suffix that says nothing, and for a format that a stream cannot hold.
+        """
+        if input_format is None:
+            known = _INPUT_SUFFIXES
+            input_format = "text" if path is None else _by_suffix(path, known, "--input-format")
+        if is_stream(output):
+            _require_lines(output, output_format)
+            output_format = "jsonl"
+        elif output_format is None:
+            output_format = _by_suffix(output, _OUTPUT_SUFFIXES, "--output-format")
+        if input_format == "parquet" and not can_be_read_again(path):
+            raise CommandError(f"Parquet cannot be read from {name_of(path)}: name a file")
+        return cls(
+            input_format=input_format,
+            output_format=output_format,
+            column=column,
+            output_column=output_column,
+            vectors_only=vectors_only,
+        )
+
+    def source(self, path: Path | None) -> Source:
+        """The rows of a file, or of standard input where there is no path."""
+        keeps_columns = self.output_format != "npy" and not self.vectors_only
+        new_column = self.output_column if keeps_columns else None
+        if self.input_format == "parquet":
+            from .parquet import ParquetSource
+
+            assert path is not None
+            return ParquetSource(path=path, column=self.column, new_column=new_column)
+        if self.input_format in _DELIMITERS:
+            from .csv import CsvSource
+
+            delimiter = _DELIMITERS[self.input_format]
+            return CsvSource(
+                path=path, delimiter=delimiter, column=self.column, new_column=new_column
+            )
+        from .text import LineSource, json_record, kept_json_record, text_record
+
+        of_json = kept_json_record if keeps_columns else json_record
+        record = of_json if self.input_format == "jsonl" else text_record
+        return LineSource(path=path, record=record, column=self.column, new_column=new_column)
+
+    def encoding(self) -> Encoding:
+        """How the output is laid down."""
+        if self.output_format == "parquet":
+            from .parquet import ParquetEncoding
+
+            return ParquetEncoding(new_column=self.output_column)
+        if self.output_format == "jsonl":
+            from .text import JsonLinesEncoding
+
+            return JsonLinesEncoding(new_column=self.output_column)
+        from .npy import NpyEncoding
+
+        return NpyEncoding()
+
+
+def _require_lines(output: Path, output_format: OutputFormat | None) -> None:
+    if output_format not in (None, "jsonl"):
+        name = "standard output" if str(output) == "-" else f"{output}, which is not a file"
+        raise CommandError(
+            f"{output_format} cannot be written to {name}: leave out --output-format for JSON "
+            "lines, or name a file after -o"
+        )
+
+
+def _by_suffix(path: Path, suffixes: dict[str, Name], flag: str) -> Name:
+    try:
+        return suffixes[path.suffix.lower()]
+    except KeyError:
+        names = ", ".join(dict.fromkeys(map(str, suffixes.values())))
+        raise CommandError(
+            f"{path}: no format goes by {path.suffix!r}; say with {flag} which it is: {names}"
+        ) from None

@@ -1,0 +1,250 @@
+"""Parquet files, read a slice at a time and written from a part file that can be appended to.
+
+A Parquet file is readable only once its footer is written, so it cannot be the part file. That is
+a row of Arrow streams, one a chunk, each complete: cut behind any of them it is whole. At the end
+they are read back and written as Parquet.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import CommandError
+from .rows import Rows, Vectors, require_column
+from .streams import named_error
+
+__all__ = ["ParquetEncoding", "ParquetSource"]
+
+ROW_GROUP_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetSource:
+    """A Parquet file whose `column` is the text."""
+
+    path: Path
+    column: str
+    new_column: str | None = None
+    """What the vectors will be called where the rows are kept; the file may not have it already."""
+
+    def chunks(self, size: int, *, skip: int = 0) -> Iterator[Rows]:
+        with self._open() as (file, names):
+            batches = file.iter_batches(
+                batch_size=size,
+                columns=names,
+                use_threads=False,  # the processors have a model to run
+            )
+            for number, batch in enumerate(islice(batches, skip // size, None), skip // size):
+                yield self._rows(pa.Table.from_batches([batch]), first=number * size)
+
+    def empty(self) -> Rows:
+        with self._open() as (file, names):
+            return self._rows(file.schema_arrow.empty_table().select(names), first=0)
+
+    def _rows(self, table: Any, *, first: int) -> Rows:
+        texts = self._texts(table.column(self.column), first=first)
+        for row, text in enumerate(texts, start=first):
+            if not isinstance(text, str):
+                raise CommandError(
+                    f"{self.path}, row {row}: {self.column!r} is {str(text)[:40]}, not a string"
+                )
+        return Rows(texts=texts, columns=table if self.new_column is not None else None)
+
+    def _texts(self, column: Any, *, first: int) -> list[Any]:
+        try:
+            texts: list[Any] = column.to_pylist()
+            return texts
+        except UnicodeDecodeError as error:
+            row = first + _first_not_decoded(column)
+            raise CommandError(
+                f"{self.path}, row {row}: {self.column!r} is not UTF-8 ({error.reason})"
+            ) from None
+
+    @contextmanager
+    def _open(self) -> Iterator[tuple[Any, list[str]]]:
+        """The file, and the names of the columns to read."""
+        self.path.stat()  # Arrow's own error for a file that is not there is a long one
+        try:
+            with pq.ParquetFile(self.path) as file:
+                names = file.schema_arrow.names
+                require_column(str(self.path), names, self.column, self.new_column)
+                yield file, names if self.new_column is not None else [self.column]
+        except (pa.ArrowException, OSError) as error:
+            raise CommandError(f"{self.path} cannot be read as Parquet: {error}") from None
+
+
+def _first_not_decoded(column: Any) -> int:
+    for row, value in enumerate(column):
+        try:
+            value.as_py()
+        except UnicodeDecodeError:
+            return row
+    raise AssertionError("all of them were decoded one by one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetEncoding:
+    """The rows' columns and, as `new_column`, their vectors: lists of one length."""
+
+    new_column: str
+
+    def checked(self, chunks: Iterator[Rows]) -> Iterator[Rows]:
+        """A column that is integers here and fractions there is all fractions in the end."""
+        schema = pa.schema([])
+        large: dict[tuple[str, str], Any] = {}  # one column each that cannot become fractions
+        for chunk in chunks:
+            # A Parquet file has one schema, which fits all of its rows.
+            table = _columns(chunk) if isinstance(chunk.columns, list) else None
+            if table is not None:
+                schema = _unified([schema, table.schema])
+                for name in table.column_names:
+                    column = table.select([name])
+                    key = (name, str(column.schema.field(0).type))
+                    if key not in large and not _casts(column, _fractions(column.schema)):
+                        large[key] = column
+            yield chunk
+        for column in large.values():
+            _fitted(column, pa.schema([schema.field(name) for name in column.column_names]))
+
+    def head(self, rows: Rows, vectors: Vectors) -> bytes:
+        return self.encode(rows, vectors)
+
+    def encode(self, rows: Rows, vectors: Vectors) -> bytes:
+        values = pa.array(vectors.reshape(-1))
+        lists = pa.FixedSizeListArray.from_arrays(values, vectors.shape[1])
+        table = _columns(rows)
+        if table is None:
+            table = pa.table({self.new_column: lists})
+        else:
+            table = table.append_column(self.new_column, lists)
+        buffer = pa.BufferOutputStream()
+        with pa.ipc.new_stream(buffer, table.schema) as stream:
+            stream.write_table(table)
+        encoded: bytes = buffer.getvalue().to_pybytes()
+        return encoded
+
+    def finish(self, part: Path, vectors: Vectors, *, rows: int) -> Path:
+        finished = part.with_name(f"{part.name}.parquet")
+        try:
+            with named_error(finished):
+                self._write(part, finished)
+        except BaseException:  # a full disk: its room is needed
+            finished.unlink(missing_ok=True)
+            raise
+        return finished
+
+    def _write(self, part: Path, finished: Path) -> None:
+        schema = _schema(part, last=self.new_column)
+        with (
+            finished.open("wb") as file,
+            pq.ParquetWriter(file, schema, store_schema=True) as writer,
+        ):
+            for table in _row_groups(part, schema):
+                writer.write_table(table, row_group_size=max(1, len(table)))
+            writer.close()  # writes the footer
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _columns(rows: Rows) -> Any:
+    """The columns of the rows as a table, or None where there are none to keep."""
+    if not isinstance(rows.columns, list):
+        return rows.columns
+    if rows.names:
+        return pa.schema([(name, pa.string()) for name in rows.names]).empty_table()
+    names = dict.fromkeys(name for record in rows.columns for name in record)
+    if not names:
+        return None
+    try:
+        return pa.table({name: [record.get(name) for record in rows.columns] for name in names})
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        raise _mixed(error) from None
+
+
+def _unified(schemas: list[Any]) -> Any:
+    """The one schema that tables of all of these fit."""
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise _mixed(error) from None
+
+
+def _fractions(schema: Any) -> Any:
+    """The schema with float64 for int64, in lists and structs too."""
+    return pa.schema([field.with_type(_fraction(field.type)) for field in schema])
+
+
+def _fraction(kind: Any) -> Any:
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_fraction(field.type)) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(_fraction(kind.value_type))
+    return pa.float64() if pa.types.is_int64(kind) else kind
+
+
+def _casts(table: Any, schema: Any) -> bool:
+    try:
+        table.cast(schema)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _schema(part: Path, *, last: str) -> Any:
+    """The one schema that all chunks fit: JSON lines need not all have the same columns."""
+    schemas: list[Any] = []
+    for table in _chunks(part, mapped=True):
+        if table.schema not in schemas:
+            schemas.append(table.schema)
+    schema = _unified(schemas)
+    fields = sorted(schema, key=lambda field: bool(field.name == last))
+    return pa.schema(fields, metadata=schema.metadata)
+
+
+def _mixed(error: Exception) -> CommandError:
+    return CommandError(
+        f"a column has values of several types, which Parquet does not take ({error}): write "
+        "JSON lines, or leave the input's columns out with --vectors-only"
+    )
+
+
+def _row_groups(part: Path, schema: Any) -> Iterator[Any]:
+    """The rows of a part file in tables of some 64 MiB."""
+    waiting: list[Any] = []
+    size = 0
+    for chunk in _chunks(part):
+        waiting.append(_fitted(chunk, schema))
+        size += chunk.nbytes
+        if size >= ROW_GROUP_BYTES:
+            yield pa.concat_tables(waiting).combine_chunks()
+            waiting, size = [], 0
+    if waiting:
+        yield pa.concat_tables(waiting).combine_chunks()
+
+
+def _fitted(table: Any, schema: Any) -> Any:
+    """A chunk in the schema of all: columns it has not are null."""
+    for field in schema:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    try:
+        return table.select(schema.names).cast(schema)
+    except pa.ArrowInvalid as error:
+        raise _mixed(error) from None
+
+
+def _chunks(part: Path, *, mapped: bool = False) -> Iterator[Any]:
+    """The streams of a part file; mapped, only what is looked at is read."""
+    with (pa.memory_map if mapped else pa.OSFile)(str(part)) as source:
+        while source.tell() < source.size():
+            with pa.ipc.open_stream(source) as stream:
+                yield stream.read_all()

@@ -1,0 +1,177 @@
+"""What can be read or written only once: pipes, terminals, and the process's own descriptors.
+
+It knows no format. A name such as `/dev/stdin` stands for a descriptor and is read through it, as
+`-` is: opened by name it would begin again, share a position or not open at all, as the system has
+it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from ..errors import CommandError
+
+__all__ = [
+    "StreamOutput",
+    "can_be_read_again",
+    "is_same_file",
+    "is_stream",
+    "name_of",
+    "named_error",
+    "open_input",
+]
+
+STDIN, STDOUT, STDERR = range(3)
+
+
+STANDARD = {"/dev/stdin": STDIN, "/dev/stdout": STDOUT, "/dev/stderr": STDERR}
+
+
+DESCRIPTOR = re.compile(r"/(?:dev|proc/(?:self|thread-self|(?P<process>\d+)))/fd/(?P<number>\d+)")
+
+
+MOST_LINKS = 40
+
+
+def can_be_read_again(path: Path | None) -> bool:
+    """Whether an input is a file that begins anew when it is opened; None is standard input.
+
+    What is not there counts as a file, and the error of who opens it says so.
+    """
+    if path is None or _descriptor(path) is not None:
+        return False
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return True
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+
+
+def is_stream(path: Path) -> bool:
+    """Whether an output takes rows as they come, and none back."""
+    if str(path) == "-" or _descriptor(path) is not None:
+        return True
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+
+
+def is_same_file(path: Path | None, output: Path) -> bool:
+    """Whether an output is what the input is read from; a terminal may be both."""
+    try:
+        read = os.fstat(STDIN) if path is None else path.stat()
+        return os.path.samestat(read, output.stat()) and not stat.S_ISCHR(read.st_mode)
+    except OSError:  # one is not there
+        return False
+
+
+def name_of(path: Path | None) -> str:
+    """What an input is called in a message."""
+    return "standard input" if path is None else str(path)
+
+
+@contextlib.contextmanager
+def open_input(path: Path | None) -> Iterator[BinaryIO]:
+    """The bytes of a file or stream; None is standard input.
+
+    Raises `CommandError` for a descriptor that is closed, and `OSError`.
+    """
+    number = STDIN if path is None else _descriptor(path)
+    if path is None or number == STDIN:
+        if sys.stdin is None:
+            raise CommandError("standard input is closed: name a file as IN")
+        yield sys.stdin.buffer
+        return
+    with path.open("rb") if number is None else _opened(number, path, "rb") as file:
+        yield file
+
+
+def _descriptor(path: Path) -> int | None:
+    """The number of the descriptor of this process that a path, or what it links to, names."""
+    name = str(path)
+    for _ in range(MOST_LINKS):
+        if name in STANDARD:
+            return STANDARD[name]
+        found = DESCRIPTOR.fullmatch(name)
+        if found and found["process"] in (None, str(os.getpid())):
+            return int(found["number"])
+        if not os.path.islink(name):
+            return None
+        name = os.path.join(os.path.dirname(name), os.readlink(name))
+    return None
+
+
+def _opened(number: int, path: Path, mode: Literal["rb", "wb"]) -> BinaryIO:
+    """A file of its own on the same descriptor, so that closing it leaves that open."""
+    with named_error(path):
+        return os.fdopen(os.dup(number), mode)
+
+
+@contextlib.contextmanager
+def named_error(path: Path | str) -> Iterator[None]:
+    """An `OSError` of a write knows no name; here it gets that of the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+class StreamOutput:
+    """Standard output, a pipe or a device. What is written is gone: nothing is published or kept.
+
+    Raises `BrokenPipeError` when nobody reads any more.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        number = STDOUT if str(path) == "-" else _descriptor(path)
+        self._is_standard = number == STDOUT
+        self.name = "standard output" if str(path) == "-" else str(path)
+        self._file = self._standard() if self._is_standard else self._other(number)
+        self._rows = 0  # only append changes it
+
+    @staticmethod
+    def _standard() -> BinaryIO:
+        if sys.stdout is None:
+            raise CommandError("standard output is closed: name a file after -o")
+        return sys.stdout.buffer
+
+    def _other(self, number: int | None) -> BinaryIO:
+        return self._path.open("wb") if number is None else _opened(number, self._path, "wb")
+
+    @property
+    def rows(self) -> int:
+        """Rows that are written."""
+        return self._rows
+
+    def append(self, chunk: bytes, *, rows: int) -> None:
+        """Write a chunk through to whoever reads."""
+        with named_error(self.name):
+            self._file.write(chunk)
+            self._file.flush()
+        self._rows += rows
+
+    def close(self) -> None:
+        """Let whoever reads know that this was all."""
+        if not self._is_standard:
+            with named_error(self.name):
+                self._file.close()
+
+    def discard(self) -> None:
+        """Write no more, whatever is still to be written."""
+        with contextlib.suppress(OSError):
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"StreamOutput({self.name!r}, rows={self.rows})"

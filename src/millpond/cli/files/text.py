@@ -1,0 +1,157 @@
+"""Text lines and JSON lines, read and written."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import orjson
+
+from ..errors import CommandError
+from .rows import Record, Rows, Vectors, column_is_taken, rows_of
+from .streams import name_of, open_input
+
+__all__ = ["JsonLinesEncoding", "LineSource", "json_record", "kept_json_record", "text_record"]
+
+_LONG_NUMBER = re.compile(r"\d{19}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineSource:
+    """A file with a row a line, or standard input where there is no path."""
+
+    path: Path | None
+    record: Callable[[str, str], Record | None]
+    """A line and the name of the text's column in, the row out; None where there is no row."""
+    column: str
+    """Which column is the text."""
+    new_column: str | None = None
+    """What the vectors will be called where the rows are kept; no row may have it already."""
+
+    def chunks(self, size: int, *, skip: int = 0) -> Iterator[Rows]:
+        with open_input(self.path) as file:
+            records = islice(self._records(file), skip, None)
+            yield from rows_of(records, size, column=self.column, keep=self.new_column is not None)
+
+    def empty(self) -> Rows:
+        return Rows(texts=[], columns=[] if self.new_column is not None else None)
+
+    def _records(self, file: BinaryIO) -> Iterator[Record]:
+        for number, line in enumerate(file, start=1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            try:
+                record = self.record(line.decode("utf-8"), self.column)
+            except ValueError as error:  # not UTF-8, not JSON, or not a row
+                raise CommandError(f"{name_of(self.path)}, line {number}: {error}") from None
+            if record is None:
+                continue
+            if self.new_column is not None and self.new_column in record:
+                place = f"{name_of(self.path)}, line {number}"
+                raise column_is_taken(f"{place} has a {self.new_column!r}")
+            yield record
+
+
+def text_record(line: str, column: str) -> Record:
+    """Every line is a text, an empty one too."""
+    return {column: line.removesuffix("\n").removesuffix("\r")}
+
+
+def json_record(line: str, column: str) -> Record | None:
+    """A JSON object with a text in `column`, or a JSON string; blank lines are no rows.
+
+    Raises `ValueError` for anything else.
+    """
+    if not line.strip():
+        return None
+    value = orjson.loads(line)
+    if isinstance(value, str):
+        return {column: value}
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an object or a string, not {line.strip()[:40]}")
+    if column not in value:
+        known = ", ".join(map(repr, value)) or "nothing"
+        raise ValueError(f"there is no {column!r}, only {known}: name the text with --column")
+    if not isinstance(value[column], str):
+        raise ValueError(f"{column!r} is {orjson.dumps(value[column]).decode()[:40]}, not a string")
+    return value
+
+
+def kept_json_record(line: str, column: str) -> Record | None:
+    """`json_record` for a row whose other columns are kept, so that every integer must be exact.
+
+    orjson makes a float of one beyond 64 bits. Raises `ValueError` for such a one, too.
+    """
+    record = json_record(line, column)
+    if _LONG_NUMBER.search(line):
+        json.loads(line, parse_int=_require_64_bits)
+    return record
+
+
+def _require_64_bits(digits: str) -> None:
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**64:
+        raise ValueError(
+            f"the integer {digits[:40]} has more than 64 bits, and would not be kept exactly: make "
+            "it a string, or leave the input's columns out with --vectors-only"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonLinesEncoding:
+    """An object a line: the row's columns and, under `new_column`, its vector."""
+
+    new_column: str
+
+    def checked(self, chunks: Iterator[Rows]) -> Iterator[Rows]:
+        row = 0
+        for chunk in chunks:
+            for record in _records(chunk, first=row):
+                try:
+                    orjson.dumps(record)
+                except TypeError as error:
+                    raise _unwritable(f"row {row}", error) from None
+                row += 1
+            yield chunk
+
+    def head(self, rows: Rows, vectors: Vectors) -> bytes:
+        return b""
+
+    def encode(self, rows: Rows, vectors: Vectors) -> bytes:
+        options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
+        vectors = np.ascontiguousarray(vectors)  # orjson reads nothing else
+        try:
+            return b"".join(
+                orjson.dumps({**record, self.new_column: vector}, option=options)
+                for record, vector in zip(_records(rows), vectors, strict=True)
+            )
+        except TypeError as error:
+            raise _unwritable("a row", error) from None
+
+    def finish(self, part: Path, vectors: Vectors, *, rows: int) -> Path:
+        return part
+
+
+def _records(rows: Rows, *, first: int = 0) -> list[Record]:
+    if rows.columns is None:
+        return [{}] * len(rows)
+    if isinstance(rows.columns, list):
+        return rows.columns
+    try:
+        records: list[Record] = rows.columns.to_pylist()
+    except UnicodeDecodeError as error:
+        raise _unwritable(f"among rows {first} to {first + len(rows) - 1}, one", error) from None
+    return records
+
+
+def _unwritable(place: str, error: Exception) -> CommandError:
+    return CommandError(
+        f"{place} has a column that cannot be written as JSON ({error}): write Parquet, or leave "
+        "the input's columns out with --vectors-only"
+    )

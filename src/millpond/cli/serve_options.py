@@ -1,0 +1,280 @@
+"""The flags of `serve`, each with its help. What they mean is said in docs/server.md."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+__all__ = [
+    "AllowRawTokenIds",
+    "ApiKey",
+    "Convert",
+    "CorsOrigin",
+    "DType",
+    "Device",
+    "DisableLogRequests",
+    "DisableLogStats",
+    "DownloadDir",
+    "DrainTimeout",
+    "EnablePrefixCaching",
+    "EnforceEager",
+    "HeaderTimeout",
+    "Host",
+    "IdleTimeout",
+    "IgnoreUnknownFields",
+    "LoadFormat",
+    "LogFormat",
+    "LogLevel",
+    "MaxBatchTokens",
+    "MaxBodyBytes",
+    "MaxModelLen",
+    "MaxNumSeqs",
+    "MaxQueryWait",
+    "MaxQueuedTokens",
+    "MemoryUtilization",
+    "ModelFlags",
+    "Models",
+    "Port",
+    "ProtectMetrics",
+    "RequestTimeout",
+    "Revision",
+    "RootPath",
+    "RunnerKind",
+    "Seed",
+    "ServedNames",
+    "SslCertfile",
+    "SslKeyfile",
+    "SslKeyfilePassword",
+    "Task",
+    "TensorParallelSize",
+    "TrustRemoteCode",
+    "Uds",
+]
+
+Names = list[str] | None
+
+
+Models = Annotated[Names, typer.Argument(metavar="MODEL", help="Folders, or names on the hub.")]
+
+
+ModelFlags = Annotated[Names, typer.Option("--model", help="The same; may be repeated.")]
+
+
+ServedNames = Annotated[
+    Names,
+    typer.Option(
+        "--served-model-name",
+        help="Names that clients use: all for one model, or one for each of several.",
+    ),
+]
+
+
+Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every one.")]
+
+
+Port = Annotated[
+    int, typer.Option(envvar="MILLPOND_PORT", help="Port to listen on; 0 for any that is free.")
+]
+
+
+Uds = Annotated[str | None, typer.Option(help="Unix domain socket instead of host and port.")]
+
+
+DType = Annotated[
+    Literal["auto", "float32", "float16", "bfloat16", "int8", "float", "half"],
+    typer.Option("--dtype", help="Precision of the transformer."),
+]
+
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+
+
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
+
+
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with a checkpoint.")
+]
+
+
+MaxModelLen = Annotated[int | None, typer.Option("--max-model-len", help="Longest text in tokens.")]
+
+
+MaxBatchTokens = Annotated[
+    int | None,
+    typer.Option("--max-num-batched-tokens", help="Most tokens in one forward pass."),
+]
+
+
+MaxQueuedTokens = Annotated[
+    int,
+    typer.Option(
+        "--max-queued-tokens", help="Most tokens waiting in a lane before requests get a 429."
+    ),
+]
+
+
+MaxQueryWait = Annotated[
+    float,
+    typer.Option("--max-query-wait-ms", help="Longest a query may wait behind bulk requests."),
+]
+
+
+MemoryUtilization = Annotated[
+    float | None,
+    typer.Option(
+        "--gpu-memory-utilization", help="Share of the device's memory for keys and values."
+    ),
+]
+
+
+TensorParallelSize = Annotated[
+    int,
+    typer.Option("--tensor-parallel-size", "-tp", help="Devices a model is spread over: only 1."),
+]
+
+
+EnablePrefixCaching = Annotated[
+    bool,
+    typer.Option(
+        "--enable-prefix-caching/--no-enable-prefix-caching",
+        help="Keep keys and values of beginnings that texts share, where the model allows it.",
+    ),
+]
+
+
+DownloadDir = Annotated[
+    str | None, typer.Option("--download-dir", help="Folder of the hub's cache.")
+]
+
+
+# Of vLLM's, with the one meaning that they have here; any other value is an error.
+Task = Annotated[
+    Literal["auto", "embed", "embedding"],
+    typer.Option("--task", help="vLLM's: models embed here."),
+]
+
+
+RunnerKind = Annotated[
+    Literal["auto", "pooling"], typer.Option("--runner", help="vLLM's: models embed here.")
+]
+
+
+Convert = Annotated[
+    Literal["auto", "embed", "none"], typer.Option("--convert", help="vLLM's: models embed here.")
+]
+
+
+LoadFormat = Annotated[
+    Literal["auto", "safetensors"],
+    typer.Option("--load-format", help="vLLM's: weights are read as they are."),
+]
+
+
+# Of vLLM's, without a meaning here.
+MaxNumSeqs = Annotated[
+    int | None, typer.Option("--max-num-seqs", help="vLLM's, ignored: tokens bound a batch.")
+]
+
+
+Seed = Annotated[
+    int | None, typer.Option("--seed", help="vLLM's, ignored: nothing here is random.")
+]
+
+
+EnforceEager = Annotated[
+    bool, typer.Option("--enforce-eager", help="vLLM's, ignored: graphs are for short batches.")
+]
+
+
+DisableLogRequests = Annotated[
+    bool, typer.Option("--disable-log-requests", help="vLLM's, ignored: no text is ever logged.")
+]
+
+
+DisableLogStats = Annotated[
+    bool, typer.Option("--disable-log-stats", help="vLLM's, ignored: no statistics are logged.")
+]
+
+
+ApiKey = Annotated[
+    Names,
+    typer.Option(
+        "--api-key",
+        envvar="MILLPOND_API_KEY",
+        help="Key that clients must send; may be repeated. Better given in the environment, "
+        "where no list of processes shows it.",
+    ),
+]
+
+
+ProtectMetrics = Annotated[
+    bool, typer.Option("--protect-metrics", help="Ask for the API key at /metrics too.")
+]
+
+
+AllowRawTokenIds = Annotated[
+    bool,
+    typer.Option(
+        "--allow-raw-token-ids", help="Take token ids that do not look like the model's own."
+    ),
+]
+
+
+IgnoreUnknownFields = Annotated[
+    bool,
+    typer.Option("--ignore-unknown-fields", help="Leave out of a body what is not known."),
+]
+
+
+CorsOrigin = Annotated[
+    Names, typer.Option("--cors-origin", help="Origin whose pages may call; may be repeated.")
+]
+
+
+RootPath = Annotated[str, typer.Option(help="Prefix under which a proxy publishes the server.")]
+
+
+SslCertfile = Annotated[str | None, typer.Option(help="Certificate chain, to speak HTTPS.")]
+
+
+SslKeyfile = Annotated[str | None, typer.Option(help="Its private key.")]
+
+
+SslKeyfilePassword = Annotated[
+    str | None,
+    typer.Option(
+        envvar="MILLPOND_SSL_KEYFILE_PASSWORD",
+        help="The key's passphrase. Better given in the environment.",
+    ),
+]
+
+
+MaxBodyBytes = Annotated[int, typer.Option(help="Largest request body.")]
+
+
+RequestTimeout = Annotated[float, typer.Option(help="Longest a request may take.")]
+
+
+IdleTimeout = Annotated[
+    float, typer.Option("--idle-timeout-s", help="Longest a connection may send nothing.")
+]
+
+
+HeaderTimeout = Annotated[
+    float, typer.Option("--header-timeout-s", help="Longest the headers of a request may take.")
+]
+
+
+DrainTimeout = Annotated[
+    float, typer.Option(help="Longest the server goes on answering after SIGTERM.")
+]
+
+
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"], typer.Option(help="What is logged.")
+]
+
+
+LogFormat = Annotated[Literal["text", "json"], typer.Option(help="How a log line looks.")]

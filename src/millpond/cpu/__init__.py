@@ -1,0 +1,1 @@
+"""What a running CPU pass shares with others: threads, preemption, the few row counts."""

@@ -1,0 +1,103 @@
+"""`Preemption`: on a CPU, passes of ingestion step aside for those of queries.
+
+A query has a worker of its own, and with it one thread more than there are cores. Left to the
+operating system, the query's thread takes turns with the others, a few milliseconds each. So
+between two operations a pass of ingestion looks whether a query is running, and waits until it is
+through: the cores stay as busy as before, and the query has one for itself.
+
+No more passes wait than queries run, and none waits again before it has run for as long as it
+waited: queries without end slow ingestion down and do not stop it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..locks import SteadyCondition
+
+__all__ = ["Preemption", "yield_to_queries"]
+
+MOST_S = 0.1  # longer than a query's pass takes; then it shares the cores after all
+
+
+class _Query:
+    """A pass, for as long as something of it is left."""
+
+
+class Preemption:
+    """Who is running, of the passes of one model."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        """In a forked child nobody is running, and nobody will let go of what was locked."""
+        self._process = os.getpid()
+        self._changed = SteadyCondition()
+        # Running. Weakly: a caller may be interrupted before it says that it is through.
+        self._queries: weakref.WeakSet[_Query] = weakref.WeakSet()
+        self.aside = 0  # passes of ingestion that wait for one of them
+
+    @property
+    def queries(self) -> int:
+        """Passes for queries that are running."""
+        return len(self._queries)
+
+    @contextmanager
+    def query(self) -> Iterator[None]:
+        """A pass for queries runs on this thread."""
+        if self._process != os.getpid():
+            self._reset()
+        query = _Query()
+        try:
+            with self._changed:
+                self._queries.add(query)
+            yield
+        finally:
+            with self._changed:
+                self._queries.discard(query)
+                self._changed.notify_all()
+
+    @contextmanager
+    def ingestion(self) -> Iterator[None]:
+        """A pass of ingestion runs on this thread, which calls `yield_to_queries`."""
+        if self._process != os.getpid():
+            self._reset()
+        _here.passes, _here.not_before_s = self, 0.0
+        try:
+            yield
+        finally:
+            _here.passes = None
+
+    def step_aside(self) -> float:
+        """Wait until a query is through, unless others wait for all of them; in seconds."""
+        since_s = time.perf_counter()
+        with self._changed:
+            if self.queries > self.aside:
+                self.aside += 1
+                self._changed.wait(MOST_S)
+                self.aside -= 1
+        return time.perf_counter() - since_s
+
+
+class _Here(threading.local):
+    passes: Preemption | None = None
+    not_before_s: float = 0.0
+
+
+_here = _Here()
+
+
+def yield_to_queries() -> None:
+    """Called between operations of a pass: let a query go first, if this is ingestion."""
+    passes = _here.passes
+    if passes is not None and passes.queries > passes.aside:
+        now_s = time.perf_counter()
+        if now_s >= _here.not_before_s:
+            waited_s = passes.step_aside()
+            _here.not_before_s = now_s + 2 * waited_s

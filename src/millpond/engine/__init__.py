@@ -1,0 +1,1 @@
+"""Callers, threads and the engine step; loading and sharing a model in a process."""

@@ -1,0 +1,602 @@
+"""`EngineCore`: the threads that serve one model, and the lock their state is under.
+
+The tokenising thread keeps a few batches of token ids ahead. Each worker asks the scheduler for a
+batch only when it can run one, so batches grow by themselves under load and a lone query runs at
+once. A third kind of thread, the keeper, is always free: it ends calls at their deadlines and takes
+out those that were cancelled. Planning happens under the lock, work outside it.
+
+A caller's thread may be interrupted between any two steps, and a finalizer may run amid any of
+them, under the lock too. So neither touches what the threads share but by leaving word in a deque:
+a job that arrives, one that is cancelled. Only the loop's own threads, which nobody interrupts,
+carry that out; whichever takes the lock next does. Leaving word comes first and waking second, and
+whoever waits has woken somebody himself, so a caller that is interrupted in between keeps nobody
+waiting. The lock may be taken again by its holder, since a finalizer may ask for figures.
+
+The threads know this object and not the engine, so an engine nobody holds any more can be
+collected while they finish what was accepted.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import EngineClosed, EngineFailed, MillpondError, TextFailed
+from ..locks import Gate, fork_safe
+from ..runner.base import ModelRunner
+from ..scheduler.batch import Batch, Segment
+from ..scheduler.deduplication import Duplicate
+from ..scheduler.request import Priority, Request
+from ..scheduler.request_future import OwnThreads, this_thread
+from ..scheduler.scheduler import Scheduler
+from ..scheduler.token_chunk import TokenChunk
+from ..stats import BatchStats, EngineStats, Totals
+from . import process as ending
+from .executor import BatchExecutor
+from .inline import InlineRun
+from .inputs import tokenize
+from .outcome import deadline_error, end, end_own, engine_failure, queue_full, warn_of_truncation
+from .stats_hooks import StatsHooks
+from .worker import Worker, WorkerPool
+
+__all__ = ["EngineCore", "Health"]
+
+Health = Literal["ready", "closing", "closed", "failed"]
+
+
+Ended = Iterable[tuple[Request, MillpondError | None]]
+"""Jobs that are out of `_pending` and to be ended; without an error, they were cancelled."""
+
+
+# Queries up to so many, and up to this guess, are tokenised by their caller and not by the thread.
+INLINE_TEXTS, INLINE_TOKENS = 16, 2048
+
+
+MOST_ARRIVALS = 32  # looked through at every call; then the keeper takes them in
+
+
+CLOSED_EARLY = "the engine was closed before the call was finished"
+
+
+logger = logging.getLogger("millpond")
+
+
+class EngineCore:
+    """Accepts jobs, runs them, and ends each exactly once.
+
+    Whoever takes a job out of `_pending`, under the lock, is the one that ends its future. With a
+    `cause` it has failed from the beginning.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        scheduler: Scheduler,
+        *,
+        hooks: StatsHooks | None = None,
+        cause: BaseException | None = None,
+        name: str = "millpond",
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.clock = clock
+        self._runner = runner
+        self._hooks = StatsHooks() if hooks is None else hooks
+        self._lock = fork_safe(threading.RLock())
+        self._own_threads = OwnThreads(self._lock)  # held by futures, which do not hold the loop
+        me = weakref.proxy(self)  # without a cycle, the last thread to end takes the weights along
+        self._inline = InlineRun(
+            runner,
+            threads=self._own_threads,
+            clock=clock,
+            ran=partial(EngineCore.batch_ran, me),
+            completed=partial(EngineCore._inline_completed, me),
+        )
+        # Left by anybody at any time, taken out by our threads under the lock.
+        self._cancelled: deque[int] = deque()  # ids of jobs
+        self._errands: deque[Callable[[], object]] = deque()  # for the keeper
+        self._keeper_wakes = Gate()
+        self._tokenizer_wakes = Gate()
+        # Everything below is under the lock; callers change `_arrivals`, `_inline_job` and, by
+        # single assignments, `_health`, `_cause` and `_abandons`.
+        self._arrivals: deque[tuple[Request, TokenChunk | None]] = deque()
+        self._inline_job: Request | None = None  # that a caller runs, if it has not ended
+        self._health: Health = "ready" if cause is None else "failed"
+        self._cause = cause
+        self._abandons = False  # what is pending is to be ended, not run
+        self._scheduler = scheduler
+        self._crew = WorkerPool(
+            partial(BatchExecutor, runner, me, clock=clock),
+            general=runner.workers,
+            for_queries=runner.query_workers,
+        )
+        self._pending: dict[int, Request] = {}  # accepted and not ended
+        self._wakes_at_s = float("inf")  # when the keeper looks at the deadlines
+        self._is_kept = cause is None  # the keeper has not come to its end
+        self._totals = Totals()
+        self._told_of_truncation = False
+        roles: dict[str, Callable[[], None]] = {
+            f"batch-{number}": partial(self._batch_all, worker)
+            for number, worker in enumerate(self._crew.workers)
+        }
+        roles |= {"tokenize": self._tokenize_all, "keeper": self._keep}
+        self._threads = tuple(
+            threading.Thread(target=self._guarded, args=(work,), name=f"{name}-{role}", daemon=True)
+            for role, work in (roles.items() if cause is None else ())
+        )
+
+    def start(self) -> None:
+        """Start the threads. Whoever is to stop them is known before, if an interrupt comes."""
+        try:
+            for thread in self._threads:
+                thread.start()
+            ending.note(self, self._threads)
+        except BaseException:  # an interrupt, or no more threads to be had
+            self.close(drain=False, wait=False)
+            raise
+
+    # Callers. They may be interrupted anywhere.
+
+    def submit(
+        self, job: Request, *, wait: bool = True, block: bool = False, inline: bool = False
+    ) -> None:
+        """Accept a job, or raise.
+
+        Where the queue is full, a job that may not `wait` raises `QueueFull`; one that may waits
+        its turn, and `block` keeps the caller until it is admitted. With `inline` the caller is
+        going to wait for the result, and its thread may run what it would wait for.
+        """
+        with self._lock:
+            self._require_open()
+            if not wait:  # before it is tokenised: a refusal is to cost little
+                self._require_room_for(job)
+        job.future.serve(self._own_threads, partial(_cancel, weakref.ref(self), job.id))
+        try:
+            chunk = ending.while_running(partial(self._prepare, job, inline=inline))
+            if job.remaining:
+                self._accept(job, chunk, wait=wait, block=block)
+            elif not job.future.done():
+                end_own(job, result_s=self.clock())
+        except BaseException:  # nobody will hold the future
+            job.future.cancel()
+            raise
+
+    def _prepare(self, job: Request, *, inline: bool) -> TokenChunk | None:
+        """A short query skips the tokenising thread: two thread switches less to wait for."""
+        few = len(job) <= INLINE_TEXTS and job.waiting_tokens <= INLINE_TOKENS
+        if job.lane is Priority.BULK or not few or not job.remaining:
+            return None
+        tokenized = tokenize(self._runner, job, np.sort(job.order))
+        for row, error in tokenized.refused.items():
+            job.fail(row, error)
+        if inline and tokenized.chunk is not None:
+            self._run_inline(job, tokenized.chunk)
+        return tokenized.chunk
+
+    def _run_inline(self, job: Request, chunk: TokenChunk) -> None:
+        """Run a job on its caller's thread, if it is alone: two thread switches less as well.
+
+        Several texts are left to the workers, which divide them, and deadlines to the keeper.
+        """
+        one = len(job) == 1 and job.deadline_s is None
+        if not one or not self._runner.runs_here(int(chunk.lengths[0])):
+            return
+        with self._lock:
+            self._require_open()
+            other = self._inline_job
+            if self._pending or self._arrivals or not self._crew.is_idle():
+                return
+            if other is not None and not other.future.done():
+                return
+            self._inline_job = job
+        try:
+            self._inline.run(job, chunk)
+        except Exception as error:
+            self.ask_keeper(partial(self._fail, error))  # first, so that an interrupt loses nothing
+            self._note_failure(error)
+            raise engine_failure(error) from error
+        finally:
+            with self._lock:
+                if self._inline_job is job:
+                    self._inline_job = None
+
+    def _inline_completed(self, job: Request) -> None:
+        with self._lock:
+            warn = self._count_completed(job)
+        if warn:
+            warn_of_truncation(job, 1)
+        end_own(job, result_s=self.clock())
+
+    def _accept(self, job: Request, chunk: TokenChunk | None, *, wait: bool, block: bool) -> None:
+        with self._lock:
+            self._require_open()
+            if not wait:
+                self._require_room_for(job)
+            must_wait = block and not self._has_room_for(job)
+            self._arrivals.append((job, chunk))
+            if chunk is None:
+                self._tokenizer_wakes.open()
+            else:
+                self._crew.wake_one(queries=True, bulk=False)
+            is_first = job.deadline_s is not None and job.deadline_s < self._wakes_at_s
+            if is_first or len(self._arrivals) > MOST_ARRIVALS:
+                self._keeper_wakes.open()
+        if must_wait and not self._own_threads.include_this():
+            job.future.admission.wait()
+
+    def _require_room_for(self, job: Request) -> None:
+        if not self._has_room_for(job):
+            waiting_tokens = self._scheduler.waiting_tokens(job.lane) + self._beside(job.lane)
+            raise queue_full(job, waiting_tokens)
+
+    def _has_room_for(self, job: Request) -> bool:
+        return self._scheduler.has_room_for(job, beside=self._beside(job.lane))
+
+    def _beside(self, lane: Priority) -> int:
+        """Tokens of a lane that the scheduler has not heard of, less those it is to forget."""
+        arriving = [job for job, _ in self._arrivals if job.lane is lane]
+        leaving = [job for job in self._leaving() if job.lane is lane]
+        more = sum(job.waiting_tokens for job in arriving if job not in leaving)
+        return more - sum(job.waiting_tokens for job in leaving if job.admitted)
+
+    def _leaving(self) -> Sequence[Request]:
+        """Jobs that are cancelled and have not been dropped."""
+        ids = set(self._cancelled)
+        if not ids:
+            return ()
+        arriving = [job for job, _ in self._arrivals if job.id in ids]
+        return [*arriving, *(self._pending[job_id] for job_id in ids & self._pending.keys())]
+
+    def _require_open(self) -> None:
+        if self._health == "failed":
+            raise engine_failure(self._cause)
+        if self._health != "ready":
+            raise EngineClosed("the engine is closed; make a new one")
+
+    def note_cancelled(self, job_id: int) -> None:
+        """Have a job dropped. A finalizer may call it, amid anything."""
+        self._cancelled.append(job_id)
+        self._keeper_wakes.open()
+
+    def ask_keeper(self, errand: Callable[[], object]) -> bool:
+        """Have the keeper's thread do something, without the lock; False once the loop is over.
+
+        A finalizer may call it, amid anything.
+        """
+        if self._is_kept:
+            self._errands.append(errand)
+            self._keeper_wakes.open()
+        return self._is_kept
+
+    def close(self, *, drain: bool, wait: bool = True) -> None:
+        """Stop: finish what was accepted (`drain`), or fail all of it but what is running."""
+        with self._lock:
+            if self._health == "ready":
+                self._health = "closing"
+            if not drain:
+                self._abandons = True
+            self._wake_all()
+        if wait and not self._own_threads.include_this():
+            for thread in self._threads:
+                thread.join()
+
+    def require_may_wait(self) -> None:
+        """Raise `EngineError` where the calling thread would wait for itself."""
+        self._own_threads.require_another()
+
+    @property
+    def health(self) -> Health:
+        """`closing` becomes `closed` when the last accepted text is through."""
+        return self._health
+
+    def stats(self) -> EngineStats:
+        """Totals since the start, and what is waiting now."""
+        with self._lock:
+            prefixes = self._scheduler.prefixes
+            leaving = sum(job.remaining for job in self._leaving())
+            return self._totals.snapshot(
+                leaving_texts=leaving,
+                prefix_cache=None if prefixes is None else prefixes.stats,
+                waiting_interactive_tokens=self._waiting_tokens(Priority.INTERACTIVE),
+                waiting_bulk_tokens=self._waiting_tokens(Priority.BULK),
+            )
+
+    def _waiting_tokens(self, lane: Priority) -> int:
+        if self._health == "failed":  # all that waited has ended
+            return 0
+        return self._scheduler.waiting_tokens(lane) + self._beside(lane)
+
+    def abandon_in_child(self) -> None:
+        """In a forked child: the threads stayed behind, so nothing pending here will ever run."""
+        error = EngineFailed("the process was forked; this call goes on in the parent only")
+        for job in self._take_all():
+            job.future.fail_in_child(error)
+
+    # All threads of the loop. Nobody interrupts them.
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        this_thread.works_for = self._own_threads
+        try:
+            work()
+        except BaseException as error:  # nobody may wait for a thread that is gone
+            self._fail(error)
+
+    def _fail(self, cause: BaseException) -> None:
+        """End everything, without asking those who may be why it failed."""
+        self._note_failure(cause)
+        with self._lock:
+            pending = self._take_all()
+            self._wake_all()
+        for job in pending:
+            end(job, engine_failure(cause))
+
+    def _note_failure(self, cause: BaseException) -> None:
+        with self._lock:
+            if self._health == "failed":
+                return
+            self._health, self._cause = "failed", cause
+        logger.error("the engine failed: %s: %s", type(cause).__name__, cause, exc_info=cause)
+
+    def _take_all(self) -> Sequence[Request]:
+        """Every accepted job, which is now the caller's to end."""
+        jobs = self._pending | {job.id: job for job, _ in self._arrivals}
+        self._pending = {}
+        self._arrivals.clear()
+        for job in jobs.values():
+            job.dead = True
+        return list(jobs.values())
+
+    @property
+    def _accepted(self) -> int:
+        """Jobs that have not ended."""
+        return len(self._pending) + len(self._arrivals)
+
+    def _is_over(self) -> bool:
+        return self._health in ("closed", "failed") or (
+            self._health == "closing" and not self._accepted
+        )
+
+    def _take_in(self, now_s: float) -> Ended:
+        """Under the lock: what callers left word of, and what has passed its deadline.
+
+        Returned are the jobs that come to their end by it, to be ended without the lock.
+        """
+        while self._arrivals:
+            job, chunk = self._arrivals[0]
+            self._pending[job.id] = job
+            self._scheduler.submit(job, now_s, chunk)
+            self._arrivals.popleft()
+        ended: list[tuple[Request, MillpondError | None]] = []
+        while self._cancelled:
+            found = self._pending.get(self._cancelled.popleft())
+            if found is not None and self._drop(found):
+                ended.append((found, None))
+        for job in self._scheduler.expired(now_s):
+            if self._drop(job):
+                ended.append((job, deadline_error(job)))
+        for job in list(self._pending.values()) if self._abandons else ():
+            if self._drop(job):
+                ended.append((job, EngineClosed(CLOSED_EARLY)))
+        return ended
+
+    def _drop(self, job: Request) -> bool:
+        """Under the lock: plan nothing more of a job; whether it is the caller's to end."""
+        if self._pending.pop(job.id, None) is None:
+            return False
+        self._totals.cancelled_texts += job.remaining
+        self._scheduler.forget(job)
+        return True
+
+    def _end_all(self, ended: Ended) -> None:
+        for job, error in ended:
+            if error is None:
+                job.future.cancel()  # if it was only abandoned
+            end(job, error)
+
+    def _wake(self) -> None:
+        """Under the lock: whoever has something to do now. That one wakes the next."""
+        if self._is_over():
+            self._wake_all()
+            return
+        self._crew.wake_one(
+            queries=self._scheduler.has_ready(Priority.INTERACTIVE),
+            bulk=self._scheduler.has_ready(Priority.BULK),
+        )
+        if self._scheduler.has_to_tokenize:
+            self._tokenizer_wakes.open()
+
+    def _wake_all(self) -> None:
+        self._crew.wake_all()
+        self._tokenizer_wakes.open()
+        self._keeper_wakes.open()
+
+    # The keeper.
+
+    def _keep(self) -> None:
+        while True:
+            with self._lock:
+                now_s = self.clock()
+                ended = self._take_in(now_s)
+                deadline_s = self._scheduler.next_deadline()
+                self._wakes_at_s = float("inf") if deadline_s is None else deadline_s
+                is_over = self._is_over()
+                self._is_kept = not is_over
+                self._wake()
+            self._end_all(ended)
+            del ended  # it would keep their vectors while this thread waits
+            while self._errands:
+                self._errands.popleft()()
+            if is_over:
+                return
+            self._keeper_wakes.wait(None if deadline_s is None else max(0.0, deadline_s - now_s))
+
+    # The tokenising thread.
+
+    def _tokenize_all(self) -> None:
+        while self._tokenize_next():
+            pass  # a round of its own keeps nothing of the last job while it waits for the next
+
+    def _tokenize_next(self) -> bool:
+        claimed = self._next_to_tokenize()
+        if claimed is None:
+            return False
+        job, rows = claimed
+        try:
+            tokenized = tokenize(self._runner, job, rows)
+        except MillpondError as error:  # the call cannot be accepted after all
+            with self._lock:
+                ours = self._drop(job)
+                self._wake()
+            if ours:
+                end(job, error)
+            return True
+        with self._lock:
+            self._scheduler.refuse(job, tokenized.refused)
+            if tokenized.chunk is not None:
+                self._scheduler.ready(job, tokenized.chunk, self.clock())
+            self._wake()
+        if not job.remaining:
+            self.job_completed(job)
+        return True
+
+    def _next_to_tokenize(self) -> tuple[Request, npt.NDArray[np.int64]] | None:
+        while True:
+            with self._lock:
+                ended = self._take_in(self.clock())
+                claimed = self._scheduler.next_to_tokenize()
+                is_over = self._is_over()
+                self._wake()
+            self._end_all(ended)
+            del ended
+            if claimed is not None or is_over:
+                return claimed
+            self._tokenizer_wakes.wait()
+
+    # The workers' threads.
+
+    def _batch_all(self, worker: Worker) -> None:
+        while self._run_next(worker):
+            pass
+        with self._lock:
+            self._crew.working -= 1
+            if self._health == "closing" and not self._crew.working:
+                self._health = "closed"
+            self._wake_all()
+
+    def _run_next(self, worker: Worker) -> bool:
+        executor = worker.executor
+        batch = self._next_batch(worker, wait=not executor)
+        if batch is not None:
+            executor.launch(batch)
+        elif not executor:
+            return False
+        if batch is None or executor.is_full:
+            executor.finish_oldest()
+        return True
+
+    def _next_batch(self, worker: Worker, *, wait: bool) -> Batch | None:
+        """Plan a batch. Where there is none, `wait` for one, or for the end."""
+        while True:
+            with self._lock:
+                worker.looks()
+                now_s = self.clock()
+                ended = self._take_in(now_s)
+                worker.busy = not wait
+                batch = self._plan(worker, now_s)
+                if batch is not None:
+                    worker.busy, worker.runs_bulk = True, batch.has_bulk
+                elif wait and not self._pending and self._crew.is_idle(but=worker):
+                    self._scheduler.check_idle()
+                is_over = self._is_over()
+                self._wake()  # all that was ready may have joined texts in flight
+                worker.idle = batch is None and wait and not is_over
+            self._end_all(ended)
+            del ended
+            if batch is not None or is_over or not wait:
+                return batch
+            worker.wait()
+
+    def _plan(self, worker: Worker, now_s: float) -> Batch | None:
+        if self._health == "failed" or not self._crew.may_start(worker):
+            return None
+        query_takers, bulk_takers = self._crew.takers(worker)
+        return self._scheduler.next_batch(
+            now_s,
+            queries_only=worker.queries_only,
+            query_takers=query_takers,
+            bulk_takers=bulk_takers,
+        )
+
+    def batch_ran(self, batch: Batch, stats: BatchStats) -> None:
+        """The executor's word: learn from it, count it, pass it on."""
+        with self._lock:
+            self._scheduler.record(batch, stats.forward_s)
+            self._totals.add(stats)
+        self._hooks.tell(stats)
+
+    def batch_landed(self, batch: Batch, *, keep: bool) -> Mapping[int, Sequence[Duplicate]]:
+        """The executor's word: others may go on from what the batch computed, or compute again."""
+        with self._lock:
+            return self._scheduler.landed(batch, self.clock(), keep=keep)
+
+    def batch_failed(self, batch: Batch) -> None:
+        """The executor's word: nobody may go on from what the batch computed."""
+        with self._lock:
+            self._scheduler.failed(batch)
+
+    def texts_dropped(self, segments: Sequence[Segment]) -> None:
+        """The executor's word: who waits for one of these has to be computed itself."""
+        if segments:
+            with self._lock:
+                self._scheduler.dropped(segments, self.clock())
+                self._wake()
+
+    def job_completed(self, job: Request) -> None:
+        """The executor's word: the job has nothing left to wait for."""
+        with self._lock:
+            if self._pending.pop(job.id, None) is None:
+                return
+            if self._is_over():
+                self._wake_all()
+            warn = self._count_completed(job)
+        if warn:
+            warn_of_truncation(job, int(job.truncated.sum()))
+        end(job, result_s=self.clock())
+
+    def _count_completed(self, job: Request) -> bool:
+        """Whether it is the first of which texts were truncated and nobody says so."""
+        truncated = int(job.truncated.sum())
+        is_first = truncated > 0 and not (job.reports_truncation or self._told_of_truncation)
+        self._told_of_truncation = self._told_of_truncation or is_first
+        self._totals.truncated_texts += truncated
+        failed = [error for error in job.errors.values() if isinstance(error, TextFailed)]
+        self._totals.failed_texts += len(failed)
+        return is_first
+
+    def out_of_memory(self, batch: Batch) -> None:
+        """The executor's word: plan smaller batches for now."""
+        with self._lock:
+            self._scheduler.shrink(batch.computed_tokens // 2)
+            limit = self._scheduler.max_batch_tokens
+        logger.warning("out of memory: for now a batch holds at most %d tokens", limit)
+
+    def __repr__(self) -> str:
+        with self._lock:
+            return (
+                f"EngineCore(health={self._health!r}, pending_jobs={self._accepted}, "
+                f"in_flight={self._crew.in_flight}, {self._scheduler!r})"
+            )
+
+
+def _cancel(found: weakref.ref[EngineCore], job_id: int) -> None:
+    """By its id: a future that held its job would be a cycle, and keep the vectors for long."""
+    if (loop := found()) is not None:
+        loop.note_cancelled(job_id)

@@ -1,0 +1,435 @@
+"""`Engine`, the public object: texts in, vectors out, from any thread and any event loop.
+
+It turns calls into jobs and results into arrays. The model, the queue and the threads behind it
+belong to a `ModelInstance`, which several engines may hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import replace
+from functools import partial
+from types import TracebackType
+from typing import Any, Self, TypedDict, Unpack
+
+import numpy.typing as npt
+
+from ..checkpoint.spec import ModelSpec
+from ..config import EngineConfig, EngineOptions, require_bool
+from ..embeddings import Embeddings, OutputDType
+from ..errors import EngineClosed, InvalidOption
+from ..runner.base import ModelRunner
+from ..scheduler.request import Priority, Request, TruncateSide
+from ..stats import EngineStats, ProgressHook, StatsHook
+from . import process as ending
+from .core import Health
+from .info import EngineInfo
+from .instance import Handle, ModelInstance
+from .outcome import deadline_error
+from .params import NO_TEXTS, EmbedParams, TextInput, TextsInput, require_lists_of_ids
+from .progress import progress_hook
+from .stream import EmbeddingStream
+
+__all__ = ["Engine"]
+
+
+class CallOptions(TypedDict, total=False):
+    """The options of one call, as `Engine.embed` explains them."""
+
+    task: str | None
+    prompt: str | None
+    prompt_name: str | None
+    dimensions: int | None
+    normalize: bool | None
+    truncate: TruncateSide | None
+    output_dtype: OutputDType
+    lane: Priority | str | None
+    timeout: float | None
+
+
+class Engine:
+    """An embedding model served inside this process.
+
+    ```python
+    with Engine("sentence-transformers/all-MiniLM-L6-v2") as engine:
+        vectors = engine.embed(["one text", "another"])   # float32 [2, 384]
+        query = engine.embed("which text?", task="query")  # float32 [384]
+    ```
+
+    `options` are the fields of `EngineConfig`. Raises `ModelNotFound`, `InvalidCheckpoint` or
+    `UnsupportedModel` for the model and `InvalidOption` for the rest.
+
+    An engine that is no longer referenced finishes what it accepted and stops by itself.
+    """
+
+    def __init__(self, model: str | os.PathLike[str], **options: Unpack[EngineOptions]) -> None:
+        self._hold(ModelInstance.load(EngineConfig.of(model, options)).acquire())
+
+    @classmethod
+    def shared(cls, model: str | os.PathLike[str], **options: Unpack[EngineOptions]) -> Self:
+        """An engine on the process-wide service for this configuration.
+
+        Equal configurations share one copy of the weights and one queue; the last engine to be
+        closed, or collected, lets them go.
+        """
+        return cls._on(ModelInstance.shared(EngineConfig.of(model, options)))
+
+    @classmethod
+    def with_runner(
+        cls, runner: ModelRunner, spec: ModelSpec, **options: Unpack[EngineOptions]
+    ) -> Self:
+        """An engine on a runner of your own: a fake for tests, or another way to run a model."""
+        service = ModelInstance(spec, runner, EngineConfig.of(spec.name, options), reloadable=False)
+        return cls._on(service.acquire())
+
+    @classmethod
+    def _on(cls, handle: Handle) -> Self:
+        engine = cls.__new__(cls)
+        engine._hold(handle)
+        return engine
+
+    def _hold(self, handle: Handle) -> None:
+        """Keep an acquired service until this engine is closed or collected."""
+        service = handle.service
+        self._service = service
+        self._handle = handle
+        self._release = weakref.finalize(handle, service.note_collected)
+        self._info = service.info()
+        self._release.atexit = False  # at exit, services are stopped, not drained
+
+    # Embedding.
+
+    def embed(
+        self,
+        texts: TextsInput,
+        *,
+        task: str | None = None,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        dimensions: int | None = None,
+        normalize: bool | None = None,
+        truncate: TruncateSide | None = None,
+        output_dtype: OutputDType = "float32",
+        lane: Priority | str | None = None,
+        timeout: float | None = None,
+        progress: bool | ProgressHook = False,
+    ) -> npt.NDArray[Any]:
+        """Embed one text, `[dim]`, or a list of them, `[n, dim]`; row *i* is text *i*'s.
+
+        A text is a string or its token ids.
+
+        - `task`: "query" or "document"; adds the prompt the model saved for it and takes its route.
+        - `prompt`: text to put in front of every text; wins over `prompt_name`, which wins over
+          the task's prompt.
+        - `dimensions`: keep only the first so many and restore unit length (Matryoshka).
+        - `normalize`: scale vectors to unit length (True), or not even those cut short (False);
+          None leaves that to the model.
+        - `truncate`: cut a text longer than the model reads at its "end" or "start", or raise
+          `TextTooLong` ("error"); None cuts where the checkpoint says, the end as a rule.
+        - `output_dtype`: float32, float16, int8, uint8, binary or ubinary.
+        - `lane`: "interactive" or "bulk"; None is interactive for a single text or a query.
+        - `timeout`: seconds until `DeadlineExceeded`.
+        - `progress`: show a progress bar (True), or call a function with a `CallProgress` after
+          every batch; texts cut short are then that function's to report, and not logged.
+
+        Raises `InvalidOption` for what cannot be meant, `InvalidInput` for a text that cannot be
+        accepted, and then the others are not embedded either; `TextFailed` for a text the model
+        failed on (`TextsFailed` for several), `EngineClosed` and `EngineFailed`. `submit` gives
+        errors by text and the vectors of the others.
+        """
+        with progress_hook(texts, progress) as hook:
+            job, single = self._submit(
+                texts,
+                EmbedParams(
+                    task=task,
+                    prompt=prompt,
+                    prompt_name=prompt_name,
+                    dimensions=dimensions,
+                    normalize=normalize,
+                    truncate=truncate,
+                    output_dtype=output_dtype,
+                    lane=lane,
+                    timeout=timeout,
+                    progress=hook,
+                    reports_truncation=hook is progress,
+                ),
+                strict=True,
+                inline=True,
+            )
+            return _vectors(self._wait(job, timeout), single)
+
+    async def aembed(
+        self,
+        texts: TextsInput,
+        *,
+        progress: bool | ProgressHook = False,
+        **options: Unpack[CallOptions],
+    ) -> npt.NDArray[Any]:
+        """`embed` for any event loop. A cancelled call is taken out before its next forward."""
+        with progress_hook(texts, progress) as hook:
+            request = replace(_request(options), progress=hook, reports_truncation=hook is progress)
+            job, single = self._submit(texts, request, strict=True)
+            return _vectors(await self._await(job, options.get("timeout")), single)
+
+    async def _await(self, job: Request, timeout: float | None) -> Embeddings:
+        try:
+            if not job.future.done():
+                self._service.loop.require_may_wait()
+            waiting = asyncio.wrap_future(job.future)
+            if timeout is not None:
+                done, _ = await asyncio.wait({waiting}, timeout=timeout)
+                if not done and job.future.cancel():
+                    raise deadline_error(job)
+            return await waiting
+        except BaseException:
+            job.future.cancel()
+            raise
+
+    def submit(
+        self, texts: TextsInput, *, wait: bool = True, **options: Unpack[CallOptions]
+    ) -> Future[Embeddings]:
+        """Hand texts in and go on; the future gives `Embeddings`, with an error per failed text.
+
+        A text that cannot be accepted (`InvalidInput`) has its error there too, beside the vectors
+        of the others; raised is what concerns the call: `InvalidOption`, `EngineClosed`, or
+        `InvalidText` for what holds no texts at all.
+
+        Blocks while the lane's queue is full, or raises `QueueFull` where `wait` is False.
+        Cancelling the future takes out the texts that have not run.
+        """
+        require_bool("wait", wait)
+        job, _ = self._submit(texts, _request(options), wait=wait, block=wait)
+        return job.future
+
+    def embed_iter(
+        self,
+        texts: Iterable[TextInput],
+        *,
+        chunk_size: int = 1024,
+        progress: ProgressHook | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Iterator[npt.NDArray[Any]]:
+        """Embed a corpus of any length: a matrix `[≤ chunk_size, dim]` at a time, in order.
+
+        Reads no more than a few chunks ahead of what the caller has taken, so memory does not
+        grow with the corpus. `progress` is called as in `embed`, with shares of a chunk's work and
+        from several threads.
+
+        Where texts of a chunk have no vector, `next` raises in its place: `InvalidInput` for each
+        that cannot be accepted, then `TextFailed` or `TextsFailed` for those the model failed on,
+        all with the place in the corpus. Nothing is lost by that: called again it gives the
+        chunk's other rows, and goes on.
+        """
+        if isinstance(texts, (str, *NO_TEXTS)) or not isinstance(texts, Iterable):
+            raise InvalidOption("embed_iter takes an iterable of texts; one text goes to embed")
+        if options.get("output_dtype") in ("int8", "uint8"):
+            raise InvalidOption(
+                "each slice would be quantised by ranges of its own: let embed_iter give float32 "
+                "and call millpond.quantize with ranges of your own"
+            )
+        if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
+            raise InvalidOption(f"chunk_size={chunk_size!r}: it must be a whole number above 0")
+        if progress is not None and not callable(progress):
+            raise InvalidOption(
+                f"progress={progress!r}: embed_iter takes a function, since it does not know how "
+                "many texts will come"
+            )
+        request = replace(
+            _request({"lane": Priority.BULK, **options}),
+            progress=progress,
+            reports_truncation=progress is not None,
+        )
+        request.validate(self._service.spec)
+
+        def submit(chunk: list[TextInput]) -> Request:
+            return self._submit(chunk, request, several=True)[0]
+
+        wait = partial(self._wait, timeout=request.timeout)
+        return EmbeddingStream(iter(texts), chunk_size=chunk_size, submit=submit, wait=wait)
+
+    def _submit(
+        self,
+        texts: TextsInput,
+        request: EmbedParams,
+        *,
+        wait: bool = True,
+        block: bool = False,
+        inline: bool = False,
+        strict: bool = False,
+        several: bool = False,
+    ) -> tuple[Request, bool]:
+        if not self._release.alive:
+            raise EngineClosed("the engine is closed; make a new one")
+        service = self._service
+        loop = service.loop
+        if request.normalize is None:
+            request = replace(request, normalize=service.config.normalize)
+        job, single = request.job(
+            texts,
+            spec=service.spec,
+            runner=service.runner,
+            now_s=loop.clock(),
+            strict=strict,
+            several=several,
+        )
+        loop.submit(job, wait=wait, block=block, inline=inline)
+        return job, single
+
+    def _wait(self, job: Request, timeout: float | None) -> Embeddings:
+        try:
+            if not job.future.done():
+                self._service.loop.require_may_wait()
+            return job.future.result(timeout)
+        except FutureTimeout:  # an error of the job may be one too
+            if job.future.cancel():
+                raise deadline_error(job) from None
+            return job.future.result()
+        except BaseException:
+            job.future.cancel()
+            raise
+
+    # Tokens.
+
+    def tokenize(
+        self,
+        texts: Sequence[str],
+        *,
+        task: str | None = None,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        special_tokens: bool = True,
+    ) -> list[list[int]]:
+        """The token ids of each text, its prompt in front, as `embed` finds them.
+
+        Nothing is cut, so their number tells which texts are too long for the model.
+        `special_tokens=False` leaves out those that the tokenizer adds. Raises as `embed` does.
+        """
+        require_bool("special_tokens", special_tokens)
+        request = EmbedParams(task=task, prompt=prompt, prompt_name=prompt_name)
+        return ending.while_running(
+            lambda: request.token_ids(
+                texts,
+                spec=self._service.spec,
+                runner=self._service.runner,
+                special_tokens=special_tokens,
+            )
+        )
+
+    def detokenize(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each list of token ids, special tokens spelled out.
+
+        Raises `InvalidTokenIds` for an id that the model does not know.
+        """
+        require_lists_of_ids(ids)
+        return ending.while_running(lambda: self._service.runner.detokenize(0, ids))
+
+    # About it.
+
+    def info(self) -> EngineInfo:
+        """The model, how it runs and why, and the budgets."""
+        return self._info
+
+    @property
+    def config(self) -> EngineConfig:
+        """What it was asked for; an equal configuration shares the model, see `shared`."""
+        return self._service.config
+
+    def stats(self) -> EngineStats:
+        """Totals since the model was loaded, and what is waiting now."""
+        return self._service.loop.stats()
+
+    @property
+    def health(self) -> Health:
+        """`ready`, `closing`, `closed`, or `failed` when no call can succeed any more."""
+        health = self._service.health
+        return "closed" if health == "ready" and not self._release.alive else health
+
+    def add_stats_hook(self, hook: StatsHook) -> None:
+        """Call `hook` with a `BatchStats` after every batch, on the thread that ran it.
+
+        That is one of the engine's own or, for a lone query on a CPU, its caller's; with several
+        workers, two may call it at a time. Inside it the engine cannot be waited for. What it
+        raises is logged.
+        """
+        self._service.hooks.add(hook)
+
+    def remove_stats_hook(self, hook: StatsHook) -> None:
+        """Stop calling a hook."""
+        self._service.hooks.remove(hook)
+
+    # Its end, and its copies.
+
+    def close(self, *, drain: bool = True) -> None:
+        """Finish what was accepted (`drain`) or fail it with `EngineClosed`, then stop.
+
+        Where other engines share the model, it goes on for them. Closing twice does nothing.
+        """
+        require_bool("drain", drain)
+        if self._release.alive:
+            # Twice is as good as once: an interrupt in between leaves it to the next call.
+            self._service.release(self._handle, drain=drain)
+            self._release.detach()
+            self._service.wait_if_let_go(drain=drain)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close(drain=error is None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await asyncio.to_thread(self.close, drain=error is None)
+
+    def __copy__(self) -> Self:
+        return self._on(self._service.acquire())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.__copy__()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if not self._service.reloadable:
+            raise TypeError("an engine made with_runner cannot be pickled")
+        return _unpickle, (self._service.config,)
+
+    def __repr__(self) -> str:
+        info = self._info
+        return (
+            f"Engine({info.model.name!r}, device={info.device!r}, dtype={info.dtype!r}, "
+            f"execution={info.execution!r}, health={self.health!r})"
+        )
+
+
+def _vectors(result: Embeddings, single: bool = False) -> npt.NDArray[Any]:
+    result.raise_for_errors()
+    vectors: npt.NDArray[Any] = result.vectors[0] if single else result.vectors
+    return vectors
+
+
+def _request(options: CallOptions) -> EmbedParams:
+    unknown = sorted(set(options) - set(CallOptions.__annotations__))
+    if unknown:
+        known = ", ".join(CallOptions.__annotations__)
+        raise TypeError(f"unknown option {', '.join(unknown)}; a call takes {known}")
+    return EmbedParams(**options)
+
+
+def _unpickle(config: EngineConfig) -> Engine:
+    return Engine._on(ModelInstance.shared(config))

@@ -1,0 +1,51 @@
+"""`EngineInfo`, what `engine.info()` tells: the model, how it runs and why, the budgets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..checkpoint.spec import ModelSpec
+from ..model.info import ExecutionKind, RouteInfo
+from ..scheduler.prefix_cache import PrefixCacheConfig
+
+__all__ = ["EngineInfo"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineInfo:
+    """What an engine serves and how."""
+
+    model: ModelSpec
+    device: str
+    dtype: str
+    routes: tuple[RouteInfo, ...]
+    max_batch_tokens: int
+    max_queue_tokens: int
+    max_query_wait_ms: float
+    prefix_cache: PrefixCacheConfig | None = None
+    """Room for beginnings that texts share; None where they are not kept, see `prefix_reason`."""
+
+    @property
+    def dimension(self) -> int:
+        """Dimensions of a vector."""
+        return self.routes[0].dimension
+
+    @property
+    def execution(self) -> ExecutionKind:
+        """How the first route runs."""
+        return self.routes[0].execution
+
+    @property
+    def reason(self) -> str:
+        """Why it runs that way."""
+        return self.routes[0].reason
+
+    @property
+    def prefix_reason(self) -> str:
+        """Why beginnings that texts share can be kept, or why not."""
+        return self.routes[0].prefixes
+
+    @property
+    def max_length(self) -> int | None:
+        """Longest text in tokens."""
+        return self.routes[0].max_length

@@ -1,0 +1,277 @@
+"""`ModelInstance`: a loaded model being served, for as long as some engine holds it.
+
+Engines are handles. `ModelInstance.shared` finds the service of an equal configuration or loads it
+once, however many threads ask; the last handle to go closes it. A forked child keeps the weights
+it inherited and starts threads of its own at its first call.
+
+Callers may be interrupted anywhere and an engine collected amid anything. So a hold is an object
+that lets go by being collected, and letting go twice is as good as once.
+"""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import os
+import threading
+import weakref
+from dataclasses import dataclass
+from functools import partial
+
+from ..checkpoint.resolve import resolve_checkpoint
+from ..checkpoint.spec import ModelSpec, read_spec
+from ..config import EngineConfig
+from ..errors import EngineClosed, EngineError, EngineFailed
+from ..locks import SteadyFuture, fork_safe
+from ..runner.base import ModelRunner
+from ..runner.load import load_runner
+from ..scheduler.prefix_cache import PrefixCache
+from ..scheduler.scheduler import Scheduler
+from . import process as ending
+from .core import EngineCore, Health
+from .info import EngineInfo
+from .stats_hooks import StatsHooks
+
+__all__ = ["Handle", "ModelInstance"]
+
+
+@dataclass(frozen=True, eq=False)
+class Handle:
+    """One engine's hold on a service, for as long as the object is there and not released."""
+
+    service: ModelInstance
+
+
+class ModelInstance:
+    """A model, the runner that holds its weights, and the loop that serves it."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        runner: ModelRunner,
+        config: EngineConfig,
+        *,
+        reloadable: bool = True,
+    ) -> None:
+        self.reloadable = reloadable  # whether the configuration is all it takes to load it again
+        self.spec = spec
+        self.runner = runner
+        self.config = config
+        self.hooks = StatsHooks()
+        # Under `_lock`: who holds the service, and which process the loop's threads are in.
+        self._lock = fork_safe(threading.RLock())
+        self._handles: weakref.WeakSet[Handle] = weakref.WeakSet()
+        self._is_let_go = False
+        self._process = os.getpid()
+        self._loop = self._start_loop()
+        _services.add(self)
+
+    @classmethod
+    def load(cls, config: EngineConfig) -> ModelInstance:
+        """Load a model and start serving it. Raises `ModelError`s and `InvalidOption`."""
+        prompts = None if config.prompts is None else dict(config.prompts)
+        checkpoint = resolve_checkpoint(
+            config.model,
+            revision=config.revision,
+            cache_dir=config.cache_dir,
+            trust_remote_code=config.trust_remote_code,
+        )
+        spec = read_spec(
+            checkpoint,
+            pooling=None if config.pooling is None else tuple(config.pooling),
+            prompts=prompts,
+            trust_remote_code=config.trust_remote_code,
+        )
+        return cls(spec, load_runner(spec, config), config)
+
+    @classmethod
+    def shared(cls, config: EngineConfig) -> Handle:
+        """The service of this configuration, acquired; loaded by the first to ask."""
+        ours: Loading = SteadyFuture()
+        try:
+            while True:
+                with _registry_lock:
+                    loading = _registry.setdefault(config, ours)
+                if loading is ours:
+                    handle = cls.load(config).acquire()
+                    ours.set_result(weakref.ref(handle.service))
+                    return handle
+                found = _loaded(loading)
+                if found is not None and (held := found._acquire_to_share()) is not None:
+                    return held
+                _unregister(config, loading)
+        except BaseException as error:
+            if not ours.done():
+                _unregister(config, ours)
+                interrupted = EngineError("loading the model was interrupted; try again")
+                ours.set_exception(error if isinstance(error, Exception) else interrupted)
+            raise
+
+    def _acquire_to_share(self) -> Handle | None:
+        """A handle, unless it has failed or been let go: those who hold it keep it."""
+        if self.health == "failed":
+            return None
+        try:
+            return self.acquire()
+        except EngineClosed:  # the last holder let go in between
+            return None
+
+    def _start_loop(self, cause: BaseException | None = None) -> EngineCore:
+        config, budget = self.config, self.runner.prefix_budget
+        scheduler = Scheduler(
+            self.runner.shapes,
+            max_batch_tokens=self.runner.max_batch_tokens,
+            max_queue_tokens=config.max_queue_tokens,
+            max_query_wait_s=config.max_query_wait_ms / 1000,
+            depth=self.runner.depth,
+            workers=self.runner.workers,
+            query_workers=self.runner.query_workers,
+            min_short_batch_tokens=self.runner.min_batch_tokens,
+            prefixes=None if budget is None else PrefixCache.of(budget),
+            min_saved_tokens=0 if budget is None else budget.min_saved_tokens,
+            max_prefixed_tokens=None if budget is None else budget.max_batch_tokens,
+        )
+        loop = EngineCore(self.runner, scheduler, hooks=self.hooks, cause=cause)
+        # Where an interrupt keeps the service from its engine, nobody else would stop it.
+        close = partial(loop.close, drain=True, wait=False)
+        weakref.finalize(self, loop.ask_keeper, close).atexit = False
+        loop.start()
+        return loop
+
+    @property
+    def loop(self) -> EngineCore:
+        """The running loop; in a forked child, one of its own from the first call on.
+
+        That one has failed where the device does not survive a fork.
+        """
+        if self._process != os.getpid():
+            with self._lock:
+                if self._process != os.getpid():
+                    self._loop = self._start_loop(self._fork_failure())
+                    self._process = os.getpid()
+        return self._loop
+
+    @property
+    def health(self) -> Health:
+        """The loop's. Asking starts no thread, in a forked child either."""
+        if self._process == os.getpid():
+            return self._loop.health
+        return "failed" if self._fork_failure() else "ready"
+
+    def _fork_failure(self) -> BaseException | None:
+        if "cuda" not in self.runner.device_name:
+            return None
+        return EngineFailed(
+            "CUDA does not survive a fork: make the engine in the child, or start workers "
+            "with the 'spawn' method"
+        )
+
+    def acquire(self) -> Handle:
+        """Hold the service for one more engine. Raises `EngineClosed` once it has been let go."""
+        with self._lock:
+            if self._is_let_go:
+                raise EngineClosed("the engine is closed; make a new one")
+            handle = Handle(self)
+            self._handles.add(handle)
+        return handle
+
+    def release(self, handle: Handle | None = None, *, drain: bool = True) -> None:
+        """Let go, or see that somebody has. The last one stops it: see `EngineCore.close`."""
+        with self._lock:
+            if handle is not None:
+                self._handles.discard(handle)
+            if any(True for _ in self._handles):
+                return
+            self._is_let_go = True
+        with _registry_lock:
+            loading = _registry.get(self.config)
+        if loading is not None and loading.done() and _found_in(loading) is self:
+            _unregister(self.config, loading)
+        self.stop(drain=drain, wait=False)
+
+    def wait_if_let_go(self, *, drain: bool) -> None:
+        """Wait for the loop's end, if the last handle was released."""
+        if self._is_let_go:
+            self.stop(drain=drain, wait=True)
+
+    def note_collected(self) -> None:
+        """A handle was collected, amid anything: have the loop stopped if it was the last."""
+        if self._process == os.getpid():
+            self._loop.ask_keeper(self.release)
+
+    def stop(self, *, drain: bool, wait: bool) -> None:
+        """Stop the loop, if it is this process's own."""
+        if self._process == os.getpid():
+            self._loop.close(drain=drain, wait=wait)
+
+    def info(self) -> EngineInfo:
+        """What is served and how."""
+        return EngineInfo(
+            model=self.spec,
+            device=self.runner.device_name,
+            dtype=self.runner.dtype_name,
+            routes=tuple(self.runner.routes),
+            max_batch_tokens=self.runner.max_batch_tokens,
+            max_queue_tokens=self.config.max_queue_tokens,
+            max_query_wait_ms=self.config.max_query_wait_ms,
+            prefix_cache=self.runner.prefix_budget,
+        )
+
+    def after_fork_in_child(self) -> None:
+        """The threads stayed behind."""
+        self._loop.abandon_in_child()
+
+    def __repr__(self) -> str:
+        return f"ModelInstance({self.spec.name!r}, handles={len(self._handles)}, {self._loop!r})"
+
+
+Loading = SteadyFuture["weakref.ref[ModelInstance]"]
+
+
+# Under `_registry_lock`: the shared services by configuration, in the making or made. Weakly: what
+# nobody holds any more is not kept by having been shared.
+_registry_lock = fork_safe(threading.RLock())
+
+
+_registry: dict[EngineConfig, Loading] = {}
+
+
+_services: weakref.WeakSet[ModelInstance] = weakref.WeakSet()
+
+
+def _loaded(loading: Loading) -> ModelInstance | None:
+    """What another thread loads, waited for; None if it is gone again. Raises its error."""
+    error = loading.exception()
+    if error is None:
+        return loading.result()()
+    try:  # each thread its own: raising an object adds to its traceback
+        again = copy.copy(error)
+    except Exception:  # an error of somebody else's that does not copy
+        again = error
+    again.__cause__ = error.__cause__
+    raise again
+
+
+def _found_in(loading: Loading) -> ModelInstance | None:
+    """What was loaded, if anything was."""
+    return None if loading.exception() is not None else loading.result()()
+
+
+def _unregister(config: EngineConfig, loading: Loading) -> None:
+    with _registry_lock:
+        if _registry.get(config) is loading:
+            del _registry[config]
+
+
+def _after_fork_in_child() -> None:
+    ending.forget_all()
+    for config, loading in list(_registry.items()):
+        if not loading.is_done_in_child():  # its loading thread stayed behind
+            del _registry[config]
+    for service in list(_services):
+        service.after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(ending.stop_all)

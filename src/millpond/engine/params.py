@@ -1,0 +1,301 @@
+"""`EmbedParams`: a call's options, and the `Request` that they and its texts become."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from ..checkpoint.spec import ModelSpec
+from ..config import require_bool
+from ..embeddings import OutputDType, OutputSpec
+from ..errors import InvalidInput, InvalidOption, InvalidText, InvalidTokenIds, UnknownTask
+from ..runner.base import ModelRunner
+from ..scheduler.request import Priority, Request, TruncateSide
+from ..stats import ProgressHook
+
+__all__ = ["NO_TEXTS", "EmbedParams", "TextInput", "TextsInput", "require_lists_of_ids"]
+
+LONG_TEXT_TOKENS = 2**16  # that a longer text counts in the queue, if the model will not read it
+
+
+TextInput = str | Sequence[int] | npt.NDArray[np.integer[Any]]
+"""One text: a string, or its token ids."""
+
+
+TextsInput = TextInput | Sequence[TextInput]
+"""One text or several."""
+
+
+NO_TEXTS = (bytes, bytearray, memoryview)  # sequences of integers, and no token ids
+
+
+NO_IDS = np.empty(0, dtype=np.int32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedParams:
+    """The options of one call."""
+
+    task: str | None = None
+    prompt: str | None = None
+    prompt_name: str | None = None
+    dimensions: int | None = None
+    normalize: bool | None = None
+    truncate: TruncateSide | None = None
+    output_dtype: OutputDType = "float32"
+    lane: Priority | str | None = None
+    timeout: float | None = None
+    progress: ProgressHook | None = None
+    reports_truncation: bool = False
+
+    def job(
+        self,
+        texts: TextsInput,
+        *,
+        spec: ModelSpec,
+        runner: ModelRunner,
+        now_s: float,
+        strict: bool = True,
+        several: bool = False,
+    ) -> tuple[Request, bool]:
+        """The job, and whether the caller gave a single text.
+
+        Texts that cannot be accepted have their errors in the job or, if it is to be `strict`, the
+        first raises its own. With `several` a list of integers is no text but several bad ones.
+
+        Raises `InvalidOption` and its kin, and `InvalidText` for what holds no texts.
+        """
+        self.validate(spec)
+        taken = _taken(texts, several=several)
+        if strict and taken.refused:
+            raise next(iter(taken.refused.values()))
+        route = self._route(spec, runner)
+        prompt = self._prompt(spec, taken.are_ids)
+        longest = runner.routes[route].max_length
+        output = OutputSpec(
+            dimension=runner.routes[route].dimension,
+            dimensions=self.dimensions,
+            saved_dimensions=spec.truncate_dim,
+            normalize=self.normalize,
+            dtype=self.output_dtype,
+        )
+        output.require_enough(len(taken.items))
+        job = Request(
+            taken.items,
+            lane=self._lane(len(taken.items)),
+            output=output,
+            route=route,
+            prompt=prompt,
+            task=self.task,
+            prompt_tokens=runner.prompt_tokens(route, prompt) if prompt else 0,
+            shared_tokens=runner.shared_tokens(route, prompt, self.task) if prompt else 0,
+            is_pinned=prompt in spec.prompts.values(),
+            truncate=self.truncate,
+            max_length=spec.max_length_for(self.task),
+            most_tokens=None if longest is None else max(longest, LONG_TEXT_TOKENS),
+            reads_tokens=longest,
+            tokenized=taken.are_ids,
+            progress=self.progress,
+            reports_truncation=self.reports_truncation,
+            arrived_s=now_s,
+            deadline_s=None if self.timeout is None else now_s + float(self.timeout),
+            refused=taken.refused,
+            strict=strict,
+        )
+        return job, taken.is_single
+
+    def token_ids(
+        self, texts: Sequence[str], *, spec: ModelSpec, runner: ModelRunner, special_tokens: bool
+    ) -> list[list[int]]:
+        """What the tokenizer makes of the texts with their prompt in front, nothing cut."""
+        self.validate(spec)
+        if isinstance(texts, str):
+            raise InvalidText("expected a list of strings; put the one text into a list")
+        if not isinstance(texts, Iterable) or isinstance(texts, NO_TEXTS):
+            raise InvalidText(f"expected a list of strings, not {type(texts).__name__}")
+        prompt = self._prompt(spec, tokenized=False)
+        return runner.token_ids(
+            self._route(spec, runner),
+            _strings(texts),
+            prompt=prompt,
+            task=self.task,
+            special_tokens=special_tokens,
+        )
+
+    def _route(self, spec: ModelSpec, runner: ModelRunner) -> int:
+        name = spec.route_for(self.task).name
+        return next(index for index, info in enumerate(runner.routes) if info.name == name)
+
+    def validate(self, spec: ModelSpec) -> None:
+        """Raise `InvalidOption` and its kin for an option that cannot be meant."""
+        if self.truncate is not None and not (
+            isinstance(self.truncate, str) and self.truncate in get_args(TruncateSide)
+        ):
+            raise InvalidOption(
+                f"truncate={self.truncate!r}: choose 'end', 'start' or 'error', or leave it out "
+                "for the checkpoint's own side"
+            )
+        if self.normalize is not None:
+            require_bool("normalize", self.normalize)
+        if self.timeout is not None and not _is_duration(self.timeout):
+            raise InvalidOption(
+                f"timeout={self.timeout!r}: it must be a number of seconds above 0; "
+                "leave it out to wait as long as it takes"
+            )
+        known = {"query", "document", *spec.task_routes}
+        if self.task is not None and not (isinstance(self.task, str) and self.task in known):
+            names = ", ".join(sorted(repr(name) for name in known if name is not None))
+            raise UnknownTask(f"task={self.task!r}: this model knows {names}")
+        for name in ("prompt", "prompt_name"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise InvalidOption(f"{name}={value!r}: it must be a string")
+        if self.prompt is not None and not _is_unicode(self.prompt):
+            raise InvalidOption(
+                f"prompt={self.prompt!r}: it holds half of a surrogate pair, no Unicode text"
+            )
+        self._lane(1)
+
+    def _prompt(self, spec: ModelSpec, tokenized: bool) -> str:
+        prompt = spec.prompt_text(task=self.task, prompt=self.prompt, prompt_name=self.prompt_name)
+        if prompt and tokenized:
+            raise InvalidOption(
+                f"the prompt {prompt!r} cannot be put in front of token ids; pass prompt='' if "
+                "the ids hold it already, or pass strings"
+            )
+        return prompt
+
+    def _lane(self, texts: int) -> Priority:
+        if self.lane is None:
+            return Priority.INTERACTIVE if self.task == "query" or texts == 1 else Priority.BULK
+        try:
+            return Priority(self.lane)
+        except ValueError:
+            raise InvalidOption(f"lane={self.lane!r}: choose 'interactive' or 'bulk'") from None
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """What a caller handed in, text by text."""
+
+    items: Sequence[Any]
+    """Strings, or token ids; in place of a text that was refused, an empty one."""
+    is_single: bool = False
+    are_ids: bool = False
+    refused: Mapping[int, InvalidInput] = field(default_factory=dict)
+
+
+def _taken(texts: TextsInput, *, several: bool) -> _Texts:
+    """Raises `InvalidText` for what holds no texts; with `several` it is not one text's ids."""
+    if isinstance(texts, str):
+        return _Texts([texts], is_single=True)
+    is_sequence = isinstance(texts, Sequence) or (isinstance(texts, np.ndarray) and texts.ndim > 0)
+    if isinstance(texts, NO_TEXTS) or not is_sequence:
+        raise InvalidText(
+            f"expected a string, a list of strings or token ids, not {type(texts).__name__}; "
+            + _hint(texts)
+        )
+    if isinstance(texts, np.ndarray) and texts.ndim == 1 and texts.dtype.kind in "UOT":
+        texts = texts.tolist()
+    if len(texts) == 0:
+        return _Texts([])
+    if not several and _is_integer(texts[0]):
+        items, refused = _each([texts], _token_ids, NO_IDS)
+        return _Texts(items, is_single=True, are_ids=True, refused=refused)
+    if all(isinstance(text, str) for text in texts):
+        return _Texts(list(texts))
+    are_ids = next(filter(None, map(_kind, texts)), "") == "ids"
+    items, refused = _each(texts, _token_ids, NO_IDS) if are_ids else _each(texts, _string, "")
+    return _Texts(items, are_ids=are_ids, refused=refused)
+
+
+def _hint(texts: object) -> str:
+    if isinstance(texts, NO_TEXTS):
+        return "decode it to a string first"
+    if callable(getattr(texts, "tolist", None)):  # a pandas Series, a tensor
+        return "pass its .tolist()"
+    return "a generator or an iterator of texts goes to embed_iter"
+
+
+def _kind(text: object) -> str:
+    """As what the others of a list are expected."""
+    if isinstance(text, str):
+        return "string"
+    return "ids" if _may_be_ids(text) else ""
+
+
+def _each(
+    texts: Iterable[Any], take: Callable[[Any, int], Any], instead: Any
+) -> tuple[list[Any], dict[int, InvalidInput]]:
+    items, refused = [], {}
+    for index, text in enumerate(texts):
+        try:
+            items.append(take(text, index))
+        except InvalidInput as error:
+            items.append(instead)
+            refused[index] = error.with_traceback(None)  # which would hold all of this
+    return items, refused
+
+
+def require_lists_of_ids(ids: object) -> None:
+    """Raise `InvalidTokenIds` unless it is a list of lists, or of arrays."""
+    if not _may_be_ids(ids):
+        raise InvalidTokenIds(f"expected a list of lists of ids, not {type(ids).__name__}")
+    for index, row in enumerate(ids):  # type: ignore[arg-type, var-annotated]
+        if not _may_be_ids(row):
+            raise InvalidTokenIds(f"expected a list of ids, not {type(row).__name__}", index=index)
+
+
+def _strings(texts: Any) -> list[str]:
+    return [_string(text, index) for index, text in enumerate(texts)]
+
+
+def _string(text: Any, index: int) -> str:
+    if not isinstance(text, str):
+        raise InvalidText(
+            f"expected a string like the other texts, not {type(text).__name__}", index=index
+        )
+    return text
+
+
+def _token_ids(ids: Any, index: int) -> npt.NDArray[np.int32]:
+    if not _may_be_ids(ids):
+        raise InvalidText(
+            f"expected a string or a list of token ids, not {type(ids).__name__}", index=index
+        )
+    try:
+        array = np.asarray(ids)
+    except (ValueError, OverflowError):  # lists of several lengths
+        array = np.empty((0, 0))
+    if array.ndim != 1 or not len(array) or array.dtype.kind not in "iu":
+        raise InvalidTokenIds("expected a flat, non-empty list of whole numbers", index=index)
+    limits = np.iinfo(np.int32)
+    if array.min() < limits.min or array.max() > limits.max:
+        raise InvalidTokenIds("a token id is outside any vocabulary", index=index)
+    return array.astype(np.int32)
+
+
+def _may_be_ids(ids: object) -> bool:
+    return isinstance(ids, Sequence | np.ndarray) and not isinstance(ids, (str, *NO_TEXTS))
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_duration(value: object) -> bool:
+    is_number = isinstance(value, int | float | np.integer | np.floating)
+    return is_number and not isinstance(value, bool) and 0 < value <= threading.TIMEOUT_MAX  # type: ignore[operator]
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

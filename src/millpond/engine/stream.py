@@ -1,0 +1,112 @@
+"""`EmbeddingStream`: the vectors of a corpus, a slice at a time, as `Engine.embed_iter` gives them.
+
+It keeps a few slices in flight, and knows neither the engine nor how a text becomes a vector.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..embeddings import Embeddings
+from ..errors import InvalidInput, TextFailed, TextsFailed
+from ..scheduler.request import Request
+from .params import TextInput
+
+__all__ = ["EmbeddingStream"]
+
+JOBS_AHEAD = 3  # slices that wait or run at a time
+
+
+Matrix = npt.NDArray[Any]
+
+
+class EmbeddingStream(Iterator[Matrix]):
+    """Iterates over matrices `[≤ chunk_size, dim]`, in the order of the texts.
+
+    Where texts of a slice have no vector their errors are raised first, each time `next` is called,
+    and then the matrix of the slice's other texts follows. Any other error ends it.
+    """
+
+    def __init__(
+        self,
+        texts: Iterator[TextInput],
+        *,
+        chunk_size: int,
+        submit: Callable[[list[TextInput]], Request],
+        wait: Callable[[Request], Embeddings],
+    ) -> None:
+        self._ahead: deque[tuple[int, Request]] = (
+            deque()
+        )  # with the place of the slice's first text
+        self._parts: deque[Matrix | InvalidInput | TextFailed] = deque()  # of the slice whose turn
+        self._texts = texts
+        self._chunk_size = chunk_size
+        self._submit = submit
+        self._wait = wait
+        self._read = 0  # texts
+        self._turn = threading.Lock()  # held by the thread that asks for the next
+
+    def __iter__(self) -> EmbeddingStream:
+        return self
+
+    def __next__(self) -> Matrix:
+        if self._turn.locked():
+            raise ValueError("another thread is waiting for the next vectors of this embed_iter")
+        with self._turn:
+            if not self._parts:
+                self._take_slice()
+            part = self._parts.popleft()
+        if isinstance(part, Exception):
+            raise part
+        return part
+
+    def _take_slice(self) -> None:
+        try:
+            while len(self._ahead) < JOBS_AHEAD:
+                chunk = list(islice(self._texts, self._chunk_size))
+                if not chunk:
+                    break
+                self._ahead.append((self._read, self._submit(chunk)))
+                self._read += len(chunk)
+            if not self._ahead:
+                raise StopIteration
+            start, job = self._ahead.popleft()
+            self._parts.extend(_parts(self._wait(job), start))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give up: what has not run is taken out. It needs no lock, so a collection may do it."""
+        self._texts = iter(())
+        while self._ahead:
+            _, job = self._ahead.popleft()
+            job.future.abandon()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_ahead"):
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"EmbeddingStream(texts_read={self._read}, slices_ahead={len(self._ahead)})"
+
+
+def _parts(result: Embeddings, start: int) -> Iterator[Matrix | InvalidInput | TextFailed]:
+    """The errors of a slice by the places of their texts in the corpus, and its matrix."""
+    failed: dict[int, TextFailed] = {}
+    for row, error in sorted(result.errors.items()):
+        if isinstance(error, InvalidInput):
+            yield error.at(start + row)
+        else:
+            failed[start + row] = error.at(start + row)
+    if failed:
+        yield next(iter(failed.values())) if len(failed) == 1 else TextsFailed(failed)
+    if len(result.errors) < len(result):
+        yield np.delete(result.vectors, list(result.errors), axis=0)

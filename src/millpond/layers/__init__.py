@@ -1,0 +1,1 @@
+"""Faster layers that take the place of transformers' own, each compared before it is used."""

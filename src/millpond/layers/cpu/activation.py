@@ -1,0 +1,75 @@
+"""Activations for a CPU that give an element the same bits wherever it stands.
+
+torch's kernels work through a tensor in whole vectors, and what is left at its end, or at the
+end of a thread's share, one element at a time. For some activations the two ways round
+differently, so an element's bits would depend on how many rows are beside its own. Here the
+kernels only ever see small pieces of whole vectors.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import activations
+
+__all__ = ["steady_activations"]
+
+# A multiple of two vectors of any processor and dtype, which is what the kernels take at once.
+VECTORS = 128
+
+
+# Below the size at which torch divides a tensor among threads, which is 32768.
+PIECE = 16384
+
+
+# Measured: these round differently. The exact GELU is oneDNN's, and ReLU and tanh have one way.
+_UNSTEADY = (
+    nn.SiLU,
+    nn.Sigmoid,
+    nn.Softplus,
+    nn.Mish,
+    activations.SiLUActivation,
+    activations.GELUTanh,
+    activations.QuickGELUActivation,
+    activations.MishActivation,
+)
+
+
+class _Steady(nn.Module):
+    """An elementwise activation, a piece of whole vectors at a time."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():  # the compiler makes a kernel of its own
+            return self.activation(input)  # type: ignore[no-any-return]
+        elements = input.reshape(-1)
+        missing = -len(elements) % VECTORS
+        if missing:
+            elements = pad(elements, (0, missing))
+        out = torch.empty_like(elements)
+        for piece, place in zip(torch.split(elements, PIECE), torch.split(out, PIECE), strict=True):
+            place.copy_(self.activation(piece))
+        return out[: input.numel()].view(input.shape)
+
+
+@torch.no_grad()
+def steady_activations(model: nn.Module) -> int:
+    """Replace the unsteady activations of a model on the CPU; how many is returned."""
+    replaced = 0
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if _is_unsteady(child):
+                setattr(parent, name, _Steady(child))
+                replaced += 1
+    return replaced
+
+
+def _is_unsteady(activation: nn.Module) -> bool:
+    # Subclasses do something of their own.
+    if type(activation) is nn.GELU:
+        return bool(activation.approximate == "tanh")
+    return type(activation) in _UNSTEADY

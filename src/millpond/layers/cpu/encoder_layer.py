@@ -1,0 +1,386 @@
+"""Encoder layers for a CPU: one of BERT's kind as a dozen operators, without calls of modules.
+
+For a short query, most of what a layer takes is not arithmetic but the way to it: every module
+and every operator costs as much as a small product. So query, key and value are one product, what
+is added to a product is added in its kernel where it can be, and the operators are called
+directly.
+
+In int8 the same is done by kernels of our own (`cpu_int8`).
+
+Layers are known by the names of their parts, which many models share with BERT. Each has to give
+what it gave before, on rows of noise, or it stays as it was. How they attend is left to the
+attention that the model is set to, stock or packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from ...attention.packed import PackedSequences, wants_whole_steps
+from .int8.attention import has_tile_attention, tile_attention
+from .int8.linear import Int8Layer, Int8Linear, Int8Norm
+from .int8.smoothquant import Inputs, in_int8
+from .linear import PrepackedLinear, Product, are_close, is_exact_gelu, prepacked
+
+__all__ = ["FusedEncoder", "fuse_layers"]
+
+# Where the parts are, under the layer. What is left out at inference may be there besides.
+BERT = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "out": "attention.output.dense",
+    "norm": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "activation": "intermediate.intermediate_act_fn",
+    "down": "output.dense",
+    "last_norm": "output.LayerNorm",
+}
+
+
+DISTILBERT = {
+    "query": "attention.q_lin",
+    "key": "attention.k_lin",
+    "value": "attention.v_lin",
+    "out": "attention.out_lin",
+    "norm": "sa_layer_norm",
+    "up": "ffn.lin1",
+    "activation": "ffn.activation",
+    "down": "ffn.lin2",
+    "last_norm": "output_layer_norm",
+}
+
+
+# In the order they are added up; all tokens are of the first type.
+TABLES = ("word_embeddings", "token_type_embeddings", "position_embeddings")
+
+
+LINEARS = ("query", "key", "value", "out", "up", "down")
+
+
+NORMS = ("norm", "last_norm")
+
+
+PROBE_ROWS = 17
+
+
+INT8_TOLERANCE = 8e-2
+
+
+_attention_functions: Any = AttentionInterface()  # type: ignore[no-untyped-call]
+
+
+NormOptions = tuple[tuple[int, ...], Tensor | None, Tensor | None, float]
+"""What `torch.layer_norm` takes after the rows."""
+
+
+Attend = Callable[[Tensor, PackedSequences, int, float], Tensor]
+"""Of query, key and value `[n, 3 × heads × size]`, the sequences, the size and the scaling, to
+`[n, heads × size]`: zeros for rows that belong to no sequence."""
+
+
+class LayerProducts(Protocol):
+    """What a layer does with every row by itself, `[n, width]`."""
+
+    def project(self, rows: Tensor) -> Tensor:
+        """Query, key and value, `[n, 3 × heads × size]`."""
+
+    def merge(self, attended: Tensor, rows: Tensor) -> Tensor:
+        """The rows after attending."""
+
+    def feed_forward(self, rows: Tensor) -> Tensor:
+        """The rows after the rest of the layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrepackedLayer:
+    """The same in the model's own precision."""
+
+    joined: Product
+    out: Product
+    norm: NormOptions
+    up: Product
+    down: Product
+    last_norm: NormOptions
+
+    def project(self, rows: Tensor) -> Tensor:
+        return self.joined.of(rows)
+
+    def merge(self, attended: Tensor, rows: Tensor) -> Tensor:
+        return torch.layer_norm(self.out.added_to(rows, attended), *self.norm)
+
+    def feed_forward(self, rows: Tensor) -> Tensor:
+        return torch.layer_norm(self.down.added_to(rows, self.up.of(rows)), *self.last_norm)
+
+
+@dataclass(frozen=True, slots=True)
+class FusedLayer:
+    """A layer's computation."""
+
+    products: LayerProducts
+    attend: Attend
+    head_size: int
+    scaling: float
+
+    def packed(self, rows: Tensor, sequences: PackedSequences) -> Tensor:
+        """Rows of a packed row, `[total, width]` in and out."""
+        joined = self.products.project(rows)
+        return self._after(self.attend(joined, sequences, self.head_size, self.scaling), rows)
+
+    def with_attention(
+        self, attend: Callable[[Tensor, Tensor, Tensor], Tensor], rows: Tensor
+    ) -> Tensor:
+        """Of texts `[n, length, width]`; `attend` is given `[n, heads, length, size]` and gives
+        `[n, length, heads, size]`."""
+        flat = rows.reshape(-1, rows.shape[-1])
+        joined = self.products.project(flat).view(*rows.shape[:2], 3, -1, self.head_size)
+        attended = attend(*joined.permute(2, 0, 3, 1, 4).unbind())
+        return self._after(attended.reshape(len(flat), -1), flat).view(rows.shape)
+
+    def _after(self, attended: Tensor, rows: Tensor) -> Tensor:
+        return self.products.feed_forward(self.products.merge(attended, rows))
+
+
+def attend_in_groups(
+    joined: Tensor, sequences: PackedSequences, size: int, scaling: float
+) -> Tensor:
+    """Attention within each sequence, those of one length at a time, by torch."""
+    found = []
+    for start, count, length in sequences.groups:
+        stop = start + count * length
+        run = joined[start:stop].view(count, length, 3, -1, size)
+        query, key, value = run.permute(2, 0, 3, 1, 4).unbind()
+        mask = None
+        if wants_whole_steps(length, joined):
+            missing, mask = sequences.whole_step(length, joined)
+            if count == 1 and stop == sequences.total and stop + missing <= len(joined):
+                # What nobody sees may as well be the rows that belong to no sequence.
+                longer = joined[start : stop + missing].view(1, -1, *run.shape[2:])[:, :, 1:]
+            else:
+                longer = run.new_zeros(count, length + missing, 2, *run.shape[3:])
+                longer[:, :length] = run[:, :, 1:]
+            key, value = longer.permute(2, 0, 3, 1, 4).unbind()
+        attended = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+        found.append(attended.transpose(1, 2).reshape(stop - start, -1))
+    if stop < len(joined):  # rows that belong to no sequence
+        found.append(joined.new_zeros(len(joined) - stop, found[0].shape[1]))
+    return found[0] if len(found) == 1 else torch.cat(found)
+
+
+@torch.no_grad()
+def fuse_layers(
+    model: nn.Module, *, steady: bool = False, int8_inputs: Inputs | None = None
+) -> int:
+    """Give a model's layers on the CPU a flat forward; how many got one is returned.
+
+    With `steady` their products give a row the same bits beside any number of others. With
+    `int8_inputs`, what went into their linear layers, they are in int8.
+    """
+    return sum(_flatten(layer, steady, int8_inputs) for layer in list(model.modules()))
+
+
+def _flatten(layer: nn.Module, steady: bool, int8_inputs: Inputs | None) -> bool:
+    names = next((names for names in (BERT, DISTILBERT) if _has_parts(layer, names)), None)
+    if names is None:
+        return False
+    parts: dict[str, Any] = {part: layer.get_submodule(name) for part, name in names.items()}
+    attention: Any = layer.get_submodule(names["query"].rpartition(".")[0])
+    linears: Mapping[str, nn.Linear]
+    products: LayerProducts
+    try:
+        if int8_inputs is None:
+            linears, products = _prepacked_products(parts, steady)
+            rows, tolerance = _probe(parts["query"]), None
+        else:
+            linears, products = _int8_products(parts, int8_inputs)
+            rows, tolerance = int8_inputs[parts["query"]][-1].unsqueeze(0), INT8_TOLERANCE
+        size, attend = attention.attention_head_size, attend_in_groups
+        if int8_inputs is not None and has_tile_attention(parts["query"].weight.dtype, size):
+            attend = tile_attention
+        flat = FusedLayer(products, attend, size, attention.scaling)
+        forward = partial(_forward, flat, attention)
+        agrees = are_close(forward(rows), layer(rows), tolerance)
+    except Exception:  # whatever a layer that is called otherwise, or a kernel, objects with
+        return False
+    if not agrees:
+        return False
+    for part, linear in linears.items():  # the old weights are let go
+        layer.set_submodule(names[part], linear)
+    for part in ("key", "value", "activation"):
+        layer.set_submodule(names[part], nn.Identity())
+    layer.forward = forward
+    return True
+
+
+def _has_parts(layer: nn.Module, names: Mapping[str, str]) -> bool:
+    """Whether a layer has these parts, of the kinds they are to be, and no others."""
+    leaves = _leaves(layer)
+    if leaves.keys() != set(names.values()) or "forward" in vars(layer):
+        return False
+    # Subclasses do something of their own.
+    return (
+        all(type(leaves[names[part]]) is nn.Linear for part in LINEARS)
+        and all(type(leaves[names[part]]) is nn.LayerNorm for part in NORMS)
+        and is_exact_gelu(leaves[names["activation"]])
+        and not getattr(layer, "is_decoder", False)
+    )
+
+
+def _leaves(module: nn.Module) -> dict[str, nn.Module]:
+    """The modules that compute something, by their names."""
+    return {
+        name: part
+        for name, part in module.named_modules()
+        if next(part.children(), None) is None and type(part) is not nn.Dropout
+    }
+
+
+def _linears(parts: Mapping[str, Any]) -> dict[str, nn.Linear]:
+    """The products of a layer by the names of their parts; "query" is joined with two others."""
+    joined = _joined(parts["query"], parts["key"], parts["value"])
+    return {"query": joined, **{part: parts[part] for part in ("out", "up", "down")}}
+
+
+def _prepacked_products(
+    parts: Mapping[str, Any], steady: bool
+) -> tuple[dict[str, PrepackedLinear], PrepackedLayer]:
+    """Raises `ValueError` where a linear layer cannot be prepacked."""
+    found = {}
+    for part, linear in _linears(parts).items():
+        packed = prepacked(linear, steady)
+        if packed is None:
+            raise ValueError(f"{part} cannot be prepacked")
+        found[part] = packed
+    found["up"].then = "gelu"
+    return found, PrepackedLayer(
+        joined=found["query"].product(),
+        out=found["out"].product(),
+        norm=_norm_options(parts["norm"]),
+        up=found["up"].product(),
+        down=found["down"].product(),
+        last_norm=_norm_options(parts["last_norm"]),
+    )
+
+
+def _int8_products(
+    parts: Mapping[str, Any], inputs: Inputs
+) -> tuple[dict[str, Int8Linear], Int8Layer]:
+    linears = _linears(parts)
+    found = {part: in_int8(linear, inputs[parts[part]]) for part, linear in linears.items()}
+    return found, Int8Layer(
+        joined=found["query"].product(),
+        out=found["out"].product(),
+        norm=Int8Norm.of(parts["norm"]),
+        up=found["up"].product(),
+        down=found["down"].product(),
+        last_norm=Int8Norm.of(parts["last_norm"]),
+    )
+
+
+def _joined(*linears: nn.Linear) -> nn.Linear:
+    """Layers that have the same input as one."""
+    has_bias = linears[0].bias is not None
+    weight = torch.cat([linear.weight for linear in linears])
+    made = nn.Linear(weight.shape[1], len(weight), bias=has_bias, device="meta")
+    made.weight = nn.Parameter(weight, requires_grad=False)
+    if has_bias:
+        bias = torch.cat([linear.bias for linear in linears])
+        made.bias = nn.Parameter(bias, requires_grad=False)
+    return made
+
+
+def _probe(linear: nn.Linear) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(1, PROBE_ROWS, linear.in_features, generator=generator)
+    return rows.to(linear.weight.dtype)
+
+
+def _norm_options(norm: nn.LayerNorm) -> NormOptions:
+    return norm.normalized_shape, norm.weight, norm.bias, norm.eps
+
+
+def _forward(
+    flat: FusedLayer,
+    attention: Any,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    *_: Any,
+    **options: Any,
+) -> Tensor:
+    """A layer's forward as transformers calls it."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        function = _attention_functions[attention.config._attn_implementation]
+        attended: Tensor = function(
+            attention, query, key, value, attention_mask, scaling=flat.scaling, **options
+        )[0]
+        return attended
+
+    return flat.with_attention(attend, hidden_states)
+
+
+class FusedEncoder:
+    """A model whose layers are all flat, from ids to the last layer without its own forward."""
+
+    def __init__(self, model: nn.Module, *, needs_token_type_ids: bool) -> None:
+        """Raises `ValueError` for a model that is not embeddings and flat layers alone."""
+        lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+        embeddings = getattr(model, "embeddings", None)
+        if len(lists) != 1 or embeddings is None:
+            raise ValueError("not embeddings and layers alone")
+        forwards = [vars(layer).get("forward") for layer in lists[0]]
+        self._layers = tuple(_flat_of(forward) for forward in forwards)
+        self._embeddings = embeddings
+        self._needs_token_type_ids = needs_token_type_ids
+        self._embed = _flat_embeddings(embeddings) or self._embed_by_module
+
+    def _embed_by_module(self, ids: Tensor, positions: Tensor) -> Tensor:
+        ids = ids.unsqueeze(0)
+        types = {"token_type_ids": torch.zeros_like(ids)} if self._needs_token_type_ids else {}
+        rows: Tensor = self._embeddings(
+            input_ids=ids, position_ids=positions.unsqueeze(0), **types
+        )[0]
+        return rows
+
+    def __call__(self, ids: Tensor, positions: Tensor, sequences: PackedSequences) -> Tensor:
+        """Hidden states `[total, width]` of ids and the model's own positions, int64 `[total]`."""
+        rows = self._embed(ids, positions)
+        for layer in self._layers:
+            rows = layer.packed(rows, sequences)
+        return rows
+
+
+def _flat_embeddings(embeddings: nn.Module) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Embeddings of BERT's kind without calls of modules; None for those of another.
+
+    Whether they are called in this order, the encoder's comparison with the model shows.
+    """
+    parts: dict[str, Any] = _leaves(embeddings)
+    if parts.keys() != {*TABLES, "LayerNorm"} or type(parts["LayerNorm"]) is not nn.LayerNorm:
+        return None
+    tables = [parts[name] for name in TABLES]
+    if not all(type(table) is nn.Embedding and table.max_norm is None for table in tables):
+        return None
+    words, types, places = (table.weight for table in tables)
+    norm = _norm_options(parts["LayerNorm"])
+
+    def embed(ids: Tensor, positions: Tensor) -> Tensor:
+        rows = torch.embedding(words, ids).add_(types[0])
+        return torch.layer_norm(rows.add_(torch.embedding(places, positions)), *norm)
+
+    return embed
+
+
+def _flat_of(forward: Any) -> FusedLayer:
+    flat = forward.args[0] if isinstance(forward, partial) and forward.args else None
+    if isinstance(flat, FusedLayer):
+        return flat
+    raise ValueError("a layer that is not flat")

@@ -1,0 +1,1 @@
+"""Layers for a CPU in int8."""

@@ -1,0 +1,57 @@
+"""Attention on tiles of bfloat16 for int8 layers: all sequences of a batch in one call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ....attention.packed import PackedSequences
+from ....cpu.preemption import yield_to_queries
+from .linear import (
+    _kernels,
+    _numbers,
+)
+
+__all__ = ["has_tile_attention", "tile_attention"]
+
+HEAD_STEP = 32  # numbers of a head that a matrix unit takes at once
+
+
+def has_tile_attention(dtype: torch.dtype, size: int) -> bool:
+    """Whether `tile_attention` can be had for heads of this size."""
+    return dtype == torch.bfloat16 and size % HEAD_STEP == 0 and bool(_kernels().has_tiles())
+
+
+def tile_attention(joined: Tensor, sequences: PackedSequences, size: int, scaling: float) -> Tensor:
+    """Attention within each sequence, of query, key and value `[n, 3 × heads × size]` in bfloat16.
+
+    All sequences are one call, whatever their lengths. Rows that belong to none are zeros.
+    """
+    yield_to_queries()
+    kernels, (starts, lengths) = _kernels(), sequences.places
+    count = kernels.ROWS_AT_ONCE
+    longest = -(-sequences.longest // count) * count
+
+    def room(*shape: int, dtype: torch.dtype) -> npt.NDArray[Any]:
+        return torch.empty(shape, dtype=dtype).numpy()
+
+    joined = joined.contiguous()
+    out = joined.new_empty(len(joined), joined.shape[1] // 3)
+    out[sequences.total :] = 0
+    kernels.attend(
+        _numbers(joined),
+        joined.view(torch.uint32).numpy(),
+        *(starts, lengths, size, np.float32(scaling)),
+        # Rows that are a power of two apart would share few lines of the cache.
+        room(count, longest + 16, dtype=torch.float32),
+        room(count, longest + 32, dtype=torch.uint16),
+        room(longest // 16, size // 32, 256, dtype=torch.uint32),
+        room(longest // 32, size // 16, 256, dtype=torch.uint32),
+        room(count, size, dtype=torch.uint16),
+        *(kernels.PALETTE, _numbers(out)),
+    )
+    return out

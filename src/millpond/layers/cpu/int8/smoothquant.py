@@ -1,0 +1,77 @@
+"""Weights and activations made even before they are quantised, and the layers replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .linear import (
+    DTYPES,
+    Int8Linear,
+    check_int8,
+)
+
+__all__ = ["Inputs", "in_int8", "quantize_linears", "recorded_inputs"]
+
+Inputs = Mapping[nn.Module, Sequence[Tensor]]
+"""What went into layers: rows `[n, in features]` of each pass."""
+
+
+@contextmanager
+def recorded_inputs(model: nn.Module) -> Iterator[Inputs]:
+    """Keep what goes into the linear layers of a model while it runs."""
+    inputs: dict[nn.Module, list[Tensor]] = {}
+
+    def record(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        rows = arguments[0]
+        inputs.setdefault(layer, []).append(rows.reshape(-1, rows.shape[-1]))
+
+    layers = [module for module in model.modules() if type(module) is nn.Linear]
+    hooks = [layer.register_forward_pre_hook(record) for layer in layers]
+    try:
+        yield inputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def quantize_linears(model: nn.Module, inputs: Inputs | None = None) -> int:
+    """Replace the linear layers of a model on the CPU; how many is returned.
+
+    By `inputs`, of texts as they come, it is found out which layers are better with their columns
+    evened out. Raises `InvalidOption` where the processor or torch cannot do it.
+    """
+    check_int8()
+    replaced = 0
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            # Subclasses of nn.Linear do something of their own.
+            if type(child) is nn.Linear and child.weight.dtype in DTYPES:
+                setattr(parent, name, in_int8(child, (inputs or {}).get(child, ())))
+                replaced += 1
+    return replaced
+
+
+def in_int8(linear: nn.Linear, passes: Sequence[Tensor]) -> Int8Linear:
+    """The closer one, on every other pass, of the plain layer and the one evened by the rest."""
+    plain = Int8Linear.of(linear)
+    if len(passes) < 2:
+        return plain
+    rows = torch.cat(tuple(passes[1::2]))
+    expected = linear(rows).float()
+    evened = Int8Linear.of(linear, _sizes(linear, torch.cat(tuple(passes[::2]))))
+    distances = [(layer(rows).float() - expected).norm() for layer in (plain, evened)]
+    return evened if distances[1] < distances[0] else plain
+
+
+def _sizes(linear: nn.Linear, rows: Tensor) -> Tensor:
+    """The geometric mean of a column's largest input over its largest weight, by column."""
+    inputs, weights = (
+        x.detach().float().abs().amax(0).clamp(min=1e-5) for x in (rows, linear.weight)
+    )
+    sizes = (inputs / weights).sqrt()
+    return sizes / sizes.log().mean().exp()

@@ -1,0 +1,267 @@
+"""Loads every route of a model onto a device and verifies how each may run."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..checkpoint.modules import Module
+from ..checkpoint.routes import Route
+from ..checkpoint.spec import ModelSpec
+from ..config import EngineConfig
+from ..cpu.openmp import threads_for_check
+from ..errors import MillpondError, UnsupportedModel
+from ..layers.cpu.activation import steady_activations
+from ..layers.cpu.encoder_layer import fuse_layers
+from ..layers.cpu.linear import fuse_gelus, prepack_linears
+from ..layers.cuda.fusion import fuse_for_cuda
+from ..pooler.pooler import Pooler
+from ..tokenization.tokenizer import TextTokenizer
+from .device import choose_dtype
+from .loading import checkpoint_dtype, load_transformer
+from .overflow import DoesNotFit, refuse_overflow
+from .pooling_model import (
+    PoolingModel,
+    ordinary_ids,
+)
+from .static import StaticEmbeddings
+from .transformer import Transformer
+from .verify import (
+    LENGTHS,
+    ExecutionMode,
+    disagreement,
+    drop_unused_pooler,
+    quantize,
+    run_alone,
+    verify_compiled,
+    verify_execution,
+    verify_fused,
+)
+from .verify_prefix import PrefixSupport, verify_prefixes
+
+__all__ = ["load_models"]
+
+logger = logging.getLogger("millpond")
+
+
+MOST_ENGLISH_TOKENS = 64
+
+
+ENGLISH = (
+    "The mill stands beside a pond, and its wheel turns as long as there is water.",
+    "when can I buy bread?",
+    "Embeddings are vectors that stand for texts: what is alike in meaning is close in direction. "
+    "A query is compared with millions of passages, and the closest ones are read first.",
+    "grain",
+    "In 1887 the old stones were replaced by rollers of steel, which grind finer, cost less to "
+    "keep and, according to a report of the time, doubled what was sold within three years.",
+    "def open(path: str, mode: str = 'r') -> File",
+)
+"""Texts as they come, of several kinds and lengths."""
+
+
+@dataclass
+class _Encoders:
+    """Encoders by folder, so that a module shared by two routes is loaded once."""
+
+    config: EngineConfig
+    device: torch.device
+    loaded: dict[Path, tuple[Transformer | StaticEmbeddings, TextTokenizer, ExecutionMode | None]]
+
+    def get(
+        self, module: Module, *, all_layers: bool
+    ) -> tuple[Transformer | StaticEmbeddings, TextTokenizer, ExecutionMode | None]:
+        if module.path not in self.loaded:
+            load = self._static if module.kind == "StaticEmbedding" else self._transformer
+            self.loaded[module.path] = load(module)
+        found = self.loaded[module.path]
+        if all_layers and isinstance(found[0], Transformer):
+            found[0].all_layers = True
+        return found
+
+    def _tokenizer(
+        self, module: Module, *, vocab_size: int, max_positions: int | None
+    ) -> TextTokenizer:
+        return TextTokenizer.load(
+            module,
+            max_length=self.config.max_length,
+            max_positions=max_positions,
+            hidden_vocab_size=vocab_size,
+            trust_remote_code=self.config.trust_remote_code,
+        )
+
+    def _static(self, module: Module) -> tuple[StaticEmbeddings, TextTokenizer, None]:
+        table = StaticEmbeddings.load(module, self.device)
+        return table, self._tokenizer(module, vocab_size=table.vocab_size, max_positions=None), None
+
+    def _transformer(self, module: Module) -> tuple[Transformer, TextTokenizer, ExecutionMode]:
+        dtype = choose_dtype(
+            self.config.dtype, device=self.device, checkpoint_dtype=checkpoint_dtype(module)
+        )
+        try:
+            transformer, tokenizer, execution = self._load_and_prove(module, dtype)
+        except DoesNotFit:
+            if self.config.dtype != "auto":
+                raise
+            logger.info("%s overflows in float16; running it in bfloat16", module.path)
+            dtype = torch.bfloat16
+            transformer, tokenizer, execution = self._load_and_prove(module, dtype)
+        except (MillpondError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever a model's code objects with
+            if self.device.type != "cpu":
+                raise
+            transformer, tokenizer, execution = self._in_float32(module, dtype, error)
+        if not execution.finite and self.config.dtype == "auto" and dtype == torch.float16:
+            logger.info("%s overflows in float16; running it in bfloat16", module.path)
+            del transformer
+            transformer, tokenizer, execution = self._load_and_prove(module, torch.bfloat16)
+        if execution.kind != "packed":
+            logger.info("%s runs %s: %s", module.path, execution.kind, execution.reason)
+        return transformer, tokenizer, execution
+
+    def _in_float32(
+        self, module: Module, dtype: torch.dtype, error: Exception
+    ) -> tuple[Transformer, TextTokenizer, ExecutionMode]:
+        """A CPU has not every operator in every precision: the model in float32, if that was it."""
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        try:
+            if dtype == torch.float32:
+                raise error
+            loaded = self._load_and_prove(module, torch.float32)
+        except (MillpondError, MemoryError):
+            raise
+        except Exception as another:
+            raise UnsupportedModel(
+                f"{module.path} does not run ({reason}); a model of its kind may need texts of "
+                "more than one token, or something beside token ids"
+            ) from another
+        if self.config.dtype != "auto":
+            raise UnsupportedModel(
+                f"{module.path} does not run in {dtype} here ({reason}); try another dtype, such "
+                "as float32"
+            ) from error
+        logger.info("%s does not run in %s (%s); running in float32", module.path, dtype, reason)
+        return loaded
+
+    def _load_and_prove(
+        self, module: Module, dtype: torch.dtype, *, own_layers: bool = False
+    ) -> tuple[Transformer, TextTokenizer, ExecutionMode]:
+        """With `own_layers` none of the model's is replaced by a faster one."""
+        loaded = load_transformer(
+            module,
+            device=self.device,
+            dtype=dtype,
+            trust_remote_code=self.config.trust_remote_code,
+        )
+        tokenizer = self._tokenizer(
+            module, vocab_size=loaded.vocab_size, max_positions=loaded.max_positions
+        )
+        ids = ordinary_ids(loaded.vocab_size, tokenizer)
+        text = list(ids[: max(LENGTHS)])
+        with threads_for_check(loaded.model, sum(LENGTHS)):
+            transformer = Transformer(loaded)
+            refuse_overflow(loaded.model, partial(run_alone, transformer, text), folder=module.path)
+            drop_unused_pooler(transformer, token_ids=ids)
+            if not own_layers:
+                expected = run_alone(transformer, text)
+                self._replace_layers(transformer, tokenizer)
+                reason = disagreement([run_alone(transformer, text)], [expected])
+                if reason is not None and not transformer.is_int8:
+                    # A layer's weight is read by other code than the layer's own, for one.
+                    logger.info("%s keeps transformers' own layers: %s", module.path, reason)
+                    return self._load_and_prove(module, dtype, own_layers=True)
+            execution = verify_execution(transformer, token_ids=ids, pad_id=tokenizer.pad_id)
+            if self.device.type == "cpu":
+                verify_fused(transformer, execution, token_ids=ids)
+        if self.config.compile:
+            execution = verify_compiled(transformer, execution, token_ids=ids)
+        return transformer, tokenizer, execution
+
+    def _replace_layers(self, transformer: Transformer, tokenizer: TextTokenizer) -> None:
+        """Put faster layers in the place of transformers' own; the model's result is to stay."""
+        model, steady = transformer.model, self.config.deterministic
+        if self.config.dtype == "int8":
+            quantize(transformer, _ordinary_texts(tokenizer), flat=not self.config.compile)
+        if self.device.type == "cpu":
+            if not self.config.compile:
+                fuse_layers(model, steady=steady)
+            prepack_linears(model, steady=steady)
+            fuse_gelus(model)
+            steady_activations(model)
+        if self.device.type == "cuda":
+            fuse_for_cuda(model, compiled=self.config.compile)
+
+    def prefixes(self, route: Route, head: Pooler) -> PrefixSupport:
+        """Whether the texts of a route can go on from cached prefixes."""
+        encoder, tokenizer, execution = self.loaded[route.encoder.path]
+        reason = _reason_against_prefixes(self.config, self.device, execution, head)
+        if reason is not None:
+            return PrefixSupport(reason=reason)
+        assert isinstance(encoder, Transformer)
+        ids = ordinary_ids(encoder.vocab_size, tokenizer)
+        with threads_for_check(encoder.model, sum(LENGTHS)):
+            return verify_prefixes(encoder, token_ids=ids)
+
+
+def _reason_against_prefixes(
+    config: EngineConfig, device: torch.device, execution: ExecutionMode | None, head: Pooler
+) -> str | None:
+    if config.prefix_cache == "off":
+        return "turned off"
+    if execution is None or execution.kind != "packed":
+        return "the model does not run packed"
+    if not head.reads_last_token_only:
+        return "a vector needs all tokens of its text, not the last alone"
+    if execution.compiled:
+        return "compiled layers do not read it"
+    if config.deterministic and device.type == "cuda":
+        return "deterministic computes every text whole"
+    return None
+
+
+def load_models(
+    spec: ModelSpec, config: EngineConfig, device: torch.device
+) -> tuple[PoolingModel, ...]:
+    """Load the weights of every route onto the device and prove how each may run.
+
+    Raises the `ModelError`s of its parts.
+    """
+    encoders = _Encoders(config, device, {})
+    return tuple(_load_model(route, encoders) for route in spec.routes)
+
+
+def _load_model(route: Route, encoders: _Encoders) -> PoolingModel:
+    all_layers = any(module.kind == "WeightedLayerPooling" for module in route.head)
+    encoder, tokenizer, execution = encoders.get(route.encoder, all_layers=all_layers)
+    static = isinstance(encoder, StaticEmbeddings)
+    head = Pooler.load(
+        route.head,
+        hidden_size=encoder.width,
+        device=encoders.device,
+        normalize=encoders.config.normalize,
+        trust_remote_code=encoders.config.trust_remote_code,
+        pooled=static,
+        fixed_shapes=encoders.config.deterministic or None,
+    )
+    return PoolingModel(
+        name=route.name,
+        tokenizer=tokenizer,
+        encoder=encoder,
+        head=head,
+        execution=execution,
+        prefixes=encoders.prefixes(route, head),
+    )
+
+
+def _ordinary_texts(tokenizer: TextTokenizer) -> list[list[int]]:
+    """Token ids of some English, from one word to a paragraph."""
+    tokens = tokenizer.encode(
+        ENGLISH, prompt="", task=None, truncate="end", max_length=MOST_ENGLISH_TOKENS
+    )
+    return [ids.tolist() for ids in np.split(tokens.ids, np.cumsum(tokens.lengths)[:-1])]

@@ -1,0 +1,32 @@
+"""`RouteInfo`: how one way through a model runs. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["ExecutionKind", "RouteInfo"]
+
+ExecutionKind = Literal["packed", "padded", "equal_length", "static"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouteInfo:
+    """One way through the model; most models have one, a Router has one per task."""
+
+    name: str
+    execution: ExecutionKind
+    """`packed` (no padding), `padded`, `equal_length` (padding would leak into the texts) or
+    `static` (no transformer)."""
+    reason: str
+    dimension: int
+    """Dimensions of a vector."""
+    max_length: int | None
+    """Longest text in tokens, special tokens included; None for no limit."""
+    same_bits: bool = False
+    """Whether a text's vector is the same to the bit whatever it is batched with, on any number
+    of threads and after any cached prefix, as a check at load found on this machine."""
+    compiled: bool = False
+    """Whether its layers run as compiled."""
+    prefixes: str = ""
+    """Whether prefixes can be cached, or why they cannot."""

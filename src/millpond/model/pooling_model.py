@@ -1,0 +1,158 @@
+"""`PoolingModel`: one route from token ids to vectors, and the loading of all routes of a model.
+
+ids ──▶ Transformer, packed or padded ──▶ Head ──▶ vectors
+ids ──▶ StaticEmbeddings ─────────────────▶ Head.finish ──▶ vectors
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..attention.packed import Sequences as PackedRow
+from ..attention.verify import attention_is_invariant
+from ..cpu.openmp import multiplied_parameters, products_are_whole
+from ..errors import UnsupportedModel
+from ..layers.cpu.linear import has_steady_products
+from ..pooler.pooler import Pooler
+from ..tokenization.tokenizer import TextTokenizer
+from .info import ExecutionKind, RouteInfo
+from .static import StaticEmbeddings
+from .transformer import Transformer
+from .verify import (
+    ExecutionMode,
+)
+from .verify_prefix import PrefixSupport
+
+__all__ = ["PooledRows", "PoolingModel"]
+
+# What texts that a model is checked with may cost to compute once, and no fewer tokens than these.
+MOST_CHECK_OPERATIONS, FEWEST_CHECK_TOKENS = 5 * 10**9, 42
+
+
+@dataclass(frozen=True)
+class PooledRows:
+    """Where the texts of a batch stand in its rows; int64 `[n]` tensors on the device."""
+
+    starts: Tensor
+    lengths: Tensor
+    prompt_lengths: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolingModel:
+    """Everything one route needs. `transformer` and `execution` are None for a static model."""
+
+    name: str
+    tokenizer: TextTokenizer
+    encoder: Transformer | StaticEmbeddings
+    head: Pooler
+    execution: ExecutionMode | None
+    prefixes: PrefixSupport
+    """Whether texts can go on from prefixes that were computed before."""
+
+    @property
+    def is_static(self) -> bool:
+        """Whether a table takes the place of a transformer."""
+        return self.execution is None
+
+    @property
+    def pad_to(self) -> int | None:
+        """What texts of a batch are padded to a multiple of; None when packed."""
+        return None if self.execution is None else self.execution.pad_to
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the encoder."""
+        return torch.float32 if isinstance(self.encoder, StaticEmbeddings) else self.encoder.dtype
+
+    @property
+    def dtype_name(self) -> str:
+        """The same as users name it."""
+        if isinstance(self.encoder, Transformer) and self.encoder.is_int8:
+            return "int8"
+        return str(self.dtype).removeprefix("torch.")
+
+    def packed(
+        self, ids: Tensor, positions: Tensor, sequences: PackedRow | None, texts: PooledRows
+    ) -> Tensor:
+        """Vectors of texts end to end, int64 `[total]` in, float32 `[n, dimension]` out.
+
+        What follows the last text in `ids` is computed and ignored.
+        """
+        if isinstance(self.encoder, StaticEmbeddings):
+            return self.head.finish(self.encoder(ids, texts.starts, texts.lengths))
+        assert sequences is not None
+        hidden = self.encoder.packed(ids, positions, sequences)
+        return self.head(hidden, texts.starts, texts.lengths, texts.prompt_lengths)
+
+    def padded(self, ids: Tensor, mask: Tensor, texts: PooledRows) -> Tensor:
+        """Vectors of padded texts, int64 `[rows, length]` in, float32 `[n, dimension]` out."""
+        assert isinstance(self.encoder, Transformer)
+        hidden = self.encoder.padded(ids, mask)
+        return self.head(hidden, texts.starts, texts.lengths, texts.prompt_lengths)
+
+    def prompt_tokens(self, prompt: str) -> int:
+        """Tokens of the prompt that pooling leaves out: 0 unless the checkpoint excludes it."""
+        return self.tokenizer.prompt_length(prompt) if self.head.excludes_prompt else 0
+
+    def has_invariant_operators(self, threads: Sequence[int]) -> bool:
+        """Whether what short texts do not show has the same bits in every batch on this CPU.
+
+        That are products of many rows and attention within long texts, on these numbers of
+        threads.
+        """
+        if self.execution is None or not isinstance(self.encoder, Transformer):
+            return True
+        if not products_are_whole() or not has_steady_products(self.encoder.model, threads):
+            return False
+        return self.execution.kind != "packed" or attention_is_invariant(
+            self.execution.attention,
+            self.dtype,
+            longest=self.tokenizer.max_length,
+            threads=threads,
+        )
+
+    def check_texts(self, lengths: Sequence[int]) -> list[npt.NDArray[np.int32]]:
+        """Token ids of random texts, all different, of those lengths that the model takes.
+
+        With a large model, only of the shorter ones, which are computed in about a second.
+        """
+        limit, tokens = self.tokenizer.max_length, MOST_CHECK_OPERATIONS
+        if isinstance(self.encoder, Transformer):
+            tokens //= 2 * multiplied_parameters(self.encoder.model)
+        left, chosen = max(tokens, FEWEST_CHECK_TOKENS), []
+        for length in sorted(lengths):
+            if length <= left and (limit is None or length <= limit):
+                chosen.append(length)
+                left -= length
+        random = np.random.default_rng(21)
+        ids = np.array(ordinary_ids(self.encoder.vocab_size, self.tokenizer), dtype=np.int32)
+        return [random.choice(ids, length) for length in reversed(chosen)]
+
+    def info(self) -> RouteInfo:
+        """How it runs. Whether bits are the same, batches will show."""
+        kind: ExecutionKind = "static" if self.execution is None else self.execution.kind
+        return RouteInfo(
+            name=self.name,
+            execution=kind,
+            reason="no transformer to run" if self.execution is None else self.execution.reason,
+            dimension=self.head.dimension,
+            max_length=self.tokenizer.max_length,
+            compiled=self.execution is not None and self.execution.compiled,
+            prefixes=self.prefixes.reason,
+        )
+
+
+def ordinary_ids(vocab_size: int, tokenizer: TextTokenizer) -> Sequence[int]:
+    """Ids to make the self-check's texts of: no special ones, whose presence may change a model."""
+    special = tokenizer.special_ids
+    found = [i for i in range(min(vocab_size, 4096)) if i not in special]
+    if not found:
+        raise UnsupportedModel("the checkpoint's vocabulary has nothing but special tokens")
+    return found

@@ -1,0 +1,134 @@
+"""`Transformer`: one transformers model, called on packed or on padded rows.
+
+It turns integers into the model's own keyword arguments and gives back hidden states. Which of
+the two ways is right for the model is `selfcheck`'s to find out.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attention.packed import ATTENTION_NAME, PackedSequences, Sequences, register_attention
+from ..layers.cpu.encoder_layer import FusedEncoder
+from ..layers.cpu.int8.linear import has_int8_layers
+from ..layers.rotary import RotaryStart
+from .compiled_layers import CompiledLayers, TracedSequences
+from .loading import LoadedTransformer
+
+__all__ = ["HiddenStates", "Transformer"]
+
+HiddenStates = Tensor | list[Tensor]
+"""`[rows, hidden]`, or one of them per layer when the head needs all layers."""
+
+
+class Transformer:
+    """A loaded model and the state of its attention: stock, or Millpond's."""
+
+    def __init__(self, loaded: LoadedTransformer, *, all_layers: bool = False) -> None:
+        self.model = loaded.model
+        self.width = loaded.hidden_size
+        self.vocab_size = loaded.vocab_size
+        self.needs_token_type_ids = loaded.needs_token_type_ids
+        self.all_layers = all_layers
+        self.position_offset = 0
+        self.int8_error = 0.0
+        """How far int8 is off in the root mean square, relative to hidden states."""
+        parameters = inspect.signature(self.model.forward).parameters
+        any_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        self.takes_positions = "position_ids" in parameters or any_name
+        self.takes_boundaries = any_name
+        self.compiled: CompiledLayers | None = None
+        self._flat: FusedEncoder | None = None
+        self._stock_attention = self.model.config._attn_implementation
+        self._rotary_start = RotaryStart(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    def use_packed_attention(self) -> None:
+        """Switch to Millpond's attention. Raises whatever transformers objects with."""
+        register_attention()
+        self.model.set_attn_implementation(ATTENTION_NAME)
+
+    def use_stock_attention(self) -> None:
+        """Switch back to the attention the model was loaded with, if it was ever left."""
+        if self.model.config._attn_implementation != self._stock_attention:
+            self.model.set_attn_implementation(self._stock_attention)
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether its linear layers run in int8."""
+        return has_int8_layers(self.model)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether packed rows go through compiled layers."""
+        return self.compiled is not None and not self.compiled.failed
+
+    def use_compiled_layers(self) -> None:
+        """Compile the layers for packed rows. Raises `ValueError` where there are none to."""
+        self.compiled = CompiledLayers(self.model)
+
+    def use_plain_layers(self) -> None:
+        """Back to the layers as they were loaded."""
+        if self.compiled is not None:
+            self.compiled.remove()
+            self.compiled = None
+
+    def use_flat_layers(self) -> None:
+        """Leave out the model's own forward. Raises `ValueError` where its layers are not flat."""
+        self._flat = FusedEncoder(self.model, needs_token_type_ids=self.needs_token_type_ids)
+
+    @property
+    def runs_flat(self) -> bool:
+        """Whether packed rows go through flat layers and nothing of the model's own forward."""
+        return self._flat is not None and self.compiled is None and not self.all_layers
+
+    def use_own_forward(self) -> None:
+        """Back to the forward of the model."""
+        self._flat = None
+
+    def packed(self, ids: Tensor, positions: Tensor, sequences: Sequences) -> HiddenStates:
+        """Hidden states of a packed row: int64 `[total]` ids and positions, no padding.
+
+        Positions count from 0 in each text.
+        """
+        if self.runs_flat and isinstance(sequences, PackedSequences):
+            assert self._flat is not None
+            return self._flat(ids, positions + self.position_offset, sequences)
+        ids = ids.unsqueeze(0)
+        if self.is_compiled and isinstance(sequences, PackedSequences):
+            sequences = TracedSequences.of(sequences)
+        output = self._forward(
+            input_ids=ids,
+            position_ids=(positions + self.position_offset).unsqueeze(0),
+            packed_sequences=sequences,
+        )
+        return self._rows(output)
+
+    def padded(self, ids: Tensor, mask: Tensor) -> HiddenStates:
+        """Hidden states of padded texts, `[n, length]` in, `n × length` rows out."""
+        return self._rows(self._forward(input_ids=ids, attention_mask=mask))
+
+    def _forward(self, *, input_ids: Tensor, **inputs: Any) -> Any:
+        if self.needs_token_type_ids:
+            inputs["token_type_ids"] = torch.zeros_like(input_ids)
+        if self.all_layers:
+            inputs["output_hidden_states"] = True
+        self._rotary_start.restore()
+        return self.model(input_ids=input_ids, return_dict=True, **inputs)
+
+    def _rows(self, output: Any) -> HiddenStates:
+        if self.all_layers:
+            return [layer.flatten(0, 1) for layer in output.hidden_states]
+        hidden: Tensor = output.last_hidden_state
+        return hidden.flatten(0, 1)

@@ -1,1 +1,0 @@
-"""What a checkpoint is and how it runs: resolve, spec, loading, tokenizer, pooling."""

@@ -1,0 +1,252 @@
+"""The modules a head is made of, each loaded as a function from rows to rows.
+
+It knows one module at a time. With `fixed_shapes` such a function gives a row the same bits
+in any company: matrix products and activations take other paths for other shapes, so there
+they run on a fixed number of rows.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, linear, pad
+from torch.nn.functional import normalize as l2_normalize
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+from ..checkpoint.modules import Module
+from ..checkpoint.weights import read_weights
+from ..errors import InvalidCheckpoint, UnsupportedModel
+
+__all__ = ["LOADERS", "ModuleContext", "Step", "load_layer_weights", "normalizer"]
+
+Step = Callable[[Tensor], Tensor]
+
+
+# Measured on CPU: a float32 product of 16 rows gives every row the bits it has in the first place,
+# if both widths are multiples of 16; other widths need a product per row.
+_BLOCK_ROWS = 16
+
+
+_BLOCK_VECTORS = 256
+
+
+_EXACT_ACTIVATIONS = (nn.Identity, nn.ReLU)
+
+
+_LAYER_NORM_EPSILON = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleContext:
+    """Where a module stands: what comes in, and how it is to run."""
+
+    width: int
+    device: torch.device
+    fixed_shapes: bool
+    trust_remote_code: bool
+
+
+def normalizer(device: torch.device, fixed_shapes: bool) -> Step:
+    """L2 normalisation; a GPU adds a row up in an order that the number of rows decides."""
+    if not fixed_shapes or device.type == "cpu":
+        return l2_normalize
+    return lambda rows: in_blocks(l2_normalize, rows, _BLOCK_VECTORS)
+
+
+def in_blocks(step: Step, rows: Tensor, block: int | None) -> Tensor:
+    """`step(rows)`, `block` rows at a time (None: all at once), the last one filled with zeros."""
+    if block is None or len(rows) == 0:
+        return step(rows)
+    missing = -len(rows) % block
+    filled = pad(rows, (0, 0, 0, missing)) if missing else rows
+    # A copy, because a kernel may also choose by the alignment of its input.
+    return torch.cat([step(part.clone()) for part in torch.split(filled, block)])[: len(rows)]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Dense:
+    weight: Tensor
+    bias: Tensor | None
+    activation: nn.Module
+    residual: Tensor | None
+    adds_input: bool
+    fixed_shapes: bool
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        projected = self._product(rows, self.weight, self.bias)
+        activated = in_blocks(self.activation, projected, self._activation_block())
+        if self.residual is not None:
+            return activated + self._product(rows, self.residual, None)
+        return activated + rows if self.adds_input else activated
+
+    def _product(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        block = None
+        if self.fixed_shapes:
+            block = 1 if any(width % _BLOCK_ROWS for width in weight.shape) else _BLOCK_ROWS
+        return in_blocks(lambda part: linear(part, weight, bias), rows, block)
+
+    def _activation_block(self) -> int | None:
+        exact = isinstance(self.activation, _EXACT_ACTIVATIONS)
+        return 1 if self.fixed_shapes and not exact else None
+
+
+def _load_dense(module: Module, place: ModuleContext) -> tuple[Step, int]:
+    options = module.options
+    width_in, width_out = options["in_features"], options["out_features"]
+    _require_width(module, width_in, place.width)
+    activation = _load_activation(module)
+    weights = _float_weights(module, place.device)
+    own = {name: value for name, value in weights.items() if name.startswith(_ACTIVATION_PREFIX)}
+    shapes: dict[str, tuple[int, ...]] = {"linear.weight": (width_out, width_in)}
+    if options["bias"]:
+        shapes["linear.bias"] = (width_out,)
+    adds_input = bool(options["use_residual"])
+    if adds_input and width_in != width_out:
+        shapes["residual.weight"] = (width_out, width_in)
+    _require_shapes(module, {name: weights[name] for name in weights if name not in own}, shapes)
+    _load_own_weights(module, activation, own)
+    dense = _Dense(
+        weight=weights["linear.weight"],
+        bias=weights.get("linear.bias"),
+        activation=activation.to(place.device).eval().requires_grad_(False),
+        residual=weights.get("residual.weight"),
+        adds_input=adds_input,
+        fixed_shapes=place.fixed_shapes,
+    )
+    return dense, width_out
+
+
+def _load_layer_norm(module: Module, place: ModuleContext) -> tuple[Step, int]:
+    width = module.options["dimension"]
+    _require_width(module, width, place.width)
+    weights = _float_weights(module, place.device)
+    _require_shapes(module, weights, {"norm.weight": (width,), "norm.bias": (width,)})
+    scale, shift = weights["norm.weight"], weights["norm.bias"]
+    return lambda rows: layer_norm(rows, (width,), scale, shift, _LAYER_NORM_EPSILON), width
+
+
+def _load_normalize(module: Module, place: ModuleContext) -> tuple[Step, int]:
+    return normalizer(place.device, place.fixed_shapes), place.width
+
+
+def _load_custom(module: Module, place: ModuleContext) -> tuple[Step, int]:
+    """A module class that came with the checkpoint, called as sentence-transformers calls it."""
+    if not place.trust_remote_code:
+        raise UnsupportedModel(
+            f"{module.class_name} is code that comes with the checkpoint; "
+            "read it, and allow it with trust_remote_code=True"
+        )
+    try:
+        loaded: Any = _load_custom_module(module).to(place.device, torch.float32).eval()
+        probe = torch.zeros((1, place.width), device=place.device)
+        width = int(loaded({"sentence_embedding": probe})["sentence_embedding"].shape[-1])
+    except Exception as error:  # it is somebody else's code
+        raise InvalidCheckpoint(
+            f"{module.class_name} in {module.path} does not load or run on a text's vector "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+    def run(rows: Tensor) -> Tensor:
+        vectors: Tensor = loaded({"sentence_embedding": rows})["sentence_embedding"]
+        return vectors.float()
+
+    return (lambda rows: in_blocks(run, rows, 1 if place.fixed_shapes else None)), width
+
+
+LOADERS: dict[str, Callable[[Module, ModuleContext], tuple[Step, int]]] = {
+    "Dense": _load_dense,
+    "LayerNorm": _load_layer_norm,
+    "Normalize": _load_normalize,
+    "custom": _load_custom,
+}
+"""Module kind -> the function that loads it; it gives the step and the width of its rows."""
+
+
+def load_layer_weights(module: Module, device: torch.device) -> Tensor:
+    """The weights of a WeightedLayerPooling module, float32 [layers]."""
+    weights = _float_weights(module, device)
+    count = module.options["num_hidden_layers"] + 1 - module.options["layer_start"]
+    _require_shapes(module, weights, {"layer_weights": (count,)})
+    return weights["layer_weights"]
+
+
+_ACTIVATION_PREFIX = "activation_function."
+
+
+def _load_activation(module: Module) -> nn.Module:
+    dotted = str(module.options["activation_function"])
+    try:
+        parent, _, name = dotted.rpartition(".")
+        activation = getattr(importlib.import_module(parent), name)
+        if inspect.isclass(activation) and issubclass(activation, nn.Module):
+            return activation()
+    except Exception as error:  # importing and constructing may raise anything
+        raise InvalidCheckpoint(
+            f"{module.path}: activation_function {dotted} cannot be made: {error}"
+        ) from error
+    raise InvalidCheckpoint(
+        f"{module.path}: activation_function {dotted} is not a class of torch.nn.Module"
+    )
+
+
+def _load_own_weights(module: Module, activation: nn.Module, weights: dict[str, Tensor]) -> None:
+    own = {name.removeprefix(_ACTIVATION_PREFIX): value for name, value in weights.items()}
+    try:
+        activation.load_state_dict(own)
+    except RuntimeError as error:
+        raise InvalidCheckpoint(f"{module.path}: {error}") from error
+
+
+def _load_custom_module(module: Module) -> Any:
+    file_name = module.class_name.partition("--")[2] or module.class_name
+    code = f"{file_name.split('.')[0]}.py"
+    root = module.path
+    if not (root / code).is_file() and (root.parent / code).is_file():
+        root = root.parent
+    if (root / code).is_file():
+        loaded_class: Any = get_class_from_dynamic_module(file_name, str(root))
+    else:
+        parent, _, name = module.class_name.rpartition(".")
+        loaded_class = getattr(importlib.import_module(parent), name)
+    if len(inspect.signature(loaded_class.load).parameters) == 1:
+        return loaded_class.load(str(module.path))
+    return loaded_class.load(
+        str(root), subfolder=_subfolder(module.path, root), local_files_only=True
+    )
+
+
+def _subfolder(path: Path, root: Path) -> str:
+    relative = path.relative_to(root).as_posix()
+    return "" if relative == "." else relative
+
+
+def _float_weights(module: Module, device: torch.device) -> dict[str, Tensor]:
+    return {
+        name: weight.to(device=device, dtype=torch.float32)
+        for name, weight in read_weights(module.path).items()
+    }
+
+
+def _require_width(module: Module, expected: int, width: int) -> None:
+    if expected != width:
+        raise InvalidCheckpoint(
+            f"{module.path}: {module.kind} expects {expected} numbers per vector and gets {width}; "
+            "it does not fit the modules before it"
+        )
+
+
+def _require_shapes(
+    module: Module, weights: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]
+) -> None:
+    found = {name: tuple(weight.shape) for name, weight in weights.items()}
+    if found != shapes:
+        raise InvalidCheckpoint(
+            f"{module.path}: {module.kind} needs the weights {shapes} and its file has {found}"
+        )

@@ -1,0 +1,234 @@
+"""`Pooler`: everything after the transformer, from token rows to finished vectors, in float32.
+
+It knows the modules of one route and the order they stand in. It knows no texts, no ids and
+not how the rows were computed: packed and padded rows are the same to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..checkpoint.modules import Module
+from ..errors import InvalidCheckpoint, UnsupportedModel
+from .modules import LOADERS, ModuleContext, Step, load_layer_weights, normalizer
+from .pooling import POOLING, TokenRows, pool, weighted_layers
+
+__all__ = ["Pooler"]
+
+_TOKENS, _VECTOR = "token_embeddings", "sentence_embedding"
+
+
+class Pooler:
+    """The modules after a transformer (or after static embeddings), loaded and in order.
+
+    `dimension` is the length of a vector; `needs_all_layers` says that it takes the hidden states
+    of all layers; `excludes_prompt` that it uses `prompt_lengths`. Nothing changes after loading.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: tuple[int, Tensor] | None,
+        token_steps: tuple[Step, ...],
+        modes: tuple[str, ...],
+        excludes_prompt: bool,
+        vector_steps: tuple[Step, ...],
+        dimension: int,
+    ) -> None:
+        self.dimension = dimension
+        self.excludes_prompt = excludes_prompt
+        self.needs_all_layers = layers is not None
+        self._layers = layers
+        self._token_steps = token_steps
+        self._modes = modes
+        self._vector_steps = vector_steps
+
+    @classmethod
+    def load(
+        cls,
+        modules: Sequence[Module],
+        *,
+        hidden_size: int,
+        device: torch.device,
+        normalize: bool | None = None,
+        trust_remote_code: bool = False,
+        pooled: bool = False,
+        fixed_shapes: bool | None = None,
+    ) -> Pooler:
+        """Load `modules`, which follow a first module that gives rows of `hidden_size`.
+
+        `pooled` says that those rows are one per text already, as static embeddings are; then only
+        `finish` is of use. `normalize` adds an L2 normalisation at the end (True) or takes those at
+        the end away (False). With `fixed_shapes` (None: on the CPU) a row's bits depend on nothing
+        but the row.
+
+        Raises `InvalidCheckpoint` for modules that contradict each other or their weights, and
+        `UnsupportedModel` for those Millpond cannot run.
+        """
+        fixed = device.type == "cpu" if fixed_shapes is None else fixed_shapes
+        place = ModuleContext(
+            width=hidden_size,
+            device=device,
+            fixed_shapes=fixed,
+            trust_remote_code=trust_remote_code,
+        )
+        modes: tuple[str, ...] = ()
+        token_steps: tuple[Step, ...] = ()
+        layers, includes_prompt, width, after = None, True, hidden_size, list(modules)
+        if not pooled:
+            at = _pooling_index(modules)
+            modes, includes_prompt = _pooling_options(modules[at])
+            layers, token_modules = _token_modules(modules[:at], device)
+            token_steps, width = _load_steps(token_modules, _TOKENS, place)
+            width, after = width * len(modes), list(modules[at + 1 :])
+        if normalize is False:
+            after = _without_final_normalize(after)
+        vector_steps, dimension = _load_steps(after, _VECTOR, replace(place, width=width))
+        if normalize:
+            vector_steps = (*vector_steps, normalizer(device, fixed))
+        return cls(
+            layers=layers,
+            token_steps=token_steps,
+            modes=modes,
+            excludes_prompt=not includes_prompt,
+            vector_steps=vector_steps,
+            dimension=dimension,
+        )
+
+    @property
+    def reads_last_token_only(self) -> bool:
+        """Whether a text's vector comes of the hidden state of its last token alone."""
+        return self._layers is None and self._modes == ("lasttoken",)
+
+    def __repr__(self) -> str:
+        return (
+            f"Pooler(dimension={self.dimension}, pooling={'+'.join(self._modes) or None}, "
+            f"token_steps={len(self._token_steps)}, vector_steps={len(self._vector_steps)})"
+        )
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        hidden: Tensor | Sequence[Tensor],
+        starts: Tensor,
+        lengths: Tensor,
+        prompt_lengths: Tensor | None = None,
+    ) -> Tensor:
+        """The finished vectors of a batch, float32 [n, dimension].
+
+        `hidden` [rows, hidden_size], of any float dtype, holds every text's tokens as consecutive
+        rows; with `needs_all_layers` it is the sequence of all hidden states, the embeddings first.
+        Text i has `lengths[i]` ≥ 1 rows from `starts[i]` on, its prompt's `prompt_lengths[i]` among
+        them; all three are int64 [n] on the device of `hidden`. Texts lie in ascending order, and
+        rows between them are ignored.
+        """
+        rows = self._token_rows(hidden)
+        for step in self._token_steps:
+            rows = step(rows)
+        prompts = prompt_lengths if self.excludes_prompt else None
+        return self.finish(pool(TokenRows.of(rows, starts, lengths, prompts), self._modes))
+
+    @torch.inference_mode()
+    def finish(self, vectors: Tensor) -> Tensor:
+        """Only what follows the pooling: float32 [n, width] to float32 [n, dimension]."""
+        for step in self._vector_steps:
+            vectors = step(vectors)
+        return vectors
+
+    def _token_rows(self, hidden: Tensor | Sequence[Tensor]) -> Tensor:
+        if isinstance(hidden, Tensor):
+            return hidden.float()
+        if self._layers is None:
+            return hidden[-1].float()
+        start, weights = self._layers
+        return weighted_layers(hidden, start=start, weights=weights)
+
+
+def _pooling_index(modules: Sequence[Module]) -> int:
+    found = [index for index, module in enumerate(modules) if module.kind == "Pooling"]
+    if len(found) == 1:
+        return found[0]
+    raise UnsupportedModel(
+        f"the checkpoint has {len(found) or 'no'} Pooling modules between its transformer and its "
+        "vectors; Millpond runs exactly one"
+    )
+
+
+def _pooling_options(module: Module) -> tuple[tuple[str, ...], bool]:
+    modes = tuple(module.options["modes"])
+    unknown = [mode for mode in modes if mode not in POOLING]
+    if unknown or not modes:
+        raise InvalidCheckpoint(
+            f"{module.path}: pooling modes {list(modes)}; choose among {', '.join(POOLING)}"
+        )
+    return modes, bool(module.options["include_prompt"])
+
+
+def _token_modules(
+    modules: Sequence[Module], device: torch.device
+) -> tuple[tuple[int, Tensor] | None, Sequence[Module]]:
+    """The last WeightedLayerPooling, which replaces all that came before, and what follows it."""
+    layers: tuple[int, Tensor] | None = None
+    following: list[Module] = []
+    for module in modules:
+        if module.kind == "WeightedLayerPooling":
+            start = int(module.options["layer_start"])
+            layers, following = (start, load_layer_weights(module, device)), []
+        else:
+            following.append(module)
+    return layers, following
+
+
+def _without_final_normalize(modules: Sequence[Module]) -> list[Module]:
+    kept = list(modules)
+    while kept and kept[-1].kind in ("Normalize", "Dropout"):
+        kept.pop()
+    return kept
+
+
+def _load_steps(
+    modules: Sequence[Module], feature: str, place: ModuleContext
+) -> tuple[tuple[Step, ...], int]:
+    """The modules that work on `feature`, as steps, and the width of the rows after them."""
+    steps: list[Step] = []
+    for module in modules:
+        if not _works_on(module, feature):
+            continue
+        step, width = LOADERS[module.kind](module, place)
+        place = replace(place, width=width)
+        steps.append(step)
+    return tuple(steps), place.width
+
+
+def _works_on(module: Module, feature: str) -> bool:
+    """Whether it changes `feature`; refuses what would have no meaning at its place."""
+    if module.kind == "Dropout":
+        return False
+    if module.kind not in LOADERS:
+        raise UnsupportedModel(
+            f"{module.class_name} stands where Millpond can run only {', '.join(LOADERS)}"
+        )
+    source = module.options.get("module_input_name") or _VECTOR
+    target = module.options.get("module_output_name") or source
+    if source != target or source not in (_TOKENS, _VECTOR):
+        raise UnsupportedModel(
+            f"{module.path}: {module.kind} goes from {source!r} to {target!r}; "
+            f"Millpond runs modules that keep to {_TOKENS!r} or to {_VECTOR!r}"
+        )
+    if module.kind == "custom" and feature == _TOKENS:
+        raise UnsupportedModel(
+            f"{module.class_name} stands before the Pooling module; Millpond runs the checkpoint's "
+            "own code only on finished vectors"
+        )
+    if source == feature:
+        return True
+    if feature == _TOKENS and module.kind != "Normalize":
+        raise InvalidCheckpoint(
+            f"{module.path}: {module.kind} works on the text's vector and stands before the "
+            "Pooling module, where there is none yet"
+        )
+    return False

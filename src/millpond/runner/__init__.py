@@ -1,0 +1,1 @@
+"""A `Batch` to tensors, a forward pass and vectors; how large a batch may be."""

@@ -1,0 +1,119 @@
+"""`ModelRunner`: what the engine asks of whoever computes its batches.
+
+It knows no tensors and no devices; `runner` has the one that runs models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..model.info import RouteInfo
+from ..scheduler.batch import Batch
+from ..scheduler.batch_shape import BatchShape
+from ..scheduler.prefix_cache import PrefixCacheConfig
+from ..scheduler.request import Request
+from ..scheduler.token_chunk import TokenChunk
+
+__all__ = ["BatchHandle", "FloatArray", "ModelRunner"]
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class BatchHandle(Protocol):
+    """A launched batch."""
+
+    @property
+    def padded_tokens(self) -> int:
+        """Tokens computed beside those of the texts."""
+
+
+class ModelRunner(Protocol):
+    """What the engine's loop asks of a runner; tests bring their own."""
+
+    @property
+    def routes(self) -> Sequence[RouteInfo]:
+        """The ways through the model; a job's `route` is an index into them."""
+
+    @property
+    def device_name(self) -> str:
+        """Where it runs."""
+
+    @property
+    def dtype_name(self) -> str:
+        """In which precision."""
+
+    @property
+    def max_batch_tokens(self) -> int:
+        """Most tokens it wants in one batch."""
+
+    @property
+    def min_batch_tokens(self) -> int:
+        """Tokens that take as long as any fewer: no batch is cut below them for speed."""
+
+    @property
+    def shapes(self) -> Sequence[BatchShape]:
+        """How texts of each route stand in a batch."""
+
+    @property
+    def depth(self) -> int:
+        """Batches that a worker may launch before it collects the first."""
+
+    @property
+    def workers(self) -> int:
+        """Batches that run side by side, launched and collected by a thread each."""
+
+    @property
+    def query_workers(self) -> int:
+        """Batches of nothing but queries that run beside those."""
+
+    def runs_here(self, tokens: int) -> bool:
+        """Whether the calling thread, somebody else's, may launch a text of so many tokens."""
+
+    def prompt_tokens(self, route: int, prompt: str) -> int:
+        """Tokens of a prompt that pooling leaves out."""
+
+    def shared_tokens(self, route: int, prompt: str, task: str | None) -> int:
+        """Leading tokens that texts with this prompt share; 0 without a prefix cache.
+
+        The task is for chat templates that ask for it.
+        """
+
+    @property
+    def prefix_budget(self) -> PrefixCacheConfig | None:
+        """Room for a prefix cache, or None where there is none."""
+
+    def tokenize(self, job: Request, rows: npt.NDArray[np.int64]) -> TokenChunk:
+        """Turn texts of a job into ids, from any thread. Raises `InvalidInput`."""
+
+    def token_ids(
+        self,
+        route: int,
+        texts: Sequence[str],
+        *,
+        prompt: str,
+        task: str | None,
+        special_tokens: bool,
+    ) -> list[list[int]]:
+        """Token ids of texts, whole and from any thread. Raises `InvalidInput`."""
+
+    def detokenize(self, route: int, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Texts of token ids, from any thread. Raises `InvalidInput`."""
+
+    def launch(self, batch: Batch) -> BatchHandle:
+        """Start a forward pass, on any of the workers' threads."""
+
+    def collect(self, ticket: BatchHandle) -> FloatArray:
+        """Wait for its vectors: float32 `[texts, dimension]`, in the order of the segments."""
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Whether a smaller batch could succeed where this error was raised."""
+
+    def is_fatal(self, error: BaseException) -> bool:
+        """Whether no batch can succeed after this error."""
+
+    def free_memory(self) -> None:
+        """Give cached device memory back after running out of it."""

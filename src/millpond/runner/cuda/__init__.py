@@ -1,0 +1,1 @@
+"""CUDA graphs, buckets, pinned buffers and memory profiling."""

@@ -1,0 +1,104 @@
+"""`KVCacheConfig`: how large a prefix cache a loaded model gets, and its tensors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..attention.kv_cache import KVCache
+from ..model.pooling_model import PoolingModel
+from ..model.transformer import Transformer
+from ..scheduler.batch_builder import most_keys
+from ..scheduler.prefix_cache import PrefixCacheConfig
+from .cuda.bucketed_forward import MOST_RECORDED_ROWS
+from .memory import DeviceMemory, MemoryBudget
+
+__all__ = ["KVCacheConfig"]
+
+logger = logging.getLogger("millpond")
+
+
+BLOCK_TOKENS = 16
+
+
+COPIES = 2  # of the keys and values that a layer reads: as they are kept, and in a row
+
+
+FEWEST_BLOCKS = 64
+
+
+MOST_BLOCKS = 1 << 17  # two million tokens; the books of more take memory of their own
+
+
+# Saving less is not worth looking texts up and putting their keys in order. What that costs grows
+# with the layers and what a token costs with their weights, so these are tokens of a model with
+# layers of 16 million weights (Qwen3-0.6B); with larger ones fewer are enough.
+MIN_SAVED_TOKENS = {"cuda": 2048}
+
+
+# One row fewer than the largest pass that is recorded.
+MAX_BATCH_TOKENS = {"cuda": MOST_RECORDED_ROWS - 1}
+
+
+LAYER_WEIGHTS = 16_000_000
+
+
+FEWEST_SAVED_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class KVCacheConfig:
+    """A model whose prefixes can be cached, and the room for them."""
+
+    like: KVCache
+    """A small cache with the model's layers."""
+    budget: PrefixCacheConfig
+
+    @classmethod
+    def of(
+        cls, pipelines: Sequence[PoolingModel], device: torch.device, memory: MemoryBudget
+    ) -> KVCacheConfig | None:
+        """The room for a model's prefixes; None where they cannot be cached.
+
+        Memory of a host is taken as it is first written to, that of a GPU at once.
+        """
+        if len(pipelines) != 1 or pipelines[0].prefixes.cache is None:
+            return None
+        like = pipelines[0].prefixes.cache
+        room = memory.room_for_prefixes(DeviceMemory.of(device, pipelines))
+        blocks = min(MOST_BLOCKS, room // (like.bytes_per_slot * BLOCK_TOKENS))
+        if blocks < FEWEST_BLOCKS:
+            logger.info("no prefix cache: there is too little memory for one")
+            return None
+        budget = PrefixCacheConfig(
+            blocks=blocks,
+            block_tokens=BLOCK_TOKENS,
+            bytes_per_token=like.bytes_per_slot,
+            min_saved_tokens=_min_saved_tokens(pipelines[0], device, len(like.shapes)),
+            max_batch_tokens=MAX_BATCH_TOKENS.get(device.type),
+        )
+        return cls(like, budget)
+
+    def reserved(self, max_batch_tokens: int) -> int:
+        """Bytes for the cache, and for what a batch of so many tokens reads of it in a layer."""
+        layer = max(shape.elements for shape in self.like.shapes.values())
+        keys = most_keys(max_batch_tokens) * layer * self.like.dtype.itemsize
+        return self.budget.bytes + COPIES * keys
+
+    def allocate(self) -> KVCache:
+        """The cache, empty."""
+        return self.like.like(self.budget.blocks * self.budget.block_tokens)
+
+
+def _min_saved_tokens(pipeline: PoolingModel, device: torch.device, layers: int) -> int:
+    tokens = MIN_SAVED_TOKENS.get(device.type, 0)
+    if not tokens or not isinstance(pipeline.encoder, Transformer):
+        return tokens
+    model = pipeline.encoder.model
+    table: Any = model.get_input_embeddings().weight
+    weights = sum(p.numel() for p in model.parameters()) - int(table.numel())
+    return min(tokens, max(FEWEST_SAVED_TOKENS, tokens * LAYER_WEIGHTS * layers // weights))

@@ -1,0 +1,150 @@
+"""`Batch`, an immutable plan of one forward pass: which texts of which jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from .prefix_cache import BlockAllocation
+from .request import Priority, Request
+from .token_chunk import TokenChunk
+
+__all__ = ["Batch", "Segment"]
+
+
+class Segment(NamedTuple):
+    """The texts `start:stop` of one chunk of one job."""
+
+    job: Request
+    chunk: TokenChunk
+    start: int
+    stop: int
+    claims: tuple[BlockAllocation, ...] | None = None
+    """Where each text's prefix is and where its keys are kept; None to compute all, keep none.
+
+    Texts may share one: then it stands here for each of them."""
+    until: int | None = None
+    """Of a single text: the token before which this batch stops computing it."""
+    computed_before: int = 0
+    """Of a single text: tokens that earlier batches have computed."""
+
+    @property
+    def texts(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that this batch brings into vectors, or computes of a text it does not finish."""
+        offsets = self.chunk.offsets
+        end = offsets[self.stop] if self.until is None else offsets[self.start] + self.until
+        return int(end - offsets[self.start]) - self.computed_before
+
+    @property
+    def cached_tokens(self) -> int:
+        """Those among them that are not computed."""
+        claims = self.claims or ()
+        return sum(claim.cached_tokens for claim in claims) - self.computed_before * bool(claims)
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether its text takes another batch."""
+        return self.until is not None
+
+    def uncached(self) -> Segment:
+        """The same texts, computed whole."""
+        return self._replace(claims=None, until=None, computed_before=0)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass. All its texts take the same route through the model.
+
+    `padded_length` is the common length texts are padded to, or None for a packed batch.
+    `queue_s` is the longest any of them was ready and waiting, in seconds.
+    """
+
+    route: int
+    segments: tuple[Segment, ...]
+    padded_length: int | None = None
+    queue_s: float = 0.0
+
+    @cached_property
+    def texts(self) -> int:
+        return sum(segment.texts for segment in self.segments)
+
+    @cached_property
+    def tokens(self) -> int:
+        """Real tokens, padding not counted."""
+        return sum(segment.tokens for segment in self.segments)
+
+    @cached_property
+    def cached_tokens(self) -> int:
+        """Tokens among them that came out of a prefix cache."""
+        return sum(segment.cached_tokens for segment in self.segments)
+
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens that go through the model, padding included."""
+        padded = self.padded_length
+        return self.tokens - self.cached_tokens if padded is None else self.texts * padded
+
+    @property
+    def uses_prefixes(self) -> bool:
+        """Whether its texts have claims on a prefix cache."""
+        return any(segment.claims is not None for segment in self.segments)
+
+    @property
+    def claims(self) -> Iterable[BlockAllocation]:
+        """What its texts hold of a prefix cache, each claim once, however many share it."""
+        return dict.fromkeys(claim for segment in self.segments for claim in segment.claims or ())
+
+    def uncached(self) -> Batch:
+        """The plan with all of its texts computed whole."""
+        return self._with(segment.uncached() for segment in self.segments)
+
+    def left_out(self, alive: Batch) -> tuple[Segment, ...]:
+        """Segments that a plan made of this one is without."""
+        return tuple(segment for segment in self.segments if segment not in alive.segments)
+
+    @cached_property
+    def jobs(self) -> tuple[Request, ...]:
+        """The jobs it holds texts of, each once."""
+        return tuple({segment.job.id: segment.job for segment in self.segments}.values())
+
+    def lane_texts(self, lane: Priority) -> int:
+        """Texts of one lane, those that it does not finish left out."""
+        segments = [segment for segment in self.segments if segment.job.lane is lane]
+        return sum(segment.texts for segment in segments if not segment.is_unfinished)
+
+    @property
+    def has_bulk(self) -> bool:
+        """Whether it is for ingestion too, texts that it does not finish included."""
+        return any(segment.job.lane is Priority.BULK for segment in self.segments)
+
+    def alive(self) -> Batch:
+        """The plan without the texts of jobs that ended meanwhile."""
+        return self._with(segment for segment in self.segments if not segment.job.dead)
+
+    def halves(self) -> tuple[Batch, Batch]:
+        """Two plans with half of the texts each. Needs at least two texts."""
+        half = self.texts // 2
+        first, second, seen = [], [], 0
+        for segment in self.segments:
+            cut = min(max(half - seen, 0), segment.texts) + segment.start
+            if cut > segment.start:
+                first.append(segment._replace(stop=cut))
+            if cut < segment.stop:
+                second.append(segment._replace(start=cut))
+            seen += segment.texts
+        return self._with(first), self._with(second)
+
+    def _with(self, segments: Iterable[Segment]) -> Batch:
+        return Batch(self.route, tuple(segments), self.padded_length, self.queue_s)
+
+    def __repr__(self) -> str:
+        return (
+            f"Batch(texts={self.texts}, tokens={self.tokens}, route={self.route}, "
+            f"padded_length={self.padded_length}, jobs={len(self.jobs)})"
+        )

@@ -1,0 +1,249 @@
+"""`Request`, one call and its progress, and `TokenChunk`, some of its texts as token ids.
+
+A job is one object with one future and one array of rows, however many texts it has.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import itertools
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ..embeddings import Embeddings, OutputSpec, Timings
+from ..errors import InvalidInput, TextFailed
+from ..stats import CallProgress, ProgressHook
+from .prefix_cache import BlockAllocation
+from .request_future import RequestFuture
+from .token_chunk import TokenChunk
+
+__all__ = ["PendingSpan", "Priority", "Request", "TruncateSide"]
+
+TruncateSide = Literal["end", "start", "error"]
+
+
+CHARACTERS_PER_TOKEN = 4  # a guess for the queue bound, replaced when the text is tokenised
+
+
+_job_ids = itertools.count()
+
+
+class Priority(enum.Enum):
+    """Who is waiting: a person, or an index build."""
+
+    INTERACTIVE = "interactive"
+    BULK = "bulk"
+
+
+@dataclass(slots=True, eq=False)
+class PendingSpan:
+    """The texts `start:stop` of a chunk that no batch has taken yet."""
+
+    chunk: TokenChunk
+    start: int
+    stop: int
+    ready_s: float
+    """When they became ready, on the engine's clock."""
+    claim: BlockAllocation | None = None
+    """Of a single text of which a part is computed: the blocks that hold it."""
+    in_one_batch: bool = False
+    """Whether a part of its text was no good: then all of it goes into one batch."""
+    is_rest: bool = False
+    """Whether it is a text of which a batch was to compute a part."""
+
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens that earlier batches have computed of a text that takes several."""
+        return 0 if self.claim is None else self.claim.remembered_tokens
+
+
+class Request:
+    """One call: its texts, its future, and the array its vectors are written to.
+
+    The queue side (`order`, `cursor`, `spans`, `waiting_tokens`, `admitted`, `dead`) belongs to
+    the scheduler and changes only under the engine's lock. The result side (`rows`, `errors`,
+    `remaining`, times) is written by whichever workers run the job's batches, under its own lock.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str] | Sequence[npt.NDArray[np.int32]],
+        *,
+        lane: Priority,
+        output: OutputSpec,
+        route: int = 0,
+        prompt: str = "",
+        task: str | None = None,
+        prompt_tokens: int = 0,
+        shared_tokens: int = 0,
+        is_pinned: bool = False,
+        truncate: TruncateSide | None = None,
+        max_length: int | None = None,
+        most_tokens: int | None = None,
+        reads_tokens: int | None = None,
+        tokenized: bool = False,
+        progress: ProgressHook | None = None,
+        reports_truncation: bool = False,
+        arrived_s: float = 0.0,
+        deadline_s: float | None = None,
+        refused: Mapping[int, InvalidInput] = MappingProxyType({}),
+        strict: bool = False,
+    ) -> None:
+        """`refused` are the errors of texts that cannot be accepted, which are not run.
+
+        With `strict` one more of those ends the whole job.
+        """
+        self.id = next(_job_ids)
+        self.texts = texts
+        self.lane = lane
+        self.output = output
+        self.route = route
+        self.prompt = prompt
+        self.task = task  # for chat templates that ask for it
+        self.prompt_tokens = prompt_tokens
+        self.shared_tokens = shared_tokens  # leading ones that texts with this prompt share
+        self.is_pinned = is_pinned  # whether they stay in a prefix cache for good
+        self.truncate = truncate
+        self.max_length = max_length
+        self.reads_tokens = reads_tokens  # of a text at most, as far as the model knows itself
+        self.tokenized = tokenized
+        self.progress = progress
+        self.reports_truncation = reports_truncation  # whether `progress` says it to the user
+        self.arrived_s = arrived_s
+        self.deadline_s = deadline_s
+        self.strict = strict
+        self.future = RequestFuture()
+
+        count = len(texts)
+        sizes = np.fromiter(map(len, texts), dtype=np.int64, count=count)
+        guesses = sizes if tokenized else sizes // CHARACTERS_PER_TOKEN + 2
+        # Of a text that will be cut not all counts: others would find the queue full of it.
+        self.size_guesses = guesses if most_tokens is None else np.minimum(guesses, most_tokens)
+        self.size_guesses[list(refused)] = 0
+
+        # Queue side.
+        order = np.argsort(-sizes, kind="stable")
+        self.order = order[~np.isin(order, list(refused))] if refused else order
+        self.cursor = 0
+        self.spans: deque[PendingSpan] = deque()
+        self.waiting_tokens = int(self.size_guesses.sum())
+        self.admitted = False
+        self.dead = False  # nothing more of it is planned
+
+        # Result side.
+        self._result_lock = threading.Lock()
+        self.rows = output.allocate(count)
+        self.token_counts = np.zeros(count, dtype=np.int32)
+        self.truncated = np.zeros(count, dtype=np.bool_)
+        self.errors: dict[int, TextFailed | InvalidInput] = dict(refused)
+        self.remaining = count - len(refused)
+        self.started_s: float | None = None
+        self.tokenize_s = 0.0
+        self.forward_s = 0.0
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def untokenized(self) -> int:
+        """Texts that no one has started to tokenise."""
+        return len(self.order) - self.cursor
+
+    def next_rows(self, most_tokens: int) -> npt.NDArray[np.int64]:
+        """Claim the next texts to tokenise: about `most_tokens` by guess, at least one."""
+        guesses = np.cumsum(self.size_guesses[self.order[self.cursor : self.cursor + most_tokens]])
+        count = max(1, int(np.searchsorted(guesses, most_tokens, side="right")))
+        rows = self.order[self.cursor : self.cursor + count]
+        self.cursor += len(rows)
+        return rows
+
+    def adopt(self, chunk: TokenChunk, now_s: float) -> None:
+        """Take in all texts at once, tokenised before the job was submitted."""
+        self.cursor = len(self.order)
+        self.waiting_tokens = int(chunk.offsets[-1])
+        self.spans.append(PendingSpan(chunk, 0, len(chunk), now_s))
+
+    def write(self, rows: npt.NDArray[np.int64], output_rows: npt.NDArray[Any]) -> None:
+        """Keep what `output.rows` made of the vectors of these texts."""
+        with self._result_lock:
+            self.rows[rows] = output_rows
+        self._finished(rows)
+
+    def let_in(self) -> None:
+        """It is admitted to its lane."""
+        self.admitted = True
+        self.future.admission.open()
+
+    def fail(self, row: int, error: TextFailed | InvalidInput) -> None:
+        """Keep a text's error in place of its vector."""
+        with self._result_lock:
+            self.errors[row] = error
+        self._finished(np.array([row]))
+
+    def spent(self, *, tokenize_s: float = 0.0, forward_s: float = 0.0) -> None:
+        """Count time that was spent on it."""
+        with self._result_lock:
+            self.tokenize_s += tokenize_s
+            self.forward_s += forward_s
+
+    def _finished(self, rows: npt.NDArray[np.int64]) -> None:
+        self._tell(rows)  # first, so that a call does not end before all of it is told
+        with self._result_lock:
+            self.remaining -= len(rows)
+
+    def _tell(self, rows: npt.NDArray[np.int64]) -> None:
+        """Tell of texts that have ended, with no lock held."""
+        if self.progress is None:
+            return
+        done = CallProgress(
+            texts=len(rows),
+            truncated=int(self.truncated[rows].sum()),
+            share=float(self._efforts[rows].sum()),
+        )
+        try:
+            self.progress(done)
+        except BaseException as error:  # a terminal that is gone stops no one's work
+            if isinstance(error, KeyboardInterrupt) and _is_main_thread():
+                raise  # somebody's Ctrl-C, amid a query that its caller runs
+
+    @functools.cached_property
+    def _efforts(self) -> npt.NDArray[np.float64]:
+        """The share of the work that each text is: nothing is done beyond what the model reads."""
+        efforts = np.minimum(self.size_guesses, self.reads_tokens or np.inf)
+        shares: npt.NDArray[np.float64] = efforts / max(1.0, efforts.sum())
+        return shares
+
+    def result(self, now_s: float) -> Embeddings:
+        """What the future resolves to once nothing remains."""
+        started_s = now_s if self.started_s is None else self.started_s
+        return Embeddings(
+            rows=self.rows,
+            output=self.output,
+            token_counts=self.token_counts,
+            truncated=self.truncated,
+            errors=self.errors,
+            timings=Timings(
+                queue_s=started_s - self.arrived_s,
+                tokenize_s=self.tokenize_s,
+                forward_s=self.forward_s,
+                total_s=now_s - self.arrived_s,
+            ),
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"Request(id={self.id}, lane={self.lane.value}, texts={len(self)}, "
+            f"untokenized={self.untokenized}, remaining={self.remaining}, dead={self.dead})"
+        )
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

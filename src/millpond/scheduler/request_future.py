@@ -1,0 +1,139 @@
+"""`RequestFuture`, the future of one call, and which threads may not wait for it.
+
+Whoever waits on one of the engine's own threads waits for himself. So those threads are marked, as
+is a caller's while it runs what it waits for, and there the call that would wait raises.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from ..embeddings import Embeddings
+from ..errors import EngineError
+from ..locks import Gate, SteadyFuture
+
+__all__ = ["OwnThreads", "RequestFuture", "this_thread"]
+
+logger = logging.getLogger("millpond")
+
+
+class _ThisThread(threading.local):
+    works_for: OwnThreads | None = None
+
+
+this_thread = _ThisThread()
+"""Whose the calling thread is. Written by plain assignment, which no interrupt divides."""
+
+
+class OwnThreads:
+    """Where waiting for an engine would be for ever.
+
+    That is on its threads, and on one that holds its `lock`: a finalizer may run there amid
+    anything.
+    """
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+
+    def include_this(self) -> bool:
+        """Whether the calling thread is one of them."""
+        return this_thread.works_for is self or bool(self._lock._is_owned())
+
+    def require_another(self) -> None:
+        """Raise `EngineError` where the calling thread would wait for itself."""
+        if self.include_this():
+            raise EngineError(
+                "a stats hook or done-callback on the engine's own thread, or a finalizer amid its "
+                "work, cannot wait for the engine; use submit, and a done-callback for its result"
+            )
+
+
+class _Waiters(list[Any]):
+    """Those of `concurrent.futures.wait` and `as_completed`, refused where they would hang."""
+
+    def __init__(self, future: RequestFuture) -> None:
+        super().__init__()
+        self._future = weakref.ref(future)
+
+    def append(self, waiter: Any) -> None:
+        if (future := self._future()) is not None:
+            future.require_may_wait()
+        super().append(waiter)
+
+
+class _Callback:
+    """A done-callback. On an engine's thread nothing that it raises gets any further."""
+
+    def __init__(
+        self, call: Callable[[Future[Embeddings]], object], threads: OwnThreads | None
+    ) -> None:
+        self._call = call
+        self._threads = threads
+
+    def __call__(self, future: Future[Embeddings]) -> None:
+        try:
+            self._call(future)
+        except BaseException:  # SystemExit and CancelledError too: others wait for this thread
+            if self._threads is None or this_thread.works_for is not self._threads:
+                raise
+            logger.exception("a done-callback raised; the engine goes on")
+
+
+class RequestFuture(SteadyFuture[Embeddings]):
+    """The future of a job. Cancelling it takes the texts that have not run out of the queue."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.admission = Gate()
+        """Open when the job has been let into its lane, or has ended."""
+        self._waiters = _Waiters(self)
+        self._threads: OwnThreads | None = None
+        self._on_cancel: Callable[[], object] | None = None
+
+    def serve(self, threads: OwnThreads, on_cancel: Callable[[], object]) -> None:
+        """The threads that are to end it, and what is called when somebody cancels it."""
+        self._threads, self._on_cancel = threads, on_cancel
+
+    def require_may_wait(self) -> None:
+        """Raise `EngineError` where its engine's own thread would wait for it."""
+        if self._threads is not None and not self.done():
+            self._threads.require_another()
+
+    def result(self, timeout: float | None = None) -> Embeddings:
+        """The result, waited for. Raises `EngineError` on a thread of the engine's own."""
+        self.require_may_wait()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """The error, waited for. Raises `EngineError` on a thread of the engine's own."""
+        self.require_may_wait()
+        return super().exception(timeout)
+
+    def cancel(self) -> bool:
+        """End it, unless it has ended. It may be called anywhere, in a finalizer too."""
+        was_done = self.done()
+        try:
+            cancelled = super().cancel()
+        finally:
+            if not was_done and self._on_cancel is not None and self.cancelled():
+                self._on_cancel()
+        return cancelled
+
+    def abandon(self) -> None:
+        """Have it cancelled by its engine. It takes no lock, so a finalizer may call it."""
+        if self._on_cancel is not None:
+            self._on_cancel()
+
+    def add_done_callback(self, fn: Callable[[Future[Embeddings]], object]) -> None:
+        """Call `fn` with the future when it has ended. What it raises stops nobody else."""
+        super().add_done_callback(_Callback(fn, self._threads))
+
+    def fail_in_child(self, error: BaseException) -> None:
+        """End the copy that a forked child has, whose old lock a lost thread may hold."""
+        if not self.is_done_in_child():
+            self.set_exception(error)

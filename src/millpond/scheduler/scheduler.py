@@ -1,0 +1,408 @@
+"""`Scheduler`: waiting jobs and a token budget in, the next `Batch` out.
+
+The policy, all of it:
+
+- A batch is planned only when the runner can take one, so it holds whatever came meanwhile.
+- Queries first. While none is waiting, bulk texts run; a batch serves both lanes only when
+  bulk is due and takes the queries along.
+- Workers that are free divide what waits evenly, and some may take nothing but queries.
+- While queries come in and have no worker of their own, a bulk batch is cut to what runs in a
+  share of `max_query_wait_s`, by the speed seen so far: a half, or a third where a worker takes two
+  batches at a time. A query waits for those ahead of it, and at most as long again as one of them
+  for bulk that is due in its own.
+- Bulk is due when queries have kept it waiting for `BULK_PATIENCE` times `max_query_wait_s`.
+- Jobs of a lane take turns, so a small job does not wait for a large one to end.
+- A text that is identical to one in flight is not planned; it gets that one's vector.
+- With a prefix cache a text costs the tokens that the cache does not have, and one that is longer
+  than a batch is computed in parts, others going in beside and between them.
+
+It never reads a clock, and every method is called under the engine's lock.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InvalidInput
+from .batch import Batch, Segment
+from .batch_builder import BatchBuilder, most_keys
+from .batch_shape import BatchShape
+from .deduplication import Duplicate, InFlightTexts
+from .prefix_cache import PrefixCache
+from .request import PendingSpan, Priority, Request
+from .request_queue import RequestQueue
+from .token_chunk import TokenChunk
+
+__all__ = ["Scheduler"]
+
+BULK_PATIENCE = 4.0
+
+
+QUERY_MEMORY_S = 5.0  # how long after a query bulk batches stay short
+
+
+# Shorter ones are mostly overhead, and would make the speed they are cut by look ever lower.
+MIN_SHORT_BATCH_TOKENS = 64
+
+
+MIN_SHARE_TOKENS = 64  # fewer are not worth dividing
+
+
+FIRST_SHORT_BATCH_TOKENS = 256  # a short batch before any speed is known
+
+
+SPEED_MEMORY = 0.8  # what is left of the batches measured so far with every new one
+
+
+TOKENIZE_AHEAD_BATCHES = 4
+
+
+FIRST_TOKENS = 8192  # tokenised at a time where nothing is ready
+
+
+MOST_DOUBLINGS = 6  # of the plans between two that look texts up in vain: 31 at most
+
+
+FEW_DEADLINES = 64
+
+
+REGROWTH = 1.02  # after running out of memory, a batch that fits lets the next be larger by this
+
+
+class Scheduler:
+    """Who runs next.
+
+    `shapes[route]` says how texts of that route stand in a batch, and `depth` how many batches a
+    worker takes before the first is done. Where `queries_have_workers` of their own, bulk batches
+    stay long.
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[BatchShape],
+        *,
+        max_batch_tokens: int,
+        max_queue_tokens: int,
+        max_query_wait_s: float,
+        depth: int = 1,
+        workers: int = 1,
+        query_workers: int = 0,
+        min_short_batch_tokens: int = MIN_SHORT_BATCH_TOKENS,
+        prefixes: PrefixCache | None = None,
+        min_saved_tokens: int = 0,
+        max_prefixed_tokens: int | None = None,
+    ) -> None:
+        self.shapes = tuple(shapes)
+        self.max_batch_tokens = max_batch_tokens
+        self._most_batch_tokens = max_batch_tokens
+        self.max_query_wait_s = max_query_wait_s
+        # A query may find `depth` bulk batches before it, and a part that is due in its own.
+        self._short_batch_s = max_query_wait_s / (depth + 1)
+        self._queries_have_workers = query_workers > 0
+        self._ahead_batches = max(TOKENIZE_AHEAD_BATCHES, 2 * workers)
+        self._min_short_batch_tokens = min_short_batch_tokens
+        self.prefixes = prefixes
+        self._min_saved_tokens = min_saved_tokens
+        self._max_prefixed_tokens = max_prefixed_tokens or max_batch_tokens
+        self._fruitless = 0  # plans in a row whose prefixes saved too little
+        self._plans_to_skip = 0  # before texts without a prompt are looked up again
+        self._parts_waiting = 0  # texts that are computed in part and hold blocks
+        self._twins = InFlightTexts()
+        self.lanes = {lane: RequestQueue(max_queue_tokens) for lane in Priority}
+        self._queues = (
+            self.lanes[Priority.INTERACTIVE],
+            self.lanes[Priority.BULK],
+        )  # queries first
+        # A heap. Weakly: a job that has ended is not kept until its deadline.
+        self._deadlines: list[tuple[float, int, weakref.ref[Request]]] = []
+        self._most_deadlines = FEW_DEADLINES  # at so many, those of ended jobs are taken out
+        self._tie = itertools.count()
+        self._last_query_s = -float("inf")
+        self._bulk_waits_since_s: float | None = None  # None while no bulk text is ready
+        # Of late. Summed before they are divided: of two batches under way at a time, the second
+        # may seem to take no time, because the first was seen to be through too late.
+        self._bulk_tokens = self._bulk_seconds = 0.0
+
+    # Jobs in.
+
+    def has_room_for(self, job: Request, *, beside: int = 0) -> bool:
+        """Whether the job would be admitted at once, with `beside` tokens more in its lane."""
+        return self.lanes[job.lane].has_room_for(job, beside=beside)
+
+    def submit(self, job: Request, now_s: float, chunk: TokenChunk | None = None) -> None:
+        """Take a job in; `chunk` holds all of its texts when they are tokenised already."""
+        if job.deadline_s is not None:
+            self._note_deadline(job, job.deadline_s)
+        if chunk is not None:
+            job.adopt(chunk, now_s)
+        self.lanes[job.lane].enter(job)
+        self._note_ready(job, now_s)
+
+    def _note_deadline(self, job: Request, deadline_s: float) -> None:
+        if len(self._deadlines) >= self._most_deadlines:
+            kept = [entry for entry in self._deadlines if _is_open(entry[2]())]
+            self._deadlines = kept
+            heapq.heapify(self._deadlines)
+            self._most_deadlines = max(FEW_DEADLINES, 2 * len(kept))
+        heapq.heappush(self._deadlines, (deadline_s, next(self._tie), weakref.ref(job)))
+
+    @property
+    def has_to_tokenize(self) -> bool:
+        """Whether `next_to_tokenize` may find texts."""
+        most = self.max_batch_tokens * self._ahead_batches
+        return any(lane.has_untokenized and lane.ready_tokens < most for lane in self._queues)
+
+    def next_to_tokenize(self) -> tuple[Request, npt.NDArray[np.int64]] | None:
+        """Claim the next texts to tokenise: queries first, either lane a few batches ahead."""
+        most = self.max_batch_tokens * self._ahead_batches
+        for lane in self._queues:
+            if lane.ready_tokens < most:
+                # Where nothing is ready a worker may be waiting: a little now, more beside it.
+                first = min(self.max_batch_tokens, FIRST_TOKENS)
+                claimed = lane.next_to_tokenize(min(most, max(first, 2 * lane.ready_tokens)))
+                if claimed is not None:
+                    return claimed
+        return None
+
+    def ready(self, job: Request, chunk: TokenChunk, now_s: float) -> None:
+        """Texts that were claimed are tokenised. Nothing happens if the job ended meanwhile."""
+        if not job.dead:
+            self.lanes[job.lane].ready(job, chunk, now_s)
+            self._note_ready(job, now_s)
+
+    def refuse(self, job: Request, errors: Mapping[int, InvalidInput]) -> None:
+        """Texts that were claimed cannot be accepted after all: they have errors."""
+        if not job.dead:
+            rows = list(errors)
+            self.lanes[job.lane].refuse(job, int(job.size_guesses[rows].sum()))
+            for row, error in errors.items():
+                job.fail(row, error)
+            self.lanes[job.lane].admit()
+
+    def _note_ready(self, job: Request, now_s: float) -> None:
+        if job.lane is Priority.INTERACTIVE:
+            self._last_query_s = now_s
+        elif self._bulk_waits_since_s is None and self.lanes[Priority.BULK].has_ready:
+            self._bulk_waits_since_s = now_s
+
+    # Jobs out.
+
+    def forget(self, job: Request) -> None:
+        """A job ended early: nothing more of it is planned."""
+        if not job.dead:
+            lane = self.lanes[job.lane]
+            for claim in lane.forget(job):
+                assert self.prefixes is not None
+                self.prefixes.release(claim)
+                self._parts_waiting -= 1
+            lane.admit()
+            if not self.lanes[Priority.BULK].has_ready:
+                self._bulk_waits_since_s = None
+
+    def expired(self, now_s: float) -> list[Request]:
+        """The jobs whose deadline has passed, each named once; nothing more of them is planned."""
+        expired = []
+        while (deadline_s := self.next_deadline()) is not None and deadline_s <= now_s:
+            job = heapq.heappop(self._deadlines)[2]()
+            if job is not None:
+                self.forget(job)
+                expired.append(job)
+        return expired
+
+    def next_deadline(self) -> float | None:
+        """The earliest deadline of a job that has not ended. Lets go of those before it."""
+        while self._deadlines:
+            deadline_s, _, found = self._deadlines[0]
+            if _is_open(found()):
+                return deadline_s
+            heapq.heappop(self._deadlines)
+        return None
+
+    # Batches.
+
+    def has_ready(self, lane: Priority) -> bool:
+        """Whether a text of the lane could go into a batch now."""
+        return self.lanes[lane].has_ready
+
+    def next_batch(
+        self,
+        now_s: float,
+        *,
+        queries_only: bool = False,
+        bulk_takers: int = 1,
+        query_takers: int = 1,
+    ) -> Batch | None:
+        """Plan one forward pass, or None when no text is ready.
+
+        What waits in a lane is divided evenly among its takers, the workers that are free for it.
+        """
+        lanes = [
+            self.lanes[lane] for lane in Priority if lane is not Priority.BULK or not queries_only
+        ]
+        while any(lane.has_ready for lane in lanes):
+            plan = self._plan(now_s, queries_only, bulk_takers, query_takers)
+            if plan.segments:
+                return plan.batch()
+            # All of it follows texts in flight, and something else may have waited behind it.
+        return None
+
+    def _plan(
+        self, now_s: float, queries_only: bool, bulk_takers: int, query_takers: int
+    ) -> BatchBuilder:
+        interactive, bulk = self.lanes[Priority.INTERACTIVE], self.lanes[Priority.BULK]
+        plan = BatchBuilder(self.shapes, self.max_batch_tokens, now_s, self._twins, self.prefixes)
+        plan.may_skip_prefixes = self._may_skip_prefixes()
+        plan.keys_left = most_keys(self.max_batch_tokens)
+        plan.prefixed_tokens_left = self._max_prefixed_tokens
+        takes_bulk = bulk.has_ready and not queries_only
+        if takes_bulk and (not interactive.has_ready or self._bulk_is_due(now_s)):
+            plan.most_of_a_text = self._bulk_budget(now_s)
+            bulk_budget = min(plan.most_of_a_text, self._share(bulk, bulk_takers))
+            plan.tokens_left = bulk_budget
+            bulk.fill(plan)
+            bulk.admit()
+            self._bulk_waits_since_s = now_s if bulk.has_ready else None
+            plan.tokens_left += self.max_batch_tokens - bulk_budget
+        if interactive.has_ready:
+            plan.most_of_a_text = self.max_batch_tokens
+            plan.tokens_left = min(plan.tokens_left, self._share(interactive, query_takers))
+            interactive.fill(plan)
+            interactive.admit()
+        self._weigh_prefixes(plan)
+        return plan
+
+    def _weigh_prefixes(self, plan: BatchBuilder) -> None:
+        """Let a plan whose prefixes save too little do without, and remember that it was so."""
+        self._parts_waiting -= plan.parts_taken
+        if plan.prefixes is None or not plan.segments:
+            return
+        tokens = sum(segment.tokens for segment in plan.segments)
+        saved = sum(segment.cached_tokens for segment in plan.segments)
+        self._fruitless = 0 if saved >= self._min_saved_tokens else self._fruitless + 1
+        self._plans_to_skip = max(0, 2 ** min(self._fruitless, MOST_DOUBLINGS) // 2 - 1)
+        if saved < self._min_saved_tokens and tokens <= self.max_batch_tokens:
+            plan.compute_whole()
+
+    def _may_skip_prefixes(self) -> bool:
+        """Whether looking texts up may be left out of a plan.
+
+        Where a little saved is too little, it takes its time for nothing if texts have nothing in
+        common. The longer it was in vain, the more seldom it is tried.
+        """
+        if self._parts_waiting or not self._plans_to_skip:
+            return False
+        self._plans_to_skip -= 1
+        return True
+
+    def _share(self, lane: RequestQueue, takers: int) -> int:
+        """Tokens of one batch where `takers` divide what waits in a lane."""
+        if takers <= 1:
+            return self.max_batch_tokens
+        even = -(-lane.waiting_tokens // takers)
+        least = max(MIN_SHARE_TOKENS, self._min_short_batch_tokens)
+        return min(self.max_batch_tokens, max(least, even))
+
+    def _bulk_is_due(self, now_s: float) -> bool:
+        since_s = self._bulk_waits_since_s
+        return since_s is not None and now_s - since_s >= BULK_PATIENCE * self.max_query_wait_s
+
+    def _bulk_budget(self, now_s: float) -> int:
+        if self._queries_have_workers or now_s - self._last_query_s > QUERY_MEMORY_S:
+            return self.max_batch_tokens
+        if not self._bulk_seconds:
+            return min(self.max_batch_tokens, FIRST_SHORT_BATCH_TOKENS)
+        tokens = int(self._bulk_tokens / self._bulk_seconds * self._short_batch_s)
+        return min(self.max_batch_tokens, max(self._min_short_batch_tokens, tokens))
+
+    def landed(
+        self, batch: Batch, now_s: float, *, keep: bool
+    ) -> Mapping[int, Sequence[Duplicate]]:
+        """A batch ran. With `keep` its keys and values are good to go on from.
+
+        Texts it did not finish are put back. Returned are the texts that wait for those it did,
+        by their place in the batch.
+        """
+        unfinished = [s for s in batch.segments if s.is_unfinished and not s.job.dead]
+        self._settle(batch, keep=keep, but_hold=unfinished if keep else ())
+        for segment in unfinished:
+            self._put_back(segment, now_s, keep=keep)
+        return self._twins.land(segment for segment in batch.segments)
+
+    def failed(self, batch: Batch) -> None:
+        """A batch failed as a whole; its texts run again, in parts and without prefixes."""
+        self._settle(batch, keep=False)
+
+    def dropped(self, segments: Iterable[Segment], now_s: float) -> None:
+        """Texts of a failed batch do not run again: those that wait for them do so themselves."""
+        for followers in self._twins.land(segments).values():
+            for job, chunk, place in followers:
+                if not job.dead:
+                    self._wait_again(job, PendingSpan(chunk, place, place + 1, now_s), now_s)
+
+    def _settle(self, batch: Batch, *, keep: bool, but_hold: Sequence[Segment] = ()) -> None:
+        """Let go of what a batch held of the prefix cache, but for those texts."""
+        held = {claim for segment in but_hold for claim in segment.claims or ()}
+        for claim in batch.claims:
+            assert self.prefixes is not None
+            settle = self.prefixes.commit if keep else self.prefixes.abort
+            settle(claim)
+            if claim not in held:
+                self.prefixes.release(claim)
+
+    def _put_back(self, segment: Segment, now_s: float, *, keep: bool) -> None:
+        """Let a text that was computed in part wait for its next turn, holding its blocks."""
+        assert segment.claims is not None
+        claim = segment.claims[0] if keep else None
+        if claim is not None:
+            self._parts_waiting += 1
+        # In parts again, one whose own numbers overflow would never come to its end.
+        whole = not keep
+        span = PendingSpan(
+            segment.chunk, segment.start, segment.stop, now_s, claim, whole, is_rest=True
+        )
+        self._wait_again(segment.job, span, now_s)
+
+    def _wait_again(self, job: Request, span: PendingSpan, now_s: float) -> None:
+        self.lanes[job.lane].put_back(job, span)
+        self._note_ready(job, now_s)
+
+    def check_idle(self) -> None:
+        """Where nothing is planned or running, assert that nobody holds on to a block."""
+        assert self._parts_waiting == 0
+        if self.prefixes is not None:
+            self.prefixes.check_idle()
+
+    def record(self, batch: Batch, seconds: float) -> None:
+        """Learn from a finished batch what fits, and how many tokens a second bulk runs at."""
+        if batch.computed_tokens * 2 > self.max_batch_tokens:
+            grown = int(self.max_batch_tokens * REGROWTH) + 1
+            self.max_batch_tokens = min(self._most_batch_tokens, grown)
+        if seconds <= 0 or not batch.has_bulk:
+            return
+        self._bulk_tokens = SPEED_MEMORY * self._bulk_tokens + batch.computed_tokens
+        self._bulk_seconds = SPEED_MEMORY * self._bulk_seconds + seconds
+
+    def shrink(self, max_batch_tokens: int) -> None:
+        """A batch did not fit in memory: plan no larger one than this, and grow back slowly."""
+        self.max_batch_tokens = max(1, min(self.max_batch_tokens, max_batch_tokens))
+
+    def waiting_tokens(self, lane: Priority) -> int:
+        """Tokens admitted to a lane and in no batch yet; guessed until tokenised."""
+        return self.lanes[lane].waiting_tokens
+
+    def __repr__(self) -> str:
+        return (
+            f"Scheduler(max_batch_tokens={self.max_batch_tokens}, "
+            f"interactive={self.lanes[Priority.INTERACTIVE]!r}, bulk={self.lanes[Priority.BULK]!r})"
+        )
+
+
+def _is_open(job: Request | None) -> bool:
+    """Whether a job may still pass its deadline."""
+    return job is not None and job.remaining > 0 and not job.dead

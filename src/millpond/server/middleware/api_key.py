@@ -1,0 +1,69 @@
+"""The API key: which routes it guards, and how it is compared."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..errors import ApiError, error_response
+
+__all__ = ["APIKeyMiddleware", "declare_key"]
+
+_SCHEME = "bearer"
+
+
+class APIKeyMiddleware:
+    """Lets a request through that names a key as `Authorization: Bearer KEY`, or that needs none.
+
+    It holds digests of the keys, so that comparing takes as long for every wrong key.
+    """
+
+    def __init__(self, app: ASGIApp, *, keys: Sequence[str], open_paths: Sequence[str]) -> None:
+        self._app = app
+        self._digests = [_digest(key) for key in keys]
+        self._open_paths = frozenset(open_paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self._is_open(scope) or self._has_key(scope):
+            await self._app(scope, receive, send)
+            return
+        refusal = ApiError(
+            401,
+            "the API key is missing or wrong; send it as Authorization: Bearer KEY",
+            code="invalid_api_key",
+            headers={"www-authenticate": "Bearer"},
+        )
+        await error_response(refusal)(scope, receive, send)
+
+    def _is_open(self, scope: Scope) -> bool:
+        path: str = scope["path"]
+        return path.removeprefix(scope.get("root_path", "")) in self._open_paths
+
+    def _has_key(self, scope: Scope) -> bool:
+        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+        given = _digest(key.strip())
+        # Every key is compared, whichever fits.
+        fits = [hmac.compare_digest(given, digest) for digest in self._digests]
+        return scheme.lower() == _SCHEME and any(fits)
+
+    def __repr__(self) -> str:
+        return f"APIKeyMiddleware(keys={len(self._digests)}, open_paths={sorted(self._open_paths)})"
+
+
+def declare_key(document: dict[str, Any], *, open_paths: Sequence[str]) -> None:
+    """Say in an OpenAPI document that every path but these needs a key."""
+    components = document.setdefault("components", {})
+    components["securitySchemes"] = {"HTTPBearer": {"type": "http", "scheme": _SCHEME}}
+    document["security"] = [{"HTTPBearer": []}]
+    for path in open_paths:
+        for operation in document["paths"][path].values():
+            operation["security"] = []
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

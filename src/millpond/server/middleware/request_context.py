@@ -1,0 +1,89 @@
+"""`RequestContext`: one request and its answer, as the access log and the metrics tell of them."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.types import Scope
+
+from ..errors import shown
+
+__all__ = ["HUNG_UP", "RequestContext"]
+
+HUNG_UP = 499  # in log and metrics, for a client that did not wait; no client sees it
+
+
+_LONGEST_PATH = 500  # characters of a path in a log line
+
+
+_SCOPE_KEY = "millpond.exchange"
+
+
+_USABLE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+
+
+_ids = random.Random()  # asking the system each time is slow
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_ids.seed)
+
+
+@dataclass
+class RequestContext:
+    """Written by the task of its request alone."""
+
+    scope: Scope
+    request_id: str
+    path: str
+    """As it was sent."""
+    accepted: bool = True
+    """Whether it began before the server was told to stop."""
+    started_s: float = field(default_factory=time.perf_counter)
+    status: int | None = None
+    """None until the answer starts."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """What the route adds to the log line."""
+
+    @classmethod
+    def begin(cls, scope: Scope, *, accepted: bool) -> RequestContext:
+        """With the client's own x-request-id where it can stand in a header and a log line."""
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        usable = _USABLE_ID.fullmatch(given)
+        request_id = given.decode("ascii") if usable else f"{_ids.getrandbits(128):032x}"
+        exchange = cls(scope, request_id, scope["path"], accepted)
+        scope[_SCOPE_KEY] = exchange
+        return exchange
+
+    @staticmethod
+    def of(scope: Scope) -> RequestContext:
+        """The exchange that a request belongs to."""
+        exchange: RequestContext = scope[_SCOPE_KEY]
+        return exchange
+
+    @property
+    def seconds(self) -> float:
+        """Since the request began."""
+        return time.perf_counter() - self.started_s
+
+    @property
+    def route(self) -> str:
+        """The path as the OpenAPI document has it: one value a route, whatever was asked."""
+        path: str = getattr(self.scope.get("route"), "path", "unmatched")
+        return path
+
+    def fields(self) -> dict[str, Any]:
+        """What the log line has beside its message."""
+        client = self.scope.get("client")
+        return {
+            "request_id": self.request_id,
+            "client": client[0] if client else "local",
+            "method": self.scope["method"],
+            "path": shown(self.path, _LONGEST_PATH),
+            "status": self.status,
+            "ms": round(self.seconds * 1000, 2),
+            **self.notes,
+        }

@@ -1,0 +1,91 @@
+"""`ServedModels`: the engines of a server by the names that clients know them under."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from ..engine.engine import Engine
+from ..errors import InvalidOption, UnknownPrompt
+from .errors import ApiError, shown
+from .token_check import SpecialEnds
+
+__all__ = ["ServedModel", "ServedModels"]
+
+
+@dataclass(frozen=True, eq=False)
+class ServedModel:
+    """An engine and its names; the first is the one it reports."""
+
+    names: tuple[str, ...]
+    engine: Engine
+    special_ends: SpecialEnds
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @classmethod
+    def of(cls, engine: Engine, names: Sequence[str] = ()) -> ServedModel:
+        """Serve an engine under these names, or under its checkpoint's own."""
+        return cls(tuple(names) or (engine.info().model.name,), engine, SpecialEnds.of(engine))
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    def prompt(self, input_type: str | None, prompt_name: str | None) -> str:
+        """What goes in front of a text. Raises `ApiError` 400 for a name the model did not save."""
+        spec = self.engine.info().model
+        try:
+            return spec.prompt_text(task=input_type, prompt_name=prompt_name)
+        except UnknownPrompt as error:
+            known = ", ".join(map(repr, sorted({*spec.prompts, "query", "document"})))
+            raise ApiError(
+                400,
+                f"there is no prompt called {shown(prompt_name or '')!r}; choose among {known}, or "
+                "put your own in front of the texts",
+                param="prompt_name",
+                code="unknown_prompt",
+            ) from error
+
+
+class ServedModels:
+    """All models of a server. Raises `InvalidOption` where a name is given twice."""
+
+    def __init__(self, models: Sequence[ServedModel]) -> None:
+        self._models = tuple(models)
+        self._by_name: dict[str, ServedModel] = {}
+        for model in self._models:
+            for name in model.names:
+                if name in self._by_name:
+                    raise InvalidOption(f"two models would be served as {name!r}")
+                self._by_name[name] = model
+
+    def find(self, name: str | None) -> ServedModel:
+        """The model of that name, or the only one. Raises `ApiError`: 404, or 400 without one."""
+        if name is None:
+            if len(self._models) == 1:
+                return self._models[0]
+            raise ApiError(
+                400, f"model is missing; choose {self._listed()}", param="model", code="no_model"
+            )
+        if name not in self._by_name:
+            raise ApiError(
+                404,
+                f"the model {shown(name)!r} is not served here; choose {self._listed()}",
+                param="model",
+                code="model_not_found",
+            )
+        return self._by_name[name]
+
+    def by_name(self) -> Iterator[tuple[str, ServedModel]]:
+        """Every name with its model."""
+        return iter(self._by_name.items())
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(self._models)
+
+    def _listed(self) -> str:
+        return " or ".join(map(repr, self._by_name))
+
+    def __repr__(self) -> str:
+        return f"ServedModels(models={len(self._models)}, names={sorted(self._by_name)})"

@@ -1,0 +1,128 @@
+"""Fields that other servers and their clients send, in the words of this one.
+
+What has a clear meaning here is taken. What asks for something that is not done is refused, and
+not passed over: the vectors would be others than the client thinks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ApiError
+
+__all__ = [
+    "DEFAULT_ONLY",
+    "IGNORED",
+    "RENAMED",
+    "Translated",
+    "input_type",
+    "translate",
+    "truncate",
+]
+
+RENAMED = {
+    "normalized": "normalize",  # Jina
+    "output_dimension": "dimensions",  # Voyage, Cohere, Mistral
+    "output_dimensionality": "dimensions",  # Gemini
+    "task": "input_type",  # Jina
+    "task_type": "input_type",  # Gemini
+    "truncation": "truncate",  # Voyage
+    "truncation_direction": "truncate",  # TEI
+    "truncation_side": "truncate",  # vLLM
+}
+
+
+# What is done here anyway, and nothing else can be asked for.
+DEFAULT_ONLY: Mapping[str, tuple[Any, ...]] = {
+    "add_special_tokens": (True,),  # vLLM
+    "embed_dtype": ("float32",),  # vLLM
+    "embedding_type": ("float",),  # Jina
+    "endianness": ("native", "little"),  # vLLM
+    "late_chunking": (False,),  # Jina
+    "modality": ("text",),  # infinity
+    "output_dtype": ("float", "float32"),  # Voyage, Mistral
+    "truncate_prompt_tokens": (-1,),  # vLLM: as many as the model reads
+}
+
+
+# Of bookkeeping, and without a part in the vectors.
+IGNORED = frozenset({"cache_salt", "metadata", "request_id", "safety_identifier"})
+
+
+_INPUT_TYPES = {
+    "passage": "document",  # NVIDIA, and models of E5's kind
+    "search_query": "query",  # Cohere
+    "search_document": "document",
+    "retrieval.query": "query",  # Jina
+    "retrieval.passage": "document",
+    "retrieval_query": "query",  # Gemini
+    "retrieval_document": "document",
+    "text": None,  # Azure: no type
+}
+
+
+_TRUNCATE = {"left": "start", "right": "end", "none": "error"}
+
+
+@dataclass(frozen=True)
+class Translated:
+    """A body in our own words, and how its client spelled them."""
+
+    body: dict[str, Any]
+    spelled: Mapping[str, str]
+
+
+def translate(body: Mapping[str, Any]) -> Translated:
+    """Raises `ApiError` 400 for what is understood and not done, or is said twice."""
+    ours: dict[str, Any] = {}
+    spelled: dict[str, str] = {}
+    for name, value in body.items():
+        if name in DEFAULT_ONLY:
+            _require_default(name, value)
+        elif name in RENAMED:
+            if value is None:
+                continue
+            meant = RENAMED[name]
+            if meant in spelled or body.get(meant) is not None:
+                other = spelled.get(meant, meant)
+                raise ApiError(
+                    400, f"{other} and {name} say the same; send one", param=name, code=_CODE
+                )
+            spelled[meant] = name
+            ours[meant] = value
+        elif name not in IGNORED:
+            ours.setdefault(name, value)
+    return Translated(ours, spelled)
+
+
+_CODE = "invalid_value"
+
+
+def _require_default(name: str, value: Any) -> None:
+    allowed = DEFAULT_ONLY[name]
+    if value is not None and not any(value == one and type(value) is type(one) for one in allowed):
+        choices = " or ".join(map(_as_json, allowed))
+        hint = ""
+        if name == "truncate_prompt_tokens":
+            hint = ", which is as many as the model reads; --max-model-len sets fewer"
+        raise ApiError(400, f"{name}: it can only be {choices}{hint}", param=name, code=_CODE)
+
+
+def _as_json(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def input_type(value: Any) -> Any:
+    """Other names of `query` and `document`; what is none of them as it is."""
+    if not isinstance(value, str):
+        return value
+    return _INPUT_TYPES.get(value.lower(), value.lower())
+
+
+def truncate(value: Any) -> Any:
+    """Other names of the sides, and whether to cut at all; what is none of them as it is."""
+    if isinstance(value, bool):
+        return None if value else "error"
+    return _TRUNCATE.get(value.lower(), value.lower()) if isinstance(value, str) else value

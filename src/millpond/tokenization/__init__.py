@@ -1,0 +1,1 @@
+"""Text to token ids as the checkpoint does it, cut to length."""

@@ -1,0 +1,388 @@
+"""`TextTokenizer`: texts to token ids exactly as the checkpoint's own tokenizer gives them.
+
+It knows the tokenizer files of one module and the length limits it was given, and how a prompt
+goes with a text. It knows no saved prompts, no tensors and no batches: what comes out is one flat
+array of ids, cut to what the model reads, and how many belong to each text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..checkpoint.modules import Module
+from ..errors import InvalidCheckpoint, InvalidOption, InvalidText, InvalidTokenIds
+from .backend import NO_LIMIT, TokenizerBackend, ids_of, load_source
+from .long_texts import LONG_TEXT, enough_ids
+from .recent import Recent
+from .shared_prefix import CONTINUATIONS, END_CHARACTERS, KINDS, common_prefix_length
+from .truncation import Ends, Side, Truncate, common_suffix, require_short, special_ends
+
+__all__ = ["TextTokenizer", "TokenizedTexts"]
+
+Ids = npt.NDArray[np.int32]
+
+
+_RUST_PANIC = "PanicException"  # no Exception, and importable from nowhere
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TokenizedTexts:
+    """Token ids of several texts, one text after the other."""
+
+    ids: Ids
+    """int32 [total]."""
+    lengths: Ids
+    """int32 [n]: tokens of each text, after truncation; they add up to `total`."""
+    truncated: npt.NDArray[np.bool_]
+    """bool [n]: whether tokens of the text were left out."""
+
+
+class TextTokenizer:
+    """The tokenizer of one checkpoint. It never changes after loading, so any thread may use it.
+
+    `max_length` is the most tokens a text keeps, special tokens included (None: no limit);
+    `vocab_size` the number of token ids the model knows; `pad_id` the id to pad with.
+    """
+
+    def __init__(
+        self,
+        source: TokenizerBackend,
+        *,
+        max_length: int | None,
+        max_positions: int | None,
+        hidden_vocab_size: int | None,
+    ) -> None:
+        self.max_length = max_length
+        self._max_positions = max_positions
+        self.vocab_size = source.size if hidden_vocab_size is None else hidden_vocab_size
+        self.pad_id = source.pad_id
+        self.special_ids = source.special_ids
+        self._source = source
+        self._may_exceed_vocabulary = source.size > self.vocab_size
+        # Both by prompt and task; of this object, and filled as they are asked for.
+        self._shared_prefixes: Recent[tuple[str, str | None], int] = Recent()
+        self._template_ends: Recent[tuple[str, str | None], Ends] = Recent()
+        self._ends = special_ends(source) if source.chat is None else self._template_end("", None)
+        self._require_room_for_text(max_length)
+
+    @classmethod
+    def load(
+        cls,
+        module: Module,
+        *,
+        max_length: int | None,
+        max_positions: int | None,
+        hidden_vocab_size: int | None,
+        trust_remote_code: bool,
+    ) -> TextTokenizer:
+        """The tokenizer in the folder of a `Transformer` or `StaticEmbedding` module.
+
+        `max_length` overrides the checkpoint's limit; `max_positions` is what the model's position
+        table holds; `hidden_vocab_size` is the number of rows of its embedding table.
+
+        Raises `InvalidOption` for a `max_length` above `max_positions` or without room for text,
+        `InvalidCheckpoint` when the files cannot be read, and `UnsupportedModel` for a tokenizer
+        that gives more than ids.
+        """
+        if max_length is not None and max_positions is not None and max_length > max_positions:
+            raise InvalidOption(
+                f"max_length={max_length}: the model has positions for {max_positions} tokens; "
+                f"choose at most {max_positions}"
+            )
+        source = load_source(module, trust_remote_code=trust_remote_code)
+        limits = [source.limit if max_length is None else max_length, max_positions]
+        known = [limit for limit in limits if limit is not None]
+        try:
+            return cls(
+                source,
+                max_length=min(known, default=None),
+                max_positions=max_positions,
+                hidden_vocab_size=hidden_vocab_size,
+            )
+        except InvalidOption as error:
+            if max_length is not None:
+                raise
+            raise InvalidCheckpoint(
+                f"{module.path}: the checkpoint limits texts too far: {error}"
+            ) from None
+
+    def __repr__(self) -> str:
+        return (
+            f"TextTokenizer(vocab_size={self.vocab_size}, max_length={self.max_length}, "
+            f"special_tokens={len(self._ends.prefix)}+{len(self._ends.suffix)}, "
+            f"rust={self._source.rust}, chat={self._source.chat})"
+        )
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt: str = "",
+        task: str | None = None,
+        truncate: Truncate | None = None,
+        max_length: int | None = None,
+    ) -> TokenizedTexts:
+        """Token ids of `texts`, special tokens added as the checkpoint adds them.
+
+        `prompt` stands in front of every text or, where the checkpoint has a chat template, is the
+        system's message; `task` is for templates that ask for it. A text longer than `max_length`
+        loses tokens at the `end` or `start` and keeps its special tokens; None cuts on the side
+        the checkpoint names. `max_length` is another limit for this call only. A text without any
+        token becomes one special token, except for static embeddings.
+
+        Raises `TextTooLong` (with `truncate="error"`) and `InvalidText`, both with the index.
+        """
+        limit, side = self._limit(max_length), self._side(truncate)
+        strings, special = self._strings(texts, prompt, task, True)
+        rows, partial = self._enough_of(strings, special, limit, side)
+        lengths = np.fromiter(map(len, rows), np.int32, len(rows))
+        if truncate == "error":
+            require_short(lengths, limit, partial)
+        kept = np.minimum(lengths, limit)
+        kept[kept == 0] = len(self._source.empty_ids)
+        ends = self._ends_with(prompt, task) if (lengths >= limit).any() else self._ends
+        fitted = (ends.fit(ids_of(row), limit, side) or self._source.empty_ids for row in rows)
+        ids = np.fromiter(chain.from_iterable(fitted), np.int32, int(kept.sum(dtype=np.int64)))
+        tokenized = TokenizedTexts(ids, kept, lengths > limit)
+        if self._may_exceed_vocabulary:
+            self._require_known(tokenized)
+        return tokenized
+
+    def fit_ids(
+        self,
+        ids: Sequence[npt.NDArray[Any] | Sequence[int]],
+        truncate: Truncate | None = None,
+        *,
+        max_length: int | None = None,
+    ) -> TokenizedTexts:
+        """Token ids that the caller made, taken as they are: nothing is added.
+
+        Too long ones are cut as `encode` cuts, keeping the special tokens that are at their ends.
+        Raises `InvalidTokenIds` for an empty list, a non-integer or an id outside the vocabulary,
+        and `TextTooLong` (with `truncate="error"`), each with the index.
+        """
+        rows = [self._checked(row, index) for index, row in enumerate(ids)]
+        lengths = np.fromiter(map(len, rows), np.int32, len(rows))
+        limit = self._limit(max_length)
+        if truncate == "error":
+            require_short(lengths, limit)
+        truncated = lengths > limit
+        ends, side = replace(self._ends, restored=False), self._side(truncate)
+        for index in np.flatnonzero(truncated).tolist():
+            rows[index] = np.array(ends.fit(rows[index].tolist(), limit, side), np.int32)
+            lengths[index] = limit
+        joined = np.concatenate(rows) if rows else np.empty(0, np.int32)
+        return TokenizedTexts(joined, lengths, truncated)
+
+    def token_ids(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt: str = "",
+        task: str | None = None,
+        special_tokens: bool = True,
+    ) -> list[list[int]]:
+        """Token ids of each text, whole, however long it is. Raises `InvalidText`.
+
+        Without `special_tokens` also without a chat template.
+        """
+        empty = list(self._source.empty_ids) if special_tokens else []
+        rows = self._rows(texts, prompt, task, special_tokens)
+        return [ids_of(row) or empty for row in rows]
+
+    def detokenize(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each list of ids, special tokens spelled out. Raises `InvalidTokenIds`."""
+        return self._source.detokenize(
+            [
+                self._checked(row, index).tolist() if len(row) else []
+                for index, row in enumerate(ids)
+            ]
+        )
+
+    def prompt_length(self, prompt: str) -> int:
+        """Tokens that `prompt` puts in front of a text, special tokens before it included.
+
+        A special token at its end is not counted: in the whole text it stands after the text.
+        What a chat template makes of a prompt is part of the text, as in the reference: 0.
+        """
+        if not prompt or self._source.chat is not None:
+            return 0
+        ids = self.encode([prompt], truncate=self._source.side).ids
+        ends_special = len(ids) > 0 and int(ids[-1]) in self._source.special_ids
+        return len(ids) - ends_special
+
+    def shared_prefix_length(self, prompt: str, task: str | None = None) -> int:
+        """Leading token ids, special ones included, that texts with this prompt have in common.
+
+        Found with a few texts that begin differently, before anything is cut: a hint where reuse
+        may pay, never a promise. Without a prompt it is what every text begins with.
+        """
+        find = self._shared_by_all if self._source.chat is None else self._shared_in_chats
+        return self._shared_prefixes.get((prompt, task), lambda: find(prompt, task))
+
+    def _shared_by_all(self, prompt: str, task: str | None) -> int:
+        """What stays of the prompt's tokens when any kind of text follows its end."""
+        whole = self.token_ids(KINDS[:3], prompt=prompt, task=task)
+        alone, *_ = self.token_ids([prompt], special_tokens=False)
+        ends = self.token_ids(CONTINUATIONS, prompt=prompt[-END_CHARACTERS:], special_tokens=False)
+        merging = len(ends[0]) - common_prefix_length(ends)
+        stays = len(self._ends.prefix) + len(alone) - merging
+        return max(0, min(stays, common_prefix_length(whole)))
+
+    def _shared_in_chats(self, prompt: str, task: str | None) -> int:
+        rows = [row for text in KINDS for row in self._accepted(text, prompt, task)]
+        return common_prefix_length(rows)
+
+    def _accepted(self, text: str, prompt: str, task: str | None) -> list[list[int]]:
+        """The ids of one text; none if a chat template does not render it."""
+        try:
+            return self.token_ids([text], prompt=prompt, task=task)
+        except InvalidText:
+            return []
+
+    def _rows(
+        self, texts: Sequence[str], prompt: str, task: str | None, special_tokens: bool
+    ) -> Sequence[Any]:
+        """What `ids_of` takes for each text with its prompt."""
+        return self._tokenize(*self._strings(texts, prompt, task, special_tokens))
+
+    def _strings(
+        self, texts: Sequence[str], prompt: str, task: str | None, special_tokens: bool
+    ) -> tuple[Sequence[str], bool]:
+        """Each text with its prompt, and whether the tokenizer adds its special tokens."""
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise InvalidText(f"it is {type(text).__name__}, not a string", index=index)
+        source = self._source
+        if special_tokens and source.chat is not None:
+            return source.chat.render(texts, prompt=prompt, task=task), False
+        prompted = [prompt + text for text in texts] if prompt else texts
+        return prompted, special_tokens and source.add_special_tokens
+
+    def _enough_of(
+        self, texts: Sequence[str], special_tokens: bool, limit: int, side: Side
+    ) -> tuple[Sequence[Any], Collection[int]]:
+        """What `ids_of` takes for each text, and which have not all of their ids.
+
+        Cut to the limit, those are still the whole text's.
+        """
+        if all(len(text) <= LONG_TEXT for text in texts):
+            return self._tokenize(texts, special_tokens), ()
+
+        def token_ids(part: str) -> list[int]:
+            (row,) = self._tokenize([part], special_tokens)
+            return ids_of(row)
+
+        found: dict[int, list[int]] = {}
+        for index, text in enumerate(texts):
+            if len(text) > LONG_TEXT and not _is_broken_unicode(text):
+                # What the tokenizer fails on, it fails on again below, among the other texts.
+                with contextlib.suppress(InvalidText):
+                    ids = enough_ids(text, limit=limit, side=side, token_ids=token_ids)
+                    if ids is not None:
+                        found[index] = ids
+        rest = ["" if index in found else text for index, text in enumerate(texts)]
+        rows = self._tokenize(rest, special_tokens)
+        return [found.get(index, row) for index, row in enumerate(rows)], found
+
+    def _ends_with(self, prompt: str, task: str | None) -> Ends:
+        """What a text keeps at its ends when it is cut."""
+        if self._source.chat is None:
+            return self._ends
+        return self._template_ends.get((prompt, task), lambda: self._template_end(prompt, task))
+
+    def _template_end(self, prompt: str, task: str | None) -> Ends:
+        # As the reference finds it: what two texts that share nothing have in common at the end.
+        one, other = map(ids_of, self._rows(["0", "1 2 3 4"], prompt, task, True))
+        chat = self._source.chat
+        assert chat is not None
+        restored = chat.restores_suffix
+        return Ends([], common_suffix(one, other) if restored else [], restored=restored)
+
+    def _tokenize(self, texts: Sequence[str], add_special_tokens: bool) -> Sequence[Any]:
+        try:
+            return self._source.tokenize(list(texts), add_special_tokens)
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != _RUST_PANIC:
+                raise
+            raise self._blamed(texts, error) from error
+
+    def _blamed(self, texts: Sequence[str], error: BaseException) -> InvalidText:
+        """The error of the first text that the tokenizer fails on."""
+        if len(texts) > 1:
+            for index, text in enumerate(texts):
+                try:
+                    self._tokenize([text], True)
+                except InvalidText as found:
+                    return found.at(index)
+        if _is_broken_unicode(texts[0]):
+            return InvalidText(
+                "it holds half of a surrogate pair, which is no Unicode text; replace it, for "
+                'example with text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
+            )
+        return InvalidText(f"the tokenizer failed on it with {type(error).__name__}: {error}")
+
+    def _limit(self, max_length: int | None) -> int:
+        """The most tokens a text of this call keeps."""
+        if max_length is None:
+            return NO_LIMIT if self.max_length is None else self.max_length
+        self._require_room_for_text(max_length)
+        return max_length if self._max_positions is None else min(max_length, self._max_positions)
+
+    def _side(self, truncate: Truncate | None) -> Side:
+        return self._source.side if truncate is None or truncate == "error" else truncate
+
+    def _checked(self, row: npt.NDArray[Any] | Sequence[int], index: int) -> Ids:
+        try:
+            ids = np.asarray(row)
+        except (ValueError, OverflowError):
+            ids = np.empty((0, 0))
+        if ids.ndim == 1 and len(ids) == 0:
+            raise InvalidTokenIds("it is a list of no token ids", index=index)
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise InvalidTokenIds(
+                "it is not a flat list of whole numbers, as token ids are", index=index
+            )
+        lowest, highest = int(ids.min()), int(ids.max())
+        if lowest < 0 or highest >= self.vocab_size:
+            raise InvalidTokenIds(
+                f"it has the token id {lowest if lowest < 0 else highest}; "
+                f"this model's ids are 0 to {self.vocab_size - 1}",
+                index=index,
+            )
+        return ids.astype(np.int32)
+
+    def _require_known(self, tokenized: TokenizedTexts) -> None:
+        unknown = tokenized.ids >= self.vocab_size
+        if unknown.any():
+            at = int(unknown.argmax())
+            index = int(np.searchsorted(np.cumsum(tokenized.lengths), at, side="right"))
+            raise InvalidTokenIds(
+                f"it contains a token (id {tokenized.ids[at]}) that the tokenizer has "
+                f"and the model's table of {self.vocab_size} rows has not; the checkpoint's "
+                "tokenizer and weights do not fit together",
+                index=index,
+            )
+
+    def _require_room_for_text(self, max_length: int | None) -> None:
+        special = len(self._ends.prefix) + len(self._ends.suffix)
+        if max_length is not None and max_length <= special:
+            raise InvalidOption(
+                f"max_length={max_length}: {special} of them are special tokens, which leaves "
+                f"no room for text; choose at least {special + 1}"
+            )
+
+
+def _is_broken_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False

@@ -1,0 +1,200 @@
+"""The engine on a GPU: the vectors of the CPU, the same bits in company, and its memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import checkpoints
+import numpy as np
+import pytest
+import torch
+from families import ENCODER, FAMILIES
+
+from millpond import Engine, InvalidOption
+from millpond.runner import kv_cache_config as prefix_memory
+from millpond.runner.model_runner import TorchModelRunner
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+TEXTS = [text for text in checkpoints.TEXTS if text]
+MANY = [f"{text} {i % 17}" for i, text in enumerate(TEXTS * 60)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.save_transformer(tmp_path_factory.mktemp("model") / "bert", config=ENCODER)
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> np.ndarray:
+    with Engine(folder, device="cpu", dtype="float32") as engine:
+        return engine.embed(MANY, normalize=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        ({"dtype": "float32"}, 1e-5),
+        ({}, 2e-2),
+        ({"warmup": True}, 2e-2),
+        ({"compile": True}, 2e-2),
+        ({"deterministic": True}, 2e-2),
+        ({"max_batch_tokens": 100}, 2e-2),
+        ({"memory_utilization": 0.5}, 2e-2),
+        ({"memory_bytes": 2**28, "max_batch_tokens": 10_000}, 2e-2),
+    ],
+    ids=str,
+)
+def test_the_vectors_are_those_of_the_cpu(
+    folder: Path, expected: np.ndarray, options: dict, tolerance: float
+) -> None:
+    with Engine(folder, device="cuda:0", **options) as engine:
+        for _ in range(3):  # plain, recorded, replayed
+            found = engine.embed(MANY, normalize=True)
+            assert np.abs(found - expected).max() < tolerance
+        assert np.abs(engine.embed(MANY[3], normalize=True) - expected[3]).max() < tolerance
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+def test_a_decoder_that_shares_keys_has_the_vectors_of_the_cpu(
+    tmp_path: Path, compiled: bool
+) -> None:
+    family = next(family for family in FAMILIES if family.name == "qwen3")
+    folder = checkpoints.save_family(family, tmp_path)
+    with Engine(folder, device="cpu", dtype="float32") as engine:
+        expected = engine.embed(MANY, normalize=True)
+    with Engine(folder, device="cuda:0", dtype="bfloat16", compile=compiled) as engine:
+        route = engine.info().routes[0]
+        assert (route.execution, route.compiled) == ("packed", compiled)
+        for _ in range(3):
+            found = engine.embed(MANY, normalize=True)
+            assert (found * expected).sum(1).min() > 0.99
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+def test_deterministic_gives_the_same_bits_in_any_company(folder: Path, compiled: bool) -> None:
+    with Engine(folder, device="cuda:0", deterministic=True, compile=compiled) as engine:
+        assert engine.info().routes[0].compiled == compiled
+        assert_the_same_bits_in_any_company(engine)
+
+
+def assert_the_same_bits_in_any_company(engine: Engine) -> None:
+    assert engine.info().routes[0].same_bits
+    together = engine.embed(MANY)
+    assert np.array_equal(engine.embed(MANY[::-1])[::-1], together)
+    for i in range(0, 40):
+        assert np.array_equal(engine.embed(MANY[i]), together[i])
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("mpnet", "float16"), ("qwen3", "float32")])
+def test_deterministic_padded_texts_and_float32_have_the_same_bits_too(
+    tmp_path: Path, name: str, dtype: str
+) -> None:
+    family = next(family for family in FAMILIES if family.name == name)
+    folder = checkpoints.save_family(family, tmp_path)
+    with Engine(folder, device="cuda:0", dtype=dtype, deterministic=True) as engine:
+        assert engine.info().execution == family.execution
+        assert_the_same_bits_in_any_company(engine)
+
+
+def test_without_deterministic_no_bits_are_promised(folder: Path) -> None:
+    with Engine(folder, device="cuda:0") as engine:
+        assert not engine.info().routes[0].same_bits
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("name", ["bert", "qwen3"])
+def test_the_second_device_is_as_good_as_the_first(tmp_path: Path, name: str) -> None:
+    """Whichever is current: some kernels go to the current one, wherever their tensors are."""
+    family = next(family for family in FAMILIES if family.name == name)
+    folder = checkpoints.save_family(family, tmp_path)
+    torch.cuda.set_device(0)
+    with (
+        Engine(folder, device="cuda:0") as first,
+        Engine(folder, device="cuda:1", warmup=True) as second,
+    ):
+        for _ in range(3):
+            assert np.abs(first.embed(MANY) - second.embed(MANY)).max() < 2e-2
+    assert torch.cuda.current_device() == 0
+
+
+@pytest.mark.parametrize("blocks", [8, 5000])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize("name", ["qwen3", "mistral", "gemma3_text", "qwen2_sliding"])
+def test_texts_after_cached_prefixes_have_the_vectors_of_whole_ones(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    dtype: str,
+    tolerance: float,
+    blocks: int,
+) -> None:
+    monkeypatch.setattr(prefix_memory, "MIN_SAVED_TOKENS", {})
+    monkeypatch.setattr(prefix_memory, "MOST_BLOCKS", blocks)
+    monkeypatch.setattr(prefix_memory, "FEWEST_BLOCKS", 0)
+    prompt = "Instruct: find the mill\nQuery: "
+    family = next(family for family in FAMILIES if family.name == name)
+    folder = checkpoints.save_family(family, tmp_path)
+    with Engine(folder, device="cuda:0", dtype=dtype, prefix_cache="off") as engine:
+        expected = engine.embed(MANY, prompt=prompt, normalize=True)
+    with Engine(folder, device="cuda:0", dtype=dtype, max_batch_tokens=2000) as engine:
+        assert engine.info().prefix_reason == "it agrees with the whole run"
+        for _ in range(4):  # plain, recorded, replayed
+            found = engine.embed(MANY, prompt=prompt, normalize=True)
+            assert np.abs(found - expected).max() < tolerance
+        alone = np.array([engine.embed(text, prompt=prompt, normalize=True) for text in MANY[:40]])
+        assert np.abs(alone - expected[:40]).max() < tolerance
+        stats = engine.stats()
+    assert stats.prefix_cache is not None
+    assert stats.cached_tokens > 0
+    assert (stats.prefix_cache.evictions > 0) == (blocks == 8)
+
+
+def test_two_engines_on_one_device_do_not_disturb_each_other(
+    folder: Path, expected: np.ndarray
+) -> None:
+    with Engine(folder, device="cuda:0") as one, Engine(folder, device="cuda:0") as other:
+        futures = [engine.submit(MANY, normalize=True) for _ in range(6) for engine in (one, other)]
+        for future in futures:
+            assert np.abs(future.result(60).vectors - expected).max() < 2e-2
+
+
+def test_two_replicas_on_one_device(folder: Path, expected: np.ndarray) -> None:
+    with Engine(folder, devices=["cuda:0", "cuda:0"], max_batch_tokens=500) as engine:
+        for _ in range(3):
+            assert np.abs(engine.embed(MANY, normalize=True) - expected).max() < 2e-2
+
+
+def test_a_budget_below_the_weights_is_refused(folder: Path) -> None:
+    for options in ({}, {"max_batch_tokens": 100}, {"dtype": "float32"}):
+        with pytest.raises(InvalidOption, match="the weights alone take"):
+            Engine(folder, device="cuda:0", memory_bytes=1000, **options)
+
+
+def test_a_full_device_splits_batches_and_loses_nothing(
+    folder: Path, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freed = []
+    free_memory = TorchModelRunner.free_memory
+
+    def noting(runner: TorchModelRunner) -> None:
+        freed.append(runner)
+        free_memory(runner)
+
+    monkeypatch.setattr(TorchModelRunner, "free_memory", noting)
+    with Engine(folder, device="cuda:0") as engine:
+        engine.embed(MANY[0])  # the thread that multiplies takes a workspace and keeps it
+        torch.cuda.empty_cache()
+        _, total = torch.cuda.mem_get_info()
+        # What this process holds and a little more; what others hold does not count.
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**20) / total)
+        try:
+            found = engine.embed(MANY, normalize=True)
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+        assert freed, "the device was never full"
+        again = engine.embed(MANY, normalize=True)
+    assert np.abs(found - expected).max() < 2e-2
+    assert np.abs(again - expected).max() < 2e-2

@@ -1,0 +1,154 @@
+"""Passes of ingestion that step aside for queries."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from fakes import PATIENCE_S
+
+from millpond.cpu import preemption as right_of_way
+from millpond.cpu.preemption import Preemption, yield_to_queries
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody goes on because time is up."""
+    monkeypatch.setattr(right_of_way, "MOST_S", PATIENCE_S)
+
+
+class Query:
+    """A pass for queries on a thread of its own, from now until `end`."""
+
+    def __init__(self, way: Preemption) -> None:
+        self._begun, self._may_end = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(way,))
+        self._thread.start()
+        assert self._begun.wait(PATIENCE_S)
+
+    def _run(self, way: Preemption) -> None:
+        with way.query():
+            yield_to_queries()  # not for another query
+            self._begun.set()
+            assert self._may_end.wait(PATIENCE_S)
+
+    def end(self) -> None:
+        self._may_end.set()
+        self._thread.join(PATIENCE_S)
+
+
+@contextmanager
+def ingesting(way: Preemption, work: Callable[[], None]) -> Iterator[threading.Thread]:
+    def run() -> None:
+        with way.ingestion():
+            work()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    yield thread
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+
+
+def wait_until(way: Preemption, aside: int) -> None:
+    """Until so many passes wait. Entering the lock lets others go on."""
+    for _ in range(1_000_000):
+        with way._changed:
+            if way.aside == aside:
+                return
+    raise AssertionError(f"{way.aside} step aside, not {aside}")
+
+
+def test_ingestion_waits_until_the_query_is_through() -> None:
+    way, through = Preemption(), threading.Event()
+
+    def work() -> None:
+        yield_to_queries()
+        through.set()
+
+    query = Query(way)
+    with ingesting(way, work):
+        wait_until(way, 1)
+        assert not through.is_set()
+        query.end()
+    assert through.is_set()
+    assert (way.queries, way.aside) == (0, 0)
+
+
+def test_no_more_wait_than_queries_run() -> None:
+    way = Preemption()
+    query = Query(way)
+    with ingesting(way, yield_to_queries):
+        wait_until(way, 1)
+        with ingesting(way, yield_to_queries) as other:
+            other.join(PATIENCE_S)  # it runs on
+            assert not other.is_alive()
+        assert way.aside == 1
+        query.end()
+
+
+def test_nobody_waits_without_a_query_or_outside_a_pass() -> None:
+    way = Preemption()
+    with way.ingestion():
+        yield_to_queries()
+    query = Query(way)
+    yield_to_queries()  # this thread runs nothing
+    query.end()
+    assert way.aside == 0
+
+
+def test_who_has_waited_runs_for_as_long_before_it_waits_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    way, waits = Preemption(), []
+    now = [100.0]
+    monkeypatch.setattr(right_of_way.time, "perf_counter", lambda: now[0])
+
+    def step_aside() -> float:
+        waits.append(now[0])
+        now[0] += 3.0
+        return 3.0
+
+    monkeypatch.setattr(way, "step_aside", step_aside)
+    query = Query(way)
+    with way.ingestion():
+        for now[0] in (100.0, 104.0, 105.9, 106.0):
+            yield_to_queries()
+    query.end()
+    assert waits == [100.0, 106.0]
+
+
+def test_a_pass_that_fails_lets_go() -> None:
+    way = Preemption()
+    with pytest.raises(ZeroDivisionError), way.query():
+        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), way.ingestion():
+        raise ZeroDivisionError
+    assert way.queries == 0
+    with way.query():
+        yield_to_queries()  # the pass is over
+        assert way.aside == 0
+
+
+def test_in_a_forked_child_nobody_is_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    way = Preemption()
+    query = Query(way)  # of the parent
+    before = way._changed
+    monkeypatch.setattr(right_of_way.os, "getpid", lambda: -1)
+    with way.ingestion():
+        yield_to_queries()
+        assert way.queries == 0
+        assert way._changed is not before
+    query.end()  # what the parent's thread lets go of
+    assert way.queries == 0
+
+
+def test_a_query_whose_caller_was_interrupted_keeps_nobody_waiting() -> None:
+    way = Preemption()
+    query = way.query()
+    query.__enter__()
+    assert way.queries == 1
+    del query  # the interrupt came before it could say that it is through
+    assert way.queries == 0

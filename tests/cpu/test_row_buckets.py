@@ -1,0 +1,17 @@
+"""The numbers of rows that passes on a CPU are filled up to."""
+
+from __future__ import annotations
+
+from millpond.cpu.row_buckets import FEWEST_ROWS, whole_rows
+
+
+def test_rows_are_filled_up_by_little_and_never_cut() -> None:
+    for rows in range(1, 5000):
+        assert 0 <= whole_rows(rows) - rows < max(FEWEST_ROWS, rows / 16)
+
+
+def test_there_are_few_numbers_of_rows_and_each_stays_as_it_is() -> None:
+    found = {whole_rows(rows) for rows in range(1, 2049)}
+    assert len(found) == 64
+    assert {whole_rows(rows) for rows in found} == found
+    assert all(rows % FEWEST_ROWS == 0 for rows in found)

@@ -1,0 +1,209 @@
+"""Flat layers give what the layers gave, in any company; those of another kind are left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
+
+from millpond import Engine
+from millpond.attention.packed import ATTENTION_NAME, PackedSequences, register_attention
+from millpond.layers.cpu import linear as cpu_linear
+from millpond.layers.cpu.encoder_layer import FusedEncoder, fuse_layers
+
+pytestmark = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN"
+)
+SIZE = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
+LENGTHS = np.array([9, 9, 5, 1])
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-2}
+
+
+def bert(dtype: torch.dtype = torch.float32, **options: Any) -> BertModel:
+    torch.manual_seed(0)
+    config = BertConfig(intermediate_size=96, vocab_size=50, **{**SIZE, **options})
+    return BertModel(config, add_pooling_layer=False).to(dtype).eval().requires_grad_(False)
+
+
+def distilbert(dtype: torch.dtype = torch.float32) -> DistilBertModel:
+    torch.manual_seed(0)
+    config = DistilBertConfig(dim=64, hidden_dim=96, n_layers=2, n_heads=4, vocab_size=50)
+    return DistilBertModel(config).to(dtype).eval().requires_grad_(False)
+
+
+def packed(lengths: Any = LENGTHS, rows: int | None = None) -> tuple[Tensor, Tensor, Any]:
+    """Ids, positions, and sequences; `rows` in all, the last of which belong to no sequence."""
+    total = int(np.sum(lengths))
+    random = np.random.default_rng(0)
+    ids = np.concatenate([random.integers(1, 50, total), np.zeros((rows or total) - total, int)])
+    positions = np.concatenate([*map(np.arange, lengths), np.zeros(len(ids) - total, int)])
+    return torch.from_numpy(ids), torch.from_numpy(positions), PackedSequences.of(lengths)
+
+
+def run(model: Any, ids: Tensor, positions: Tensor, sequences: PackedSequences) -> Tensor:
+    register_attention()
+    model.set_attn_implementation(ATTENTION_NAME)
+    hidden = model(
+        input_ids=ids[None], position_ids=positions[None], packed_sequences=sequences
+    ).last_hidden_state[0]
+    model.set_attn_implementation("sdpa")
+    return hidden  # type: ignore[no-any-return]
+
+
+def flat_encoder(model: Any) -> FusedEncoder:
+    return FusedEncoder(model, needs_token_type_ids=isinstance(model, BertModel))
+
+
+@pytest.mark.parametrize("make", [bert, distilbert])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_flat_layers_give_what_the_layers_gave(make: Any, dtype: torch.dtype) -> None:
+    model, texts = make(dtype), packed()
+    if dtype == torch.bfloat16 and not cpu_linear.prepack_linears(nn.Sequential(make(dtype))):
+        pytest.skip("oneDNN takes no bfloat16 on this processor")
+    ids, mask = texts[0][:18].view(2, 9), torch.ones(2, 9, dtype=torch.int64)
+    mask[1, 6:] = 0
+    in_a_row = run(model, *texts)
+    padded = model(input_ids=ids, attention_mask=mask).last_hidden_state
+    assert fuse_layers(model) == 2
+    close = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
+    torch.testing.assert_close(run(model, *texts), in_a_row, **close)
+    found = model(input_ids=ids, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(found[mask > 0], padded[mask > 0], **close)
+
+
+@pytest.mark.parametrize("make", [bert, distilbert])
+def test_an_encoder_of_flat_layers_gives_the_bits_of_the_model(make: Any) -> None:
+    model, texts = make(), packed()
+    fuse_layers(model)
+    assert torch.equal(flat_encoder(model)(*texts), run(model, *texts))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_text_has_the_same_bits_alone_and_in_company(dtype: torch.dtype) -> None:
+    model = bert(dtype)
+    if not fuse_layers(model, steady=True):
+        pytest.skip("oneDNN takes no bfloat16 on this processor")
+    encoder = flat_encoder(model)
+    ids, positions, sequences = packed()
+    together = encoder(ids, positions, sequences)
+    start = 0
+    for length in LENGTHS.tolist():
+        stop = start + length
+        missing = torch.zeros(16 - length, dtype=torch.int64)
+        alone = encoder(
+            torch.cat([ids[start:stop], missing]),
+            torch.cat([positions[start:stop], missing]),
+            PackedSequences.of(np.array([length])),
+        )
+        assert torch.equal(alone[:length], together[start:stop])
+        start = stop
+
+
+def test_rows_that_belong_to_no_sequence_change_no_text() -> None:
+    model = bert()
+    fuse_layers(model)
+    encoder = flat_encoder(model)
+    more = encoder(*packed(rows=40))
+    assert more.isfinite().all()
+    assert torch.equal(more[:24], encoder(*packed()))
+
+
+def test_the_weights_are_held_once() -> None:
+    model = bert()
+    before = sum(weight.numel() for weight in model.parameters())
+    fuse_layers(model)
+    assert sum(weight.numel() for weight in model.parameters()) == before
+    kept = [name for name, weight in model.named_parameters() if weight.device.type != "meta"]
+    assert not any(name.endswith("dense.weight") for name in kept)
+
+
+def test_hidden_states_of_every_layer_are_still_there() -> None:
+    model, (ids, *_) = bert(), packed()
+    fuse_layers(model)
+    states = model(input_ids=ids[None], output_hidden_states=True).hidden_states
+    assert len(states) == 3
+
+
+def changed(change: str) -> BertModel:
+    model = bert(hidden_act="gelu_new" if change == "activation" else "gelu")
+    layer = model.encoder.layer[1]
+    if change == "another part":
+        layer.attention.output.extra = nn.Linear(64, 64)
+    if change == "another kind of norm":
+        layer.output.LayerNorm = nn.RMSNorm(64)
+    if change == "another forward":
+        layer.forward = layer.forward
+    if change == "another order":
+        feed_forward = layer.feed_forward_chunk
+        layer.feed_forward_chunk = lambda rows: 2 * feed_forward(rows)
+    if change == "a norm that is skipped":
+        layer.output.forward = lambda rows, others: layer.output.dense(rows) + others
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "flat"),
+    [
+        ("activation", 0),
+        ("another part", 1),
+        ("another kind of norm", 1),
+        ("another forward", 1),
+        ("another order", 1),
+        ("a norm that is skipped", 1),
+    ],
+)
+def test_a_layer_of_another_kind_stays_as_it_was(change: str, flat: int) -> None:
+    model, texts = changed(change), packed()
+    expected = run(model, *texts)
+    assert fuse_layers(model) == flat
+    torch.testing.assert_close(run(model, *texts), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="flat"):
+        flat_encoder(model)
+
+
+def test_a_layer_stays_where_the_operators_fail_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Operators:
+        def __getattr__(self, name: str) -> object:
+            raise AttributeError(name)
+
+    monkeypatch.setattr(cpu_linear, "_operators", Operators)
+    assert fuse_layers(bert()) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "forwards"),
+    [
+        ("bert", 0),
+        ("distilbert", 0),
+        ("electra", 1),  # what its embeddings give is made wider first
+        ("albert", 1),  # another kind of layer
+    ],
+)
+def test_the_models_own_forward_is_left_out_where_flat_layers_are_all_of_it(
+    checkpoint: Callable[[str], Path], name: str, forwards: int
+) -> None:
+    with Engine(checkpoint(name), device="cpu", dtype="float32") as engine:
+        encoder: Any = engine._service.runner.pipelines[0].encoder  # type: ignore[attr-defined]
+        calls = []
+        encoder.model.register_forward_hook(lambda *_: calls.append(1))
+        engine.embed("a mill")
+        assert len(calls) == forwards
+
+
+def test_hidden_states_of_all_layers_come_from_the_models_own_forward(
+    checkpoint: Callable[[str], Path],
+) -> None:
+    with Engine(checkpoint("bert"), device="cpu", dtype="float32") as engine:
+        encoder: Any = engine._service.runner.pipelines[0].encoder  # type: ignore[attr-defined]
+        ids, positions, sequences = packed()
+        last = encoder.packed(ids, positions, sequences)
+        encoder.all_layers = True
+        states = encoder.packed(ids, positions, sequences)
+        assert len(states) == 3
+        assert torch.equal(states[-1], last)

@@ -1,0 +1,227 @@
+"""When a forward pass is recorded, and what becomes of a model that cannot be."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from millpond.runner.cuda.buckets import Bucket
+from millpond.runner.cuda.graphs import PAUSE, CudaGraphs, Recording, record_cuda_graph
+
+SMALL, LARGE = Bucket(64, 8, 128), Bucket(128, 8, 128)
+gpu = pytest.mark.gpu
+
+
+@dataclass
+class Replay:
+    """Work done again into the tensor it gave first, as a graph does it."""
+
+    work: Callable[[], Tensor]
+    vectors: Tensor
+    wrong: bool = False
+    replays: int = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        self.vectors.copy_(self.work() + (1.0 if self.wrong else 0.0))
+
+
+class Recorder:
+    def __init__(self, *, error: Exception | None = None, wrong: bool = False) -> None:
+        self.error, self.wrong = error, wrong
+        self.recordings: list[Replay] = []
+
+    def __call__(self, work: Callable[[], Tensor]) -> tuple[Recording, Tensor]:
+        if self.error is not None:
+            raise self.error
+        self.recordings.append(Replay(work, work(), self.wrong))
+        return self.recordings[-1], self.recordings[-1].vectors
+
+
+def doubled(bucket: Bucket, integers: Tensor) -> Tensor:
+    return integers[: bucket.texts].float() * 2
+
+
+def run(forwards: CudaGraphs, bucket: Bucket, integers: Tensor) -> list[float]:
+    return forwards.run(bucket, integers, bucket.texts).tolist()
+
+
+def test_a_bucket_is_recorded_when_it_comes_back_and_replayed_from_then_on() -> None:
+    recorder, integers = Recorder(), torch.arange(64)
+    forwards = CudaGraphs(doubled, recorder)
+    assert run(forwards, SMALL, integers) == doubled(SMALL, integers).tolist()
+    assert not recorder.recordings
+    for round in range(4):
+        integers += round
+        assert run(forwards, SMALL, integers) == doubled(SMALL, integers).tolist()
+    (recording,) = recorder.recordings
+    assert recording.replays == 4, "once to be proven and then at each of three calls"
+    run(forwards, LARGE, integers)
+    assert len(forwards) == 1
+
+
+@pytest.mark.parametrize(
+    ("recorder", "reason"),
+    [
+        (Recorder(error=RuntimeError("it waits for the device")), "it waits for the device"),
+        (Recorder(wrong=True), "a replay gave other vectors"),
+    ],
+)
+def test_a_model_that_cannot_be_recorded_runs_plainly(recorder: Recorder, reason: str) -> None:
+    forwards, integers = CudaGraphs(doubled, recorder), torch.arange(64)
+    for _ in range(4):
+        assert run(forwards, SMALL, integers) == doubled(SMALL, integers).tolist()
+    assert len(forwards) == 0
+    assert reason in str(forwards.reason_against)
+    assert len(recorder.recordings) <= 1, "it is tried once"
+
+
+def test_the_graph_used_longest_ago_goes_when_there_are_too_many() -> None:
+    forwards = CudaGraphs(doubled, Recorder(), most_graphs=2)
+    buckets = [Bucket(64 * n, 8, 128) for n in (1, 2, 3)]
+    integers = torch.arange(200)
+    for bucket in (*buckets[:2], *buckets[:2], buckets[0], buckets[2], buckets[2]):
+        forwards.run(bucket, integers, 1)
+    assert len(forwards) == 2
+    assert list(forwards._recorded) == [buckets[0], buckets[2]]
+
+
+def test_a_graph_that_made_room_has_to_come_twice_again() -> None:
+    recorder, integers = Recorder(), torch.arange(200)
+    forwards = CudaGraphs(doubled, recorder, most_graphs=1)
+    for bucket in (SMALL, SMALL, LARGE, LARGE):
+        forwards.run(bucket, integers, 1)
+    assert len(recorder.recordings) == 2
+    forwards.run(SMALL, integers, 1)
+    assert len(recorder.recordings) == 2
+    forwards.run(SMALL, integers, 1)
+    assert len(recorder.recordings) == 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB."),
+        RuntimeError("CUDA error: out of memory"),  # of what makes a graph of a recording
+    ],
+)
+def test_a_full_device_ends_graphs_for_a_while_and_not_for_good(error: Exception) -> None:
+    recorder, integers = Recorder(), torch.arange(200)
+    forwards = CudaGraphs(doubled, recorder)
+    for _ in range(2):
+        run(forwards, SMALL, integers)
+    recorder.error = error
+    for _ in range(4):
+        assert run(forwards, LARGE, integers) == doubled(LARGE, integers).tolist()
+    assert (len(forwards), forwards.reason_against) == (0, None)
+    recorder.error = None
+    for _ in range(PAUSE + 2):
+        assert run(forwards, SMALL, integers) == doubled(SMALL, integers).tolist()
+    assert len(forwards) == 1
+
+
+class FakeGraph:
+    """A CUDA graph that writes down what is done to it."""
+
+    calls: ClassVar[list[str]] = []
+    fails_at: ClassVar[str] = ""
+
+    def _do(self, what: str) -> None:
+        self.calls.append(what)
+        if what == self.fails_at or (what == "end" and self.fails_at == "begin"):
+            raise RuntimeError(f"{what}: not permitted when stream is capturing")
+
+    def capture_begin(self, *, pool: int, capture_error_mode: str) -> None:
+        self._do("begin")
+        self.calls.append(f"pool {pool}")
+
+    def capture_end(self) -> None:
+        self._do("end")
+
+
+@pytest.fixture
+def fake_graphs(monkeypatch: pytest.MonkeyPatch) -> type[FakeGraph]:
+    handles = itertools.count(1)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        done = partial(lambda name, *args: FakeGraph.calls.append(f"{name[6:]}{args}"), name)
+        monkeypatch.setattr(torch._C, name, done, raising=False)
+    FakeGraph.calls, FakeGraph.fails_at = [], ""
+    return FakeGraph
+
+
+def test_graphs_share_a_pool_until_the_last_of_them_is_gone(fake_graphs: type[FakeGraph]) -> None:
+    record = record_cuda_graph()
+    kept = [record(lambda: torch.ones(1)), record(lambda: torch.ones(1))]
+    assert fake_graphs.calls == ["begin", "pool 1", "end"] * 2
+    kept.clear()
+    record(lambda: torch.ones(1))
+    assert fake_graphs.calls[-2] == "pool 2"
+
+
+@pytest.mark.parametrize("fails_at", ["begin", "end"])
+def test_where_a_recording_cannot_be_ended_the_allocator_is_told(
+    fake_graphs: type[FakeGraph], fails_at: str
+) -> None:
+    record = record_cuda_graph()
+    fake_graphs.fails_at = fails_at
+    with pytest.raises(RuntimeError, match="not permitted"):
+        record(lambda: torch.ones(1))
+    told = ["endAllocateToPool(3, 1)", "releasePool(3, 1)"]
+    assert fake_graphs.calls[-3:] == ["end", *told]
+
+
+def test_a_recording_whose_work_fails_is_ended(fake_graphs: type[FakeGraph]) -> None:
+    def fails() -> Tensor:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        record_cuda_graph()(fails)
+    assert fake_graphs.calls == ["begin", "pool 1", "end"]
+
+
+def test_what_is_in_the_place_of_empty_texts_is_not_compared() -> None:
+    noise = torch.Generator().manual_seed(0)
+
+    def noisy(bucket: Bucket, integers: Tensor) -> Tensor:
+        vectors = doubled(bucket, integers)
+        vectors[3:] = torch.rand(len(vectors) - 3, generator=noise)
+        return vectors
+
+    forwards, integers = CudaGraphs(noisy, Recorder()), torch.arange(64)
+    for _ in range(3):
+        assert forwards.run(SMALL, integers, 3)[:3].tolist() == [0.0, 2.0, 4.0]
+    assert len(forwards) == 1
+
+
+def test_clearing_forgets_everything() -> None:
+    forwards, integers = CudaGraphs(doubled, Recorder()), torch.arange(64)
+    for _ in range(2):
+        forwards.run(SMALL, integers, 1)
+    assert repr(forwards) == "CudaGraphs(graphs=1, seen=1)"
+    forwards.clear()
+    assert repr(forwards) == "CudaGraphs(graphs=0, seen=0)"
+
+
+@gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_model_that_waits_for_the_device_runs_plainly_on_a_gpu() -> None:
+    def waits(bucket: Bucket, integers: Tensor) -> Tensor:
+        return doubled(bucket, integers) * float(integers.sum().item() > 0)
+
+    integers = torch.arange(64, device="cuda")
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for forward, graphs in ((doubled, 1), (waits, 0)):
+            forwards = CudaGraphs(forward, record_cuda_graph())
+            for _ in range(3):
+                assert run(forwards, SMALL, integers) == doubled(SMALL, integers).tolist()
+            assert len(forwards) == graphs

@@ -1,0 +1,277 @@
+"""Plans with a prefix cache and twins, under any order of what may happen to their batches.
+
+`Scheduler` runs alone, beside a memory whose slots know the whole beginning they were filled with.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from slot_memory import SlotMemory, SlotUse
+from tokenized_requests import Ids, chunk_of, request_of, scheduler_of
+
+from millpond.scheduler.batch import Batch
+from millpond.scheduler.deduplication import Duplicate
+from millpond.scheduler.prefix_cache import PrefixCache
+from millpond.scheduler.request import Priority, Request
+
+# Few, with much in common, so that most meet an earlier one's blocks, or a twin.
+TEXTS = st.builds(
+    lambda base, length: base[:length],
+    st.sampled_from([(0,) * 30, (0, 0, 0, 0, 1) * 6, (0, 0, 0, 0, 0, 1) * 5, (1,) + (0,) * 29]),
+    st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 17, 30]),
+)
+LANES = st.sampled_from(Priority)
+WHICH = st.integers(0, 10)
+
+
+@dataclass(eq=False)
+class Flight:
+    """A batch that is planned and not home."""
+
+    batch: Batch
+    use: SlotUse | None
+    is_part: bool = False
+
+
+class Machine(RuleBasedStateMachine):
+    """`ended` counts, for each text, how often it got its vector or its error."""
+
+    @initialize(
+        blocks=st.sampled_from([0, 1, 3, 8, 16, 64]),
+        block_tokens=st.integers(1, 4),
+        budget=st.sampled_from([4, 8, 16]),
+        digest=st.sampled_from([hash, hash, lambda key: hash(key) % 5]),
+        min_saved_tokens=st.sampled_from([0, 0, 6, 100]),
+        max_prefixed_tokens=st.sampled_from([None, None, 3]),
+        with_cache=st.sampled_from([True, True, True, False]),
+        room=st.sampled_from([20, 10_000]),
+        gives_nan=st.booleans(),
+        digests=st.sampled_from([None, 3]),
+    )
+    def start(
+        self,
+        blocks: int,
+        block_tokens: int,
+        budget: int,
+        digest: Any,
+        min_saved_tokens: int,
+        max_prefixed_tokens: int | None,
+        with_cache: bool,
+        room: int,
+        gives_nan: bool,
+        digests: int | None,
+    ) -> None:
+        self.digests = digests
+        self.gives_nan = gives_nan  # in the end always, before that at times
+        self.memory = SlotMemory(block_tokens)
+        cache = PrefixCache(blocks, block_tokens=block_tokens, digest=digest)
+        self.scheduler = scheduler_of(
+            budget=budget,
+            prefixes=cache if with_cache else None,
+            max_queue_tokens=room,
+            min_saved_tokens=min_saved_tokens if with_cache else 0,
+            max_prefixed_tokens=max_prefixed_tokens,
+        )
+        self.now_s = 0.0
+        self.jobs: list[Request] = []
+        self.claimed: list[tuple[Request, npt.NDArray[np.int64]]] = []
+        self.flights: list[Flight] = []
+        self.ended: Counter[tuple[int, int]] = Counter()
+
+    # What comes in.
+
+    @rule(
+        texts=st.lists(TEXTS, min_size=1, max_size=6),
+        lane=LANES,
+        split=st.sampled_from([0, 3, 5]),
+        pin=st.booleans(),
+        prompt_tokens=st.sampled_from([0, 0, 1]),
+        tokenized=st.booleans(),
+        deadline=st.sampled_from([None, None, None, 0.5]),
+    )
+    def submit(
+        self,
+        texts: list[Ids],
+        lane: Priority,
+        split: int,
+        pin: bool,
+        prompt_tokens: int,
+        tokenized: bool,
+        deadline: float | None,
+    ) -> None:
+        job = request_of(
+            texts,
+            lane=lane,
+            shared_tokens=split,
+            is_pinned=pin,
+            prompt_tokens=prompt_tokens,
+            deadline_s=None if deadline is None else self.now_s + deadline,
+        )
+        self.jobs.append(job)
+        chunk = chunk_of(job, digests=self.digests) if tokenized else None
+        self.scheduler.submit(job, self.now_s, chunk)
+
+    @rule()
+    def claim_some(self) -> None:
+        self.claim_texts()
+
+    def claim_texts(self) -> None:
+        claimed = self.scheduler.next_to_tokenize()
+        if claimed is not None:
+            self.claimed.append(claimed)
+
+    @precondition(lambda self: self.claimed)
+    @rule(which=WHICH)
+    def tokenize_one(self, which: int) -> None:
+        self.tokenized(which)
+
+    def tokenized(self, which: int) -> None:
+        job, rows = self.claimed.pop(which % len(self.claimed))
+        self.scheduler.ready(job, chunk_of(job, rows, digests=self.digests), self.now_s)
+
+    # Batches.
+
+    @precondition(lambda self: len(self.flights) < 4)
+    @rule(queries_only=st.booleans(), takers=st.integers(1, 3))
+    def plan_one(self, queries_only: bool, takers: int) -> None:
+        self.plan(queries_only, takers)
+
+    def plan(self, queries_only: bool = False, takers: int = 1) -> bool:
+        batch = self.scheduler.next_batch(
+            self.now_s, queries_only=queries_only, bulk_takers=takers, query_takers=takers
+        )
+        if batch is None:
+            return False
+        assert all(segment.job.lane is Priority.INTERACTIVE or not queries_only
+                   for segment in batch.segments)  # fmt: skip
+        assert not any(segment.job.dead for segment in batch.segments)
+        self.check_size(batch)
+        use = self.memory.launch(batch) if batch.uses_prefixes else None
+        self.flights.append(Flight(batch, use))
+        return True
+
+    def check_size(self, batch: Batch) -> None:
+        """No more than the budget is computed, but for a text that has to go whole."""
+        assert 0 < batch.computed_tokens <= batch.tokens
+        if batch.computed_tokens > self.scheduler.max_batch_tokens:
+            assert batch.texts == 1
+
+    @precondition(lambda self: self.flights)
+    @rule(which=WHICH, keep=st.sampled_from([True, True, True, False]))
+    def land_one(self, which: int, keep: bool) -> None:
+        self.land(which, keep)
+
+    def land(self, which: int, keep: bool = True) -> None:
+        flight = self.flights.pop(which % len(self.flights))
+        if flight.is_part:
+            keep = False
+        if flight.use is not None:
+            if not keep:
+                self.memory.spoil(flight.use)
+            self.memory.done(flight.use)
+        self.end(flight.batch, self.scheduler.landed(flight.batch, self.now_s, keep=keep))
+
+    def end(self, batch: Batch, followers: Any) -> None:
+        place = 0
+        for segment in batch.segments:
+            for index in range(segment.start, segment.stop):
+                leader = (segment.job, segment.chunk, index)
+                if not segment.is_unfinished:
+                    self.end_text(leader)
+                for follower in followers.get(place, ()):
+                    assert not segment.is_unfinished
+                    self.check_twins(leader, follower)
+                    self.end_text(follower)
+                place += 1
+
+    def check_twins(self, leader: Duplicate, follower: Duplicate) -> None:
+        one, other = (chunk.ids_of(place).tolist() for _, chunk, place in (leader, follower))
+        assert one == other
+        assert leader[0].prompt_tokens == follower[0].prompt_tokens
+        assert follower[0].lane is Priority.BULK or leader[0].lane is Priority.INTERACTIVE
+
+    def end_text(self, text: Duplicate) -> None:
+        job, chunk, place = text
+        self.ended[job.id, int(chunk.rows[place])] += 1
+        job.remaining -= 1
+
+    @precondition(lambda self: self.flights)
+    @rule(which=WHICH)
+    def fail(self, which: int) -> None:
+        flight = self.flights.pop(which % len(self.flights))
+        if flight.use is not None:
+            self.memory.spoil(flight.use)
+            self.memory.done(flight.use)
+        self.scheduler.failed(flight.batch)
+        batch = flight.batch.uncached()
+        assert not batch.uses_prefixes
+        if batch.texts == 1:
+            self.end(batch, self.scheduler.landed(batch, self.now_s, keep=False))
+            return
+        for half in batch.halves():
+            alive = half.alive()
+            self.scheduler.dropped(half.left_out(alive), self.now_s)
+            if alive.segments:
+                self.flights.append(Flight(alive, None, is_part=True))
+
+    # Ends.
+
+    @precondition(lambda self: self.jobs)
+    @rule(which=WHICH)
+    def forget(self, which: int) -> None:
+        self.scheduler.forget(self.jobs[which % len(self.jobs)])
+
+    @rule(seconds=st.sampled_from([0.01, 0.2, 1.0]))
+    def wait(self, seconds: float) -> None:
+        self.now_s += seconds
+        for job in self.scheduler.expired(self.now_s):
+            assert job.dead
+
+    @invariant()
+    def the_books_agree(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        if self.scheduler.prefixes is not None:
+            self.scheduler.prefixes.check()
+        assert max(self.ended.values(), default=1) == 1
+        for lane in self.scheduler.lanes.values():
+            assert 0 <= lane.ready_tokens <= lane.waiting_tokens
+
+    def teardown(self) -> None:
+        """Everything comes to its end in a number of steps that is bounded."""
+        if not hasattr(self, "scheduler"):
+            return
+        for _ in range(2000):
+            if self.claimed:
+                self.tokenized(0)
+            self.claim_texts()
+            if self.flights:
+                self.land(0, keep=not self.gives_nan)
+            elif not self.plan() and not self.claimed:
+                break
+        else:
+            raise AssertionError(f"no end: {self.scheduler!r}")
+        for job in self.jobs:
+            if not job.dead:
+                assert {row for number, row in self.ended if number == job.id} == {*range(len(job))}
+        self.check_at_rest()
+
+    def check_at_rest(self) -> None:
+        scheduler = self.scheduler
+        assert repr(scheduler._twins) == "InFlightTexts(in_flight=0, following=0)"
+        assert {lane.waiting_tokens for lane in scheduler.lanes.values()} == {0}
+        assert {lane.ready_tokens for lane in scheduler.lanes.values()} == {0}
+        if scheduler.prefixes is not None:
+            scheduler.prefixes.check(idle=True)
+
+
+TestPlans = Machine.TestCase
+TestPlans.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

@@ -1,0 +1,377 @@
+"""What the tests put in the place of a model and of time.
+
+`FakeRunner` gives every text a vector that only its own ids decide, so a lost, swapped or
+repeated text shows in the result. Its faults are scripted by words: a text that holds the word
+has the fault. It records every batch it is given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import zlib
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from millpond.checkpoint.modules import Module
+from millpond.checkpoint.routes import Route
+from millpond.checkpoint.spec import ModelSpec
+from millpond.engine.engine import Engine
+from millpond.errors import InvalidInput, InvalidTokenIds, TextTooLong
+from millpond.locks import SteadyCondition
+from millpond.model.info import RouteInfo
+from millpond.scheduler.batch import Batch
+from millpond.scheduler.batch_shape import BatchShape
+from millpond.scheduler.prefix_cache import PrefixCacheConfig
+from millpond.scheduler.request import Request
+from millpond.scheduler.token_chunk import TokenChunk
+
+DIMENSION = 8
+PATIENCE_S = 30.0  # longest a test waits for what must happen; it fails then
+PACKED = BatchShape()
+
+
+class FakeClock:
+    """Time that stands still until it is told."""
+
+    def __init__(self, now_s: float = 100.0) -> None:
+        self.now_s = now_s
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def advance(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+class OutOfFakeMemory(Exception):
+    """The fake device is full."""
+
+
+class FakeDeviceLost(Exception):
+    """The fake device is gone for good."""
+
+
+def token(word: str) -> int:
+    """The id of a word; no two words of the tests share one."""
+    return zlib.crc32(word.encode()) & 0x7FFF_FFFF
+
+
+def token_ids(text: str) -> npt.NDArray[np.int32]:
+    """One id a word; an empty text has the id 0."""
+    return np.array([token(word) for word in text.split()] or [0], dtype=np.int32)
+
+
+def vector_of(ids: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+    """Any other ids give any other vector."""
+    digest = hashlib.blake2b(ids.tobytes(), digest_size=4 * DIMENSION).digest()
+    return (np.frombuffer(digest, dtype=np.uint32) / 2**32 - 0.5).astype(np.float32)
+
+
+def vectors_for(texts: Sequence[str], prompt: str = "") -> npt.NDArray[np.float32]:
+    """What an engine on a `FakeRunner` must give for these texts, `[n, DIMENSION]`."""
+    rows = [vector_of(token_ids(prompt + text)) for text in texts]
+    return np.array(rows, dtype=np.float32).reshape(len(texts), DIMENSION)
+
+
+@dataclass(frozen=True)
+class RanBatch:
+    """A batch as the runner saw it."""
+
+    route: int
+    padded_length: int | None
+    tokens: int
+    texts: tuple[str, ...]
+    lanes: tuple[str, ...]
+
+    def __contains__(self, text: str) -> bool:
+        return text in self.texts
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass
+class FakeTicket:
+    padded_tokens: int
+    batch: Batch
+    tokens: int
+
+
+@dataclass
+class FakeRunner:
+    """A `BatchRunner` without a model."""
+
+    max_batch_tokens: int = 64
+    min_batch_tokens: int = 64
+    shapes: Sequence[BatchShape] = (PACKED,)
+    route_names: Sequence[str] = ("default",)
+    depth: int = 1
+    workers: int = 1
+    query_workers: int = 0
+    runs_on_callers: bool = False
+    prefix_budget: PrefixCacheConfig | None = None
+    device_name: str = "fake"
+    dtype_name: str = "float32"
+    max_length: int | None = None
+    scale: float = 1.0  # of every vector
+
+    raises_on: Collection[str] = ()  # the forward pass fails on a text with one of these words
+    memory_error_on: Collection[str] = ()
+    not_finite_on: Collection[str] = ()
+    fatal_on: Collection[str] = ()
+    tokenizer_raises_on: Collection[str] = ()  # an error nobody foresaw
+    refuses: Collection[str] = ()  # the tokenizer finds the text unacceptable
+    special_ends: tuple[Sequence[int], Sequence[int]] = ((), ())  # put around every text
+    memory_tokens: int | None = None  # most tokens launched and not collected at a time
+
+    batches: list[RanBatch] = field(default_factory=list)
+    threads: set[int] = field(default_factory=set)  # that launched or collected
+    memory_freed: int = 0
+    texts_tokenized: int = 0
+    chunks_tokenized: int = 0
+    texts_collected: int = 0
+    most_texts_ahead: int = 0  # tokenised and not collected
+
+    def __post_init__(self) -> None:
+        self._changed = SteadyCondition()  # its callers may be interrupted
+        self._permits: int | None = None  # batches that may still come home; None for all
+        self._held = False  # a batch stands before `let`
+        self._on_device = 0
+        self._words: dict[int, str] = {}  # seen by `token_ids`, for `detokenize`
+
+    # Control.
+
+    def hold(self) -> None:
+        """Let no batch come home until `let`."""
+        with self._changed:
+            self._permits = 0
+
+    def let(self, batches: int | None = None) -> None:
+        """Let so many more batches come home, or all from now on."""
+        with self._changed:
+            self._permits = None if batches is None else (self._permits or 0) + batches
+            self._changed.notify_all()
+
+    def wait_for_batches(self, count: int) -> None:
+        """Wait until so many batches have been launched."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.batches) >= count, PATIENCE_S), self
+
+    def wait_until_held(self) -> None:
+        """Wait until a batch stands before `let`, and so the whole engine with it."""
+        with self._changed:
+            held = self._changed.wait_for(lambda: self._held and self._permits == 0, PATIENCE_S)
+            assert held, self
+
+    @property
+    def ran(self) -> list[str]:
+        """Every text that was in a batch, as often as it was."""
+        return [text for batch in list(self.batches) for text in batch.texts]
+
+    # What the engine asks of a runner.
+
+    @property
+    def routes(self) -> tuple[RouteInfo, ...]:
+        return tuple(
+            RouteInfo(
+                name=name,
+                execution="packed" if shape.pad_to is None else "padded",
+                reason="a fake has its own way",
+                dimension=DIMENSION,
+                max_length=self.max_length,
+                same_bits=True,
+            )
+            for name, shape in zip(self.route_names, self.shapes, strict=True)
+        )
+
+    def runs_here(self, tokens: int) -> bool:
+        return self.runs_on_callers
+
+    def prompt_tokens(self, route: int, prompt: str) -> int:
+        return len(prompt.split())
+
+    def shared_tokens(self, route: int, prompt: str, task: str | None) -> int:
+        return 0 if self.prefix_budget is None else len(prompt.split())
+
+    def tokenize(self, job: Request, rows: npt.NDArray[np.int64]) -> TokenChunk:
+        ids = [self._ids(job, row) for row in rows.tolist()]
+        lengths = np.array([len(one) for one in ids], dtype=np.int64)
+        job.token_counts[rows] = lengths
+        with self._changed:
+            self.texts_tokenized += len(rows)
+            self.chunks_tokenized += 1
+            ahead = self.texts_tokenized - self.texts_collected
+            self.most_texts_ahead = max(self.most_texts_ahead, ahead)
+        return TokenChunk.build(rows, np.concatenate(ids), lengths, tokenize_s=0.001)
+
+    def _ids(self, job: Request, row: int) -> npt.NDArray[np.int32]:
+        text = job.texts[row]
+        if not isinstance(text, str):
+            return text
+        words = set(text.split())
+        if not words.isdisjoint(self.tokenizer_raises_on):
+            raise RuntimeError("the tokenizer is broken")
+        if not words.isdisjoint(self.refuses):
+            raise InvalidInput("it is refused", index=row)
+        (listed,) = self.token_ids(
+            job.route, [text], prompt=job.prompt, task=job.task, special_tokens=True
+        )
+        ids = np.array(listed, dtype=np.int32)
+        if self.max_length is None or len(ids) <= self.max_length:
+            return ids
+        if job.truncate == "error":
+            raise TextTooLong(f"it has {len(ids)} tokens", index=row)
+        job.truncated[row] = True
+        return ids[: self.max_length] if job.truncate != "start" else ids[-self.max_length :]
+
+    def token_ids(
+        self,
+        route: int,
+        texts: Sequence[str],
+        *,
+        prompt: str,
+        task: str | None,
+        special_tokens: bool,
+    ) -> list[list[int]]:
+        first, last = self.special_ends if special_tokens else ((), ())
+        texts = [prompt + text for text in texts]
+        for index, text in enumerate(texts):
+            if not set(text.split()).isdisjoint(self.refuses):
+                raise InvalidInput("it is refused", index=index)
+        self._words.update((token(word), word) for text in texts for word in text.split())
+        return [[*first, *token_ids(text).tolist(), *last] for text in texts]
+
+    def detokenize(self, route: int, ids: Sequence[Sequence[int]]) -> list[str]:
+        for index, row in enumerate(ids):
+            if unknown := [one for one in row if one not in self._words]:
+                raise InvalidTokenIds(f"it has the unknown id {unknown[0]}", index=index)
+        return [" ".join(self._words[one] for one in row) for row in ids]
+
+    def launch(self, batch: Batch) -> FakeTicket:
+        self.threads.add(threading.get_ident())
+        computed = batch.computed_tokens
+        if batch.padded_length is not None:
+            for segment in batch.segments:
+                lengths = segment.chunk.lengths[segment.start : segment.stop]
+                assert (lengths <= batch.padded_length).all()
+        self._record(batch)
+        if self.memory_tokens is not None and self._on_device + computed > self.memory_tokens:
+            raise OutOfFakeMemory(f"{self._on_device} + {computed} > {self.memory_tokens}")
+        self._raise_on(batch, self.memory_error_on, OutOfFakeMemory("no room for it"))
+        self._on_device += computed
+        return FakeTicket(computed - batch.tokens, batch, computed)
+
+    def _record(self, batch: Batch) -> None:
+        texts, lanes = [], []
+        for segment in batch.segments:
+            for row in segment.chunk.rows[segment.start : segment.stop].tolist():
+                text = segment.job.texts[row]
+                texts.append(text if isinstance(text, str) else str(text.tolist()))
+                lanes.append(segment.job.lane.value)
+        with self._changed:
+            self.batches.append(
+                RanBatch(batch.route, batch.padded_length, batch.tokens, (*texts,), (*lanes,))
+            )
+            self._changed.notify_all()
+
+    def collect(self, ticket: Any) -> npt.NDArray[np.float32]:
+        self.threads.add(threading.get_ident())
+        with self._changed:
+            self._held = True
+            self._changed.notify_all()
+            assert self._changed.wait_for(lambda: self._permits != 0, PATIENCE_S), "never let"
+            self._held = False
+            if self._permits is not None:
+                self._permits -= 1
+        batch: Batch = ticket.batch
+        self._on_device -= ticket.tokens
+        self._raise_on(batch, self.fatal_on, FakeDeviceLost("the device is gone"))
+        self._raise_on(batch, self.raises_on, RuntimeError("the model does not like it"))
+        with self._changed:
+            self.texts_collected += batch.texts
+        bad = {token(word) for word in self.not_finite_on}
+        vectors = [
+            np.full(DIMENSION, np.nan, np.float32)
+            if bad and not bad.isdisjoint(ids.tolist())
+            else vector_of(ids) * np.float32(self.scale)
+            for ids in _texts_of(batch)
+        ]
+        return np.array(vectors, dtype=np.float32)
+
+    def _raise_on(self, batch: Batch, words: Collection[str], error: Exception) -> None:
+        marked = {token(word) for word in words}
+        if marked and any(not marked.isdisjoint(ids.tolist()) for ids in _texts_of(batch)):
+            raise error
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        return isinstance(error, OutOfFakeMemory)
+
+    def is_fatal(self, error: BaseException) -> bool:
+        return isinstance(error, FakeDeviceLost)
+
+    def free_memory(self) -> None:
+        self.memory_freed += 1
+
+    def __repr__(self) -> str:
+        return f"FakeRunner(batches={len(self.batches)}, permits={self._permits})"
+
+
+def _texts_of(batch: Batch) -> Iterator[npt.NDArray[np.int32]]:
+    """The ids of each text, in the order of the batch."""
+    for segment in batch.segments:
+        offsets, ids = segment.chunk.offsets, segment.chunk.ids
+        for text in range(segment.start, segment.stop):
+            yield ids[offsets[text] : offsets[text + 1]]
+
+
+def fake_spec(runner: FakeRunner | None = None, **facts: Any) -> ModelSpec:
+    """The checkpoint of a model that does not exist."""
+    names = ("default",) if runner is None else runner.route_names
+    several = len(names) > 1
+    folder = Path("no-such-folder")
+    encoder = Module(kind="Transformer", path=folder, options={}, class_name="Fake")
+    known: dict[str, Any] = {
+        "name": "fake/model",
+        "path": folder,
+        "source": "folder",
+        "revision": None,
+        "routes": tuple(Route(name=name, modules=(encoder,)) for name in names),
+        "prompts": {"query": "ask: ", "document": "", "title": "title: "},
+        "default_prompt_name": None,
+        "similarity_fn_name": None,
+        "truncate_dim": None,
+        "task_routes": {name: name for name in names} if several else {},
+        "other_route": names[0],
+    }
+    return ModelSpec(**(known | facts))
+
+
+def start_engine(
+    runner: FakeRunner, *, spec: dict[str, Any] | None = None, **options: Any
+) -> Engine:
+    """An engine on the runner; `spec` has facts about the checkpoint."""
+    return Engine.with_runner(runner, fake_spec(runner, **(spec or {})), **options)
+
+
+@contextmanager
+def held_engine(runner: FakeRunner, **options: Any) -> Iterator[Engine]:
+    """An engine whose runner is held by default, and that is stopped whatever a test does."""
+    runner.hold()
+    engine = start_engine(runner, **options)
+    try:
+        yield engine
+    finally:
+        runner.let()
+        engine.close(drain=False)
+
+
+def words(count: int, word: str = "w") -> str:
+    """A text of so many tokens."""
+    return " ".join([word] * count)
