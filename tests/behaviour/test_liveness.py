@@ -478,7 +478,6 @@ def live_through(seed: int, operations: int) -> None:
         depth=chance.choice([1, 2]),
         workers=chance.choice([1, 2]),
         query_workers=chance.choice([0, 1]),
-        runs_on_callers=chance.random() < 0.5,
         **FAULTS,
     )
     engine = start_engine(runner, max_queue_tokens=chance.choice([30, 100_000]))

@@ -17,7 +17,6 @@ from fakes import (
 )
 
 from millpond import EngineClosed, EngineFailed, TextFailed
-from millpond.engine.executor import BatchExecutor
 from millpond.engine.worker import WorkerPool
 
 PATIENCE_S = 30.0
@@ -64,12 +63,7 @@ def test_queries_take_no_more_places_than_there_are_workers() -> None:
 
 
 def test_a_worker_for_queries_has_a_place_of_its_own_only_beside_bulk() -> None:
-    runner = runner_of()
-    crew = WorkerPool(
-        lambda: BatchExecutor(runner, listener=None, clock=FakeClock()),  # type: ignore[arg-type]
-        general=2,
-        for_queries=1,
-    )
+    crew = WorkerPool([runner_of()], clock=FakeClock())
     for_queries, *general = crew.workers
     for worker in general:
         assert crew.may_start(for_queries)
@@ -77,6 +71,43 @@ def test_a_worker_for_queries_has_a_place_of_its_own_only_beside_bulk() -> None:
     assert not crew.may_start(for_queries)
     general[1].runs_bulk = True
     assert crew.may_start(for_queries)
+
+
+def test_the_next_batch_is_launched_while_one_runs_also_if_its_texts_come_later() -> None:
+    with held_engine(runner := FakeRunner(depth=2)) as engine:
+        first = engine.submit("first")
+        runner.wait_until_held()  # it has been launched, and its worker waits for it
+        second = engine.submit("second")
+        runner.wait_for_batches(2)
+        third = engine.submit("third")
+        assert not first.done()
+        assert len(runner.batches) == 2  # no more than `depth` are in flight
+        runner.let()
+        for future, text in ((first, "first"), (second, "second"), (third, "third")):
+            np.testing.assert_array_equal(future.result(PATIENCE_S).vectors, vectors_for([text]))
+
+
+def test_what_waits_is_not_divided_among_the_workers_of_one_device() -> None:
+    with held_engine(runner := FakeRunner(depth=2, max_batch_tokens=1000)) as engine:
+        texts = [f"t{i} {words(99)}" for i in range(8)]
+        future = engine.submit(texts)
+        runner.wait_for_batches(1)
+        assert len(runner.batches[0]) == 8
+        runner.let()
+        np.testing.assert_array_equal(future.result(PATIENCE_S).vectors, vectors_for(texts))
+
+
+def test_workers_of_several_devices_take_one_of_each_first() -> None:
+    runners = [FakeRunner(depth=2), FakeRunner(depth=2)]
+    pool = WorkerPool(runners, clock=FakeClock())
+    slots = [worker.slot for worker in pool.workers]
+    assert slots[0] is slots[2] is not slots[1]
+    assert slots[1] is slots[3]
+    for worker in pool.workers:
+        worker.idle = True
+    assert pool.takers(pool.workers[0]) == (2, 2)
+    pool.workers[1].busy, pool.workers[1].idle = True, False
+    assert pool.takers(pool.workers[0]) == (1, 1)
 
 
 def test_one_job_is_divided_among_free_workers() -> None:

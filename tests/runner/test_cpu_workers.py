@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import threading
 
 import pytest
@@ -118,48 +117,9 @@ def test_a_query_beside_busy_workers_takes_what_is_free_and_at_most_half_of_the_
     assert "in_use=0" in repr(threads)
 
 
-def test_a_short_query_on_the_main_thread_is_timed_on_one_thread_and_on_two() -> None:
-    threads = threads_for(2, MINILM)
-    counts = set()
-    for _ in range(10):
-        with threads.running(17, queries=True) as count:
-            counts.add(count)
-            assert torch.get_num_threads() == count
-    assert counts == {1, 2}
-
-
-def test_a_short_query_on_another_thread_takes_one() -> None:
-    threads = threads_for(2, MINILM)
-    counts = []
-
-    def run() -> None:
-        for _ in range(10):
-            with threads.running(17, queries=True) as count:
-                counts.append(count)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    assert counts == [1] * 10
-
-
-def test_after_a_fork_a_short_query_takes_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openmp, "_own_process", -1)
-    threads = threads_for(2, MINILM)
-    for _ in range(10):
-        with threads.running(17, queries=True) as count:
-            assert count == 1
-
-
-@pytest.mark.parametrize(
-    ("method", "several"), [("spawn", True), ("fork", False), ("forkserver", False), (None, False)]
-)
-def test_a_child_of_multiprocessing_takes_several_only_if_it_began_afresh(
-    monkeypatch: pytest.MonkeyPatch, method: str | None, several: bool
-) -> None:
-    monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
-    monkeypatch.setattr(multiprocessing, "get_start_method", lambda **_: method)
-    assert openmp.may_use_several() is several
+def test_a_short_query_takes_one_thread() -> None:
+    with threads_for(2, MINILM).running(17, queries=True) as count:
+        assert count == torch.get_num_threads() == 1
 
 
 def test_a_caller_has_its_own_count_back_after_a_pass() -> None:

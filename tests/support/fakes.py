@@ -115,7 +115,6 @@ class FakeRunner:
     depth: int = 1
     workers: int = 1
     query_workers: int = 0
-    runs_on_callers: bool = False
     prefix_budget: PrefixCacheConfig | None = None
     device_name: str = "fake"
     dtype_name: str = "float32"
@@ -190,9 +189,6 @@ class FakeRunner:
             )
             for name, shape in zip(self.route_names, self.shapes, strict=True)
         )
-
-    def runs_here(self, tokens: int) -> bool:
-        return self.runs_on_callers
 
     def prompt_tokens(self, route: int, prompt: str) -> int:
         return len(prompt.split())

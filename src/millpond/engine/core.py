@@ -23,28 +23,26 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import EngineClosed, EngineFailed, MillpondError, TextFailed
+from ..errors import EngineClosed, EngineFailed, MillpondError, QueueFull, TextFailed
 from ..locks import Gate, fork_safe
 from ..runner.base import ModelRunner
-from ..scheduler.batch import Batch, Segment
-from ..scheduler.deduplication import Duplicate
+from ..scheduler.batch import Batch
 from ..scheduler.request import Priority, Request
 from ..scheduler.request_future import OwnThreads, this_thread
 from ..scheduler.scheduler import Scheduler
 from ..scheduler.token_chunk import TokenChunk
-from ..stats import BatchStats, EngineStats, Totals
+from ..stats import EngineStats, Totals
 from . import process as ending
-from .executor import BatchExecutor
-from .inline import InlineRun
+from .delivery import Delivery
+from .executor import BatchResult
 from .inputs import tokenize
-from .outcome import deadline_error, end, end_own, engine_failure, queue_full, warn_of_truncation
 from .stats_hooks import StatsHooks
 from .worker import Worker, WorkerPool
 
@@ -53,6 +51,8 @@ __all__ = ["EngineCore", "Health"]
 Health = Literal["ready", "closing", "closed", "failed"]
 
 
+Done = Sequence[tuple[Request, bool]]
+"""Requests that are complete and out of `_pending`; and whether their truncation is logged."""
 Ended = Iterable[tuple[Request, MillpondError | None]]
 """Jobs that are out of `_pending` and to be ended; without an error, they were cancelled."""
 
@@ -79,7 +79,7 @@ class EngineCore:
 
     def __init__(
         self,
-        runner: ModelRunner,
+        runners: Sequence[ModelRunner],
         scheduler: Scheduler,
         *,
         hooks: StatsHooks | None = None,
@@ -88,43 +88,30 @@ class EngineCore:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.clock = clock
-        self._runner = runner
+        self._runner = runners[0]
         self._hooks = StatsHooks() if hooks is None else hooks
         self._lock = fork_safe(threading.RLock())
-        self._own_threads = OwnThreads(self._lock)  # held by futures, which do not hold the loop
-        me = weakref.proxy(self)  # without a cycle, the last thread to end takes the weights along
-        self._inline = InlineRun(
-            runner,
-            threads=self._own_threads,
-            clock=clock,
-            ran=partial(EngineCore.batch_ran, me),
-            completed=partial(EngineCore._inline_completed, me),
-        )
+        self._own_threads = OwnThreads(self._lock)  # held by futures, which do not hold this
         # Left by anybody at any time, taken out by our threads under the lock.
         self._cancelled: deque[int] = deque()  # ids of jobs
         self._errands: deque[Callable[[], object]] = deque()  # for the keeper
         self._keeper_wakes = Gate()
         self._tokenizer_wakes = Gate()
-        # Everything below is under the lock; callers change `_arrivals`, `_inline_job` and, by
-        # single assignments, `_health`, `_cause` and `_abandons`.
+        # Everything below is under the lock; callers change `_arrivals` and, by single
+        # assignments, `_health`, `_cause` and `_abandons`.
         self._arrivals: deque[tuple[Request, TokenChunk | None]] = deque()
-        self._inline_job: Request | None = None  # that a caller runs, if it has not ended
         self._health: Health = "ready" if cause is None else "failed"
         self._cause = cause
         self._abandons = False  # what is pending is to be ended, not run
         self._scheduler = scheduler
-        self._crew = WorkerPool(
-            partial(BatchExecutor, runner, me, clock=clock),
-            general=runner.workers,
-            for_queries=runner.query_workers,
-        )
+        self._crew = WorkerPool(runners, clock=clock)
         self._pending: dict[int, Request] = {}  # accepted and not ended
         self._wakes_at_s = float("inf")  # when the keeper looks at the deadlines
         self._is_kept = cause is None  # the keeper has not come to its end
         self._totals = Totals()
         self._told_of_truncation = False
         roles: dict[str, Callable[[], None]] = {
-            f"batch-{number}": partial(self._batch_all, worker)
+            f"batch-{number}": partial(self._run_batches, worker)
             for number, worker in enumerate(self._crew.workers)
         }
         roles |= {"tokenize": self._tokenize_all, "keeper": self._keep}
@@ -145,14 +132,11 @@ class EngineCore:
 
     # Callers. They may be interrupted anywhere.
 
-    def submit(
-        self, job: Request, *, wait: bool = True, block: bool = False, inline: bool = False
-    ) -> None:
+    def submit(self, job: Request, *, wait: bool = True, block: bool = False) -> None:
         """Accept a job, or raise.
 
         Where the queue is full, a job that may not `wait` raises `QueueFull`; one that may waits
-        its turn, and `block` keeps the caller until it is admitted. With `inline` the caller is
-        going to wait for the result, and its thread may run what it would wait for.
+        its turn, and `block` keeps the caller until it is admitted.
         """
         with self._lock:
             self._require_open()
@@ -160,16 +144,16 @@ class EngineCore:
                 self._require_room_for(job)
         job.future.serve(self._own_threads, partial(_cancel, weakref.ref(self), job.id))
         try:
-            chunk = ending.while_running(partial(self._prepare, job, inline=inline))
+            chunk = ending.while_running(partial(self._prepare, job))
             if job.remaining:
                 self._accept(job, chunk, wait=wait, block=block)
             elif not job.future.done():
-                end_own(job, result_s=self.clock())
+                job.end(result_s=self.clock())
         except BaseException:  # nobody will hold the future
             job.future.cancel()
             raise
 
-    def _prepare(self, job: Request, *, inline: bool) -> TokenChunk | None:
+    def _prepare(self, job: Request) -> TokenChunk | None:
         """A short query skips the tokenising thread: two thread switches less to wait for."""
         few = len(job) <= INLINE_TEXTS and job.waiting_tokens <= INLINE_TOKENS
         if job.lane is Priority.BULK or not few or not job.remaining:
@@ -177,43 +161,7 @@ class EngineCore:
         tokenized = tokenize(self._runner, job, np.sort(job.order))
         for row, error in tokenized.refused.items():
             job.fail(row, error)
-        if inline and tokenized.chunk is not None:
-            self._run_inline(job, tokenized.chunk)
         return tokenized.chunk
-
-    def _run_inline(self, job: Request, chunk: TokenChunk) -> None:
-        """Run a job on its caller's thread, if it is alone: two thread switches less as well.
-
-        Several texts are left to the workers, which divide them, and deadlines to the keeper.
-        """
-        one = len(job) == 1 and job.deadline_s is None
-        if not one or not self._runner.runs_here(int(chunk.lengths[0])):
-            return
-        with self._lock:
-            self._require_open()
-            other = self._inline_job
-            if self._pending or self._arrivals or not self._crew.is_idle():
-                return
-            if other is not None and not other.future.done():
-                return
-            self._inline_job = job
-        try:
-            self._inline.run(job, chunk)
-        except Exception as error:
-            self.ask_keeper(partial(self._fail, error))  # first, so that an interrupt loses nothing
-            self._note_failure(error)
-            raise engine_failure(error) from error
-        finally:
-            with self._lock:
-                if self._inline_job is job:
-                    self._inline_job = None
-
-    def _inline_completed(self, job: Request) -> None:
-        with self._lock:
-            warn = self._count_completed(job)
-        if warn:
-            warn_of_truncation(job, 1)
-        end_own(job, result_s=self.clock())
 
     def _accept(self, job: Request, chunk: TokenChunk | None, *, wait: bool, block: bool) -> None:
         with self._lock:
@@ -235,7 +183,7 @@ class EngineCore:
     def _require_room_for(self, job: Request) -> None:
         if not self._has_room_for(job):
             waiting_tokens = self._scheduler.waiting_tokens(job.lane) + self._beside(job.lane)
-            raise queue_full(job, waiting_tokens)
+            raise _queue_full(job, waiting_tokens)
 
     def _has_room_for(self, job: Request) -> bool:
         return self._scheduler.has_room_for(job, beside=self._beside(job.lane))
@@ -336,7 +284,7 @@ class EngineCore:
             pending = self._take_all()
             self._wake_all()
         for job in pending:
-            end(job, engine_failure(cause))
+            job.finish(engine_failure(cause))
 
     def _note_failure(self, cause: BaseException) -> None:
         with self._lock:
@@ -381,7 +329,7 @@ class EngineCore:
                 ended.append((found, None))
         for job in self._scheduler.expired(now_s):
             if self._drop(job):
-                ended.append((job, deadline_error(job)))
+                ended.append((job, job.deadline_error()))
         for job in list(self._pending.values()) if self._abandons else ():
             if self._drop(job):
                 ended.append((job, EngineClosed(CLOSED_EARLY)))
@@ -399,7 +347,7 @@ class EngineCore:
         for job, error in ended:
             if error is None:
                 job.future.cancel()  # if it was only abandoned
-            end(job, error)
+            job.finish(error)
 
     def _wake(self) -> None:
         """Under the lock: whoever has something to do now. That one wakes the next."""
@@ -456,15 +404,15 @@ class EngineCore:
                 ours = self._drop(job)
                 self._wake()
             if ours:
-                end(job, error)
+                job.finish(error)
             return True
         with self._lock:
             self._scheduler.refuse(job, tokenized.refused)
             if tokenized.chunk is not None:
                 self._scheduler.ready(job, tokenized.chunk, self.clock())
             self._wake()
-        if not job.remaining:
-            self.job_completed(job)
+            done = self._take_done([job])
+        self._finish(done)
         return True
 
     def _next_to_tokenize(self) -> tuple[Request, npt.NDArray[np.int64]] | None:
@@ -482,45 +430,34 @@ class EngineCore:
 
     # The workers' threads.
 
-    def _batch_all(self, worker: Worker) -> None:
-        while self._run_next(worker):
-            pass
+    def _run_batches(self, worker: Worker) -> None:
+        while (batch := self.next_batch(worker)) is not None:
+            self.complete(worker.executor.run(batch))
+            del batch  # it would keep its texts while this thread waits
         with self._lock:
             self._crew.working -= 1
             if self._health == "closing" and not self._crew.working:
                 self._health = "closed"
             self._wake_all()
 
-    def _run_next(self, worker: Worker) -> bool:
-        executor = worker.executor
-        batch = self._next_batch(worker, wait=not executor)
-        if batch is not None:
-            executor.launch(batch)
-        elif not executor:
-            return False
-        if batch is None or executor.is_full:
-            executor.finish_oldest()
-        return True
-
-    def _next_batch(self, worker: Worker, *, wait: bool) -> Batch | None:
-        """Plan a batch. Where there is none, `wait` for one, or for the end."""
+    def next_batch(self, worker: Worker) -> Batch | None:
+        """Plan a batch for a worker, which waits for work; None when there will be no more."""
         while True:
             with self._lock:
                 worker.looks()
                 now_s = self.clock()
                 ended = self._take_in(now_s)
-                worker.busy = not wait
                 batch = self._plan(worker, now_s)
                 if batch is not None:
                     worker.busy, worker.runs_bulk = True, batch.has_bulk
-                elif wait and not self._pending and self._crew.is_idle(but=worker):
+                elif not self._pending and self._crew.is_idle(but=worker):
                     self._scheduler.check_idle()
                 is_over = self._is_over()
                 self._wake()  # all that was ready may have joined texts in flight
-                worker.idle = batch is None and wait and not is_over
+                worker.idle = batch is None and not is_over
             self._end_all(ended)
             del ended
-            if batch is not None or is_over or not wait:
+            if batch is not None or is_over:
                 return batch
             worker.wait()
 
@@ -535,58 +472,72 @@ class EngineCore:
             bulk_takers=bulk_takers,
         )
 
-    def batch_ran(self, batch: Batch, stats: BatchStats) -> None:
-        """The executor's word: learn from it, count it, pass it on."""
+    def complete(self, result: BatchResult) -> None:
+        """Deliver what a batch gave, settle and count it, and finish the calls it completes."""
+        deliveries = [Delivery(one) for one in result.passes]
+        for delivery in deliveries:
+            delivery.deliver()
         with self._lock:
-            self._scheduler.record(batch, stats.forward_s)
-            self._totals.add(stats)
-        self._hooks.tell(stats)
-
-    def batch_landed(self, batch: Batch, *, keep: bool) -> Mapping[int, Sequence[Duplicate]]:
-        """The executor's word: others may go on from what the batch computed, or compute again."""
-        with self._lock:
-            return self._scheduler.landed(batch, self.clock(), keep=keep)
-
-    def batch_failed(self, batch: Batch) -> None:
-        """The executor's word: nobody may go on from what the batch computed."""
-        with self._lock:
-            self._scheduler.failed(batch)
-
-    def texts_dropped(self, segments: Sequence[Segment]) -> None:
-        """The executor's word: who waits for one of these has to be computed itself."""
-        if segments:
+            waiting = self._settle(result, deliveries)
+            done = () if waiting else self._count(deliveries)
+        if waiting:
+            for delivery in deliveries:
+                delivery.deliver_duplicates()
             with self._lock:
-                self._scheduler.dropped(segments, self.clock())
-                self._wake()
+                done = self._count(deliveries)
+        for delivery in deliveries:
+            if delivery.stats is not None:
+                self._hooks.tell(delivery.stats)
+        self._finish(done)
 
-    def job_completed(self, job: Request) -> None:
-        """The executor's word: the job has nothing left to wait for."""
-        with self._lock:
-            if self._pending.pop(job.id, None) is None:
-                return
-            if self._is_over():
-                self._wake_all()
-            warn = self._count_completed(job)
-        if warn:
-            warn_of_truncation(job, int(job.truncated.sum()))
-        end(job, result_s=self.clock())
-
-    def _count_completed(self, job: Request) -> bool:
-        """Whether it is the first of which texts were truncated and nobody says so."""
-        truncated = int(job.truncated.sum())
-        is_first = truncated > 0 and not (job.reports_truncation or self._told_of_truncation)
-        self._told_of_truncation = self._told_of_truncation or is_first
-        self._totals.truncated_texts += truncated
-        failed = [error for error in job.errors.values() if isinstance(error, TextFailed)]
-        self._totals.failed_texts += len(failed)
-        return is_first
-
-    def out_of_memory(self, batch: Batch) -> None:
-        """The executor's word: plan smaller batches for now."""
-        with self._lock:
-            self._scheduler.shrink(batch.computed_tokens // 2)
+    def _settle(self, result: BatchResult, deliveries: Sequence[Delivery]) -> bool:
+        """Under the lock: tell the scheduler; whether other texts wait for those of the batch."""
+        if result.was_too_large:
+            self._scheduler.shrink(result.batch.computed_tokens // 2)
             limit = self._scheduler.max_batch_tokens
-        logger.warning("out of memory: for now a batch holds at most %d tokens", limit)
+            logger.warning("out of memory: for now a batch holds at most %d tokens", limit)
+        if result.was_split:
+            self._scheduler.failed(result.batch)
+        now_s = self.clock()
+        for delivery in deliveries:
+            delivery.duplicates = self._scheduler.landed(
+                delivery.batch, now_s, keep=delivery.is_finite
+            )
+        self._scheduler.dropped(result.dropped, now_s)
+        return any(delivery.duplicates for delivery in deliveries)
+
+    def _count(self, deliveries: Sequence[Delivery]) -> Done:
+        """Under the lock: count what was delivered; the requests that it completed."""
+        for delivery in deliveries:
+            if delivery.stats is not None:
+                self._scheduler.record(delivery.batch, delivery.stats.forward_s)
+                self._totals.add(delivery.stats)
+        return self._take_done(
+            [request for delivery in deliveries for request in delivery.requests]
+        )
+
+    def _take_done(self, requests: Iterable[Request]) -> Done:
+        """Under the lock: those with nothing left to wait for, which are the caller's to finish."""
+        done = []
+        for job in requests:
+            if job.remaining or self._pending.pop(job.id, None) is None:
+                continue
+            truncated = int(job.truncated.sum())
+            is_first = truncated > 0 and not (job.reports_truncation or self._told_of_truncation)
+            self._told_of_truncation = self._told_of_truncation or is_first
+            self._totals.truncated_texts += truncated
+            failed = [error for error in job.errors.values() if isinstance(error, TextFailed)]
+            self._totals.failed_texts += len(failed)
+            done.append((job, is_first))
+        if done and self._is_over():
+            self._wake_all()
+        return done
+
+    def _finish(self, done: Done) -> None:
+        for job, warns in done:
+            if warns:
+                _warn_of_truncation(job)
+            job.finish(result_s=self.clock())
 
     def __repr__(self) -> str:
         with self._lock:
@@ -600,3 +551,29 @@ def _cancel(found: weakref.ref[EngineCore], job_id: int) -> None:
     """By its id: a future that held its job would be a cycle, and keep the vectors for long."""
     if (loop := found()) is not None:
         loop.note_cancelled(job_id)
+
+
+def engine_failure(cause: BaseException | None) -> EngineFailed:
+    """The engine is lost, and all its calls with it."""
+    error = EngineFailed(
+        f"the engine failed and serves no more calls ({type(cause).__name__}: {cause}); "
+        "make a new one"
+    )
+    error.__cause__ = cause
+    return error
+
+
+def _queue_full(job: Request, waiting_tokens: int) -> QueueFull:
+    return QueueFull(
+        f"{waiting_tokens} tokens are waiting in the {job.lane.value} lane and this call brings "
+        f"about {job.waiting_tokens} more; try again later, or raise max_queue_tokens"
+    )
+
+
+def _warn_of_truncation(job: Request) -> None:
+    logger.warning(
+        "%d of %d texts were longer than the model reads and were truncated "
+        "(logged once; every result says which of its texts were)",
+        int(job.truncated.sum()),
+        len(job),
+    )

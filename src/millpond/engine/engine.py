@@ -30,7 +30,6 @@ from . import process as ending
 from .core import Health
 from .info import EngineInfo
 from .instance import Handle, ModelInstance
-from .outcome import deadline_error
 from .params import NO_TEXTS, EmbedParams, TextInput, TextsInput, require_lists_of_ids
 from .progress import progress_hook
 from .stream import EmbeddingStream
@@ -159,7 +158,6 @@ class Engine:
                     reports_truncation=hook is progress,
                 ),
                 strict=True,
-                inline=True,
             )
             return _vectors(self._wait(job, timeout), single)
 
@@ -184,7 +182,7 @@ class Engine:
             if timeout is not None:
                 done, _ = await asyncio.wait({waiting}, timeout=timeout)
                 if not done and job.future.cancel():
-                    raise deadline_error(job)
+                    raise job.deadline_error()
             return await waiting
         except BaseException:
             job.future.cancel()
@@ -259,7 +257,6 @@ class Engine:
         *,
         wait: bool = True,
         block: bool = False,
-        inline: bool = False,
         strict: bool = False,
         several: bool = False,
     ) -> tuple[Request, bool]:
@@ -277,7 +274,7 @@ class Engine:
             strict=strict,
             several=several,
         )
-        loop.submit(job, wait=wait, block=block, inline=inline)
+        loop.submit(job, wait=wait, block=block)
         return job, single
 
     def _wait(self, job: Request, timeout: float | None) -> Embeddings:
@@ -287,7 +284,7 @@ class Engine:
             return job.future.result(timeout)
         except FutureTimeout:  # an error of the job may be one too
             if job.future.cancel():
-                raise deadline_error(job) from None
+                raise job.deadline_error() from None
             return job.future.result()
         except BaseException:
             job.future.cancel()
@@ -352,9 +349,8 @@ class Engine:
     def add_stats_hook(self, hook: StatsHook) -> None:
         """Call `hook` with a `BatchStats` after every batch, on the thread that ran it.
 
-        That is one of the engine's own or, for a lone query on a CPU, its caller's; with several
-        workers, two may call it at a time. Inside it the engine cannot be waited for. What it
-        raises is logged.
+        With several workers, two may call it at a time. Inside it the engine cannot be waited for.
+        What it raises is logged.
         """
         self._service.hooks.add(hook)
 

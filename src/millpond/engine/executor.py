@@ -1,153 +1,139 @@
-"""`BatchExecutor`: carries planned batches out, on the thread of one worker.
+"""`BatchExecutor`: runs planned batches on a model runner, on the thread of one worker.
 
-It launches them, brings their vectors home to their jobs, and when one fails it splits it until
-the good texts are through and the bad one is alone. It plans nothing and holds no lock.
+A batch that fails is split until its good texts have vectors and the bad one is alone. It plans
+nothing, holds no lock while a batch runs, and knows no calls: what came of a batch is a
+`BatchResult`.
 """
 
 from __future__ import annotations
 
-import itertools
-import logging
+import threading
 import traceback
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ..errors import NonFiniteVector, OutOfMemory, TextFailed
-from ..runner.base import BatchHandle, ModelRunner
+from ..runner.base import FloatArray, ModelRunner
 from ..scheduler.batch import Batch, Segment
-from ..scheduler.deduplication import Duplicate
-from ..scheduler.request import Priority, Request
-from ..scheduler.token_chunk import TokenChunk
-from ..stats import BatchStats
 
-__all__ = ["BatchExecutor", "Listener"]
-
-logger = logging.getLogger("millpond")
+__all__ = ["BatchExecutor", "BatchResult", "DeviceSlot", "ForwardPass"]
 
 
-NO_FOLLOWERS: Mapping[int, Sequence[Duplicate]] = {}
+@dataclass(frozen=True, slots=True, eq=False)
+class ForwardPass:
+    """A batch, or a part of one that failed, and what came of it: vectors, or an error."""
 
-
-class Listener(Protocol):
-    """Who hears how batches went."""
-
-    def batch_ran(self, batch: Batch, stats: BatchStats) -> None:
-        """A batch is home, its vectors written."""
-
-    def job_completed(self, job: Request) -> None:
-        """The last text of a job has its vector or its error."""
-
-    def out_of_memory(self, batch: Batch) -> None:
-        """A batch of several texts, or a part of one, did not fit in memory."""
-
-    def batch_landed(self, batch: Batch, *, keep: bool) -> Mapping[int, Sequence[Duplicate]]:
-        """A batch, or a part of one that failed, is through; with `keep`, in every layer.
-
-        Returned are the texts that wait for those of the batch, by their place in it.
-        """
-
-    def batch_failed(self, batch: Batch) -> None:
-        """A batch failed and is being split."""
-
-    def texts_dropped(self, segments: Sequence[Segment]) -> None:
-        """Texts of a batch that failed are nobody's any more and do not run again."""
-
-
-@dataclass
-class _Flight:
     batch: Batch
     launched_s: float
-    alone: bool
-    """Whether it was launched with no other in flight."""
-    is_part: bool = False
-    """Whether it is a part of a batch that failed."""
-    ticket: BatchHandle | None = None
+    forward_s: float = 0.0
+    """From its launch, or the end of the one before it on the device, until its vectors came."""
+    padded_tokens: int = 0
+    vectors: FloatArray | None = None
+    """float32 `[texts, dimension]`, in the order of the segments."""
     error: Exception | None = None
+    """Why none of its texts can have a vector."""
+    out_of_memory: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class BatchResult:
+    """What came of a batch."""
+
+    batch: Batch
+    passes: list[ForwardPass] = field(default_factory=list)
+    """One, or more if the batch failed and was split."""
+    dropped: list[Segment] = field(default_factory=list)
+    """Texts that were not run again, because their call has ended."""
+    was_split: bool = False
+    """Whether the batch failed as a whole."""
+    was_too_large: bool = False
+    """Whether it did not fit in memory, and smaller batches could."""
+
+
+class DeviceSlot:
+    """What the workers share that keep one device busy: their batches run one after another."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._in_flight = 0
+        self._is_exclusive = False
+        self.last_done_s = 0.0
+
+    def enter(self) -> bool:
+        """A batch is about to be launched; whether no other is in flight."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_exclusive)
+            self._in_flight += 1
+            return self._in_flight == 1
+
+    def leave(self) -> None:
+        """A batch is no longer in flight."""
+        with self._changed:
+            self._in_flight -= 1
+            self._changed.notify_all()
+
+    def __enter__(self) -> None:
+        """Wait until nothing is in flight, and keep others from launching."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_exclusive)
+            self._is_exclusive = True
+            self._changed.wait_for(lambda: not self._in_flight)
+
+    def __exit__(self, *error: object) -> None:
+        with self._changed:
+            self._is_exclusive = False
+            self._changed.notify_all()
+
+    def __repr__(self) -> str:
+        return f"DeviceSlot(in_flight={self._in_flight}, exclusive={self._is_exclusive})"
 
 
 class BatchExecutor:
-    """Runs batches on a runner and tells a listener. Used by one thread only."""
+    """Runs batches on a runner, one at a time. Used by one thread only."""
 
     def __init__(
-        self, runner: ModelRunner, listener: Listener, *, clock: Callable[[], float]
+        self, runner: ModelRunner, slot: DeviceSlot, *, clock: Callable[[], float]
     ) -> None:
         self._runner = runner
-        self._listener = listener
+        self._slot = slot
         self._clock = clock
-        self._flights: deque[_Flight] = deque()
-        self._last_done_s = 0.0
 
-    def __len__(self) -> int:
-        """Batches launched and not home yet."""
-        return len(self._flights)
+    def run(self, batch: Batch) -> BatchResult:
+        """Run a batch. Raises only what no batch can survive."""
+        result = BatchResult(batch)
+        self._run(batch, result)
+        return result
 
-    @property
-    def is_full(self) -> bool:
-        """Whether a batch must come home before another is launched."""
-        return len(self._flights) >= self._runner.depth
-
-    def __repr__(self) -> str:
-        texts = sum(flight.batch.texts for flight in list(self._flights))
-        return f"BatchExecutor(batches={len(self._flights)}, texts={texts})"
-
-    def launch(self, batch: Batch) -> None:
-        """Start a batch. What goes wrong shows when it comes home."""
-        self._flights.append(self._start(batch))
-
-    def finish_oldest(self) -> None:
-        """Bring the batch launched first home. Raises only what no batch can survive."""
-        self._finish(self._flights.popleft())
-
-    def _start(self, batch: Batch) -> _Flight:
-        flight = _Flight(batch, self._clock(), alone=not self._flights)
-        for segment in batch.segments:
-            _note_start(segment.job, flight.launched_s)
+    def _run(self, batch: Batch, result: BatchResult, *, is_retry: bool = False) -> None:
+        is_alone = is_retry or self._slot.enter()
+        launched_s = self._clock()
         try:
-            flight.ticket = self._runner.launch(batch)
+            handle = self._runner.launch(batch)
+            vectors = self._runner.collect(handle)
         except Exception as error:
-            flight.error = error
-        return flight
+            failure = error
+        else:
+            result.passes.append(self._pass(batch, launched_s, handle.padded_tokens, vectors))
+            return
+        finally:
+            if not is_retry:
+                self._slot.leave()
+        self._recover(batch, failure, result, launched_s=launched_s, is_alone=is_alone)
 
-    def _finish(self, flight: _Flight) -> None:
-        try:
-            if flight.error is not None:
-                raise flight.error
-            assert flight.ticket is not None
-            vectors = self._runner.collect(flight.ticket)
-        except Exception as error:
-            self._recover(flight, error)
-            return
-        if (wrong := self._wrong_shape(flight.batch, vectors)) is not None:
-            self._fail_texts(flight.batch, wrong)
-            return
+    def _pass(
+        self, batch: Batch, launched_s: float, padded_tokens: int, vectors: FloatArray
+    ) -> ForwardPass:
         done_s = self._clock()
-        # With two batches in flight, the second one's time starts when the first is done.
-        forward_s = done_s - max(flight.launched_s, self._last_done_s)
-        self._last_done_s = done_s
-        batch = flight.batch
-        keep = bool(np.isfinite(vectors).all())
-        followers = self._listener.batch_landed(batch, keep=keep)
-        failed = _deliver(batch, vectors)
-        for job in _jobs(batch, followers):
-            job.spent(forward_s=forward_s)
-        for place, texts in followers.items():
-            for job, chunk, at in texts:
-                _note_start(job, flight.launched_s)
-                job.spent(tokenize_s=chunk.tokenize_s / len(chunk))
-                failed += _write(job, chunk, at, vectors[place : place + 1])
-        waited = sum(map(len, followers.values()))
-        padded_tokens = flight.ticket.padded_tokens
-        stats = _stats(batch, padded_tokens, forward_s, failed=failed, twins=waited)
-        self._listener.batch_ran(batch, stats)
-        self._end_completed(batch, followers)
+        forward_s = done_s - max(launched_s, self._slot.last_done_s)
+        self._slot.last_done_s = done_s
+        if (error := self._wrong_shape(batch, vectors)) is not None:
+            return ForwardPass(batch, launched_s, error=error)
+        return ForwardPass(batch, launched_s, forward_s, padded_tokens, vectors)
 
     def _wrong_shape(self, batch: Batch, vectors: Any) -> Exception | None:
-        """What is wrong with what the runner gave: then nobody knows whose each row is."""
+        """What is wrong with what the runner gave: whose each row is cannot be known then."""
         expected = (batch.texts, self._runner.routes[batch.route].dimension)
         is_numbers = isinstance(vectors, np.ndarray) and vectors.dtype.kind == "f"
         if is_numbers and vectors.shape == expected:
@@ -155,150 +141,48 @@ class BatchExecutor:
         shape = getattr(vectors, "shape", type(vectors).__name__)
         return TypeError(f"the runner gave {shape} for a batch whose vectors are {expected}")
 
-    def _end_completed(
-        self, batch: Batch, followers: Mapping[int, Sequence[Duplicate]] = NO_FOLLOWERS
+    def _recover(
+        self,
+        failed: Batch,
+        error: Exception,
+        result: BatchResult,
+        *,
+        launched_s: float,
+        is_alone: bool,
     ) -> None:
-        for job in _jobs(batch, followers):
-            if not job.remaining:
-                self._listener.job_completed(job)
-
-    def _recover(self, flight: _Flight, error: Exception) -> None:
-        """Split a failed batch until its good texts are through and its bad one is alone."""
+        """Split a failed batch until its good texts have vectors and its bad one is alone."""
         if self._runner.is_fatal(error):
             raise error
         traceback.clear_frames(error.__traceback__)  # they hold the tensors of the failed pass
-        self._listener.batch_failed(flight.batch)
-        batch = flight.batch.uncached()
         out_of_memory = self._runner.is_out_of_memory(error)
-        if out_of_memory and not flight.is_part and _is_divisible(flight.batch):
-            self._listener.out_of_memory(flight.batch)
-        if out_of_memory:
-            while self._flights:  # they take memory too
-                self.finish_oldest()
-            self._runner.free_memory()
-        without = flight.batch.uses_prefixes or (out_of_memory and not flight.alone)
-        if batch.texts == 1 and without:  # prefixes or the other batches were too much, perhaps
-            self._finish(self._start(batch))
-            return
-        if batch.texts == 1:
-            self._fail_texts(batch, error, out_of_memory=out_of_memory)
-            return
-        for half in batch.halves():
-            alive = half.alive()
-            self._listener.texts_dropped(half.left_out(alive))
-            if alive.segments:
-                part = self._start(alive)
-                part.is_part = True
-                self._finish(part)
+        is_part, result.was_split = result.was_split, True
+        if out_of_memory and not is_part:
+            result.was_too_large = _is_divisible(failed)
+        batch = failed.uncached()
+        if batch.texts > 1:
+            if out_of_memory:
+                with self._slot:
+                    self._runner.free_memory()
+            for half in batch.halves():
+                alive = half.alive()
+                result.dropped += half.left_out(alive)
+                if alive.segments:
+                    self._run(alive, result)
+        elif failed.uses_prefixes or (out_of_memory and not is_alone):
+            # The prefixes were too much, perhaps, or the other batches on the device.
+            with self._slot:
+                if out_of_memory:
+                    self._runner.free_memory()
+                self._run(batch, result, is_retry=True)
+        else:
+            result.passes.append(
+                ForwardPass(batch, launched_s, error=error, out_of_memory=out_of_memory)
+            )
 
-    def _fail_texts(self, batch: Batch, error: Exception, *, out_of_memory: bool = False) -> None:
-        """The texts of a batch cannot be embedded, and neither can their twins."""
-        followers = self._listener.batch_landed(batch, keep=False)
-        leaders = [
-            (segment.job, segment.chunk, place)
-            for segment in batch.segments
-            for place in range(segment.start, segment.stop)
-            if not segment.is_unfinished
-        ]
-        for job, chunk, place in (*leaders, *itertools.chain(*followers.values())):
-            row = int(chunk.rows[place])
-            failure = _failure(row, int(chunk.lengths[place]), error, out_of_memory=out_of_memory)
-            job.fail(row, failure)
-        others = "" if batch.texts == 1 else f" (and {batch.texts - 1} others of its batch)"
-        logger.warning("a text failed: %s%s", failure, others)
-        self._end_completed(batch, followers)
-
-
-def _jobs(batch: Batch, followers: Mapping[int, Sequence[Duplicate]]) -> Iterable[Request]:
-    """The jobs that have texts in a batch or texts that follow those, each once."""
-    following = {job.id: job for texts in followers.values() for job, *_ in texts}
-    return ({job.id: job for job in batch.jobs} | following).values()
+    def __repr__(self) -> str:
+        return f"BatchExecutor({self._runner!r}, {self._slot!r})"
 
 
 def _is_divisible(batch: Batch) -> bool:
     """Whether batches that take less memory could do the same."""
     return batch.texts > 1 or any(segment.is_unfinished for segment in batch.segments)
-
-
-def _failure(row: int, tokens: int, error: Exception, *, out_of_memory: bool) -> TextFailed:
-    failure: TextFailed
-    if out_of_memory:
-        failure = OutOfMemory(
-            f"its {tokens} tokens do not fit in memory even alone; lower max_length or free "
-            "memory on the device",
-            index=row,
-        )
-    else:
-        failure = TextFailed(
-            f"the model failed on it with {type(error).__name__}: {error}", index=row
-        )
-    failure.__cause__ = error
-    return failure
-
-
-def _note_start(job: Request, launched_s: float) -> None:
-    if job.started_s is None:
-        job.started_s = max(launched_s, job.arrived_s)
-
-
-def _deliver(batch: Batch, vectors: npt.NDArray[np.float32]) -> int:
-    """Write the vectors of a batch to its jobs; how many were not finite is returned."""
-    place = failed = 0
-    for segment in batch.segments:
-        stop = place + segment.texts
-        if not segment.is_unfinished:
-            failed += _write(segment.job, segment.chunk, segment.start, vectors[place:stop])
-        segment.job.spent(tokenize_s=_tokenize_s(segment))
-        place = stop
-    return failed
-
-
-def _write(job: Request, chunk: TokenChunk, start: int, vectors: npt.NDArray[np.float32]) -> int:
-    """Write vectors of texts of a chunk, from `start` on; how many were not finite is returned."""
-    texts = chunk.rows[start : start + len(vectors)]
-    with np.errstate(all="ignore"):  # what comes of it is looked at below
-        output_rows = job.output.rows(vectors)
-    computed, finite = _finite(vectors), _finite(output_rows)
-    finite &= computed
-    if finite.all():
-        job.write(texts, output_rows)
-        return 0
-    job.write(texts[finite], output_rows[finite])
-    for place in np.flatnonzero(~finite).tolist():
-        reason = (
-            f"its vector is too long for {job.output.dtype}; ask for output_dtype='float32'"
-            if computed[place]
-            else "the model gave NaN or infinity for it; try dtype='bfloat16' or 'float32'"
-        )
-        row = int(texts[place])
-        job.fail(row, NonFiniteVector(reason, index=row))
-    return len(texts) - int(finite.sum())
-
-
-def _finite(rows: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    finite: npt.NDArray[np.bool_] = np.isfinite(rows).all(axis=1)
-    return finite
-
-
-def _tokenize_s(segment: Segment) -> float:
-    """The segment's share of the time its chunk took to tokenise."""
-    if segment.is_unfinished:
-        return 0.0
-    return segment.chunk.tokenize_s * segment.texts / len(segment.chunk)
-
-
-def _stats(
-    batch: Batch, padded_tokens: int, forward_s: float, *, failed: int, twins: int
-) -> BatchStats:
-    return BatchStats(
-        interactive_texts=batch.lane_texts(Priority.INTERACTIVE),
-        bulk_texts=batch.lane_texts(Priority.BULK),
-        twin_texts=twins,
-        tokens=batch.tokens,
-        cached_tokens=batch.cached_tokens,
-        padded_tokens=padded_tokens,
-        queue_s=batch.queue_s,
-        tokenize_s=sum(map(_tokenize_s, batch.segments)),
-        forward_s=forward_s,
-        failed_texts=failed,
-    )

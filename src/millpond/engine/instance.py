@@ -131,7 +131,7 @@ class ModelInstance:
             min_saved_tokens=0 if budget is None else budget.min_saved_tokens,
             max_prefixed_tokens=None if budget is None else budget.max_batch_tokens,
         )
-        loop = EngineCore(self.runner, scheduler, hooks=self.hooks, cause=cause)
+        loop = EngineCore([self.runner], scheduler, hooks=self.hooks, cause=cause)
         # Where an interrupt keeps the service from its engine, nobody else would stop it.
         close = partial(loop.close, drain=True, wait=False)
         weakref.finalize(self, loop.ask_keeper, close).atexit = False

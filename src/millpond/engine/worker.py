@@ -1,27 +1,33 @@
-"""`WorkerPool`: the workers of a loop, and which of them a text wakes.
+"""`WorkerPool`: the workers of an engine, and which of them a text wakes.
 
-Everything but a worker's executor and its gate is under the loop's lock.
+Everything but a worker's executor and its gate is under the engine's lock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..locks import Gate
-from .executor import BatchExecutor
+from ..runner.base import ModelRunner
+from .executor import BatchExecutor, DeviceSlot
 
 __all__ = ["Worker", "WorkerPool"]
 
 
 class Worker:
-    """A thread that plans batches and runs them."""
+    """A thread that runs one batch at a time on a runner of its own or one it shares.
 
-    def __init__(self, executor: BatchExecutor, *, queries_only: bool) -> None:
+    Workers with the same `slot` keep one device busy: while the batch of one runs there, the next
+    is planned and launched by another.
+    """
+
+    def __init__(self, executor: BatchExecutor, slot: DeviceSlot, *, queries_only: bool) -> None:
         self.executor = executor  # the thread's own
+        self.slot = slot
         self.queries_only = queries_only
-        self.idle = False  # it waits, or has not looked for work since
+        self.idle = False  # it waits for work
         self.woken = False  # of an idle one: somebody has woken it
-        self.busy = False  # it has planned a batch that is not home yet
+        self.busy = False  # its batch is in flight
         self.runs_bulk = False  # and that batch is not of queries alone
         self._has_work = Gate()
 
@@ -36,51 +42,55 @@ class Worker:
 
     def looks(self) -> None:
         """It is looking for work."""
-        self.idle = self.woken = False
+        self.idle = self.woken = self.busy = False
 
 
 class WorkerPool:
-    """`general` workers for any batch, and `for_queries` beside them for queries alone.
+    """Workers for any batch, and beside them, where a runner has room, some for queries alone.
 
     No more batches run at a time than there are general workers, but for queries behind bulk.
     """
 
-    def __init__(
-        self,
-        executor: Callable[[], BatchExecutor],
-        *,
-        general: int,
-        for_queries: int,
-    ) -> None:
-        self._general = general
-        # Those for queries come first: they are woken first.
-        self.workers = tuple(
-            Worker(executor(), queries_only=queries_only)
-            for queries_only, count in ((True, for_queries), (False, general))
-            for _ in range(count)
-        )
+    def __init__(self, runners: Sequence[ModelRunner], *, clock: Callable[[], float]) -> None:
+        # Those for queries come first: they are woken first. Then one of each device.
+        for_queries = [
+            _worker(runner, DeviceSlot(), clock, queries_only=True)
+            for runner in runners
+            for _ in range(runner.query_workers)
+        ]
+        slots = [(runner, DeviceSlot()) for runner in runners for _ in range(runner.workers)]
+        general = [
+            _worker(runner, slot, clock, queries_only=False)
+            for turn in range(max(runner.depth for runner in runners))
+            for runner, slot in slots
+            if turn < runner.depth
+        ]
+        self.workers = (*for_queries, *general)
+        self._general = len(general)
         self.working = len(self.workers)
         """Workers whose threads have not come to their end."""
 
     def may_start(self, worker: Worker) -> bool:
         """Whether the worker may run a batch now."""
-        if self._places(worker) > 0:
+        if self._free_slots(worker) > 0:
             return True
         return worker.queries_only and any(other.busy and other.runs_bulk for other in self.workers)
 
     def takers(self, worker: Worker) -> tuple[int, int]:
-        """Among how many workers what waits is divided: queries, and bulk."""
-        idle = [other for other in self.workers if other.idle]
-        general = [other for other in idle if not other.queries_only]
-        places = self._places(worker)
-        return min(places, 1 + len(idle)), min(places, 1 + len(general))
+        """Among how many devices what waits is divided: queries, and bulk."""
+        idle = [other for other in self.workers if other.idle and other.slot is not worker.slot]
+        busy = {id(other.slot) for other in self.workers if other.busy}
+        queries = {id(other.slot) for other in idle} - busy
+        bulk = {id(other.slot) for other in idle if not other.queries_only} - busy
+        free = self._free_slots(worker)
+        return min(free, 1 + len(queries)), min(free, 1 + len(bulk))
 
-    def _places(self, worker: Worker) -> int:
+    def _free_slots(self, worker: Worker) -> int:
         """Batches that may run beside those of the other workers."""
         return self._general - sum(other.busy for other in self.workers if other is not worker)
 
     def is_idle(self, *, but: Worker | None = None) -> bool:
-        """Whether no other worker has a batch that is not home yet."""
+        """Whether no other worker has a batch in flight."""
         return not any(other.busy for other in self.workers if other is not but)
 
     def wake_one(self, *, queries: bool, bulk: bool) -> None:
@@ -98,9 +108,15 @@ class WorkerPool:
 
     @property
     def in_flight(self) -> int:
-        """Batches launched and not home yet."""
-        return sum(len(worker.executor) for worker in self.workers)
+        """Batches planned whose results are not delivered."""
+        return sum(worker.busy for worker in self.workers)
 
     def __repr__(self) -> str:
-        busy = sum(worker.busy for worker in self.workers)
-        return f"WorkerPool(workers={len(self.workers)}, busy={busy}, in_flight={self.in_flight})"
+        return f"WorkerPool(workers={len(self.workers)}, in_flight={self.in_flight})"
+
+
+def _worker(
+    runner: ModelRunner, slot: DeviceSlot, clock: Callable[[], float], *, queries_only: bool
+) -> Worker:
+    executor = BatchExecutor(runner, slot, clock=clock)
+    return Worker(executor, slot, queries_only=queries_only)

@@ -70,9 +70,6 @@ class ModelRunner(Protocol):
     def query_workers(self) -> int:
         """Batches of nothing but queries that run beside those."""
 
-    def runs_here(self, tokens: int) -> bool:
-        """Whether the calling thread, somebody else's, may launch a text of so many tokens."""
-
     def prompt_tokens(self, route: int, prompt: str) -> int:
         """Tokens of a prompt that pooling leaves out."""
 

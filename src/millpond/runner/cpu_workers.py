@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +27,6 @@ from ..cpu.openmp import (
     QUERY_OPERATIONS_PER_THREAD,
     clamped,
     limited_threads,
-    may_use_several,
     multiplied_parameters,
     openmp_library,
 )
@@ -36,7 +34,6 @@ from ..cpu.preemption import Preemption
 from ..layers.cpu.int8.linear import has_int8_layers
 from ..layers.rotary import rotates_by_length
 from ..locks import fork_safe
-from .thread_tuner import ThreadTuner
 
 __all__ = ["CpuWorkers"]
 
@@ -99,8 +96,6 @@ class CpuWorkers:
         self._in_use = 0  # under the lock; by passes of `_process`
         self._process = os.getpid()
         self._right_of_way = Preemption()
-        # For short queries on the main thread; under the lock.
-        self._choice = ThreadTuner() if total > 1 and side_by_side else None
 
     @classmethod
     def for_models(cls, models: Sequence[nn.Module], *, max_batch_tokens: int) -> CpuWorkers | None:
@@ -142,26 +137,20 @@ class CpuWorkers:
     def running(self, tokens: int, *, queries: bool, texts: int = 1) -> Iterator[int]:
         """Give the calling thread its count for one pass. Other threads keep theirs.
 
-        It may be a caller's own, which gets back the count it had.
+        It has the count back that it had before.
         """
         with self._lock:
             if self._process != os.getpid():  # those in use stayed behind at the fork
                 self._in_use, self._process = 0, os.getpid()
             count = self.wanted(tokens, queries=queries, texts=texts)
-            is_short = queries and texts == count == 1
-            choice = self._choice if is_short and may_use_several() else None
-            if choice is not None:
-                count = choice.next()
             self._in_use += count
-        way, since_s = self._right_of_way, time.perf_counter()
+        way = self._right_of_way
         try:
             with limited_threads(count), way.query() if queries else way.ingestion():
                 yield count
         finally:
             with self._lock:
                 self._in_use -= count
-                if choice is not None:
-                    choice.took(count, time.perf_counter() - since_s)
 
     def __repr__(self) -> str:
         return (

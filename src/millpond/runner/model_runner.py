@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,9 +24,10 @@ from ..attention.packed import PackedSequences
 from ..attention.prefix import PrefixedSequences, PrefixIndex, PrefixSlots
 from ..checkpoint.spec import ModelSpec
 from ..config import EngineConfig
-from ..cpu.openmp import limited_threads, may_use_several
+from ..cpu.openmp import limited_threads
 from ..cpu.row_buckets import FEWEST_ROWS, whole_rows
 from ..errors import InvalidInput
+from ..locks import fork_safe
 from ..model.build import load_models
 from ..model.device import choose_device
 from ..model.pooling_model import PooledRows, PoolingModel
@@ -50,7 +52,7 @@ from .limits import (
     max_batch_tokens_for,
 )
 from .memory import MemoryBudget
-from .thread_state import is_plain_thread, on_plain_thread
+from .thread_state import on_plain_thread
 
 __all__ = ["TorchModelRunner"]
 
@@ -118,6 +120,10 @@ class TorchModelRunner:
         self.depth = 2 if device.type == "cuda" else 1
         self.min_batch_tokens = MIN_BATCH_TOKENS.get(device.type, 64)
         self._stream = _new_stream(device)
+        # On a CPU passes run side by side; launches on a stream share what they write to.
+        self._launching: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        if self.depth > 1:
+            self._launching = fork_safe(threading.Lock())
         self._buffers = PinnedBuffers(pinned=self._stream is not None)
         self._kv_cache = None if prefixes is None else prefixes.allocate()
         self._bucketed = bucketed_forwards(
@@ -224,14 +230,6 @@ class TorchModelRunner:
     def query_workers(self) -> int:
         return 0 if self._threads is None else self._threads.query_workers
 
-    def runs_here(self, tokens: int) -> bool:
-        """Whether the calling thread, somebody else's, may launch a text of so many tokens."""
-        if self._threads is None or not self._threads.side_by_side:
-            return False
-        if self._prefix_budget is not None or not is_plain_thread():
-            return False
-        return may_use_several() or self._threads.wanted(tokens, queries=True) == 1
-
     @property
     def prefix_budget(self) -> PrefixCacheConfig | None:
         return self._prefix_budget
@@ -300,7 +298,7 @@ class TorchModelRunner:
 
     def launch(self, batch: Batch) -> _Launched:
         """Start a forward pass; on CUDA it returns before the device is done."""
-        with _current(self.device), self._place_of(batch):
+        with self._launching, _current(self.device), self._place_of(batch):
             return self._launch(batch)
 
     @torch.inference_mode()

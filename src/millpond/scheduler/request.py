@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import functools
 import itertools
+import logging
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..embeddings import Embeddings, OutputSpec, Timings
-from ..errors import InvalidInput, TextFailed
+from ..errors import DeadlineExceeded, InvalidInput, MillpondError, TextFailed
 from ..stats import CallProgress, ProgressHook
 from .prefix_cache import BlockAllocation
 from .request_future import RequestFuture
@@ -34,6 +35,7 @@ CHARACTERS_PER_TOKEN = 4  # a guess for the queue bound, replaced when the text 
 
 
 _job_ids = itertools.count()
+logger = logging.getLogger("millpond")
 
 
 class Priority(enum.Enum):
@@ -210,9 +212,8 @@ class Request:
         )
         try:
             self.progress(done)
-        except BaseException as error:  # a terminal that is gone stops no one's work
-            if isinstance(error, KeyboardInterrupt) and _is_main_thread():
-                raise  # somebody's Ctrl-C, amid a query that its caller runs
+        except BaseException:  # a terminal that is gone stops no one's work
+            logger.debug("a progress function raised; the engine goes on", exc_info=True)
 
     @functools.cached_property
     def _efforts(self) -> npt.NDArray[np.float64]:
@@ -220,6 +221,34 @@ class Request:
         efforts = np.minimum(self.size_guesses, self.reads_tokens or np.inf)
         shares: npt.NDArray[np.float64] = efforts / max(1.0, efforts.sum())
         return shares
+
+    def finish(self, error: MillpondError | None = None, *, result_s: float = 0.0) -> None:
+        """End its future with an error or its result, unless its caller cancelled it.
+
+        Called by the one who took it out of those that are pending. It raises nothing, whatever
+        waits for the future: other requests are still to be finished.
+        """
+        try:
+            self.end(error, result_s=result_s)
+        except BaseException:
+            logger.exception("the end of a call raised; the engine goes on")
+        self.future.admission.open()
+
+    def end(self, error: MillpondError | None = None, *, result_s: float = 0.0) -> None:
+        """`finish` on the thread of its caller, who alone holds it and may be interrupted."""
+        if not self.future.set_running_or_notify_cancel():
+            return
+        if error is not None:
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(self.result(result_s))
+
+    def deadline_error(self) -> DeadlineExceeded:
+        """Its time is over."""
+        return DeadlineExceeded(
+            f"the call's timeout passed with {len(self) - self.remaining} of its {len(self)} texts "
+            "embedded; allow more time or send fewer texts"
+        )
 
     def result(self, now_s: float) -> Embeddings:
         """What the future resolves to once nothing remains."""
@@ -243,7 +272,3 @@ class Request:
             f"Request(id={self.id}, lane={self.lane.value}, texts={len(self)}, "
             f"untokenized={self.untokenized}, remaining={self.remaining}, dead={self.dead})"
         )
-
-
-def _is_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()

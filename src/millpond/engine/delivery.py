@@ -1,0 +1,184 @@
+"""`Delivery`: the vectors of a forward pass, or its error, to the requests that wait for them.
+
+It holds no lock, and knows neither the scheduler nor the threads.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import NonFiniteVector, OutOfMemory, TextFailed
+from ..runner.base import FloatArray
+from ..scheduler.batch import Batch, Segment
+from ..scheduler.deduplication import Duplicate
+from ..scheduler.request import Priority, Request
+from ..scheduler.token_chunk import TokenChunk
+from ..stats import BatchStats
+from .executor import ForwardPass
+
+__all__ = ["Delivery"]
+
+logger = logging.getLogger("millpond")
+
+Duplicates = Mapping[int, Sequence[Duplicate]]
+
+
+class Delivery:
+    """Writes what a forward pass gave to the requests of its texts, and of their duplicates."""
+
+    def __init__(self, forward: ForwardPass) -> None:
+        self.batch = forward.batch
+        self._pass = forward
+        self._failed_texts = 0
+        self.duplicates: Duplicates = {}
+        """Texts that wait for those of the batch, by their place in it."""
+        self.is_finite = forward.vectors is not None and bool(np.isfinite(forward.vectors).all())
+
+    def deliver(self) -> None:
+        """Write the texts of the batch itself."""
+        for request in self.batch.jobs:
+            _note_start(request, self._pass.launched_s)
+            request.spent(forward_s=self._pass.forward_s)
+        if self._pass.vectors is None:
+            self._fail(_texts_of(self.batch))
+        else:
+            self._failed_texts += _deliver(self.batch, self._pass.vectors)
+
+    def deliver_duplicates(self) -> None:
+        """Write the texts that wait for those of the batch."""
+        if self._pass.vectors is None:
+            self._fail(itertools.chain(*self.duplicates.values()))
+            return
+        for request in {text[0].id: text[0] for text in self._waiting()}.values():
+            if request not in self.batch.jobs:
+                _note_start(request, self._pass.launched_s)
+                request.spent(forward_s=self._pass.forward_s)
+        for place, texts in self.duplicates.items():
+            for request, chunk, at in texts:
+                request.spent(tokenize_s=chunk.tokenize_s / len(chunk))
+                vector = self._pass.vectors[place : place + 1]
+                self._failed_texts += _write(request, chunk, at, vector)
+
+    def _waiting(self) -> Iterable[Duplicate]:
+        return itertools.chain(*self.duplicates.values())
+
+    def _fail(self, texts: Iterable[Duplicate]) -> None:
+        assert self._pass.error is not None
+        failure = None
+        for request, chunk, place in texts:
+            row = int(chunk.rows[place])
+            failure = _failure(row, int(chunk.lengths[place]), self._pass)
+            request.fail(row, failure)
+        if failure is not None:
+            others = "" if self.batch.texts == 1 else f" (and {self.batch.texts - 1} others)"
+            logger.warning("a text failed: %s%s", failure, others)
+
+    @property
+    def requests(self) -> Iterable[Request]:
+        """Those that texts were delivered to, each once."""
+        waiting = {text[0].id: text[0] for text in self._waiting()} if self.duplicates else {}
+        return ({request.id: request for request in self.batch.jobs} | waiting).values()
+
+    @cached_property
+    def stats(self) -> BatchStats | None:
+        """The counts of the pass, once all of it is delivered; None if it failed."""
+        if self._pass.vectors is None:
+            return None
+        batch = self.batch
+        return BatchStats(
+            interactive_texts=batch.lane_texts(Priority.INTERACTIVE),
+            bulk_texts=batch.lane_texts(Priority.BULK),
+            twin_texts=sum(map(len, self.duplicates.values())),
+            tokens=batch.tokens,
+            cached_tokens=batch.cached_tokens,
+            padded_tokens=self._pass.padded_tokens,
+            queue_s=batch.queue_s,
+            tokenize_s=sum(map(_tokenize_s, batch.segments)),
+            forward_s=self._pass.forward_s,
+            failed_texts=self._failed_texts,
+        )
+
+
+def _texts_of(batch: Batch) -> Iterable[Duplicate]:
+    """Each text of a batch that the batch finishes."""
+    return (
+        (segment.job, segment.chunk, place)
+        for segment in batch.segments
+        for place in range(segment.start, segment.stop)
+        if not segment.is_unfinished
+    )
+
+
+def _failure(row: int, tokens: int, forward: ForwardPass) -> TextFailed:
+    error = forward.error
+    failure: TextFailed
+    if forward.out_of_memory:
+        failure = OutOfMemory(
+            f"its {tokens} tokens do not fit in memory even alone; lower max_length or free "
+            "memory on the device",
+            index=row,
+        )
+    else:
+        failure = TextFailed(
+            f"the model failed on it with {type(error).__name__}: {error}", index=row
+        )
+    failure.__cause__ = error
+    return failure
+
+
+def _note_start(request: Request, launched_s: float) -> None:
+    if request.started_s is None:
+        request.started_s = max(launched_s, request.arrived_s)
+
+
+def _deliver(batch: Batch, vectors: FloatArray) -> int:
+    """Write the vectors of a batch to its requests; how many were not finite is returned."""
+    place = failed = 0
+    for segment in batch.segments:
+        stop = place + segment.texts
+        if not segment.is_unfinished:
+            failed += _write(segment.job, segment.chunk, segment.start, vectors[place:stop])
+        segment.job.spent(tokenize_s=_tokenize_s(segment))
+        place = stop
+    return failed
+
+
+def _write(request: Request, chunk: TokenChunk, start: int, vectors: FloatArray) -> int:
+    """Write vectors of texts of a chunk, from `start` on; how many were not finite is returned."""
+    texts = chunk.rows[start : start + len(vectors)]
+    with np.errstate(all="ignore"):  # what comes of it is looked at below
+        output_rows = request.output.rows(vectors)
+    computed, finite = _finite(vectors), _finite(output_rows)
+    finite &= computed
+    if finite.all():
+        request.write(texts, output_rows)
+        return 0
+    request.write(texts[finite], output_rows[finite])
+    for place in np.flatnonzero(~finite).tolist():
+        reason = (
+            f"its vector is too long for {request.output.dtype}; ask for output_dtype='float32'"
+            if computed[place]
+            else "the model gave NaN or infinity for it; try dtype='bfloat16' or 'float32'"
+        )
+        row = int(texts[place])
+        request.fail(row, NonFiniteVector(reason, index=row))
+    return len(texts) - int(finite.sum())
+
+
+def _finite(rows: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    finite: npt.NDArray[np.bool_] = np.isfinite(rows).all(axis=1)
+    return finite
+
+
+def _tokenize_s(segment: Segment) -> float:
+    """The segment's share of the time its chunk took to tokenise."""
+    if segment.is_unfinished:
+        return 0.0
+    return segment.chunk.tokenize_s * segment.texts / len(segment.chunk)
