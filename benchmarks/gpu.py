@@ -42,10 +42,10 @@ FIGURES = (
     *("checks", "passages", "chunks", "matrix", "prefixes", "deterministic", "defaults", "flash"),
     *("query", "callers", "beside"),
 )
-ON_REQUEST = ("compiled", "profile")
+ON_REQUEST = ("profile",)
 FIRST = {"bge-base": ("checks", "chunks", "deterministic")}  # the others were measured once
 # About what a figure takes, so that none is begun in vain.
-NEEDS_S = {"callers": 15.0, "chunks": 12.0, "passages": 10.0, "prefixes": 25.0, "compiled": 60.0}
+NEEDS_S = {"callers": 15.0, "chunks": 12.0, "passages": 10.0, "prefixes": 25.0}
 NEEDS_S_OTHERS = 8.0
 LIMIT_S = 60.0  # and what ends it
 EXTRAS = ("defaults", "flash", "beside")  # as long as what follows has enough:
@@ -161,7 +161,6 @@ def figures_of(contest: Contest) -> Mapping[str, Callable[[], None]]:
         "defaults": defaults,
         "flash": flash,
         "beside": contest.beside,
-        "compiled": contest.compiled,
         "profile": contest.profile,
     }
 

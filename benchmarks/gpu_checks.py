@@ -40,13 +40,13 @@ class RunningTests:
 
     @classmethod
     def start(cls, folder: Path) -> RunningTests | None:
-        """None where there is no pytest. Compiling takes too long, so that is not tried."""
+        """None where there is no pytest."""
         if importlib.util.find_spec("pytest") is None:
             return None
         folder.mkdir(parents=True, exist_ok=True)
         output = (folder / "gpu_tests.txt").open("wb")
         several = importlib.util.find_spec("xdist") is not None
-        command = [sys.executable, "-m", "pytest", *TESTS, "-v", "-m", "gpu", "-k", "not compile"]
+        command = [sys.executable, "-m", "pytest", *TESTS, "-v", "-m", "gpu"]
         command += ["--rootdir", str(ROOT), "-c", os.devnull, "--import-mode", "importlib"]
         command += ["-p", "no:cacheprovider", "--tb", "short", "--color", "no"]
         command += ["-n", str(WORKERS)] if several else []

@@ -285,31 +285,6 @@ class Contest:
             ingestion_tokens_per_s=int(result.token_counts.sum()) / result.timings.total_s,
         )
 
-    def compiled(self) -> None:
-        """What `compile=True` changes: the start, ingestion, and the share of the matrix rate."""
-        texts = self.draw("passages")
-        since = time.perf_counter()
-        with Engine(self.folder, device=self.device, compile=True) as engine:
-            start_s = time.perf_counter() - since
-            self.report.check(self.name, "runs compiled", 1.0, engine.info().routes[0].compiled)
-            found, expected = engine.embed(texts[:200]), self.engine.embed(texts[:200])
-            cosine = float((found * expected).sum(1).min())
-            self.report.check(self.name, "compiled: cosine to plain", cosine, cosine > 0.999)
-            for _ in range(2):
-                engine.embed(texts), self.engine.embed(texts)
-            plain, compiled = alternated(
-                lambda: self.engine.embed(texts), lambda: engine.embed(texts), rounds=self.rounds
-            )
-            share, speed = matrix_share(self, engine, matrix_rate())
-        self.report.figure(
-            self.name,
-            "compile=True, time on passages",
-            ratio=ratio_of(plain, compiled),
-            matrix_share=share,
-            tokens_per_s_at_that=speed,
-            start_s=start_s,
-        )
-
     def profile(self) -> None:
         """Where the time of ingestion goes, by kernel and by call."""
         texts = self.texts.passages(self.tokens // 160)

@@ -122,7 +122,6 @@ def test_a_value_that_cannot_be_meant_is_refused_by_name(options: Any, says: str
         ({"memory_bytes": 0}, "a whole number of bytes"),
         ({"memory_bytes": 1.5}, "a whole number of bytes"),
         ({"memory_bytes": 10, "memory_utilization": 0.5}, "give one of them"),
-        ({"compile": 1}, "must be True or False"),
         ({"warmup": 1}, "must be True or False"),
     ],
 )

@@ -64,10 +64,6 @@ class EngineConfig:
     """Keep the keys and values of beginnings that texts share, where the model allows it: a decoder
     whose last token is the vector. Up to a tenth of the memory that is free, or up to half of what
     `memory_bytes` or `memory_utilization` leaves beside the weights."""
-    compile: bool = False
-    """Fuse what is bound by memory with `torch.compile`. Takes seconds at the first start, fewer
-    at later ones; a model that cannot be compiled, or comes out different, runs as it is. On a CPU
-    layers of BERT's kind are quicker without."""
     warmup: bool = False
     """On CUDA: prepare for queries while loading, not at the first of each size."""
     deterministic: bool = False
@@ -144,7 +140,7 @@ class EngineConfig:
             self.prefix_cache in ("auto", "off"),
             f"prefix_cache={self.prefix_cache!r}: choose 'auto' or 'off'",
         )
-        for name in ("trust_remote_code", "compile", "warmup", "deterministic"):
+        for name in ("trust_remote_code", "warmup", "deterministic"):
             require_bool(name, getattr(self, name))
         if self.normalize is not None:
             require_bool("normalize", self.normalize)
@@ -187,7 +183,6 @@ class EngineOptions(TypedDict, total=False):
     memory_utilization: float | None
     memory_bytes: int | None
     prefix_cache: Literal["auto", "off"]
-    compile: bool
     warmup: bool
     deterministic: bool
     cache_dir: str | None

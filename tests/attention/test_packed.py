@@ -217,12 +217,7 @@ def test_nobody_looks_for_packed_sequences_in_the_positions(
     assert not calls
 
 
-@pytest.mark.parametrize(("compiling", "layer"), [(False, 3), (True, None)])
-def test_a_compiler_is_not_shown_the_number_of_a_layer(
-    monkeypatch: pytest.MonkeyPatch, compiling: bool, layer: int | None
-) -> None:
-    """Layers with numbers of their own are functions of their own to it."""
-
+def test_sequences_are_told_the_number_of_the_layer() -> None:
     class Recording:
         def attend(self, query: Tensor, *_: Tensor, layer: int | None, **_options: Any) -> Tensor:
             seen.append(layer)
@@ -231,10 +226,9 @@ def test_a_compiler_is_not_shown_the_number_of_a_layer(
     seen: list[int | None] = []
     module = nn.Module()
     module.layer_idx = 3  # type: ignore[assignment]
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
     row = rows(1, 0)
     packed_attention(module, row, row, row, None, scaling=1.0, packed_sequences=Recording())
-    assert seen == [layer]
+    assert seen == [3]
 
 
 def test_deterministic_sequences_share_no_group() -> None:

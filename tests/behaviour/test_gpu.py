@@ -39,7 +39,6 @@ def expected(folder: Path) -> np.ndarray:
         ({"dtype": "float32"}, 1e-5),
         ({}, 2e-2),
         ({"warmup": True}, 2e-2),
-        ({"compile": True}, 2e-2),
         ({"deterministic": True}, 2e-2),
         ({"max_batch_tokens": 100}, 2e-2),
         ({"memory_utilization": 0.5}, 2e-2),
@@ -57,26 +56,20 @@ def test_the_vectors_are_those_of_the_cpu(
         assert np.abs(engine.embed(MANY[3], normalize=True) - expected[3]).max() < tolerance
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
-def test_a_decoder_that_shares_keys_has_the_vectors_of_the_cpu(
-    tmp_path: Path, compiled: bool
-) -> None:
+def test_a_decoder_that_shares_keys_has_the_vectors_of_the_cpu(tmp_path: Path) -> None:
     family = next(family for family in FAMILIES if family.name == "qwen3")
     folder = checkpoints.save_family(family, tmp_path)
     with Engine(folder, device="cpu", dtype="float32") as engine:
         expected = engine.embed(MANY, normalize=True)
-    with Engine(folder, device="cuda:0", dtype="bfloat16", compile=compiled) as engine:
-        route = engine.info().routes[0]
-        assert (route.execution, route.compiled) == ("packed", compiled)
+    with Engine(folder, device="cuda:0", dtype="bfloat16") as engine:
+        assert engine.info().execution == "packed"
         for _ in range(3):
             found = engine.embed(MANY, normalize=True)
             assert (found * expected).sum(1).min() > 0.99
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
-def test_deterministic_gives_the_same_bits_in_any_company(folder: Path, compiled: bool) -> None:
-    with Engine(folder, device="cuda:0", deterministic=True, compile=compiled) as engine:
-        assert engine.info().routes[0].compiled == compiled
+def test_deterministic_gives_the_same_bits_in_any_company(folder: Path) -> None:
+    with Engine(folder, device="cuda:0", deterministic=True) as engine:
         assert_the_same_bits_in_any_company(engine)
 
 

@@ -218,8 +218,8 @@ def test_there_is_time_for_every_figure_that_is_aimed_at() -> None:
 
 
 def test_what_is_asked_for_is_what_there_is() -> None:
-    options = options_of("--models", "MiniLM-L6", "--figures", "chunks", "compiled")
-    assert (options.models, options.figures) == (["MiniLM-L6"], ["chunks", "compiled"])
+    options = options_of("--models", "MiniLM-L6", "--figures", "chunks", "profile")
+    assert (options.models, options.figures) == (["MiniLM-L6"], ["chunks", "profile"])
     assert set(gpu.MODELS) < set(SHAPES)
     assert set(gpu.shapes(options)) == set(SHAPES)
     assert time.perf_counter() > gpu.STARTED

@@ -30,7 +30,7 @@ ENGINE_OPTIONS = (
     *("device", "devices", "dtype", "revision", "trust_remote_code", "max_length", "pooling"),
     "prompts",
     *("max_batch_tokens", "max_queue_tokens", "max_query_wait_ms"),
-    *("memory_utilization", "memory_bytes", "prefix_cache", "compile", "warmup", "deterministic"),
+    *("memory_utilization", "memory_bytes", "prefix_cache", "warmup", "deterministic"),
 )
 """The fields that configure the engine under its own names; `cache_folder` is its `cache_dir`."""
 
@@ -79,7 +79,6 @@ class EmbeddingOptions(TypedDict, total=False):
     memory_utilization: float | None
     memory_bytes: int | None
     prefix_cache: Literal["auto", "off"]
-    compile: bool
     warmup: bool
     deterministic: bool
     cache_folder: str | os.PathLike[str] | None
@@ -233,8 +232,6 @@ class MillpondEmbeddings(BaseModel, Embeddings):
     """The same as a number of bytes."""
     prefix_cache: Literal["auto", "off"] = "auto"
     """Keep beginnings that texts share, where the model allows it."""
-    compile: bool = False
-    """Fuse what is bound by memory with `torch.compile`."""
     warmup: bool = False
     """On CUDA: prepare for queries while loading, not at the first of each size."""
     deterministic: bool = False

@@ -453,7 +453,6 @@ def test_every_option_of_the_engine_reaches_it(
         "memory_utilization": 0.5,
         "memory_bytes": None,
         "prefix_cache": "off",
-        "compile": True,
         "warmup": True,
         "deterministic": True,
         "cache_dir": "here",

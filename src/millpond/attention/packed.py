@@ -189,11 +189,7 @@ def packed_attention(
         if options.get(name) is not None:
             raise NotImplementedError(f"its attention has {name}")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    layer = None
-    if not torch.compiler.is_compiling():
-        yield_to_queries()
-        # To a compiler, layers that read their own numbers are functions of their own.
-        layer = getattr(module, "layer_idx", None)
+    yield_to_queries()
     out = packed_sequences.attend(
         query[0],
         key[0],
@@ -201,7 +197,7 @@ def packed_attention(
         scaling=scaling,
         window=sliding_window,
         causal=causal,
-        layer=layer,
+        layer=getattr(module, "layer_idx", None),
     )
     return out.unsqueeze(0), None
 

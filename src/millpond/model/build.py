@@ -38,7 +38,6 @@ from .verify import (
     drop_unused_pooler,
     quantize,
     run_alone,
-    verify_compiled,
     verify_execution,
     verify_fused,
 )
@@ -179,23 +178,20 @@ class _Encoders:
             execution = verify_execution(transformer, token_ids=ids, pad_id=tokenizer.pad_id)
             if self.device.type == "cpu":
                 verify_fused(transformer, execution, token_ids=ids)
-        if self.config.compile:
-            execution = verify_compiled(transformer, execution, token_ids=ids)
         return transformer, tokenizer, execution
 
     def _replace_layers(self, transformer: Transformer, tokenizer: TextTokenizer) -> None:
         """Put faster layers in the place of transformers' own; the model's result is to stay."""
         model, steady = transformer.model, self.config.deterministic
         if self.config.dtype == "int8":
-            quantize(transformer, _ordinary_texts(tokenizer), flat=not self.config.compile)
+            quantize(transformer, _ordinary_texts(tokenizer))
         if self.device.type == "cpu":
-            if not self.config.compile:
-                fuse_layers(model, steady=steady)
+            fuse_layers(model, steady=steady)
             prepack_linears(model, steady=steady)
             fuse_gelus(model)
             steady_activations(model)
         if self.device.type == "cuda":
-            fuse_for_cuda(model, compiled=self.config.compile)
+            fuse_for_cuda(model)
 
     def prefixes(self, route: Route, head: Pooler) -> PrefixSupport:
         """Whether the texts of a route can go on from cached prefixes."""
@@ -218,8 +214,6 @@ def _reason_against_prefixes(
         return "the model does not run packed"
     if not head.reads_last_token_only:
         return "a vector needs all tokens of its text, not the last alone"
-    if execution.compiled:
-        return "compiled layers do not read it"
     if config.deterministic and device.type == "cuda":
         return "deterministic computes every text whole"
     return None

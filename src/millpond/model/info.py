@@ -26,7 +26,5 @@ class RouteInfo:
     same_bits: bool = False
     """Whether a text's vector is the same to the bit whatever it is batched with, on any number
     of threads and after any cached prefix, as a check at load found on this machine."""
-    compiled: bool = False
-    """Whether its layers run as compiled."""
     prefixes: str = ""
     """Whether prefixes can be cached, or why they cannot."""

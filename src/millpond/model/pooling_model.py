@@ -144,7 +144,6 @@ class PoolingModel:
             reason="no transformer to run" if self.execution is None else self.execution.reason,
             dimension=self.head.dimension,
             max_length=self.tokenizer.max_length,
-            compiled=self.execution is not None and self.execution.compiled,
             prefixes=self.prefixes.reason,
         )
 

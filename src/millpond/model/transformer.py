@@ -16,7 +16,6 @@ from ..attention.packed import ATTENTION_NAME, PackedSequences, Sequences, regis
 from ..layers.cpu.encoder_layer import FusedEncoder
 from ..layers.cpu.int8.linear import has_int8_layers
 from ..layers.rotary import RotaryStart
-from .compiled_layers import CompiledLayers, TracedSequences
 from .loading import LoadedTransformer
 
 __all__ = ["HiddenStates", "Transformer"]
@@ -41,7 +40,6 @@ class Transformer:
         any_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         self.takes_positions = "position_ids" in parameters or any_name
         self.takes_boundaries = any_name
-        self.compiled: CompiledLayers | None = None
         self._flat: FusedEncoder | None = None
         self._stock_attention = self.model.config._attn_implementation
         self._rotary_start = RotaryStart(self.model)
@@ -69,21 +67,6 @@ class Transformer:
         """Whether its linear layers run in int8."""
         return has_int8_layers(self.model)
 
-    @property
-    def is_compiled(self) -> bool:
-        """Whether packed rows go through compiled layers."""
-        return self.compiled is not None and not self.compiled.failed
-
-    def use_compiled_layers(self) -> None:
-        """Compile the layers for packed rows. Raises `ValueError` where there are none to."""
-        self.compiled = CompiledLayers(self.model)
-
-    def use_plain_layers(self) -> None:
-        """Back to the layers as they were loaded."""
-        if self.compiled is not None:
-            self.compiled.remove()
-            self.compiled = None
-
     def use_flat_layers(self) -> None:
         """Leave out the model's own forward. Raises `ValueError` where its layers are not flat."""
         self._flat = FusedEncoder(self.model, needs_token_type_ids=self.needs_token_type_ids)
@@ -91,7 +74,7 @@ class Transformer:
     @property
     def runs_flat(self) -> bool:
         """Whether packed rows go through flat layers and nothing of the model's own forward."""
-        return self._flat is not None and self.compiled is None and not self.all_layers
+        return self._flat is not None and not self.all_layers
 
     def use_own_forward(self) -> None:
         """Back to the forward of the model."""
@@ -105,11 +88,8 @@ class Transformer:
         if self.runs_flat and isinstance(sequences, PackedSequences):
             assert self._flat is not None
             return self._flat(ids, positions + self.position_offset, sequences)
-        ids = ids.unsqueeze(0)
-        if self.is_compiled and isinstance(sequences, PackedSequences):
-            sequences = TracedSequences.of(sequences)
         output = self._forward(
-            input_ids=ids,
+            input_ids=ids.unsqueeze(0),
             position_ids=(positions + self.position_offset).unsqueeze(0),
             packed_sequences=sequences,
         )

@@ -38,7 +38,6 @@ __all__ = [
     "quantize",
     "run_alone",
     "run_packed",
-    "verify_compiled",
     "verify_execution",
     "verify_fused",
 ]
@@ -64,7 +63,7 @@ MOST_NOISE = 0.5  # a wrong mask or position is further off
 LENGTHS = (9, 4, 13, 1, 9, 6)
 
 
-COMPANY = (16, 17, 23, 31, 33, 64, 100, 257, 1000)  # rows beside a text; compiled code has tails
+COMPANY = (16, 17, 23, 31, 33, 64, 100, 257, 1000)  # rows beside a text; kernels have tails
 
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 8e-2}
@@ -80,8 +79,6 @@ class ExecutionMode:
     """Whether every hidden state of the check was finite; float16 overflows in some models."""
     attention: frozenset[AttentionShape] = frozenset()
     """Sizes of its layers' attention, as far as it lets others attend for it."""
-    compiled: bool = False
-    """Whether the layers run as compiled."""
 
     @property
     def pad_to(self) -> int | None:
@@ -147,17 +144,16 @@ def drop_unused_pooler(transformer: Transformer, *, token_ids: Sequence[int]) ->
 
 
 @torch.inference_mode()
-def quantize(transformer: Transformer, texts: Sequence[list[int]], *, flat: bool = True) -> None:
+def quantize(transformer: Transformer, texts: Sequence[list[int]]) -> None:
     """Let the linear layers run in int8, and say so where vectors suffer.
 
-    `texts` are token ids of texts as they come. Layers that can be are `flat`. The transformer is
+    `texts` are token ids of texts as they come. Layers that can be are flat. The transformer is
     told how far off it is now. Raises `InvalidOption` where the processor cannot do it.
     """
     check_int8()
     with recorded_inputs(transformer.model) as inputs:
         own = torch.cat([run_alone(transformer, text) for text in texts]).float()
-    if flat:
-        fuse_layers(transformer.model, int8_inputs=inputs)
+    fuse_layers(transformer.model, int8_inputs=inputs)
     quantize_linears(transformer.model, inputs)
     found = torch.cat([run_alone(transformer, text) for text in texts]).float()
     transformer.int8_error = float((found - own).norm() / own.norm())
@@ -193,34 +189,6 @@ def verify_fused(
     if reason is not None or not same_bits:
         logger.debug("the model's own forward stays: %s", reason or "other bits without it")
         transformer.use_own_forward()
-
-
-@torch.inference_mode()
-def verify_compiled(
-    transformer: Transformer, execution: ExecutionMode, *, token_ids: Sequence[int]
-) -> ExecutionMode:
-    """Compile the layers of a model that runs packed, where they give what the plain ones give.
-
-    Where they do not, or cannot be compiled, the model is left as it was and one line is logged.
-    """
-    if execution.kind != "packed":
-        logger.info("not compiled: only a model that runs packed is")
-        return execution
-    texts = check_texts(transformer, token_ids)
-    expected = run_packed(transformer, texts)
-    try:
-        transformer.use_compiled_layers()
-        rows = run_packed(transformer, texts)
-        reason = disagreement(rows, expected, int8_error=transformer.int8_error)
-    except Exception as error:  # the compiler's, or that of a tool it needs and does not find
-        reason = f"{type(error).__name__}: {_first_line(error)}"
-    if reason is None and not transformer.is_compiled:
-        reason = "the compiler failed"
-    if reason is not None:
-        transformer.use_plain_layers()
-        logger.warning("not compiled: %s", reason)
-        return execution
-    return replace(execution, reason=f"{execution.reason}; compiled", compiled=True)
 
 
 def _same_bits_in_company(transformer: Transformer, text: list[int], rows: Tensor) -> bool:

@@ -249,14 +249,6 @@ def test_large_batches_go_through_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @prepacks_bfloat16
-def test_a_compiler_takes_a_layer_in_pieces() -> None:
-    model = in_pieces(wide_layers())
-    rows = torch.randn(33, 1100).bfloat16()
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    assert torch.equal(compiled(rows), model(rows))
-
-
-@prepacks_bfloat16
 def test_products_outside_these_layers_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
     class Scaled(nn.Linear):
         pass

@@ -69,7 +69,7 @@ def test_everything_a_decoder_does_is_fused_and_gives_what_it_gave(
     monkeypatch.setattr(cuda_fusion, "_kernels", lambda _: kernels)
     model = model_of(name)
     before = outputs(model)
-    fuse_for_cuda(model, compiled=False)
+    fuse_for_cuda(model)
     kernels.calls.clear()
     torch.testing.assert_close(outputs(model), before, rtol=0, atol=1e-5)
     norms = 2 * LAYERS + 1 + 2 * LAYERS * (name == "qwen3")  # of queries and keys, too
@@ -82,16 +82,10 @@ def test_without_triton_norms_and_rotations_are_fused_all_the_same(
     monkeypatch.setattr(cuda_fusion, "_kernels", lambda _: None)
     model = model_of("qwen3")
     before = outputs(model)
-    fuse_for_cuda(model, compiled=False)
+    fuse_for_cuda(model)
     torch.testing.assert_close(outputs(model), before, rtol=0, atol=1e-5)
     attention = model.layers[0].self_attn  # type: ignore[union-attr, index]
     assert "forward" in vars(attention)
-
-
-def test_a_compiler_is_left_its_layers() -> None:
-    model = model_of("qwen3")
-    fuse_for_cuda(model, compiled=True)
-    assert not any("forward" in vars(layer) for layer in model.modules())
 
 
 def test_where_triton_cannot_run_there_are_no_kernels() -> None:
@@ -190,6 +184,6 @@ def test_the_gate_is_that_of_torch_s_operators(
 def test_a_decoder_on_a_gpu_gives_what_it_gave(name: str) -> None:
     model = model_of(name).cuda()
     before = outputs(model)
-    fuse_for_cuda(model, compiled=False)
+    fuse_for_cuda(model)
     assert fuse_gates(model, silu_times) == 0  # all of them are fused
     torch.testing.assert_close(outputs(model), before, rtol=0, atol=1e-5)

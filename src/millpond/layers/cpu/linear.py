@@ -101,12 +101,8 @@ class PrepackedLinear(nn.Linear):
         return made.eval()
 
     def forward(self, input: Tensor) -> Tensor:
-        multiply = _linear
-        if torch.compiler.is_compiling():
-            multiply = _opaque_linear
-        else:
-            yield_to_queries()
-        return multiply(input, self._packed, self.bias, self.then)
+        yield_to_queries()
+        return _linear(input, self._packed, self.bias, self.then)
 
     def product(self) -> Product:
         """What it computes, without the cost of a module's call."""
@@ -191,15 +187,6 @@ def _sum_of_pieces(
         # Added before the kernel rounds: one rounding for each piece, not two.
         out = _operators()._linear_pointwise.binary(piece, out, weight, None, "add")
     return torch.ops.aten.gelu_(out) if then == "gelu" else out
-
-
-# The same for a compiler, whose own rules for the operator want weights that are constants.
-_opaque_linear = torch.library.custom_op("millpond::linear", _linear, mutates_args=())
-
-
-@_opaque_linear.register_fake
-def _(input: Tensor, packed: Sequence[Tensor], bias: Tensor | None, then: str) -> Tensor:
-    return input.new_empty(*input.shape[:-1], packed[0].shape[0])
 
 
 def _operators() -> Any:

@@ -23,11 +23,8 @@ __all__ = ["fuse_for_cuda"]
 logger = logging.getLogger("millpond")
 
 
-def fuse_for_cuda(model: nn.Module, *, compiled: bool) -> None:
-    """Fuse what can be fused in a model on a GPU. A compiler does more than this itself."""
-    if compiled:
-        fuse_rms_norms(model)
-        return
+def fuse_for_cuda(model: nn.Module) -> None:
+    """Fuse what can be fused in a model on a GPU."""
     kernels = _kernels(next(model.parameters()).device)
     if kernels is None:
         fuse_rms_norms(model)

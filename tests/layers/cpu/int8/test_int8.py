@@ -172,15 +172,6 @@ def test_without_numba_the_error_says_what_to_install(monkeypatch: pytest.Monkey
         quantize_linears(layers(torch.float32))
 
 
-@needs_int8
-def test_a_compiler_does_not_look_into_the_layers() -> None:
-    model = layers(torch.bfloat16)
-    quantize_linears(model)
-    rows = torch.randn(3, 7, 96).bfloat16()
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    assert torch.equal(compiled(rows), model(rows))
-
-
 # Whole encoder layers.
 
 

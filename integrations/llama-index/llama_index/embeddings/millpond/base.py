@@ -45,7 +45,6 @@ _ENGINE_OPTIONS = {
     "memory_utilization": "memory_utilization",
     "memory_bytes": "memory_bytes",
     "prefix_cache": "prefix_cache",
-    "compile": "compile",
     "warmup": "warmup",
     "deterministic": "deterministic",
     "cache_folder": "cache_dir",
@@ -73,7 +72,6 @@ class EmbeddingOptions(TypedDict, total=False):
     memory_utilization: float | None
     memory_bytes: int | None
     prefix_cache: Literal["auto", "off"]
-    compile: bool
     warmup: bool
     deterministic: bool
     cache_folder: str | os.PathLike[str] | None
@@ -165,8 +163,6 @@ class MillpondEmbedding(BaseEmbedding):
         memory_bytes (Optional[int], optional): The same as a number of bytes. Defaults to None.
         prefix_cache (str, optional): "auto" keeps beginnings that texts share, where the model
             allows it; "off" does not. Defaults to "auto".
-        compile (bool, optional): Fuse what is bound by memory with `torch.compile`.
-            Defaults to False.
         warmup (bool, optional): On CUDA, prepare for queries while loading. Defaults to False.
         deterministic (bool, optional): On CUDA, the same bits whatever else is in flight. On CPU
             this is always so. Defaults to False.
@@ -259,9 +255,6 @@ class MillpondEmbedding(BaseEmbedding):
     )
     prefix_cache: Literal["auto", "off"] = Field(
         "auto", frozen=True, description="Keep beginnings that texts share."
-    )
-    compile: bool = Field(
-        False, frozen=True, description="Fuse what is bound by memory with torch.compile."
     )
     warmup: bool = Field(
         False, frozen=True, description="On CUDA: prepare for queries while loading."

@@ -190,31 +190,12 @@ class Int8Linear(nn.Linear):
         return made.eval()
 
     def forward(self, input: Tensor) -> Tensor:
-        product = self._product
-        if torch.compiler.is_compiling():
-            out: Tensor = _opaque_linear(
-                input, product.packed, product.scales, product.bias, product.evening
-            )
-            return out
-        return _linear(input, product.packed, product.scales, product.bias, product.evening)
+        out = self._product.of(input.reshape(-1, self.in_features))
+        return out.view(*input.shape[:-1], self.out_features)
 
     def product(self) -> Int8Product:
         """What it computes, without the cost of a module's call."""
         return self._product
-
-
-def _linear(input: Tensor, packed: Tensor, scales: Tensor, bias: Tensor, evening: Tensor) -> Tensor:
-    out = Int8Product(packed, scales, bias, evening).of(input.reshape(-1, input.shape[-1]))
-    return out.view(*input.shape[:-1], len(scales))
-
-
-# The same for a compiler, which is not to look into kernels that another one made.
-_opaque_linear = torch.library.custom_op("millpond::int8_linear", _linear, mutates_args=())
-
-
-@_opaque_linear.register_fake
-def _(input: Tensor, packed: Tensor, scales: Tensor, bias: Tensor, evening: Tensor) -> Tensor:
-    return input.new_empty(*input.shape[:-1], len(scales))
 
 
 @dataclass(frozen=True, slots=True)
