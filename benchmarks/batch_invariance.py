@@ -66,7 +66,7 @@ def main() -> int:
                 torch.set_num_threads(asked.threads_after or before)
                 with engine:
                     count, differ = compare(engine, asked.seconds, asked.seed)
-                    promised = engine.info().routes[0].same_bits
+                    promised = engine.info().batch_invariant
                     cached = engine.stats().cached_tokens
                 print(f"{name} {dtype}: {promised=} {count=} {differ=} {cached=}", flush=True)
                 compared, broken = compared + count, broken + differ * promised
@@ -132,8 +132,8 @@ def rounds(
         own = random.Random(seed)
         for _ in range(3):
             places = own.choices(every, k=own.choice([1, 1, 1, 2, 5, 17]))
-            lane = own.choice(["interactive", "bulk"])
-            yield places, engine.embed([texts[place] for place in places], lane=lane)
+            priority = own.choice(["interactive", "bulk"])
+            yield places, engine.embed([texts[place] for place in places], priority=priority)
 
     with ThreadPoolExecutor(CALLERS) as callers:
         seeds = [choices.random() for _ in range(CALLERS)]

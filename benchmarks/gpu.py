@@ -39,11 +39,11 @@ TESTS_WAIT_S = 75.0
 MODELS = ("bge-large", "Qwen3-0.6B", "bge-base", "MiniLM-L6")
 # Ingestion before queries: for five seconds after one, an engine keeps bulk batches short.
 FIGURES = (
-    *("checks", "passages", "chunks", "matrix", "prefixes", "deterministic", "defaults", "flash"),
+    *("checks", "passages", "chunks", "matrix", "prefixes", "batch_invariant", "defaults", "flash"),
     *("query", "callers", "beside"),
 )
 ON_REQUEST = ("profile",)
-FIRST = {"bge-base": ("checks", "chunks", "deterministic")}  # the others were measured once
+FIRST = {"bge-base": ("checks", "chunks", "batch_invariant")}  # the others were measured once
 # About what a figure takes, so that none is begun in vain.
 NEEDS_S = {"callers": 15.0, "chunks": 12.0, "passages": 10.0, "prefixes": 25.0}
 NEEDS_S_OTHERS = 8.0
@@ -148,7 +148,7 @@ def figures_of(contest: Contest) -> Mapping[str, Callable[[], None]]:
         "passages": partial(contest.ingestion, "passages"),
         "chunks": partial(contest.ingestion, "chunks"),
         "matrix": contest.matrix_share,
-        "deterministic": contest.deterministic,
+        "batch_invariant": contest.batch_invariant,
         "query": contest.lone_query,
         "callers": contest.callers,
         "prefixes": partial(

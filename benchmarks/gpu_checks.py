@@ -121,7 +121,7 @@ def check_agreement(
 
 
 def check_same_bits(report: Report, name: str, engine: Engine, texts: list[str]) -> None:
-    """With `deterministic=True`, a text has the same bits alone and in any company."""
+    """With `batch_invariant=True`, a text has the same bits alone and in any company."""
     together = engine.embed(texts)
     reversed_company = engine.embed(texts[::-1])[::-1]
     halves = np.concatenate([engine.embed(part) for part in (texts[:7], texts[7:])])
@@ -129,4 +129,4 @@ def check_same_bits(report: Report, name: str, engine: Engine, texts: list[str])
     differing = sum(
         int((other != together).any(axis=1).sum()) for other in (reversed_company, halves, alone)
     )
-    report.check(name, "deterministic: texts whose bits differ", differing, differing == 0)
+    report.check(name, "batch_invariant: texts whose bits differ", differing, differing == 0)

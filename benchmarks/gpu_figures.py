@@ -214,11 +214,11 @@ class Contest:
                 from_threads_p99_ms=_p99_ms([threads]),
             )
 
-    def deterministic(self) -> None:
+    def batch_invariant(self) -> None:
         """How much longer ingestion takes with the same bits in any company; and those bits."""
         texts = self.draw("passages")
         self.prepare(texts)
-        with Engine(self.folder, device=self.device, deterministic=True) as fixed:
+        with Engine(self.folder, device=self.device, batch_invariant=True) as fixed:
             for _ in range(2):
                 fixed.embed(texts)
             free, same = alternated(
@@ -226,8 +226,8 @@ class Contest:
             )
             self.report.figure(
                 self.name,
-                "deterministic=True, time on passages",
-                kind="deterministic",
+                "batch_invariant=True, time on passages",
+                kind="batch_invariant",
                 ratio=ratio_of(free, same),
                 rounds=len(same),
             )

@@ -46,7 +46,7 @@ AIMS = {
     "query": Aim(1 / 3, at_most=True),
     "callers": Aim(10),
     "matrix": Aim(0.5),
-    "deterministic": Aim(1.25, at_most=True),
+    "batch_invariant": Aim(1.25, at_most=True),
     "prefixes": Aim(2),
     "nothing shared": Aim(0.97),
 }

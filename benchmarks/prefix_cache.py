@@ -99,9 +99,9 @@ def check_agreement(engines: dict[str, Engine], words: Words, dtype: str) -> Non
     """Of texts whose prefix was in the cache, too. Raises `Disagrees`."""
     queries, passages = words.queries(SPARE_TEXTS, -1), words.passages(SPARE_TEXTS // 4, -1)
     for task, texts in (("query", queries), ("document", passages)):
-        whole = engines["off"].embed(texts, task=task, lane="bulk")
+        whole = engines["off"].embed(texts, task=task, priority="bulk")
         for _ in range(2):
-            found = engines["auto"].embed(texts, task=task, lane="bulk")
+            found = engines["auto"].embed(texts, task=task, priority="bulk")
             print(f"{task} vectors: {compare(found, whole, dtype)}", flush=True)
 
 

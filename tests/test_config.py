@@ -16,7 +16,7 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
     config = EngineConfig(model="a/b")
     assert (config.device, config.dtype, config.max_batch_tokens) == ("auto", "auto", "auto")
     assert config.trust_remote_code is False
-    assert config.deterministic is False
+    assert config.batch_invariant is False
 
 
 def test_the_options_of_an_engine_are_the_fields_but_the_model() -> None:
@@ -100,7 +100,7 @@ def test_what_means_something_else_is_not_equal(field: str) -> None:
         ({"memory_utilization": True}, "memory_utilization=True"),
         ({"model": BytesPath()}, "a string or a path"),
         ({"trust_remote_code": "yes"}, "True or False"),
-        ({"deterministic": 1}, "True or False"),
+        ({"batch_invariant": 1}, "True or False"),
         ({"prompts": "query: "}, "prompts"),
         ({"prompts": {"query": 7}}, r"prompts\['query'\]=7"),
         ({"prompts": {7: "x"}}, r"prompts\[7\]"),

@@ -51,7 +51,7 @@ class EngineConfig:
     max_batch_tokens: int | Literal["auto"] = "auto"
     """Most tokens in one forward pass."""
     max_queue_tokens: int = 1_000_000
-    """Most tokens waiting in each lane before `submit` blocks or raises `QueueFull`."""
+    """Most tokens waiting at each priority before `submit` blocks or raises `QueueFull`."""
     max_query_wait_ms: float = 30.0
     """Longest a query may wait behind ingestion, beside its own forward pass."""
     memory_utilization: float | None = None
@@ -66,7 +66,7 @@ class EngineConfig:
     `memory_bytes` or `memory_utilization` leaves beside the weights."""
     warmup: bool = False
     """On CUDA: prepare for queries while loading, not at the first of each size."""
-    deterministic: bool = False
+    batch_invariant: bool = False
     """The same bits whatever else is in flight. On CPU this is always so, save in bfloat16 on
     processors with matrix units (Intel's AMX), where it costs speed."""
     cache_dir: str | None = None
@@ -140,7 +140,7 @@ class EngineConfig:
             self.prefix_cache in ("auto", "off"),
             f"prefix_cache={self.prefix_cache!r}: choose 'auto' or 'off'",
         )
-        for name in ("trust_remote_code", "warmup", "deterministic"):
+        for name in ("trust_remote_code", "warmup", "batch_invariant"):
             require_bool(name, getattr(self, name))
         if self.normalize is not None:
             require_bool("normalize", self.normalize)
@@ -184,7 +184,7 @@ class EngineOptions(TypedDict, total=False):
     memory_bytes: int | None
     prefix_cache: Literal["auto", "off"]
     warmup: bool
-    deterministic: bool
+    batch_invariant: bool
     cache_dir: str | None
 
 

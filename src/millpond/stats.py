@@ -36,7 +36,7 @@ class BatchStats:
     forward_s: float
     """From the launch of the forward pass until its vectors were on the host, seconds."""
     failed_texts: int = 0
-    twin_texts: int = 0
+    deduplicated_texts: int = 0
     """Texts that were not computed, since an identical one was in the batch."""
     cached_tokens: int = 0
     """Tokens that were not computed, since their prefix was in the cache."""
@@ -72,7 +72,7 @@ class EngineStats:
     batches: int
     texts: int
     """Texts that got a vector."""
-    twin_texts: int
+    deduplicated_texts: int
     """Texts among them that got the vector of an identical one in flight."""
     tokens: int
     cached_tokens: int
@@ -102,7 +102,7 @@ class Totals:
 
     batches: int = 0
     texts: int = 0
-    twin_texts: int = 0
+    deduplicated_texts: int = 0
     tokens: int = 0
     cached_tokens: int = 0
     padded_tokens: int = 0
@@ -114,8 +114,8 @@ class Totals:
     def add(self, batch: BatchStats) -> None:
         """Count a batch that ran."""
         self.batches += 1
-        self.texts += batch.texts + batch.twin_texts - batch.failed_texts
-        self.twin_texts += batch.twin_texts
+        self.texts += batch.texts + batch.deduplicated_texts - batch.failed_texts
+        self.deduplicated_texts += batch.deduplicated_texts
         self.tokens += batch.tokens
         self.cached_tokens += batch.cached_tokens
         self.padded_tokens += batch.padded_tokens

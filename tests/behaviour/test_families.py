@@ -41,7 +41,7 @@ def test_a_family(family: Family, checkpoint: Callable[[str], Path]) -> None:
     assert np.abs(result.vectors - expected).max(axis=1).tolist() == pytest.approx(
         [0.0] * len(TEXTS), abs=TOLERANCE
     )
-    if info.routes[0].same_bits:
+    if info.routes[0].batch_invariant:
         assert np.array_equal(alone, result.vectors)
     else:
         assert family.name in WITHOUT_SAME_BITS

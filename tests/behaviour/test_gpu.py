@@ -39,7 +39,7 @@ def expected(folder: Path) -> np.ndarray:
         ({"dtype": "float32"}, 1e-5),
         ({}, 2e-2),
         ({"warmup": True}, 2e-2),
-        ({"deterministic": True}, 2e-2),
+        ({"batch_invariant": True}, 2e-2),
         ({"max_batch_tokens": 100}, 2e-2),
         ({"memory_utilization": 0.5}, 2e-2),
         ({"memory_bytes": 2**28, "max_batch_tokens": 10_000}, 2e-2),
@@ -68,13 +68,13 @@ def test_a_decoder_that_shares_keys_has_the_vectors_of_the_cpu(tmp_path: Path) -
             assert (found * expected).sum(1).min() > 0.99
 
 
-def test_deterministic_gives_the_same_bits_in_any_company(folder: Path) -> None:
-    with Engine(folder, device="cuda:0", deterministic=True) as engine:
+def test_batch_invariant_gives_the_same_bits_in_any_company(folder: Path) -> None:
+    with Engine(folder, device="cuda:0", batch_invariant=True) as engine:
         assert_the_same_bits_in_any_company(engine)
 
 
 def assert_the_same_bits_in_any_company(engine: Engine) -> None:
-    assert engine.info().routes[0].same_bits
+    assert engine.info().batch_invariant
     together = engine.embed(MANY)
     assert np.array_equal(engine.embed(MANY[::-1])[::-1], together)
     for i in range(0, 40):
@@ -82,19 +82,19 @@ def assert_the_same_bits_in_any_company(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("mpnet", "float16"), ("qwen3", "float32")])
-def test_deterministic_padded_texts_and_float32_have_the_same_bits_too(
+def test_batch_invariant_padded_texts_and_float32_have_the_same_bits_too(
     tmp_path: Path, name: str, dtype: str
 ) -> None:
     family = next(family for family in FAMILIES if family.name == name)
     folder = checkpoints.save_family(family, tmp_path)
-    with Engine(folder, device="cuda:0", dtype=dtype, deterministic=True) as engine:
+    with Engine(folder, device="cuda:0", dtype=dtype, batch_invariant=True) as engine:
         assert engine.info().execution == family.execution
         assert_the_same_bits_in_any_company(engine)
 
 
-def test_without_deterministic_no_bits_are_promised(folder: Path) -> None:
+def test_without_batch_invariant_no_bits_are_promised(folder: Path) -> None:
     with Engine(folder, device="cuda:0") as engine:
-        assert not engine.info().routes[0].same_bits
+        assert not engine.info().batch_invariant
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")

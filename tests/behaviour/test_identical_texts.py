@@ -34,7 +34,7 @@ def quiet_log() -> Iterator[None]:
 
 def submit_behind(engine: Engine, runner: FakeRunner, *calls: dict[str, Any]) -> list[Any]:
     """Calls that wait together, behind a text that is held."""
-    first = engine.submit("behind this", lane="interactive")
+    first = engine.submit("behind this", priority="interactive")
     runner.wait_for_batches(1)
     return [first, *(engine.submit(**call) for call in calls)]
 
@@ -51,7 +51,7 @@ def test_identical_texts_are_computed_once_and_counted(shape: BatchShape) -> Non
     runner = FakeRunner(shapes=(shape,))
     texts = ["a b", "c", "a b", "d", "c", "a b"]
     with held_engine(runner) as engine:
-        calls = [{"texts": of, "lane": "interactive"} for of in (texts, ["d", "e"], ["a b"])]
+        calls = [{"texts": of, "priority": "interactive"} for of in (texts, ["d", "e"], ["a b"])]
         futures = submit_behind(engine, runner, *calls)
         runner.let()
         for result, call in zip(results(futures)[1:], calls, strict=True):
@@ -59,7 +59,7 @@ def test_identical_texts_are_computed_once_and_counted(shape: BatchShape) -> Non
             assert not result.errors
         stats = engine.stats()
     assert sorted(runner.ran) == ["a b", "behind this", "c", "d", "e"]
-    assert (stats.texts, stats.twin_texts, stats.tokens) == (10, 5, 7)
+    assert (stats.texts, stats.deduplicated_texts, stats.tokens) == (10, 5, 7)
 
 
 def test_a_twin_gets_its_vector_in_its_own_form() -> None:
@@ -73,7 +73,9 @@ def test_a_twin_gets_its_vector_in_its_own_form() -> None:
     ]
     with held_engine(runner) as engine:
         futures = submit_behind(
-            engine, runner, *({"texts": ["a b"], "lane": "interactive", **form} for form in forms)
+            engine,
+            runner,
+            *({"texts": ["a b"], "priority": "interactive", **form} for form in forms),
         )
         runner.let()
         found = [result.vectors for result in results(futures)[1:]]
@@ -139,8 +141,8 @@ def test_twins_of_a_call_that_is_cancelled_while_its_batch_is_split_are_computed
 ) -> None:
     runner = CancelsWhileSplit(shapes=(shape,), raises_on=["poison"])
     with held_engine(runner) as engine:
-        leading = {"texts": ["a", "b", "c"], "lane": "bulk"}
-        following = {"texts": ["b", "c", "b"], "lane": "bulk"}
+        leading = {"texts": ["a", "b", "c"], "priority": "bulk"}
+        following = {"texts": ["b", "c", "b"], "priority": "bulk"}
         futures = submit_behind(engine, runner, leading, {"texts": ["poison"]}, following)
         runner.cancelled = futures[1]
         runner.let()
@@ -158,7 +160,7 @@ def test_a_call_that_only_follows_is_told_what_its_texts_took() -> None:
         futures = submit_behind(engine, runner, {"texts": ["a b"]}, {"texts": ["a b"]})
         runner.let()
         _, leading, following = (result.timings for result in results(futures))
-        assert engine.stats().twin_texts == 1
+        assert engine.stats().deduplicated_texts == 1
     assert following.forward_s == leading.forward_s > 0
     assert following.tokenize_s == pytest.approx(0.001)
 
@@ -169,4 +171,4 @@ def test_a_corpus_of_one_text_does_not_stall() -> None:
         result = engine.submit(["a b"] * 5000).result(PATIENCE_S)
         assert np.array_equal(result.vectors, np.repeat(vectors_for(["a b"]), 5000, axis=0))
         assert engine.stats().texts == 5000
-        assert engine.stats().twin_texts >= 5000 - len(runner.ran)
+        assert engine.stats().deduplicated_texts >= 5000 - len(runner.ran)

@@ -50,7 +50,9 @@ CALLS: dict[str, Callable[[Engine], Any]] = {
     "embed several": lambda engine: engine.embed(["same", "other"]),
     "embed with a timeout": lambda engine: engine.embed("same", timeout=PATIENCE_S),
     "submit": lambda engine: engine.submit("same").result(),
-    "submit and wait for room": lambda engine: engine.submit(["same"] * 3, lane="bulk").result(),
+    "submit and wait for room": lambda engine: engine.submit(
+        ["same"] * 3, priority="bulk"
+    ).result(),
     "cancel": lambda engine: engine.submit(["same", "other"]).cancel(),
     "embed_iter": stream,
     "aembed": lambda engine: asyncio.run(engine.aembed(["same", "other"])),

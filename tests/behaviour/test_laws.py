@@ -84,10 +84,10 @@ def quiet_log() -> Iterator[None]:
     st.sampled_from(["interactive", "bulk"]),
 )
 def test_vector_i_belongs_to_text_i(
-    texts: list[str], batch_tokens: int, shape: BatchShape, lane: str
+    texts: list[str], batch_tokens: int, shape: BatchShape, priority: str
 ) -> None:
     with start_engine(FakeRunner(max_batch_tokens=batch_tokens, shapes=(shape,))) as engine:
-        np.testing.assert_array_equal(engine.embed(texts, lane=lane), vectors_for(texts))
+        np.testing.assert_array_equal(engine.embed(texts, priority=priority), vectors_for(texts))
 
 
 def shuffled_texts(seed: int, most: int = 40) -> list[str]:
@@ -108,7 +108,7 @@ def test_order_and_count_hold_from_many_threads_and_event_loops_at_once() -> Non
     def synchronous(seed: int) -> None:
         for step in range(8):
             texts = shuffled_texts(100 * seed + step)
-            compare(engine.embed(texts, lane="interactive" if step % 2 else None), texts)
+            compare(engine.embed(texts, priority="interactive" if step % 2 else None), texts)
 
     def in_event_loops(seed: int) -> None:
         async def calls() -> None:
@@ -221,7 +221,7 @@ def test_every_accepted_text_ends_exactly_once_whatever_happens(seed: int) -> No
             try:
                 future = engine.submit(
                     texts,
-                    lane=own.choice(["interactive", "bulk"]),
+                    priority=own.choice(["interactive", "bulk"]),
                     wait=own.random() < 0.8,
                     timeout=own.choice([None, None, None, 0.001, 5.0]),
                 )
@@ -279,8 +279,8 @@ def test_any_order_of_calls_and_cancellations_ends_every_future(
         if action in ("submit", "query"):
             fault = ["", "", "", "poison", "nan", "huge"][number % 6]
             texts = [text_of(1 + n % 5, f"{step}-{n}") for n in range(number)] + [fault]
-            lane = "bulk" if action == "submit" else "interactive"
-            future = engine.submit(texts, lane=lane)
+            priority = "bulk" if action == "submit" else "interactive"
+            future = engine.submit(texts, priority=priority)
             endings.watch(future)
             accepted[future] = texts
         elif action == "cancel" and futures:
@@ -307,13 +307,13 @@ def fails_typed(call: Callable[[], object], error: type[Exception] = EngineFaile
 def test_a_dead_loop_fails_everything_pending_at_once_and_every_later_call() -> None:
     runner = FakeRunner(max_batch_tokens=4, fatal_on=["fatal"])
     with held_engine(runner, max_queue_tokens=20) as engine:
-        first = engine.submit(["fatal", "x"], lane="bulk")
+        first = engine.submit(["fatal", "x"], priority="bulk")
         runner.wait_for_batches(1)
-        pending = [engine.submit([f"a{n}", "b"], lane="bulk") for n in range(4)]
+        pending = [engine.submit([f"a{n}", "b"], priority="bulk") for n in range(4)]
 
         def submit_more() -> None:  # no room: it is blocked, or comes too late
             with suppress(EngineFailed):
-                pending.append(engine.submit([words(20)] * 3, lane="bulk"))
+                pending.append(engine.submit([words(20)] * 3, priority="bulk"))
 
         in_the_room = threading.Thread(target=submit_more)
         in_the_room.start()
@@ -360,7 +360,7 @@ def test_a_poisonous_text_is_found_and_it_alone_fails() -> None:
     with held_engine(runner) as engine:
         blocker = engine.submit("first")  # so that the others share a batch
         runner.wait_for_batches(1)
-        neighbour = engine.submit(["a neighbour", "another"], lane="bulk")
+        neighbour = engine.submit(["a neighbour", "another"], priority="bulk")
         future = engine.submit(texts)
         runner.let()
         result = future.result(PATIENCE_S)
@@ -468,8 +468,8 @@ def test_a_tokenizer_that_breaks_fails_the_call_and_not_the_engine() -> None:
     with held_engine(runner) as engine:
         engine.submit("first")
         runner.wait_for_batches(1)
-        neighbour = engine.submit(["a", "b"], lane="bulk")
-        bulk = engine.submit(["c", "broken"], lane="bulk")
+        neighbour = engine.submit(["a", "b"], priority="bulk")
+        bulk = engine.submit(["c", "broken"], priority="bulk")
         runner.let()
         with pytest.raises(EngineError, match="RuntimeError: the tokenizer is broken"):
             bulk.result(PATIENCE_S)
@@ -488,7 +488,7 @@ def test_a_tokenizer_that_breaks_fails_the_call_and_not_the_engine() -> None:
 def test_a_query_during_ingestion_is_in_the_next_batch_planned(depth: int) -> None:
     runner = FakeRunner(max_batch_tokens=8, depth=depth)
     with held_engine(runner) as engine:
-        bulk = engine.submit([text_of(4, n) for n in range(200)], lane="bulk")
+        bulk = engine.submit([text_of(4, n) for n in range(200)], priority="bulk")
         for number in range(20):
             runner.wait_until_held()
             launched = len(runner.batches)
@@ -499,14 +499,14 @@ def test_a_query_during_ingestion_is_in_the_next_batch_planned(depth: int) -> No
             runner.wait_until_held()
             runner.let(1)
         assert not bulk.done()
-        assert any(set(batch.lanes) == {"bulk"} for batch in runner.batches[2:])
+        assert any(set(batch.priorities) == {"bulk"} for batch in runner.batches[2:])
 
 
 def test_ingestion_goes_on_under_steady_queries() -> None:
     runner = FakeRunner(max_batch_tokens=8)
     with held_engine(runner, max_query_wait_ms=1.0) as engine:
         texts = [text_of(4, n) for n in range(30)]
-        bulk = engine.submit(texts, lane="bulk")
+        bulk = engine.submit(texts, priority="bulk")
         runner.wait_for_batches(1)
         number = 0
         while not bulk.done():  # there is always a query waiting when a batch is planned
@@ -579,18 +579,18 @@ def test_embed_iter_names_a_failed_text_by_its_place_in_the_corpus() -> None:
             list(engine.embed_iter([*texts[:41], 7, *texts], chunk_size=10))  # type: ignore[list-item]
 
 
-@pytest.mark.parametrize("lane", ["interactive", "bulk"])
-def test_a_full_queue_refuses_those_who_will_not_wait(lane: Any) -> None:
+@pytest.mark.parametrize("priority", ["interactive", "bulk"])
+def test_a_full_queue_refuses_those_who_will_not_wait(priority: Any) -> None:
     runner = FakeRunner(max_batch_tokens=4)
     with held_engine(runner, max_queue_tokens=100) as engine:
-        first = engine.submit([words(4)], lane=lane)
+        first = engine.submit([words(4)], priority=priority)
         runner.wait_for_batches(1)
         texts = [[7] * 20] * 4  # of token ids the size is known, of strings it is guessed
-        accepted = [engine.submit(texts, lane=lane, wait=False)]
-        with pytest.raises(QueueFull, match=f"the {lane} lane"):
-            engine.submit(texts, lane=lane, wait=False)
-        other = "bulk" if lane == "interactive" else "interactive"
-        accepted.append(engine.submit(texts, lane=other, wait=False))
+        accepted = [engine.submit(texts, priority=priority, wait=False)]
+        with pytest.raises(QueueFull, match=f"the {priority} queue"):
+            engine.submit(texts, priority=priority, wait=False)
+        other = "bulk" if priority == "interactive" else "interactive"
+        accepted.append(engine.submit(texts, priority=other, wait=False))
         runner.let()
         for future in [first, *accepted]:
             assert not future.result(PATIENCE_S).errors
@@ -599,13 +599,13 @@ def test_a_full_queue_refuses_those_who_will_not_wait(lane: Any) -> None:
 def test_submit_blocks_while_the_queue_is_full_and_goes_on_when_there_is_room() -> None:
     runner = FakeRunner(max_batch_tokens=20)
     with held_engine(runner, max_queue_tokens=100) as engine:
-        engine.submit([words(4)], lane="bulk")
+        engine.submit([words(4)], priority="bulk")
         runner.wait_for_batches(1)
-        engine.submit([[7] * 20] * 5, lane="bulk")
+        engine.submit([[7] * 20] * 5, priority="bulk")
         returned = threading.Event()
 
         def third() -> None:
-            engine.submit([[7] * 20] * 4, lane="bulk")
+            engine.submit([[7] * 20] * 4, priority="bulk")
             returned.set()
 
         thread = threading.Thread(target=third)
@@ -630,9 +630,9 @@ def test_a_call_larger_than_the_bound_is_served() -> None:
 def test_a_cancelled_future_is_not_run() -> None:
     runner = FakeRunner(max_batch_tokens=4)
     with held_engine(runner) as engine:
-        running = engine.submit(["r1 r2 r3 r4", "r5 r6 r7 r8", "never"], lane="bulk")
+        running = engine.submit(["r1 r2 r3 r4", "r5 r6 r7 r8", "never"], priority="bulk")
         runner.wait_for_batches(1)
-        waiting = engine.submit(["lost", "gone"], lane="bulk")
+        waiting = engine.submit(["lost", "gone"], priority="bulk")
         assert waiting.cancel()
         assert running.cancel(), "a call some of whose texts run can be cancelled too"
         runner.let()
@@ -670,8 +670,8 @@ def test_what_was_cancelled_is_not_run_again_when_its_batch_is_split() -> None:
     with held_engine(runner) as engine:
         engine.submit("first")
         runner.wait_for_batches(1)
-        kept = engine.submit(["poison", "good"], lane="interactive")
-        cancelled = engine.submit(["lost", "gone"], lane="interactive")
+        kept = engine.submit(["poison", "good"], priority="interactive")
+        cancelled = engine.submit(["lost", "gone"], priority="interactive")
         runner.let(1)
         runner.wait_for_batches(2)
         assert len(runner.batches[1]) == 4
@@ -732,11 +732,11 @@ def test_cancelled_texts_leave_room_for_others() -> None:
     with held_engine(runner, max_queue_tokens=50) as engine:
         engine.submit("first")
         runner.wait_for_batches(1)
-        full = engine.submit([words(20)] * 5, lane="bulk")
+        full = engine.submit([words(20)] * 5, priority="bulk")
         with pytest.raises(QueueFull):
-            engine.submit(["a", "b"], lane="bulk", wait=False)
+            engine.submit(["a", "b"], priority="bulk", wait=False)
         full.cancel()
-        future = engine.submit(["a", "b"], lane="bulk", wait=False)
+        future = engine.submit(["a", "b"], priority="bulk", wait=False)
         runner.let()
         assert len(future.result(PATIENCE_S)) == 2
 
@@ -744,7 +744,7 @@ def test_cancelled_texts_leave_room_for_others() -> None:
 def test_those_who_wait_for_several_futures_hear_of_cancelled_ones() -> None:
     runner = FakeRunner(max_batch_tokens=4)
     with held_engine(runner) as engine:
-        futures = [engine.submit([f"a{n}", "b"], lane="bulk") for n in range(3)]
+        futures = [engine.submit([f"a{n}", "b"], priority="bulk") for n in range(3)]
         runner.wait_for_batches(1)
         for future in futures:
             future.cancel()
@@ -756,7 +756,7 @@ def test_those_who_wait_for_several_futures_hear_of_cancelled_ones() -> None:
 def test_futures_of_an_aborted_engine_end_typed() -> None:
     runner = FakeRunner(max_batch_tokens=4)
     with held_engine(runner) as engine:
-        futures = [engine.submit([f"a{n}", "b c d e"], lane="bulk") for n in range(3)]
+        futures = [engine.submit([f"a{n}", "b c d e"], priority="bulk") for n in range(3)]
         runner.wait_for_batches(1)
         closing = threading.Thread(target=engine.close, kwargs={"drain": False})
         closing.start()
@@ -774,7 +774,7 @@ def test_vectors_that_nobody_holds_are_freed_without_the_collector() -> None:
     try:
         with start_engine(FakeRunner()) as engine:
             kept = [weakref.ref(engine.submit(["a", "b"]).result(PATIENCE_S)) for _ in range(20)]
-            assert engine.embed(["c"], lane="bulk").shape == (1, DIMENSION)
+            assert engine.embed(["c"], priority="bulk").shape == (1, DIMENSION)
             assert [ref() for ref in kept] == [None] * len(kept)
     finally:
         gc.enable()

@@ -116,7 +116,7 @@ def test_closing_ends_when_the_last_call_is_cancelled_while_it_is_tokenized(work
             return super().tokenize(job, rows)
 
     engine = start_engine(SlowTokenizer(workers=workers))
-    future = engine.submit(["a b", "c"], lane="bulk")
+    future = engine.submit(["a b", "c"], priority="bulk")
     assert tokenizing.wait(PATIENCE_S)
     closing = threading.Thread(target=engine.close, daemon=True)
     closing.start()
@@ -175,7 +175,7 @@ def test_an_engine_may_be_closed_from_a_callback_with_work_left(drain: bool) -> 
 
     first = engine.submit("a b")
     first.add_done_callback(callback)
-    rest = [engine.submit([f"a{n}", "b"], lane="bulk") for n in range(3)]
+    rest = [engine.submit([f"a{n}", "b"], priority="bulk") for n in range(3)]
     runner.let()
     assert closed.wait(PATIENCE_S)
     for future in rest:
@@ -680,7 +680,7 @@ DROPPED_AND_EXITING = """
 from millpond import Engine
 def main():
     engine = Engine.shared(MODEL)
-    engine.embed([f"some bread {n} " * (1 + n % 40) for n in range(60)], lane="bulk")
+    engine.embed([f"some bread {n} " * (1 + n % 40) for n in range(60)], priority="bulk")
     for _ in range(3):
         engine.embed("which bread?", task="query")
 main()

@@ -56,8 +56,8 @@ def test_a_callback_that_raises_leaves_nobody_waiting_at_the_end(way: str) -> No
     runner = FakeRunner(max_batch_tokens=2, fatal_on=["boom"])
     with held_engine(runner) as engine:
         first = "boom b" if way == "fails" else "a b"
-        others = (engine.submit([f"a{n} b"], lane="bulk") for n in range(5))
-        futures = [engine.submit([first, "c"], lane="bulk"), *others]
+        others = (engine.submit([f"a{n} b"], priority="bulk") for n in range(5))
+        futures = [engine.submit([first, "c"], priority="bulk"), *others]
         runner.wait_for_batches(1)
         futures[2].add_done_callback(raises(SystemExit))
         closing = threading.Thread(target=engine.close, kwargs={"drain": False})
@@ -197,7 +197,7 @@ def test_a_finalizer_amid_planning_disturbs_nothing(
     runner.hold()
     first = engine.submit(words(8))
     runner.wait_for_batches(1)
-    futures = [engine.submit([f"{what} {n} b", f"c{n} d e"], lane="bulk") for n in range(6)]
+    futures = [engine.submit([f"{what} {n} b", f"c{n} d e"], priority="bulk") for n in range(6)]
     with collected_amid_planning(monkeypatch):
         finals: dict[str, Callable[[], object]] = {
             "cancel": lambda: [future.cancel() for future in futures[3:]],
@@ -273,7 +273,7 @@ def test_an_engine_fails_everybody_though_its_own_books_are_broken(
 ) -> None:
     with held_engine(runner := FakeRunner(max_batch_tokens=4, fatal_on=["fatal"])) as engine:
         texts = [["fatal", "x"], *([f"a{n}"] for n in range(4))]
-        futures = [engine.submit(few, lane="bulk") for few in texts]
+        futures = [engine.submit(few, priority="bulk") for few in texts]
         runner.wait_for_batches(1)
 
         def broken(job: object) -> None:
@@ -382,7 +382,7 @@ class Chaos:
         future = self.engine.submit(
             self._texts(chance),
             wait=chance.random() < 0.7,
-            lane=chance.choice(["interactive", "bulk"]),
+            priority=chance.choice(["interactive", "bulk"]),
             timeout=chance.choice([None, None, 0.001, 10.0]),
         )
         self.futures.append(future)
@@ -459,8 +459,8 @@ def at_rest(engine: Engine) -> None:
     assert len(engine.submit("the last").result(PATIENCE_S)) == 1
     loop = engine._service.loop
     with loop._lock:
-        for lane in loop._scheduler.lanes.values():
-            assert (lane.waiting_tokens, lane.ready_tokens) == (0, 0), loop
+        for queue in loop._scheduler.queues.values():
+            assert (queue.waiting_tokens, queue.ready_tokens) == (0, 0), loop
         assert repr(loop._scheduler._twins) == "InFlightTexts(in_flight=0, following=0)"
         loop._scheduler.check_idle()
     stats = engine.stats()

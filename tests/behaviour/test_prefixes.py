@@ -69,8 +69,8 @@ def check_at_rest(engine: Engine) -> None:
     scheduler = engine._service.loop._scheduler
     prefixes_of(engine).check(idle=True)
     assert repr(scheduler._twins) == "InFlightTexts(in_flight=0, following=0)"
-    assert [lane.waiting_tokens for lane in scheduler.lanes.values()] == [0, 0]
-    assert [lane.ready_tokens for lane in scheduler.lanes.values()] == [0, 0]
+    assert [queue.waiting_tokens for queue in scheduler.queues.values()] == [0, 0]
+    assert [queue.ready_tokens for queue in scheduler.queues.values()] == [0, 0]
 
 
 # Under load.
@@ -141,7 +141,7 @@ def test_every_text_ends_once_with_its_own_vector_whatever_happens(seed: int) ->
                 future = engine.submit(
                     texts,
                     task=task,
-                    lane=own.choice(["interactive", "bulk"]),
+                    priority=own.choice(["interactive", "bulk"]),
                     wait=own.random() < 0.8,
                     timeout=own.choice([None, None, None, 0.002, 5.0]),
                 )
@@ -186,7 +186,7 @@ def test_queries_run_between_the_parts_of_a_long_text() -> None:
     runner = RememberingRunner(max_batch_tokens=8, blocks=64)
     text = long_text(50)
     with held_engine(runner) as engine:
-        future = engine.submit([text], lane="bulk")
+        future = engine.submit([text], priority="bulk")
         for number in range(5):
             runner.wait_for_batches(2 * number + 1)
             query = engine.submit(f"q{number}")
@@ -202,16 +202,16 @@ def test_queries_run_between_the_parts_of_a_long_text() -> None:
     assert runner.mistakes == []
 
 
-@pytest.mark.parametrize("lane", ["interactive", "bulk"])
-def test_texts_run_between_the_parts_of_a_long_one_of_their_lane(lane: str) -> None:
+@pytest.mark.parametrize("priority", ["interactive", "bulk"])
+def test_texts_run_between_the_parts_of_a_long_one_of_their_priority(priority: str) -> None:
     """A long query would keep every other one waiting otherwise."""
     runner = RememberingRunner(max_batch_tokens=8, blocks=64)
     long = long_text(60)
     with held_engine(runner) as engine:
-        future = engine.submit(long, lane=lane)
+        future = engine.submit(long, priority=priority)
         runner.wait_for_batches(1)
-        others = [engine.submit(f"q{number} a b", lane=lane) for number in range(6)]
-        waiting = engine._service.loop._scheduler.lanes[Priority(lane)]
+        others = [engine.submit(f"q{number} a b", priority=priority) for number in range(6)]
+        waiting = engine._service.loop._scheduler.queues[Priority(priority)]
         engine._service.loop.ask_keeper(bool)  # so that it takes in what arrived
         while waiting.ready_tokens < 18:  # all six are tokenised and may go into a batch
             assert all(not other.done() for other in others)

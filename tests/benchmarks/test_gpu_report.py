@@ -39,7 +39,7 @@ def report(tmp_path: Path) -> Report:
         ("matrix", "bge-large", {"millpond": 0.51}, True),
         ("matrix", "Qwen3-0.6B", {"millpond": 0.4}, False),
         ("matrix", "MiniLM-L6", {"millpond": 0.18}, None),
-        ("deterministic", "bge-base", {"ratio": 1.2}, True),
+        ("batch_invariant", "bge-base", {"ratio": 1.2}, True),
         ("prefixes", "Qwen3-0.6B", {"ratio": 1.9}, False),
         ("nothing shared", "Qwen3-0.6B", {"ratio": 0.98}, True),
         (None, "bge-large", {"ratio": 1.0}, None),
@@ -187,7 +187,7 @@ def test_the_order_of_figures(report: Report, monkeypatch: pytest.MonkeyPatch) -
     for name, first, absent in (
         ("bge-large", ["checks", "passages"], "prefixes"),
         ("Qwen3-0.6B", ["checks", "passages"], None),
-        ("bge-base", ["checks", "chunks", "deterministic", "passages"], "prefixes"),
+        ("bge-base", ["checks", "chunks", "batch_invariant", "passages"], "prefixes"),
     ):
         begun = [figure for figure, _ in measured(report, monkeypatch, name, 1)]
         assert begun[: len(first)] == first

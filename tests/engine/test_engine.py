@@ -152,9 +152,9 @@ def test_what_is_no_text_is_refused_with_its_index(
         ({"output_dtype": ["float32"]}, InvalidOption, "ubinary"),
         ({"output_dtype": "float64"}, InvalidOption, "ubinary"),
         ({"output_dtype": "int8"}, InvalidOption, "one vector has none"),
-        ({"lane": "fast"}, InvalidOption, "'interactive' or 'bulk'"),
-        ({"lane": True}, InvalidOption, "'interactive' or 'bulk'"),
-        ({"lane": ["bulk"]}, InvalidOption, "'interactive' or 'bulk'"),
+        ({"priority": "fast"}, InvalidOption, "'interactive' or 'bulk'"),
+        ({"priority": True}, InvalidOption, "'interactive' or 'bulk'"),
+        ({"priority": ["bulk"]}, InvalidOption, "'interactive' or 'bulk'"),
         ({"timeout": True}, InvalidOption, "above 0"),
         ({"timeout": 0}, InvalidOption, "above 0"),
         ({"timeout": -1}, InvalidOption, "above 0"),
@@ -265,33 +265,33 @@ def test_a_text_that_is_too_long_is_cut_counted_and_logged_once(
         assert engine.stats().truncated_texts == 2
 
 
-@pytest.mark.parametrize("lane", ["interactive", "bulk"])
-def test_a_text_that_is_too_long_is_refused_on_request(lane: Any) -> None:
+@pytest.mark.parametrize("priority", ["interactive", "bulk"])
+def test_a_text_that_is_too_long_is_refused_on_request(priority: Any) -> None:
     with start_engine(FakeRunner(max_length=3)) as engine:
         with pytest.raises(TextTooLong) as caught:
-            engine.embed(["a", "a b c d"], truncate="error", lane=lane)
+            engine.embed(["a", "a b c d"], truncate="error", priority=priority)
         assert caught.value.index == 1
         assert engine.embed(["a"], truncate="error").shape == (1, DIMENSION)
 
 
 @pytest.mark.parametrize(
-    ("texts", "options", "lane"),
+    ("texts", "options", "priority"),
     [
         ("a", {}, "interactive"),
         (["a"], {}, "interactive"),
         (["a", "b"], {}, "bulk"),
         (["a", "b"], {"task": "query"}, "interactive"),
-        ("a", {"lane": "bulk"}, "bulk"),
-        (["a", "b"], {"lane": Priority.INTERACTIVE}, "interactive"),
+        ("a", {"priority": "bulk"}, "bulk"),
+        (["a", "b"], {"priority": Priority.INTERACTIVE}, "interactive"),
     ],
 )
 def test_a_single_text_or_a_query_is_interactive(
-    texts: Any, options: dict[str, Any], lane: str
+    texts: Any, options: dict[str, Any], priority: str
 ) -> None:
     runner = FakeRunner()
     with start_engine(runner) as engine:
         engine.embed(texts, **options)
-        assert {name for batch in runner.batches for name in batch.lanes} == {lane}
+        assert {name for batch in runner.batches for name in batch.priorities} == {priority}
 
 
 BAD_TEXTS: list[tuple[list[Any], dict[int, type[InvalidInput]]]] = [
@@ -313,13 +313,13 @@ BAD_TEXTS: list[tuple[list[Any], dict[int, type[InvalidInput]]]] = [
 ]
 
 
-@pytest.mark.parametrize("lane", ["interactive", "bulk"])
+@pytest.mark.parametrize("priority", ["interactive", "bulk"])
 @pytest.mark.parametrize(("texts", "errors"), BAD_TEXTS)
 def test_a_bad_text_has_its_error_and_the_others_their_vectors(
-    texts: list[Any], errors: dict[int, type[InvalidInput]], lane: Any
+    texts: list[Any], errors: dict[int, type[InvalidInput]], priority: Any
 ) -> None:
     with start_engine(FakeRunner(refuses=["refused"], max_length=4)) as engine:
-        result = engine.submit(texts, truncate="error", lane=lane).result(PATIENCE_S)
+        result = engine.submit(texts, truncate="error", priority=priority).result(PATIENCE_S)
         assert {row: type(error) for row, error in result.errors.items()} == errors
         assert all(error.index == row for row, error in result.errors.items())
         good = [row for row in range(len(texts)) if row not in errors]
@@ -333,7 +333,7 @@ def test_a_bad_text_has_its_error_and_the_others_their_vectors(
         ran = engine.stats().texts
         for call in (engine.embed, lambda *a, **o: asyncio.run(engine.aembed(*a, **o))):
             with pytest.raises(InvalidInput) as caught:
-                call(texts, truncate="error", lane=lane)
+                call(texts, truncate="error", priority=priority)
             assert type(caught.value) is errors[caught.value.index]
         stats = engine.stats()
         assert stats.texts == ran, "where the call raises nothing of it is embedded"
@@ -616,7 +616,7 @@ def test_a_hook_that_raises_does_no_harm(caplog: pytest.LogCaptureFixture) -> No
     assert caplog.text.count("a stats hook raised") == 1
 
 
-def test_what_waits_is_counted_by_lane() -> None:
+def test_what_waits_is_counted_by_priority() -> None:
     runner = FakeRunner(max_batch_tokens=4)
     with held_engine(runner) as engine:
         engine.submit([[1, 2, 3, 4]])

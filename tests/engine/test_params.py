@@ -33,12 +33,14 @@ def test_the_options_of_a_call_are_the_same_everywhere() -> None:
 
 
 def test_a_call_becomes_a_job() -> None:
-    job, single = job_for(["a", "bb"], prompt="say this: ", task="document", timeout=2, lane="bulk")
+    job, single = job_for(
+        ["a", "bb"], prompt="say this: ", task="document", timeout=2, priority="bulk"
+    )
     assert not single
     assert job.texts == ["a", "bb"]
     assert (job.prompt, job.prompt_tokens, job.route) == ("say this: ", 2, 1)
     assert (job.arrived_s, job.deadline_s) == (50.0, 52.0)
-    assert (job.lane, job.tokenized) == (Priority.BULK, False)
+    assert (job.priority, job.tokenized) == (Priority.BULK, False)
 
 
 def test_the_tokens_that_texts_share_are_asked_for_with_the_task() -> None:

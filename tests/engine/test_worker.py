@@ -28,7 +28,7 @@ def runner_of(workers: int = 2, query_workers: int = 1, **options: object) -> Fa
 
 def test_batches_run_side_by_side() -> None:
     with held_engine(runner := runner_of()) as engine:
-        futures = [engine.submit([words(40, f"t{i}")] * 2, lane="bulk") for i in range(2)]
+        futures = [engine.submit([words(40, f"t{i}")] * 2, priority="bulk") for i in range(2)]
         runner.wait_for_batches(2)  # neither has come home
         assert not any(future.done() for future in futures)
         runner.let()
@@ -52,7 +52,7 @@ def test_a_query_runs_while_every_other_worker_is_busy_with_bulk() -> None:
 
 def test_queries_take_no_more_places_than_there_are_workers() -> None:
     with held_engine(runner := runner_of()) as engine:
-        futures = [engine.submit(f"q{i} {words(60)}", lane="interactive") for i in range(6)]
+        futures = [engine.submit(f"q{i} {words(60)}", priority="interactive") for i in range(6)]
         runner.wait_for_batches(2)
         runner.wait_until_held()
         assert len(runner.batches) == 2
@@ -154,7 +154,7 @@ def test_a_bad_text_fails_alone_beside_other_workers() -> None:
 def test_a_lost_device_ends_everything_on_every_worker() -> None:
     runner = runner_of(fatal_on={"fatal"})
     with held_engine(runner) as engine:
-        futures = [engine.submit([f"t{i} {words(63)}"], lane="bulk") for i in range(4)]
+        futures = [engine.submit([f"t{i} {words(63)}"], priority="bulk") for i in range(4)]
         futures.append(engine.submit("fatal"))
         runner.wait_for_batches(2)
         runner.let()
@@ -171,7 +171,7 @@ def test_closing_drains_every_worker_and_stops_them() -> None:
     before = threading.active_count()
     runner = runner_of(4)
     engine = start_engine(runner)
-    futures = [engine.submit([words(30, f"t{i}")], lane="bulk") for i in range(12)]
+    futures = [engine.submit([words(30, f"t{i}")], priority="bulk") for i in range(12)]
     engine.close()
     assert all(future.done() for future in futures)
     assert engine.health == "closed"
@@ -182,11 +182,11 @@ def test_closing_drains_every_worker_and_stops_them() -> None:
 
 def test_a_deadline_passes_while_every_worker_is_idle_or_busy() -> None:
     with held_engine(runner := runner_of()) as engine:
-        running = [engine.submit([words(63, f"t{i}")], lane="bulk") for i in range(2)]
+        running = [engine.submit([words(63, f"t{i}")], priority="bulk") for i in range(2)]
         runner.wait_for_batches(2)
-        waiting = engine.submit([words(63, "late")], lane="bulk", timeout=0.01)
+        waiting = engine.submit([words(63, "late")], priority="bulk", timeout=0.01)
         with pytest.raises(TimeoutError):
-            engine.embed([words(63, "later")], lane="bulk", timeout=0.01)
+            engine.embed([words(63, "later")], priority="bulk", timeout=0.01)
         runner.let()
         for future in running:
             assert future.result(PATIENCE_S)

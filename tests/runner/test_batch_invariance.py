@@ -93,7 +93,7 @@ def test_the_engine_says_so_where_a_batch_changes_bits(
 
     monkeypatch.setattr(PoolingModel, "packed", changed)
     with Engine(checkpoint("bert"), device="cpu", dtype="float32") as engine:
-        assert not engine.info().routes[0].same_bits
+        assert not engine.info().batch_invariant
         assert engine.embed("mill").shape
 
 
@@ -103,7 +103,7 @@ def test_nothing_is_promised_where_mkl_may_divide_products(
     monkeypatch.setattr(openmp, "_mkl_threads", lambda: None)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     with Engine(checkpoint("bert"), device="cpu", dtype="float32") as engine:
-        assert engine.info().routes[0].same_bits == (threads == 1)
+        assert engine.info().batch_invariant == (threads == 1)
 
 
 @pytest.fixture(params=[1, 3])
@@ -131,14 +131,14 @@ def test_attention_within_long_texts_is_tried_too(
     assert not is_invariant(*sizes)
 
 
-@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("asked", [False, True])
 def test_a_gpu_promises_the_same_bits_only_where_it_was_asked_for_them(
-    checkpoint: Callable[[str], Path], deterministic: bool
+    checkpoint: Callable[[str], Path], asked: bool
 ) -> None:
     """What a few rows of a check showed says nothing of a large batch there."""
     with Engine(checkpoint("bert"), device="cpu") as engine:
         runner: Any = engine._service.runner
         assert isinstance(runner, TorchModelRunner)
         runner.device = torch.device("cuda", 0)
-        runner.check_batch_invariance(promised=deterministic)
-        assert runner.routes[0].same_bits == deterministic
+        runner.check_batch_invariance(promised=asked)
+        assert runner.routes[0].batch_invariant == asked

@@ -126,8 +126,8 @@ def test_every_token_has_its_place_its_position_and_its_slot(
     cache = PrefixCache(blocks, block_tokens=block_tokens)
     scheduler = scheduler_of(budget=budget, prefixes=cache)
     for texts, split, left_out, is_query in calls:
-        lane = Priority.INTERACTIVE if is_query else Priority.BULK
-        job = request_of(texts, shared_tokens=split, prompt_tokens=left_out, lane=lane)
+        priority = Priority.INTERACTIVE if is_query else Priority.BULK
+        job = request_of(texts, shared_tokens=split, prompt_tokens=left_out, priority=priority)
         submit(scheduler, job)
         if is_query:
             continue

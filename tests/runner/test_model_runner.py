@@ -39,7 +39,7 @@ def runner() -> TorchModelRunner:
 
 
 def job_of(texts: list[str], **options: object) -> Request:
-    return Request(texts, lane=Priority.BULK, output=OutputSpec(dimension=384), **options)  # type: ignore[arg-type]
+    return Request(texts, priority=Priority.BULK, output=OutputSpec(dimension=384), **options)  # type: ignore[arg-type]
 
 
 def segment(runner: TorchModelRunner, texts: list[str]) -> Segment:
@@ -247,7 +247,7 @@ def test_padded_texts_have_fixed_shapes_too(
 ) -> None:
     config = EngineConfig(model=str(checkpoint("mpnet")), device="cpu", dtype="float32")
     padded = TorchModelRunner.load(read_spec(resolve_checkpoint(config.model)), config)
-    padded._fixed_rows = fixed_rows  # what deterministic=True sets on CUDA
+    padded._fixed_rows = fixed_rows  # what batch_invariant=True sets on CUDA
     shapes = set()
     forward = Transformer.padded
 
@@ -264,7 +264,7 @@ def test_padded_texts_have_fixed_shapes_too(
 
 def test_fixed_rows_fill_to_a_multiple_with_short_sequences(runner: TorchModelRunner) -> None:
     fixed = TorchModelRunner(runner.pipelines, device=runner.device, max_batch_tokens=64)
-    fixed._fixed_rows = 64  # what deterministic=True sets on CUDA
+    fixed._fixed_rows = 64  # what batch_invariant=True sets on CUDA
     for texts in (["a mill"], ["a mill"] * 30, TEXTS):
         piece = segment(runner, texts)
         batch = Batch(0, (piece,))

@@ -13,9 +13,9 @@ from millpond.scheduler.token_chunk import TokenChunk
 
 
 def segment_of(
-    lengths: list[int], start: int, stop: int, lane: Priority = Priority.BULK
+    lengths: list[int], start: int, stop: int, priority: Priority = Priority.BULK
 ) -> Segment:
-    job = Request([""] * len(lengths), lane=lane, output=OutputSpec(dimension=1))
+    job = Request([""] * len(lengths), priority=priority, output=OutputSpec(dimension=1))
     ids = np.zeros(sum(lengths), dtype=np.int32)
     return Segment(
         job, TokenChunk.build(np.arange(len(lengths)), ids, np.array(lengths)), start, stop
@@ -77,12 +77,12 @@ def test_only_texts_of_jobs_that_go_on_stay_alive(batch: Batch, data: st.DataObj
     ]
 
 
-def test_a_batch_counts_its_texts_tokens_jobs_and_lanes() -> None:
+def test_a_batch_counts_its_texts_tokens_jobs_and_priorities() -> None:
     one = segment_of([5, 3, 2], 0, 2)
     other = segment_of([4], 0, 1, Priority.INTERACTIVE)
     batch = Batch(0, (one, other, one._replace(start=2, stop=3)))
     assert (batch.texts, batch.tokens) == (4, 14)
     assert batch.jobs == (one.job, other.job)
-    assert batch.lane_texts(Priority.BULK) == 3
-    assert batch.lane_texts(Priority.INTERACTIVE) == 1
+    assert batch.texts_at(Priority.BULK) == 3
+    assert batch.texts_at(Priority.INTERACTIVE) == 1
     assert repr(batch) == "Batch(texts=4, tokens=14, route=0, padded_length=None, jobs=2)"

@@ -65,7 +65,7 @@ def test_queries_go_in_between_the_parts() -> None:
     order = []
     for number in range(4):
         order.append(land(scheduler, scheduler.next_batch(0.0)).jobs)
-        query = submit(scheduler, request_of([(number, 7)], lane=Priority.INTERACTIVE))
+        query = submit(scheduler, request_of([(number, 7)], priority=Priority.INTERACTIVE))
         order.append(land(scheduler, scheduler.next_batch(0.0)).jobs)
         assert order[-1] == (query,)
     assert order[::2] == [(long,)] * 4
@@ -80,7 +80,7 @@ def test_the_rest_of_a_text_is_due_like_any_that_waits() -> None:
     ran = []
     for number in range(10):
         now_s = BULK_PATIENCE * WAIT_S * 1.01 * number
-        submit(scheduler, request_of([(number, 7)], lane=Priority.INTERACTIVE), now_s)
+        submit(scheduler, request_of([(number, 7)], priority=Priority.INTERACTIVE), now_s)
         batch = scheduler.next_batch(now_s)
         assert batch is not None
         scheduler.landed(batch, now_s, keep=True)
@@ -104,26 +104,28 @@ def short(number: int, tokens: int = 3) -> Ids:
     return (number,) * tokens
 
 
-@pytest.mark.parametrize("lane", Priority)
-def test_texts_of_a_lane_go_in_beside_the_parts_of_a_long_one(lane: Priority) -> None:
+@pytest.mark.parametrize("priority", Priority)
+def test_texts_of_a_priority_go_in_beside_the_parts_of_a_long_one(priority: Priority) -> None:
     scheduler = scheduler_of(budget=8, prefixes=PrefixCache(64, block_tokens=4))
-    names = {submit(scheduler, request_of([LONG], lane=lane)).id: "long"}
+    names = {submit(scheduler, request_of([LONG], priority=priority)).id: "long"}
     for number in range(4):
-        names[submit(scheduler, request_of([short(number)], lane=lane)).id] = f"s{number}"
+        names[submit(scheduler, request_of([short(number)], priority=priority)).id] = f"s{number}"
     order = names_in(scheduler, names)
     assert order[:3] == [["long", "s0"], ["s1", "s2"], ["s3", "long"]]
     assert all(batch == ["long"] for batch in order[3:])
 
 
-@pytest.mark.parametrize("lane", Priority)
-def test_the_rest_of_a_text_takes_turns_with_those_that_came_meanwhile(lane: Priority) -> None:
+@pytest.mark.parametrize("priority", Priority)
+def test_the_rest_of_a_text_takes_turns_with_those_that_came_meanwhile(priority: Priority) -> None:
     """One that always went first would keep the others waiting until it is through."""
     scheduler = scheduler_of(budget=8, prefixes=PrefixCache(64, block_tokens=4))
-    names = {submit(scheduler, request_of([LONG], lane=lane)).id: "long"}
+    names = {submit(scheduler, request_of([LONG], priority=priority)).id: "long"}
     order = []
     for number in range(3):
         first = planned(scheduler)
-        names[submit(scheduler, request_of([short(number, 8)], lane=lane)).id] = f"s{number}"
+        names[submit(scheduler, request_of([short(number, 8)], priority=priority)).id] = (
+            f"s{number}"
+        )
         order.append([names[job.id] for job in land(scheduler, first).jobs])
     assert order + names_in(scheduler, names) == [
         *(["long"], ["s0"], ["long"], ["s1"], ["s2"]),
@@ -133,9 +135,9 @@ def test_the_rest_of_a_text_takes_turns_with_those_that_came_meanwhile(lane: Pri
 
 def test_a_long_text_is_not_kept_waiting_by_short_ones_without_end() -> None:
     scheduler = scheduler_of(budget=8, prefixes=PrefixCache(64, block_tokens=4))
-    long = submit(scheduler, request_of([LONG], lane=Priority.INTERACTIVE))
+    long = submit(scheduler, request_of([LONG], priority=Priority.INTERACTIVE))
     for number in range(12):
-        submit(scheduler, request_of([short(number, 4)], lane=Priority.INTERACTIVE))
+        submit(scheduler, request_of([short(number, 4)], priority=Priority.INTERACTIVE))
         batch = land(scheduler, scheduler.next_batch(0.0))
         if any(s.job is long and not s.is_unfinished for s in batch.segments):
             return
@@ -151,12 +153,12 @@ def test_two_long_texts_share_a_batch_that_neither_may_fill() -> None:
     assert [batch.computed_tokens for batch in batches] == [16, 16, 16]
 
 
-@pytest.mark.parametrize("lane", Priority)
-def test_a_text_that_fits_into_a_batch_is_not_cut_to_be_divided(lane: Priority) -> None:
+@pytest.mark.parametrize("priority", Priority)
+def test_a_text_that_fits_into_a_batch_is_not_cut_to_be_divided(priority: Priority) -> None:
     """Several workers divide texts, and not a text."""
     text = tuple(range(500))
     scheduler = scheduler_of(budget=1024, prefixes=PrefixCache(256))
-    submit(scheduler, request_of([text], lane=lane))
+    submit(scheduler, request_of([text], priority=priority))
     batch = scheduler.next_batch(0.0, bulk_takers=4, query_takers=4)
     assert batch is not None
     assert (batch.tokens, batch.segments[0].is_unfinished) == (500, False)
@@ -428,6 +430,6 @@ def test_a_part_of_bulk_counts_as_bulk() -> None:
     submit(scheduler, request_of([LONG]))
     batch = planned(scheduler)
     assert batch.has_bulk
-    assert batch.lane_texts(Priority.BULK) == 0
+    assert batch.texts_at(Priority.BULK) == 0
     scheduler.record(batch, 0.5)
     assert scheduler._bulk_tokens / scheduler._bulk_seconds == 16

@@ -28,7 +28,7 @@ TEXTS = st.builds(
     st.sampled_from([(0,) * 30, (0, 0, 0, 0, 1) * 6, (0, 0, 0, 0, 0, 1) * 5, (1,) + (0,) * 29]),
     st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 17, 30]),
 )
-LANES = st.sampled_from(Priority)
+PRIORITIES = st.sampled_from(Priority)
 WHICH = st.integers(0, 10)
 
 
@@ -90,7 +90,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         texts=st.lists(TEXTS, min_size=1, max_size=6),
-        lane=LANES,
+        priority=PRIORITIES,
         split=st.sampled_from([0, 3, 5]),
         pin=st.booleans(),
         prompt_tokens=st.sampled_from([0, 0, 1]),
@@ -100,7 +100,7 @@ class Machine(RuleBasedStateMachine):
     def submit(
         self,
         texts: list[Ids],
-        lane: Priority,
+        priority: Priority,
         split: int,
         pin: bool,
         prompt_tokens: int,
@@ -109,7 +109,7 @@ class Machine(RuleBasedStateMachine):
     ) -> None:
         job = request_of(
             texts,
-            lane=lane,
+            priority=priority,
             shared_tokens=split,
             is_pinned=pin,
             prompt_tokens=prompt_tokens,
@@ -150,7 +150,7 @@ class Machine(RuleBasedStateMachine):
         )
         if batch is None:
             return False
-        assert all(segment.job.lane is Priority.INTERACTIVE or not queries_only
+        assert all(segment.job.priority is Priority.INTERACTIVE or not queries_only
                    for segment in batch.segments)  # fmt: skip
         assert not any(segment.job.dead for segment in batch.segments)
         self.check_size(batch)
@@ -196,7 +196,7 @@ class Machine(RuleBasedStateMachine):
         one, other = (chunk.ids_of(place).tolist() for _, chunk, place in (leader, follower))
         assert one == other
         assert leader[0].prompt_tokens == follower[0].prompt_tokens
-        assert follower[0].lane is Priority.BULK or leader[0].lane is Priority.INTERACTIVE
+        assert follower[0].priority is Priority.BULK or leader[0].priority is Priority.INTERACTIVE
 
     def end_text(self, text: Duplicate) -> None:
         job, chunk, place = text
@@ -242,8 +242,8 @@ class Machine(RuleBasedStateMachine):
         if self.scheduler.prefixes is not None:
             self.scheduler.prefixes.check()
         assert max(self.ended.values(), default=1) == 1
-        for lane in self.scheduler.lanes.values():
-            assert 0 <= lane.ready_tokens <= lane.waiting_tokens
+        for queue in self.scheduler.queues.values():
+            assert 0 <= queue.ready_tokens <= queue.waiting_tokens
 
     def teardown(self) -> None:
         """Everything comes to its end in a number of steps that is bounded."""
@@ -267,8 +267,8 @@ class Machine(RuleBasedStateMachine):
     def check_at_rest(self) -> None:
         scheduler = self.scheduler
         assert repr(scheduler._twins) == "InFlightTexts(in_flight=0, following=0)"
-        assert {lane.waiting_tokens for lane in scheduler.lanes.values()} == {0}
-        assert {lane.ready_tokens for lane in scheduler.lanes.values()} == {0}
+        assert {queue.waiting_tokens for queue in scheduler.queues.values()} == {0}
+        assert {queue.ready_tokens for queue in scheduler.queues.values()} == {0}
         if scheduler.prefixes is not None:
             scheduler.prefixes.check(idle=True)
 

@@ -31,7 +31,7 @@ def scheduler(request: pytest.FixtureRequest) -> Scheduler:
 
 
 def query(*texts: Ids, **options: Any) -> Request:
-    return request_of(texts, lane=Priority.INTERACTIVE, **options)
+    return request_of(texts, priority=Priority.INTERACTIVE, **options)
 
 
 def planned(scheduler: Scheduler, **options: Any) -> Batch:

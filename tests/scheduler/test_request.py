@@ -17,7 +17,7 @@ OUTPUT = OutputSpec(dimension=2)
 
 
 def job_of(*texts: str, **options: object) -> Request:
-    return Request(texts, lane=Priority.BULK, output=OUTPUT, **options)  # type: ignore[arg-type]
+    return Request(texts, priority=Priority.BULK, output=OUTPUT, **options)  # type: ignore[arg-type]
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=20))
@@ -138,10 +138,10 @@ def test_a_job_says_how_far_it_is() -> None:
     job = job_of("a", "b")
     job.next_rows(1)
     assert repr(job).startswith(
-        f"Request(id={job.id}, lane=bulk, texts=2, untokenized=1, remaining=2"
+        f"Request(id={job.id}, priority=bulk, texts=2, untokenized=1, remaining=2"
     )
 
 
-@pytest.mark.parametrize("lane", list(Priority))
-def test_a_lane_is_found_by_its_name(lane: Priority) -> None:
-    assert Priority(lane.value) is lane
+@pytest.mark.parametrize("priority", list(Priority))
+def test_a_priority_is_found_by_its_name(priority: Priority) -> None:
+    assert Priority(priority.value) is priority

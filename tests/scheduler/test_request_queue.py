@@ -1,4 +1,4 @@
-"""One lane: who is let in and when, whose turn it is, and what fits into a batch."""
+"""One priority: who is let in and when, whose turn it is, and what fits into a batch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def job_of(*lengths: int, route: int = 0) -> Request:
     firsts = itertools.islice(_thousands, len(lengths))  # no two texts are alike
     texts = [np.arange(a, a + n, dtype=np.int32) for a, n in zip(firsts, lengths, strict=True)]
     return Request(
-        texts, lane=Priority.BULK, output=OutputSpec(dimension=1), route=route, tokenized=True
+        texts, priority=Priority.BULK, output=OutputSpec(dimension=1), route=route, tokenized=True
     )
 
 
@@ -140,7 +140,7 @@ def test_jobs_take_turns_at_being_tokenised() -> None:
 
 def test_a_guess_is_put_right_when_the_text_is_tokenised() -> None:
     queue = RequestQueue(1000)
-    job = Request(["x" * 400], lane=Priority.BULK, output=OutputSpec(dimension=1))
+    job = Request(["x" * 400], priority=Priority.BULK, output=OutputSpec(dimension=1))
     queue.enter(job)
     assert queue.waiting_tokens == 102
     assert queue.next_to_tokenize(10) is not None
@@ -250,7 +250,7 @@ def test_a_job_that_ended_is_never_planned(admitted: bool) -> None:
     assert not job.spans
 
 
-def test_a_lane_says_how_much_waits() -> None:
+def test_a_queue_says_how_much_waits() -> None:
     queue = ready_queue(job_of(4), job_of(4), max_tokens=5)
     assert repr(queue) == (
         "RequestQueue(waiting_tokens=4, ready_tokens=4, waiting_room=1, untokenized=0, ready=1)"

@@ -43,16 +43,19 @@ Rows = npt.NDArray[np.int64]
 
 
 def job_of(
-    *lengths: int, lane: Priority = Priority.BULK, route: int = 0, deadline_s: float | None = None
+    *lengths: int,
+    priority: Priority = Priority.BULK,
+    route: int = 0,
+    deadline_s: float | None = None,
 ) -> Request:
     texts = [np.zeros(length, dtype=np.int32) for length in lengths]
     return Request(
-        texts, lane=lane, output=OUTPUT, route=route, tokenized=True, deadline_s=deadline_s
+        texts, priority=priority, output=OUTPUT, route=route, tokenized=True, deadline_s=deadline_s
     )
 
 
 def query_of(*lengths: int, **options: float) -> Request:
-    return job_of(*lengths, lane=Priority.INTERACTIVE, **options)  # type: ignore[arg-type]
+    return job_of(*lengths, priority=Priority.INTERACTIVE, **options)  # type: ignore[arg-type]
 
 
 def other_ids(count: int) -> npt.NDArray[np.int32]:
@@ -145,7 +148,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         target=submitted,
-        lane=st.sampled_from(Priority),
+        priority=st.sampled_from(Priority),
         texts=st.lists(st.tuples(st.integers(0, 80), st.integers(1, 30)), min_size=1, max_size=8),
         route=st.integers(0, 1),
         timeout_s=st.none() | st.floats(0.01, 1.0),
@@ -153,7 +156,7 @@ class Machine(RuleBasedStateMachine):
     )
     def submit(
         self,
-        lane: Priority,
+        priority: Priority,
         texts: list[tuple[int, int]],
         route: int,
         timeout_s: float | None,
@@ -162,7 +165,7 @@ class Machine(RuleBasedStateMachine):
         route %= len(self.scheduler.shapes)
         job = Request(
             ["x" * characters for characters, _ in texts],
-            lane=lane,
+            priority=priority,
             output=OUTPUT,
             route=route,
             deadline_s=None if timeout_s is None else self.now_s + timeout_s,
@@ -170,7 +173,7 @@ class Machine(RuleBasedStateMachine):
         limit = self.scheduler.shapes[route].max_length or 30
         self.actual[job] = np.array([min(tokens, limit) for _, tokens in texts])
         self.delivered[job], self.taken[job] = set(), set()
-        waiting = self.scheduler.waiting_tokens(lane)
+        waiting = self.scheduler.waiting_tokens(priority)
         chunk = chunk_of(job, self.actual[job]) if tokenized else None
         if tokenized:
             self.adopted.add(job)
@@ -182,7 +185,7 @@ class Machine(RuleBasedStateMachine):
             assert job.admitted is room
         if job.admitted:
             added = self.expected_waiting(job)
-            assert waiting == 0 or waiting + added <= self.scheduler.lanes[lane].max_tokens
+            assert waiting == 0 or waiting + added <= self.scheduler.queues[priority].max_tokens
         return job
 
     @rule(target=claims)
@@ -278,14 +281,14 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     @precondition(lambda self: hasattr(self, "scheduler"))
     def the_books_agree(self) -> None:
-        for lane, queue in self.scheduler.lanes.items():
-            alive = [job for job in self.jobs if job.lane is lane and not job.dead]
+        for priority, queue in self.scheduler.queues.items():
+            alive = [job for job in self.jobs if job.priority is priority and not job.dead]
             admitted = [job for job in alive if job.admitted]
             assert queue.waiting_tokens == sum(map(self.expected_waiting, admitted))
             assert queue.ready_tokens == sum(
                 int(self.actual[job][row]) for job in admitted for row in self.ready_rows(job)
             )
-            assert self.scheduler.waiting_tokens(lane) == queue.waiting_tokens
+            assert self.scheduler.waiting_tokens(priority) == queue.waiting_tokens
             # First come, first let in.
             assert admitted == alive[: len(admitted)]
 
@@ -321,7 +324,7 @@ class Machine(RuleBasedStateMachine):
             if not job.dead:
                 assert self.taken[job] == set(range(len(job))), job
                 assert job.remaining == 0
-        for queue in self.scheduler.lanes.values():
+        for queue in self.scheduler.queues.values():
             assert (queue.waiting_tokens, queue.ready_tokens) == (0, 0)
 
     def claimed_rows(self, job: Request) -> set[int]:
@@ -511,7 +514,7 @@ def test_bulk_is_tokenised_a_few_batches_ahead_and_no_more() -> None:
     scheduler.submit(job, 0.0)
     tokenize_all(scheduler)
     ahead = 10 * TOKENIZE_AHEAD_BATCHES
-    assert ahead <= scheduler.lanes[Priority.BULK].ready_tokens < 2 * ahead
+    assert ahead <= scheduler.queues[Priority.BULK].ready_tokens < 2 * ahead
     assert scheduler.next_to_tokenize() is None
     for _ in range(2 * TOKENIZE_AHEAD_BATCHES):
         scheduler.next_batch(0.0)
@@ -603,7 +606,7 @@ def test_room_that_an_ended_job_leaves_is_used_at_once() -> None:
     assert scheduler.waiting_tokens(Priority.BULK) == 10
 
 
-def test_the_lanes_are_bounded_apart() -> None:
+def test_the_queues_are_bounded_apart() -> None:
     scheduler = scheduler_of(max_queue_tokens=10)
     submit_ready(scheduler, job_of(10))
     assert not scheduler.has_room_for(job_of(1))

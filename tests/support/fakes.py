@@ -88,7 +88,7 @@ class RanBatch:
     padded_length: int | None
     tokens: int
     texts: tuple[str, ...]
-    lanes: tuple[str, ...]
+    priorities: tuple[str, ...]
 
     def __contains__(self, text: str) -> bool:
         return text in self.texts
@@ -185,7 +185,7 @@ class FakeRunner:
                 reason="a fake has its own way",
                 dimension=DIMENSION,
                 max_length=self.max_length,
-                same_bits=True,
+                batch_invariant=True,
             )
             for name, shape in zip(self.route_names, self.shapes, strict=True)
         )
@@ -265,15 +265,15 @@ class FakeRunner:
         return FakeTicket(computed - batch.tokens, batch, computed)
 
     def _record(self, batch: Batch) -> None:
-        texts, lanes = [], []
+        texts, priorities = [], []
         for segment in batch.segments:
             for row in segment.chunk.rows[segment.start : segment.stop].tolist():
                 text = segment.job.texts[row]
                 texts.append(text if isinstance(text, str) else str(text.tolist()))
-                lanes.append(segment.job.lane.value)
+                priorities.append(segment.job.priority.value)
         with self._changed:
             self.batches.append(
-                RanBatch(batch.route, batch.padded_length, batch.tokens, (*texts,), (*lanes,))
+                RanBatch(batch.route, batch.padded_length, batch.tokens, (*texts,), (*priorities,))
             )
             self._changed.notify_all()
 

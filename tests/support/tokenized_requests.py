@@ -26,7 +26,7 @@ Ids = tuple[int, ...]
 
 def request_of(texts: Sequence[Ids], **options: Any) -> Request:
     arrays = [np.array(text, dtype=np.int32) for text in texts]
-    return Request(arrays, output=OUTPUT, tokenized=True, **{"lane": Priority.BULK, **options})
+    return Request(arrays, output=OUTPUT, tokenized=True, **{"priority": Priority.BULK, **options})
 
 
 def chunk_of(

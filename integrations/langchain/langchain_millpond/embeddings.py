@@ -30,7 +30,7 @@ ENGINE_OPTIONS = (
     *("device", "devices", "dtype", "revision", "trust_remote_code", "max_length", "pooling"),
     "prompts",
     *("max_batch_tokens", "max_queue_tokens", "max_query_wait_ms"),
-    *("memory_utilization", "memory_bytes", "prefix_cache", "warmup", "deterministic"),
+    *("memory_utilization", "memory_bytes", "prefix_cache", "warmup", "batch_invariant"),
 )
 """The fields that configure the engine under its own names; `cache_folder` is its `cache_dir`."""
 
@@ -80,7 +80,7 @@ class EmbeddingOptions(TypedDict, total=False):
     memory_bytes: int | None
     prefix_cache: Literal["auto", "off"]
     warmup: bool
-    deterministic: bool
+    batch_invariant: bool
     cache_folder: str | os.PathLike[str] | None
     engine: Engine | None
 
@@ -223,7 +223,7 @@ class MillpondEmbeddings(BaseModel, Embeddings):
     max_batch_tokens: int | Literal["auto"] = EngineConfig.max_batch_tokens
     """Most tokens in one forward pass."""
     max_queue_tokens: int = EngineConfig.max_queue_tokens
-    """Most tokens waiting in each lane; callers wait beyond it."""
+    """Most tokens waiting at each priority; callers wait beyond it."""
     max_query_wait_ms: float = EngineConfig.max_query_wait_ms
     """Longest a query may wait behind ingestion, beside its own forward pass."""
     memory_utilization: float | None = None
@@ -234,7 +234,7 @@ class MillpondEmbeddings(BaseModel, Embeddings):
     """Keep beginnings that texts share, where the model allows it."""
     warmup: bool = False
     """On CUDA: prepare for queries while loading, not at the first of each size."""
-    deterministic: bool = False
+    batch_invariant: bool = False
     """On CUDA: the same bits whatever else is in flight. On CPU this is always so."""
     cache_folder: Annotated[str | None, PathText] = Field(
         default_factory=_from_env("MILLPOND_CACHE_FOLDER", None)
@@ -315,14 +315,14 @@ class MillpondEmbeddings(BaseModel, Embeddings):
         return {
             "task": task,
             "prompt": self.query_prompt if query else self.document_prompt,
-            "lane": "interactive" if query else "bulk",
+            "priority": "interactive" if query else "bulk",
             "dimensions": self.dimensions,
             "normalize": self.normalize,
             "truncate": self.truncate,
         }
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Embed documents, in the bulk lane and with the document prompt.
+        """Embed documents, at bulk priority and with the document prompt.
 
         Args:
             texts: The texts to embed.
@@ -337,7 +337,7 @@ class MillpondEmbeddings(BaseModel, Embeddings):
         return rows
 
     def embed_query(self, text: str) -> list[float]:
-        """Embed a query, in the interactive lane and with the query prompt.
+        """Embed a query, at interactive priority and with the query prompt.
 
         Args:
             text: The text to embed.

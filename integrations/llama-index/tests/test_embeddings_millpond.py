@@ -123,7 +123,7 @@ def test_each_way_in_gives_the_engines_vector_of_its_task(
 
 
 @call
-def test_queries_take_the_interactive_lane_and_texts_the_bulk_lane(
+def test_queries_have_interactive_priority_and_texts_bulk(
     name: str, model: MillpondEmbedding, hook: AddHook
 ) -> None:
     ran: list[BatchStats] = []
@@ -454,7 +454,7 @@ def test_every_option_of_the_engine_reaches_it(
         "memory_bytes": None,
         "prefix_cache": "off",
         "warmup": True,
-        "deterministic": True,
+        "batch_invariant": True,
         "cache_dir": "here",
     }
     assert {*values, "normalize"} == set(EngineConfig.__dataclass_fields__)
@@ -657,7 +657,7 @@ OPTIONS: dict[str, Any] = {
     "max_length": 8,
     "pooling": "cls",
     "prompts": {"query": ""},
-    "deterministic": True,
+    "batch_invariant": True,
     "query_instruction": "",
     "text_instruction": "",
     "normalize": False,

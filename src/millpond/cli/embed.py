@@ -123,7 +123,7 @@ def embed(
         max_length=max_length,
         revision=revision,
         trust_remote_code=trust_remote_code,
-        deterministic=True,  # a run that goes on meets other batches, and gives the same bytes
+        batch_invariant=True,  # a run that goes on meets other batches, and gives the same bytes
     ) as engine:
         show = _shows_progress(output) if progress is None else progress
         _carry_out(run, engine, resume=resume, show_progress=show)

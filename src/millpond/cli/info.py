@@ -121,4 +121,4 @@ def _route_lines(route: Facts, *, named: bool) -> Iterator[tuple[str, str]]:
     yield f"{prefix}dimensions", str(route["dimension"])
     yield f"{prefix}longest text", length
     yield f"{prefix}execution", f"{route['execution']}: {route['reason']}"
-    yield f"{prefix}same bits", "in any batch" if route["same_bits"] else "not in every batch"
+    yield f"{prefix}batch invariant", "yes" if route["batch_invariant"] else "no"

@@ -110,7 +110,8 @@ MaxBatchTokens = Annotated[
 MaxQueuedTokens = Annotated[
     int,
     typer.Option(
-        "--max-queued-tokens", help="Most tokens waiting in a lane before requests get a 429."
+        "--max-queued-tokens",
+        help="Most tokens waiting at each priority before requests get a 429.",
     ),
 ]
 

@@ -156,7 +156,7 @@ class EngineCore:
     def _prepare(self, job: Request) -> TokenChunk | None:
         """A short query skips the tokenising thread: two thread switches less to wait for."""
         few = len(job) <= INLINE_TEXTS and job.waiting_tokens <= INLINE_TOKENS
-        if job.lane is Priority.BULK or not few or not job.remaining:
+        if job.priority is Priority.BULK or not few or not job.remaining:
             return None
         tokenized = tokenize(self._runner, job, np.sort(job.order))
         for row, error in tokenized.refused.items():
@@ -182,16 +182,16 @@ class EngineCore:
 
     def _require_room_for(self, job: Request) -> None:
         if not self._has_room_for(job):
-            waiting_tokens = self._scheduler.waiting_tokens(job.lane) + self._beside(job.lane)
-            raise _queue_full(job, waiting_tokens)
+            waiting_tokens = self._scheduler.waiting_tokens(job.priority)
+            raise _queue_full(job, waiting_tokens + self._beside(job.priority))
 
     def _has_room_for(self, job: Request) -> bool:
-        return self._scheduler.has_room_for(job, beside=self._beside(job.lane))
+        return self._scheduler.has_room_for(job, beside=self._beside(job.priority))
 
-    def _beside(self, lane: Priority) -> int:
-        """Tokens of a lane that the scheduler has not heard of, less those it is to forget."""
-        arriving = [job for job, _ in self._arrivals if job.lane is lane]
-        leaving = [job for job in self._leaving() if job.lane is lane]
+    def _beside(self, priority: Priority) -> int:
+        """Tokens of a priority that the scheduler has not heard of, less those it is to forget."""
+        arriving = [job for job, _ in self._arrivals if job.priority is priority]
+        leaving = [job for job in self._leaving() if job.priority is priority]
         more = sum(job.waiting_tokens for job in arriving if job not in leaving)
         return more - sum(job.waiting_tokens for job in leaving if job.admitted)
 
@@ -257,10 +257,10 @@ class EngineCore:
                 waiting_bulk_tokens=self._waiting_tokens(Priority.BULK),
             )
 
-    def _waiting_tokens(self, lane: Priority) -> int:
+    def _waiting_tokens(self, priority: Priority) -> int:
         if self._health == "failed":  # all that waited has ended
             return 0
-        return self._scheduler.waiting_tokens(lane) + self._beside(lane)
+        return self._scheduler.waiting_tokens(priority) + self._beside(priority)
 
     def abandon_in_child(self) -> None:
         """In a forked child: the threads stayed behind, so nothing pending here will ever run."""
@@ -565,8 +565,8 @@ def engine_failure(cause: BaseException | None) -> EngineFailed:
 
 def _queue_full(job: Request, waiting_tokens: int) -> QueueFull:
     return QueueFull(
-        f"{waiting_tokens} tokens are waiting in the {job.lane.value} lane and this call brings "
-        f"about {job.waiting_tokens} more; try again later, or raise max_queue_tokens"
+        f"{waiting_tokens} tokens are waiting in the {job.priority.value} queue and this call "
+        f"brings about {job.waiting_tokens} more; try again later, or raise max_queue_tokens"
     )
 
 

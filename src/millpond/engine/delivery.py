@@ -93,9 +93,9 @@ class Delivery:
             return None
         batch = self.batch
         return BatchStats(
-            interactive_texts=batch.lane_texts(Priority.INTERACTIVE),
-            bulk_texts=batch.lane_texts(Priority.BULK),
-            twin_texts=sum(map(len, self.duplicates.values())),
+            interactive_texts=batch.texts_at(Priority.INTERACTIVE),
+            bulk_texts=batch.texts_at(Priority.BULK),
+            deduplicated_texts=sum(map(len, self.duplicates.values())),
             tokens=batch.tokens,
             cached_tokens=batch.cached_tokens,
             padded_tokens=self._pass.padded_tokens,

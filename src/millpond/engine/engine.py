@@ -47,7 +47,7 @@ class CallOptions(TypedDict, total=False):
     normalize: bool | None
     truncate: TruncateSide | None
     output_dtype: OutputDType
-    lane: Priority | str | None
+    priority: Priority | str | None
     timeout: float | None
 
 
@@ -114,7 +114,7 @@ class Engine:
         normalize: bool | None = None,
         truncate: TruncateSide | None = None,
         output_dtype: OutputDType = "float32",
-        lane: Priority | str | None = None,
+        priority: Priority | str | None = None,
         timeout: float | None = None,
         progress: bool | ProgressHook = False,
     ) -> npt.NDArray[Any]:
@@ -131,7 +131,7 @@ class Engine:
         - `truncate`: cut a text longer than the model reads at its "end" or "start", or raise
           `TextTooLong` ("error"); None cuts where the checkpoint says, the end as a rule.
         - `output_dtype`: float32, float16, int8, uint8, binary or ubinary.
-        - `lane`: "interactive" or "bulk"; None is interactive for a single text or a query.
+        - `priority`: "interactive" or "bulk"; None is interactive for a single text or a query.
         - `timeout`: seconds until `DeadlineExceeded`.
         - `progress`: show a progress bar (True), or call a function with a `CallProgress` after
           every batch; texts cut short are then that function's to report, and not logged.
@@ -152,7 +152,7 @@ class Engine:
                     normalize=normalize,
                     truncate=truncate,
                     output_dtype=output_dtype,
-                    lane=lane,
+                    priority=priority,
                     timeout=timeout,
                     progress=hook,
                     reports_truncation=hook is progress,
@@ -197,7 +197,7 @@ class Engine:
         of the others; raised is what concerns the call: `InvalidOption`, `EngineClosed`, or
         `InvalidText` for what holds no texts at all.
 
-        Blocks while the lane's queue is full, or raises `QueueFull` where `wait` is False.
+        Blocks while the queue of its priority is full, or raises `QueueFull` where `wait` is False.
         Cancelling the future takes out the texts that have not run.
         """
         require_bool("wait", wait)
@@ -238,7 +238,7 @@ class Engine:
                 "many texts will come"
             )
         request = replace(
-            _request({"lane": Priority.BULK, **options}),
+            _request({"priority": Priority.BULK, **options}),
             progress=progress,
             reports_truncation=progress is not None,
         )

@@ -41,6 +41,11 @@ class EngineInfo:
         return self.routes[0].reason
 
     @property
+    def batch_invariant(self) -> bool:
+        """Whether a text's vector is the same to the bit in every batch, by any route."""
+        return all(route.batch_invariant for route in self.routes)
+
+    @property
     def prefix_reason(self) -> str:
         """Why beginnings that texts share can be kept, or why not."""
         return self.routes[0].prefixes

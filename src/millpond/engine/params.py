@@ -48,7 +48,7 @@ class EmbedParams:
     normalize: bool | None = None
     truncate: TruncateSide | None = None
     output_dtype: OutputDType = "float32"
-    lane: Priority | str | None = None
+    priority: Priority | str | None = None
     timeout: float | None = None
     progress: ProgressHook | None = None
     reports_truncation: bool = False
@@ -87,7 +87,7 @@ class EmbedParams:
         output.require_enough(len(taken.items))
         job = Request(
             taken.items,
-            lane=self._lane(len(taken.items)),
+            priority=self._priority(len(taken.items)),
             output=output,
             route=route,
             prompt=prompt,
@@ -159,7 +159,7 @@ class EmbedParams:
             raise InvalidOption(
                 f"prompt={self.prompt!r}: it holds half of a surrogate pair, no Unicode text"
             )
-        self._lane(1)
+        self._priority(1)
 
     def _prompt(self, spec: ModelSpec, tokenized: bool) -> str:
         prompt = spec.prompt_text(task=self.task, prompt=self.prompt, prompt_name=self.prompt_name)
@@ -170,13 +170,15 @@ class EmbedParams:
             )
         return prompt
 
-    def _lane(self, texts: int) -> Priority:
-        if self.lane is None:
+    def _priority(self, texts: int) -> Priority:
+        if self.priority is None:
             return Priority.INTERACTIVE if self.task == "query" or texts == 1 else Priority.BULK
         try:
-            return Priority(self.lane)
+            return Priority(self.priority)
         except ValueError:
-            raise InvalidOption(f"lane={self.lane!r}: choose 'interactive' or 'bulk'") from None
+            raise InvalidOption(
+                f"priority={self.priority!r}: choose 'interactive' or 'bulk'"
+            ) from None
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,7 @@ class _Encoders:
 
     def _replace_layers(self, transformer: Transformer, tokenizer: TextTokenizer) -> None:
         """Put faster layers in the place of transformers' own; the model's result is to stay."""
-        model, steady = transformer.model, self.config.deterministic
+        model, steady = transformer.model, self.config.batch_invariant
         if self.config.dtype == "int8":
             quantize(transformer, _ordinary_texts(tokenizer))
         if self.device.type == "cpu":
@@ -214,8 +214,8 @@ def _reason_against_prefixes(
         return "the model does not run packed"
     if not head.reads_last_token_only:
         return "a vector needs all tokens of its text, not the last alone"
-    if config.deterministic and device.type == "cuda":
-        return "deterministic computes every text whole"
+    if config.batch_invariant and device.type == "cuda":
+        return "batch_invariant computes every text whole"
     return None
 
 
@@ -241,7 +241,7 @@ def _load_model(route: Route, encoders: _Encoders) -> PoolingModel:
         normalize=encoders.config.normalize,
         trust_remote_code=encoders.config.trust_remote_code,
         pooled=static,
-        fixed_shapes=encoders.config.deterministic or None,
+        fixed_shapes=encoders.config.batch_invariant or None,
     )
     return PoolingModel(
         name=route.name,

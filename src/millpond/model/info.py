@@ -23,7 +23,7 @@ class RouteInfo:
     """Dimensions of a vector."""
     max_length: int | None
     """Longest text in tokens, special tokens included; None for no limit."""
-    same_bits: bool = False
+    batch_invariant: bool = False
     """Whether a text's vector is the same to the bit whatever it is batched with, on any number
     of threads and after any cached prefix, as a check at load found on this machine."""
     prefixes: str = ""

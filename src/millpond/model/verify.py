@@ -181,12 +181,12 @@ def verify_fused(
         if transformer.is_int8:  # which has an attention of its own
             longest = max(range(len(texts)), key=lambda i: len(texts[i]))
             reason = disagreement(rows, expected, int8_error=transformer.int8_error)
-            same_bits = _same_bits_in_company(transformer, texts[longest], rows[longest])
+            batch_invariant = _same_bits_in_company(transformer, texts[longest], rows[longest])
         else:
-            reason, same_bits = None, all(map(torch.equal, rows, expected))
+            reason, batch_invariant = None, all(map(torch.equal, rows, expected))
     except Exception as error:  # other layers, or embeddings that are called otherwise
-        reason, same_bits = _first_line(error), False
-    if reason is not None or not same_bits:
+        reason, batch_invariant = _first_line(error), False
+    if reason is not None or not batch_invariant:
         logger.debug("the model's own forward stays: %s", reason or "other bits without it")
         transformer.use_own_forward()
 

@@ -116,7 +116,7 @@ def _batch(
     segments = []
     for place, ids in enumerate(texts):
         output = OutputSpec(dimension=1)
-        job = Request([ids], output=output, lane=Priority.BULK, route=route, tokenized=True)
+        job = Request([ids], output=output, priority=Priority.BULK, route=route, tokenized=True)
         chunk = TokenChunk.build(np.zeros(1, dtype=np.int64), ids, np.array([len(ids)]))
         held = None if claims is None else (claims[place],)
         segments.append(Segment(job, chunk, 0, 1, held))

@@ -32,7 +32,7 @@ MANY_THREADS, MANY_THREADS_TIMES = 8, 2
 MIN_BATCH_TOKENS = {"cuda": 4096, "mps": 512}
 
 
-# On CUDA with `deterministic`: every pass has these rows, and a lone query pays for them too.
+# On CUDA with `batch_invariant`: every pass has these rows, and a lone query pays for them too.
 DETERMINISTIC_ROWS = 8192
 
 

@@ -100,7 +100,7 @@ class TorchModelRunner:
         *,
         device: torch.device,
         max_batch_tokens: int,
-        deterministic: bool = False,
+        batch_invariant: bool = False,
         max_length: int | None = None,
         prefixes: KVCacheConfig | None = None,
         threads: CpuWorkers | None = None,
@@ -110,7 +110,7 @@ class TorchModelRunner:
         self.routes = tuple(pipeline.info() for pipeline in pipelines)
         self.device = device
         self._fixed_rows = None
-        if deterministic and device.type == "cuda":
+        if batch_invariant and device.type == "cuda":
             self._fixed_rows = min(DETERMINISTIC_ROWS, max_batch_tokens + 1)
             max_batch_tokens = self._fixed_rows - 1
         self.max_batch_tokens = max_batch_tokens
@@ -170,12 +170,12 @@ class TorchModelRunner:
             pipelines,
             device=device,
             max_batch_tokens=max_batch_tokens,
-            deterministic=config.deterministic,
+            batch_invariant=config.batch_invariant,
             max_length=config.max_length,
             prefixes=prefixes,
             threads=_cpu_threads(pipelines, device, max_batch_tokens),
         )
-        runner.check_batch_invariance(promised=config.deterministic)
+        runner.check_batch_invariance(promised=config.batch_invariant)
         if config.warmup:
             runner.warm_up()
         return runner
@@ -193,7 +193,8 @@ class TorchModelRunner:
             with ThreadPoolExecutor(1, thread_name_prefix="millpond-check") as checks:
                 found = list(checks.map(self._is_batch_invariant, range(len(self.routes))))
         self.routes = tuple(
-            replace(info, same_bits=same) for info, same in zip(self.routes, found, strict=True)
+            replace(info, batch_invariant=same)
+            for info, same in zip(self.routes, found, strict=True)
         )
 
     def _is_batch_invariant(self, route: int) -> bool:

@@ -113,15 +113,15 @@ class Batch:
         """The jobs it holds texts of, each once."""
         return tuple({segment.job.id: segment.job for segment in self.segments}.values())
 
-    def lane_texts(self, lane: Priority) -> int:
-        """Texts of one lane, those that it does not finish left out."""
-        segments = [segment for segment in self.segments if segment.job.lane is lane]
+    def texts_at(self, priority: Priority) -> int:
+        """Texts of one priority, those that it does not finish left out."""
+        segments = [segment for segment in self.segments if segment.job.priority is priority]
         return sum(segment.texts for segment in segments if not segment.is_unfinished)
 
     @property
     def has_bulk(self) -> bool:
         """Whether it is for ingestion too, texts that it does not finish included."""
-        return any(segment.job.lane is Priority.BULK for segment in self.segments)
+        return any(segment.job.priority is Priority.BULK for segment in self.segments)
 
     def alive(self) -> Batch:
         """The plan without the texts of jobs that ended meanwhile."""

@@ -55,7 +55,7 @@ class BatchBuilder:
     parts_taken: int = 0
     """Texts in it that are computed in part already."""
     waiting_beside: int = 0
-    """Tokens that wait in the lane beside those of the job whose turn it is."""
+    """Tokens that wait in the queue beside those of the job whose turn it is."""
     route: int | None = None
     padded_length: int | None = None
     oldest_ready_s: float = float("inf")

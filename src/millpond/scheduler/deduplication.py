@@ -31,7 +31,9 @@ class InFlightTexts:
     """Who computes a text for whom, by digests of token ids that the ids themselves confirm."""
 
     def __init__(self) -> None:
-        self._leaders: dict[Priority, dict[int, Duplicate]] = {lane: {} for lane in Priority}
+        self._leaders: dict[Priority, dict[int, Duplicate]] = {
+            priority: {} for priority in Priority
+        }
         self._followers: dict[tuple[Priority, int], list[Duplicate]] = {}
 
     def __len__(self) -> int:
@@ -46,25 +48,30 @@ class InFlightTexts:
         """Let a text follow its twin, if it has one in flight."""
         digest = int(chunk.digests[place])
         return any(
-            digest in self._leaders[lane] and self._follows(lane, digest, (job, chunk, place))
-            for lane in FOLLOWED[job.lane]
+            digest in self._leaders[priority]
+            and self._follows(priority, digest, (job, chunk, place))
+            for priority in FOLLOWED[job.priority]
         )
 
-    def _follows(self, lane: Priority, digest: int, text: Duplicate) -> bool:
-        if not _are_twins(self._leaders[lane][digest], text):
+    def _follows(self, priority: Priority, digest: int, text: Duplicate) -> bool:
+        if not _are_twins(self._leaders[priority][digest], text):
             return False
-        self._followers.setdefault((lane, digest), []).append(text)
+        self._followers.setdefault((priority, digest), []).append(text)
         return True
 
     def lead(self, job: Request, chunk: TokenChunk, place: int) -> None:
         """A text is going to be computed: from now on others may follow it."""
-        self._leaders[job.lane].setdefault(int(chunk.digests[place]), (job, chunk, place))
+        self._leaders[job.priority].setdefault(int(chunk.digests[place]), (job, chunk, place))
 
     def leading(
         self, job: Request, chunk: TokenChunk, start: int, stop: int
     ) -> Iterator[tuple[int, int]]:
         """Of the texts `start:stop`, the runs of those that are to be computed: they lead."""
-        first, queries, own = start, self._leaders[Priority.INTERACTIVE], self._leaders[job.lane]
+        first, queries, own = (
+            start,
+            self._leaders[Priority.INTERACTIVE],
+            self._leaders[job.priority],
+        )
         for place, digest in enumerate(chunk.digests[start:stop].tolist(), start):
             if (digest in own or digest in queries) and self.follows(job, chunk, place):
                 if first < place:
@@ -80,12 +87,12 @@ class InFlightTexts:
         followers = {}
         place = 0
         for job, chunk, start, stop, *_ in segments:
-            leaders = self._leaders[job.lane]
+            leaders = self._leaders[job.priority]
             for index, digest in enumerate(chunk.digests[start:stop].tolist(), start):
                 leader = leaders.get(digest)
                 if leader is not None and leader[1] is chunk and leader[2] == index:
                     del leaders[digest]
-                    found = self._followers.pop((job.lane, digest), None)
+                    found = self._followers.pop((job.priority, digest), None)
                     if found:
                         followers[place] = found
                 place += 1

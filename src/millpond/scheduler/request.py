@@ -79,7 +79,7 @@ class Request:
         self,
         texts: Sequence[str] | Sequence[npt.NDArray[np.int32]],
         *,
-        lane: Priority,
+        priority: Priority,
         output: OutputSpec,
         route: int = 0,
         prompt: str = "",
@@ -105,7 +105,7 @@ class Request:
         """
         self.id = next(_job_ids)
         self.texts = texts
-        self.lane = lane
+        self.priority = priority
         self.output = output
         self.route = route
         self.prompt = prompt
@@ -180,7 +180,7 @@ class Request:
         self._finished(rows)
 
     def let_in(self) -> None:
-        """It is admitted to its lane."""
+        """It is admitted to its queue."""
         self.admitted = True
         self.future.admission.open()
 
@@ -269,6 +269,6 @@ class Request:
 
     def __repr__(self) -> str:
         return (
-            f"Request(id={self.id}, lane={self.lane.value}, texts={len(self)}, "
+            f"Request(id={self.id}, priority={self.priority.value}, texts={len(self)}, "
             f"untokenized={self.untokenized}, remaining={self.remaining}, dead={self.dead})"
         )

@@ -90,7 +90,7 @@ class RequestFuture(SteadyFuture[Embeddings]):
     def __init__(self) -> None:
         super().__init__()
         self.admission = Gate()
-        """Open when the job has been let into its lane, or has ended."""
+        """Open when the job has been admitted to its queue, or has ended."""
         self._waiters = _Waiters(self)
         self._threads: OwnThreads | None = None
         self._on_cancel: Callable[[], object] | None = None

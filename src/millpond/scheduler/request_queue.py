@@ -1,4 +1,4 @@
-"""`RequestQueue`, the jobs of one lane from their arrival to their last batch.
+"""`RequestQueue`, the jobs of one priority from their arrival to their last batch.
 
     arrived ──▶ waiting room ──▶ admitted: texts to tokenise ──▶ texts ready ──▶ batch
                 (no room yet)
@@ -24,7 +24,7 @@ MOST_MISFITS = 32  # jobs passed over for one batch before it is good enough as 
 
 
 class RequestQueue:
-    """The waiting jobs of one lane, bounded in tokens."""
+    """The waiting jobs of one priority, bounded in tokens."""
 
     def __init__(self, max_tokens: int) -> None:
         self.max_tokens = max_tokens

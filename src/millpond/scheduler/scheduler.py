@@ -3,7 +3,7 @@
 The policy, all of it:
 
 - A batch is planned only when the runner can take one, so it holds whatever came meanwhile.
-- Queries first. While none is waiting, bulk texts run; a batch serves both lanes only when
+- Queries first. While none is waiting, bulk texts run; a batch serves both priorities only when
   bulk is due and takes the queries along.
 - Workers that are free divide what waits evenly, and some may take nothing but queries.
 - While queries come in and have no worker of their own, a bulk batch is cut to what runs in a
@@ -11,7 +11,7 @@ The policy, all of it:
   batches at a time. A query waits for those ahead of it, and at most as long again as one of them
   for bulk that is due in its own.
 - Bulk is due when queries have kept it waiting for `BULK_PATIENCE` times `max_query_wait_s`.
-- Jobs of a lane take turns, so a small job does not wait for a large one to end.
+- Jobs of one priority take turns, so a small job does not wait for a large one to end.
 - A text that is identical to one in flight is not planned; it gets that one's vector.
 - With a prefix cache a text costs the tokens that the cache does not have, and one that is longer
   than a batch is computed in parts, others going in beside and between them.
@@ -114,10 +114,10 @@ class Scheduler:
         self._plans_to_skip = 0  # before texts without a prompt are looked up again
         self._parts_waiting = 0  # texts that are computed in part and hold blocks
         self._twins = InFlightTexts()
-        self.lanes = {lane: RequestQueue(max_queue_tokens) for lane in Priority}
+        self.queues = {priority: RequestQueue(max_queue_tokens) for priority in Priority}
         self._queues = (
-            self.lanes[Priority.INTERACTIVE],
-            self.lanes[Priority.BULK],
+            self.queues[Priority.INTERACTIVE],
+            self.queues[Priority.BULK],
         )  # queries first
         # A heap. Weakly: a job that has ended is not kept until its deadline.
         self._deadlines: list[tuple[float, int, weakref.ref[Request]]] = []
@@ -132,8 +132,8 @@ class Scheduler:
     # Jobs in.
 
     def has_room_for(self, job: Request, *, beside: int = 0) -> bool:
-        """Whether the job would be admitted at once, with `beside` tokens more in its lane."""
-        return self.lanes[job.lane].has_room_for(job, beside=beside)
+        """Whether the job would be admitted at once, with `beside` tokens more in its queue."""
+        return self.queues[job.priority].has_room_for(job, beside=beside)
 
     def submit(self, job: Request, now_s: float, chunk: TokenChunk | None = None) -> None:
         """Take a job in; `chunk` holds all of its texts when they are tokenised already."""
@@ -141,7 +141,7 @@ class Scheduler:
             self._note_deadline(job, job.deadline_s)
         if chunk is not None:
             job.adopt(chunk, now_s)
-        self.lanes[job.lane].enter(job)
+        self.queues[job.priority].enter(job)
         self._note_ready(job, now_s)
 
     def _note_deadline(self, job: Request, deadline_s: float) -> None:
@@ -156,16 +156,16 @@ class Scheduler:
     def has_to_tokenize(self) -> bool:
         """Whether `next_to_tokenize` may find texts."""
         most = self.max_batch_tokens * self._ahead_batches
-        return any(lane.has_untokenized and lane.ready_tokens < most for lane in self._queues)
+        return any(queue.has_untokenized and queue.ready_tokens < most for queue in self._queues)
 
     def next_to_tokenize(self) -> tuple[Request, npt.NDArray[np.int64]] | None:
-        """Claim the next texts to tokenise: queries first, either lane a few batches ahead."""
+        """Claim the next texts to tokenise: queries first, either queue a few batches ahead."""
         most = self.max_batch_tokens * self._ahead_batches
-        for lane in self._queues:
-            if lane.ready_tokens < most:
+        for queue in self._queues:
+            if queue.ready_tokens < most:
                 # Where nothing is ready a worker may be waiting: a little now, more beside it.
                 first = min(self.max_batch_tokens, FIRST_TOKENS)
-                claimed = lane.next_to_tokenize(min(most, max(first, 2 * lane.ready_tokens)))
+                claimed = queue.next_to_tokenize(min(most, max(first, 2 * queue.ready_tokens)))
                 if claimed is not None:
                     return claimed
         return None
@@ -173,22 +173,22 @@ class Scheduler:
     def ready(self, job: Request, chunk: TokenChunk, now_s: float) -> None:
         """Texts that were claimed are tokenised. Nothing happens if the job ended meanwhile."""
         if not job.dead:
-            self.lanes[job.lane].ready(job, chunk, now_s)
+            self.queues[job.priority].ready(job, chunk, now_s)
             self._note_ready(job, now_s)
 
     def refuse(self, job: Request, errors: Mapping[int, InvalidInput]) -> None:
         """Texts that were claimed cannot be accepted after all: they have errors."""
         if not job.dead:
             rows = list(errors)
-            self.lanes[job.lane].refuse(job, int(job.size_guesses[rows].sum()))
+            self.queues[job.priority].refuse(job, int(job.size_guesses[rows].sum()))
             for row, error in errors.items():
                 job.fail(row, error)
-            self.lanes[job.lane].admit()
+            self.queues[job.priority].admit()
 
     def _note_ready(self, job: Request, now_s: float) -> None:
-        if job.lane is Priority.INTERACTIVE:
+        if job.priority is Priority.INTERACTIVE:
             self._last_query_s = now_s
-        elif self._bulk_waits_since_s is None and self.lanes[Priority.BULK].has_ready:
+        elif self._bulk_waits_since_s is None and self.queues[Priority.BULK].has_ready:
             self._bulk_waits_since_s = now_s
 
     # Jobs out.
@@ -196,13 +196,13 @@ class Scheduler:
     def forget(self, job: Request) -> None:
         """A job ended early: nothing more of it is planned."""
         if not job.dead:
-            lane = self.lanes[job.lane]
-            for claim in lane.forget(job):
+            queue = self.queues[job.priority]
+            for claim in queue.forget(job):
                 assert self.prefixes is not None
                 self.prefixes.release(claim)
                 self._parts_waiting -= 1
-            lane.admit()
-            if not self.lanes[Priority.BULK].has_ready:
+            queue.admit()
+            if not self.queues[Priority.BULK].has_ready:
                 self._bulk_waits_since_s = None
 
     def expired(self, now_s: float) -> list[Request]:
@@ -226,9 +226,9 @@ class Scheduler:
 
     # Batches.
 
-    def has_ready(self, lane: Priority) -> bool:
-        """Whether a text of the lane could go into a batch now."""
-        return self.lanes[lane].has_ready
+    def has_ready(self, priority: Priority) -> bool:
+        """Whether a text of the priority could go into a batch now."""
+        return self.queues[priority].has_ready
 
     def next_batch(
         self,
@@ -240,12 +240,14 @@ class Scheduler:
     ) -> Batch | None:
         """Plan one forward pass, or None when no text is ready.
 
-        What waits in a lane is divided evenly among its takers, the workers that are free for it.
+        What waits in a queue is divided evenly among its takers, the workers that are free for it.
         """
-        lanes = [
-            self.lanes[lane] for lane in Priority if lane is not Priority.BULK or not queries_only
+        queues = [
+            self.queues[priority]
+            for priority in Priority
+            if priority is not Priority.BULK or not queries_only
         ]
-        while any(lane.has_ready for lane in lanes):
+        while any(queue.has_ready for queue in queues):
             plan = self._plan(now_s, queries_only, bulk_takers, query_takers)
             if plan.segments:
                 return plan.batch()
@@ -255,7 +257,7 @@ class Scheduler:
     def _plan(
         self, now_s: float, queries_only: bool, bulk_takers: int, query_takers: int
     ) -> BatchBuilder:
-        interactive, bulk = self.lanes[Priority.INTERACTIVE], self.lanes[Priority.BULK]
+        interactive, bulk = self.queues[Priority.INTERACTIVE], self.queues[Priority.BULK]
         plan = BatchBuilder(self.shapes, self.max_batch_tokens, now_s, self._twins, self.prefixes)
         plan.may_skip_prefixes = self._may_skip_prefixes()
         plan.keys_left = most_keys(self.max_batch_tokens)
@@ -300,11 +302,11 @@ class Scheduler:
         self._plans_to_skip -= 1
         return True
 
-    def _share(self, lane: RequestQueue, takers: int) -> int:
-        """Tokens of one batch where `takers` divide what waits in a lane."""
+    def _share(self, queue: RequestQueue, takers: int) -> int:
+        """Tokens of one batch where `takers` divide what waits in a queue."""
         if takers <= 1:
             return self.max_batch_tokens
-        even = -(-lane.waiting_tokens // takers)
+        even = -(-queue.waiting_tokens // takers)
         least = max(MIN_SHARE_TOKENS, self._min_short_batch_tokens)
         return min(self.max_batch_tokens, max(least, even))
 
@@ -369,7 +371,7 @@ class Scheduler:
         self._wait_again(segment.job, span, now_s)
 
     def _wait_again(self, job: Request, span: PendingSpan, now_s: float) -> None:
-        self.lanes[job.lane].put_back(job, span)
+        self.queues[job.priority].put_back(job, span)
         self._note_ready(job, now_s)
 
     def check_idle(self) -> None:
@@ -392,14 +394,15 @@ class Scheduler:
         """A batch did not fit in memory: plan no larger one than this, and grow back slowly."""
         self.max_batch_tokens = max(1, min(self.max_batch_tokens, max_batch_tokens))
 
-    def waiting_tokens(self, lane: Priority) -> int:
-        """Tokens admitted to a lane and in no batch yet; guessed until tokenised."""
-        return self.lanes[lane].waiting_tokens
+    def waiting_tokens(self, priority: Priority) -> int:
+        """Tokens admitted at a priority and in no batch yet; guessed until tokenised."""
+        return self.queues[priority].waiting_tokens
 
     def __repr__(self) -> str:
+        interactive, bulk = self._queues
         return (
             f"Scheduler(max_batch_tokens={self.max_batch_tokens}, "
-            f"interactive={self.lanes[Priority.INTERACTIVE]!r}, bulk={self.lanes[Priority.BULK]!r})"
+            f"interactive={interactive!r}, bulk={bulk!r})"
         )
 
 

@@ -22,7 +22,7 @@ from .models import ServedModel, ServedModels
 __all__ = ["Metrics"]
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-LANES = ("interactive", "bulk")
+PRIORITIES = ("interactive", "bulk")
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
@@ -48,16 +48,16 @@ class Metrics:
         )
         # Finding a label's own counter takes longer than counting.
         self._of_kind: dict[tuple[str, str, int | None], tuple[Counter, Histogram]] = {}
-        self._of_lane: dict[tuple[str, str], Gauge] = {}
+        self._gauges: dict[tuple[str, str], Gauge] = {}
         self.in_progress = Gauge(
             "millpond_http_requests_in_progress",
             "Requests being answered now.",
             registry=self.registry,
         )
-        self._in_lane = Gauge(
-            "millpond_lane_requests",
+        self._at_priority = Gauge(
+            "millpond_priority_requests",
             "Requests handed to an engine and not finished.",
-            ["model", "lane"],
+            ["model", "priority"],
             registry=self.registry,
         )
         self._rejected = Counter(
@@ -77,8 +77,8 @@ class Metrics:
         ]
         for model in models:
             self._rejected.labels(model.name)  # so that it is there before the first
-            for lane in LANES:
-                self._of_lane[model.name, lane] = self._in_lane.labels(model.name, lane)
+            for priority in PRIORITIES:
+                self._gauges[model.name, priority] = self._at_priority.labels(model.name, priority)
         for engine, hook in self._hooks:
             engine.add_stats_hook(hook)
 
@@ -101,9 +101,9 @@ class Metrics:
         requests.inc()
         seconds.observe(exchange.seconds)
 
-    def in_lane(self, model: ServedModel, lane: str) -> AbstractContextManager[None]:
-        """Count a request as one of the lane's for as long as this is entered."""
-        return self._of_lane[model.name, lane].track_inprogress()
+    def at_priority(self, model: ServedModel, priority: str) -> AbstractContextManager[None]:
+        """Count a request at its priority for as long as this is entered."""
+        return self._gauges[model.name, priority].track_inprogress()
 
     def rejected(self, model: ServedModel) -> None:
         """Count a request for which the queue had no room."""
@@ -163,9 +163,9 @@ _TOTALS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("texts", "Texts that got a vector.", lambda stats: stats.texts),
     ("tokens", "Tokens of texts that were run.", lambda stats: stats.tokens),
     (
-        "twin_texts",
+        "deduplicated_texts",
         "Texts that got the vector of an identical one in flight.",
-        lambda stats: stats.twin_texts,
+        lambda stats: stats.deduplicated_texts,
     ),
     (
         "cached_tokens",
@@ -201,7 +201,9 @@ class _EngineCollector(Collector):
             "millpond_engine_ready", "1 while the engine takes calls.", labels=["model"]
         )
         waiting = GaugeMetricFamily(
-            "millpond_queue_tokens", "Tokens accepted and not yet run.", labels=["model", "lane"]
+            "millpond_queue_tokens",
+            "Tokens accepted and not yet run.",
+            labels=["model", "priority"],
         )
         totals = {
             name: CounterMetricFamily(f"millpond_{name}", text, labels=["model"])

@@ -109,7 +109,7 @@ def test_every_run_asks_for_bits_that_depend_on_no_company(
     asked = []
 
     def opened(model: str, **options: object) -> Engine:
-        asked.append(options["deterministic"])
+        asked.append(options["batch_invariant"])
         return open_engine(model, **options)
 
     monkeypatch.setattr(sys.modules["millpond.cli.embed"], "open_engine", opened)

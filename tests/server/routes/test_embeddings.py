@@ -92,7 +92,7 @@ def test_options_reach_the_engine() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "lane"),
+    ("body", "priority"),
     [
         ({"input": "a"}, "interactive"),
         ({"input": ["a", "b"]}, "bulk"),
@@ -109,11 +109,11 @@ def test_options_reach_the_engine() -> None:
         ({"input": [[1], [2]]}, "bulk"),
     ],
 )
-def test_the_priority_is_the_lane(body: dict[str, Any], lane: str) -> None:
+def test_the_priority_asked_for_reaches_the_engine(body: dict[str, Any], priority: str) -> None:
     runner = FakeRunner()
     with fake_app(runner) as app:
         assert embed(app, body).status_code == 200
-    assert {name for batch in runner.batches for name in batch.lanes} == {lane}
+    assert {name for batch in runner.batches for name in batch.priorities} == {priority}
 
 
 @pytest.mark.parametrize(

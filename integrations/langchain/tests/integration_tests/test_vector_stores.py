@@ -101,7 +101,7 @@ def test_a_store_on_disk_is_read_again(embeddings: MillpondEmbeddings, tmp_path:
     assert again.similarity_search("When can I buy bread?", k=1)[0].metadata["name"] == "bakery"
 
 
-def test_texts_go_to_the_bulk_lane_and_questions_to_the_interactive_one(
+def test_texts_have_bulk_priority_and_questions_interactive(
     embeddings: MillpondEmbeddings, batches: list[BatchStats]
 ) -> None:
     store = InMemoryVectorStore(embeddings)
@@ -171,7 +171,7 @@ def test_queries_of_a_chain_share_forward_passes(
 
 
 def test_threads_get_what_one_caller_gets(model: str) -> None:
-    embeddings = MillpondEmbeddings(model=model, deterministic=True)
+    embeddings = MillpondEmbeddings(model=model, batch_invariant=True)
     questions = [f"what is {number} times {number}?" for number in range(64)]
     with ThreadPoolExecutor(16) as threads:
         together = list(threads.map(embeddings.embed_query, questions))

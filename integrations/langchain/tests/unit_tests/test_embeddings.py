@@ -119,15 +119,15 @@ def test_a_prompt_given_wins_over_the_saved_one(
 
 
 @pytest.mark.parametrize(
-    ("embed", "lane"),
+    ("embed", "priority"),
     [*((embed, "bulk") for embed in DOCUMENTS), *((embed, "interactive") for embed in QUERIES)],
 )
 def test_queries_are_interactive_and_documents_bulk(
-    embed: Embed, lane: str, embeddings: MillpondEmbeddings, runner: FakeRunner
+    embed: Embed, priority: str, embeddings: MillpondEmbeddings, runner: FakeRunner
 ) -> None:
     for texts in (["alone"], TEXTS):
         embed(embeddings, texts)
-    assert {one for batch in runner.batches for one in batch.lanes} == {lane}
+    assert {one for batch in runner.batches for one in batch.priorities} == {priority}
 
 
 @pytest.mark.parametrize("embed", [*DOCUMENTS, *QUERIES])

@@ -65,9 +65,9 @@ class EmbeddingsRoute:
         model = self._models.find(body.model)
         name = body.model or model.name
         exchange.notes["model"] = name
-        lane = _lane(body)
-        with self._metrics.in_lane(model, lane):
-            call = self._submit(model, body, lane)
+        priority = _priority(body)
+        with self._metrics.at_priority(model, priority):
+            call = self._submit(model, body, priority)
             result = await answer_or_hang_up(call, request.receive)
         result.raise_for_errors()
         tokens = int(result.token_counts.sum())
@@ -83,7 +83,7 @@ class EmbeddingsRoute:
         headers["x-millpond-truncated-texts"] = str(int(result.truncated.sum()))
         return Response(content, headers=headers, media_type="application/json")
 
-    def _submit(self, model: ServedModel, body: EmbeddingRequest, lane: str) -> Any:
+    def _submit(self, model: ServedModel, body: EmbeddingRequest, priority: str) -> Any:
         texts = cast(Any, body.input)
         options: dict[str, Any] = {}
         if _is_tokens(texts):
@@ -103,7 +103,7 @@ class EmbeddingsRoute:
                 dimensions=body.dimensions,
                 normalize=body.normalize,
                 truncate=body.truncate,
-                lane=lane,
+                priority=priority,
                 **options,
             )
         except QueueFull as error:
@@ -124,7 +124,7 @@ def _require_no_prompt(model: ServedModel, body: EmbeddingRequest) -> None:
         )
 
 
-def _lane(body: EmbeddingRequest) -> str:
+def _priority(body: EmbeddingRequest) -> str:
     if body.priority is not None:
         return body.priority
     if body.input_type == "query":

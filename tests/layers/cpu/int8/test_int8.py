@@ -242,7 +242,7 @@ def test_the_real_model_in_int8_is_close_to_float32() -> None:
         assert encoder.runs_flat
     assert info.dtype == "int8"
     assert info.execution == "packed"
-    assert info.routes[0].same_bits
+    assert info.routes[0].batch_invariant
     assert (found * expected).sum(axis=1).min() >= 0.99
 
 

@@ -46,7 +46,7 @@ _ENGINE_OPTIONS = {
     "memory_bytes": "memory_bytes",
     "prefix_cache": "prefix_cache",
     "warmup": "warmup",
-    "deterministic": "deterministic",
+    "batch_invariant": "batch_invariant",
     "cache_folder": "cache_dir",
 }
 """The fields that configure the engine, and the engine's own names for them."""
@@ -73,7 +73,7 @@ class EmbeddingOptions(TypedDict, total=False):
     memory_bytes: int | None
     prefix_cache: Literal["auto", "off"]
     warmup: bool
-    deterministic: bool
+    batch_invariant: bool
     cache_folder: str | os.PathLike[str] | None
     query_instruction: str | None
     text_instruction: str | None
@@ -156,7 +156,7 @@ class MillpondEmbedding(BaseEmbedding):
             saves. Defaults to None.
         max_batch_tokens (Union[int, str], optional): Most tokens in one forward pass.
             Defaults to "auto".
-        max_queue_tokens (int, optional): Most tokens waiting in each lane.
+        max_queue_tokens (int, optional): Most tokens waiting in each priority.
         max_query_wait_ms (float, optional): Longest a query may wait behind ingestion.
         memory_utilization (Optional[float], optional): On CUDA, share of the device's memory to
             fill. Defaults to what batches need.
@@ -164,7 +164,7 @@ class MillpondEmbedding(BaseEmbedding):
         prefix_cache (str, optional): "auto" keeps beginnings that texts share, where the model
             allows it; "off" does not. Defaults to "auto".
         warmup (bool, optional): On CUDA, prepare for queries while loading. Defaults to False.
-        deterministic (bool, optional): On CUDA, the same bits whatever else is in flight. On CPU
+        batch_invariant (bool, optional): On CUDA, the same bits whatever else is in flight. On CPU
             this is always so. Defaults to False.
         cache_folder (Optional[str], optional): Where downloaded models are kept. Defaults to
             Hugging Face's own cache.
@@ -240,7 +240,7 @@ class MillpondEmbedding(BaseEmbedding):
         EngineConfig.max_batch_tokens, frozen=True, description="Most tokens in a forward pass."
     )
     max_queue_tokens: int = Field(
-        EngineConfig.max_queue_tokens, frozen=True, description="Most tokens waiting in a lane."
+        EngineConfig.max_queue_tokens, frozen=True, description="Most tokens waiting at a priority."
     )
     max_query_wait_ms: float = Field(
         EngineConfig.max_query_wait_ms,
@@ -259,7 +259,7 @@ class MillpondEmbedding(BaseEmbedding):
     warmup: bool = Field(
         False, frozen=True, description="On CUDA: prepare for queries while loading."
     )
-    deterministic: bool = Field(
+    batch_invariant: bool = Field(
         False, frozen=True, description="On CUDA: the same bits whatever else is in flight."
     )
     cache_folder: Annotated[str | None, PathText] = Field(
@@ -350,7 +350,7 @@ class MillpondEmbedding(BaseEmbedding):
         return {
             "task": task,
             "prompt": self.query_instruction if query else self.text_instruction,
-            "lane": "interactive" if query else "bulk",
+            "priority": "interactive" if query else "bulk",
             "dimensions": self.dimensions,
             "normalize": self.normalize,
             "truncate": self.truncate,
