@@ -44,6 +44,7 @@ if typing.TYPE_CHECKING:
     from .engine.engine import Engine
     from .engine.info import EngineInfo
     from .engine.progress import ProgressBar
+    from .engine.truncation_log import TruncationLog
     from .scheduler.request import Priority
 
 __version__ = "0.1.0"
@@ -80,6 +81,7 @@ __all__ = [
     "TextFailed",
     "TextTooLong",
     "TextsFailed",
+    "TruncationLog",
     "UnknownPrompt",
     "UnknownTask",
     "UnsupportedModel",
@@ -93,6 +95,7 @@ _LAZY_NAMES = {
     "EngineInfo": "millpond.engine.info",
     "Priority": "millpond.scheduler.request",
     "ProgressBar": "millpond.engine.progress",
+    "TruncationLog": "millpond.engine.truncation_log",
     "quantize": "millpond.embeddings",
 }
 
