@@ -74,9 +74,9 @@ def main() -> None:
     print("| dtype | nDCG@10 | least and mean cosine |")
     print("|---|---|---|")
     for dtype in options.dtypes:
-        with Engine(options.model, dtype=dtype, normalize=True) as engine:
-            vectors = engine.embed(texts, task="document")
-            asked = engine.embed([each["text"] for each in queries], task="query")
+        with Engine(options.model, dtype=dtype) as engine:
+            vectors = engine.embed(texts, task="document", normalize=True)
+            asked = engine.embed([each["text"] for each in queries], task="query", normalize=True)
             used = engine.info().dtype
         first = vectors if first is None else first
         cosines = (vectors * first).sum(axis=1)[[bool(text) for text in texts]]

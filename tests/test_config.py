@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import pickle
+import typing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from millpond import EngineConfig, InvalidOption
-from millpond.config import EngineOptions
+from millpond.config import RENAMED, EngineOptions
 
 
 def test_the_defaults_are_those_of_the_documentation() -> None:
@@ -19,9 +22,59 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
     assert config.batch_invariant is False
 
 
-def test_the_options_of_an_engine_are_the_fields_but_the_model() -> None:
-    fields = {field.name for field in dataclasses.fields(EngineConfig)} - {"model"}
-    assert set(EngineOptions.__annotations__) == fields
+def test_the_keyword_arguments_are_the_fields_but_the_model_in_name_and_type() -> None:
+    fields = typing.get_type_hints(EngineConfig)
+    assert typing.get_type_hints(EngineOptions) == {
+        name: kind for name, kind in fields.items() if name != "model"
+    }
+
+
+def test_a_device_is_one_name_or_several() -> None:
+    assert EngineConfig(model="a").device_names == ("auto",)
+    assert EngineConfig(model="a", device=["cuda:0", "cpu"]).device_names == ("cuda:0", "cpu")
+
+
+def test_help_describes_every_option() -> None:
+    shown = EngineConfig.__doc__ or ""
+    for option in dataclasses.fields(EngineConfig):
+        assert f"    {option.name}: {option.type}" in shown
+        if option.name != "model":
+            assert option.metadata["help"].endswith(".")
+            assert option.metadata["help"].split()[-1] in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"wramup": True}, "unknown option wramup; an engine takes batch_invariant, cache_dir"),
+        ({"b": 1, "a": 2}, "unknown option a, b;"),
+        ({"deterministic": True}, r"option deterministic \(it is called batch_invariant\);"),
+        ({"devices": ["cpu"]}, r"option devices \(device takes one or several\);"),
+        ({"normalize": True}, r"option normalize \(it is an option of a call\);"),
+        ({"compile": True}, r"option compile \(it is gone\);"),
+    ],
+)
+def test_an_unknown_option_is_refused_by_name(options: Any, message: str) -> None:
+    with pytest.raises(InvalidOption, match=message):
+        EngineConfig.of("a/b", options)
+    assert not RENAMED.keys() & EngineOptions.__annotations__.keys()
+
+
+OPTIONS = [
+    {},
+    {"device": "cpu", "max_length": 7},
+    {"device": ["cuda:0", "cuda:1"], "pooling": "mean", "prompts": {"b": "2", "a": "1"}},
+    {"cache_dir": Path("x"), "warmup": True, "dtype": "float32"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_its_options_make_an_equal_one_also_as_json(options: Any) -> None:
+    config = EngineConfig.of("a/b", options)
+    assert config.options().keys() == options.keys()
+    again = json.loads(json.dumps(config.options()))
+    assert again == config.options()
+    assert EngineConfig.of("a/b", again) == config == pickle.loads(pickle.dumps(config))
 
 
 def test_it_is_frozen_and_keyword_only() -> None:
@@ -49,6 +102,9 @@ class BytesPath:
         ({"prompts": {"a": "1", "b": "2"}}, {"prompts": {"b": "2", "a": "1"}}),
         ({"prompts": {"a": "1"}}, {"prompts": (("a", "1"),)}),
         ({"cache_dir": Path("x")}, {"cache_dir": "x"}),
+        ({"device": None}, {"device": "auto"}),
+        ({"device": ["cpu"]}, {"device": "cpu"}),
+        ({"device": ["cuda:0", "cuda:1"]}, {"device": ("cuda:0", "cuda:1")}),
         ({"model": Path("x")}, {"model": "x"}),
     ],
 )
@@ -58,13 +114,12 @@ def test_what_means_the_same_is_equal_and_hashes_alike(one: Any, other: Any) -> 
     assert hash(first) == hash(second)
 
 
-@pytest.mark.parametrize("field", ["device", "revision", "max_length", "normalize", "dtype"])
+@pytest.mark.parametrize("field", ["device", "revision", "max_length", "dtype"])
 def test_what_means_something_else_is_not_equal(field: str) -> None:
     values = {
         "device": "cpu",
         "revision": "main",
         "max_length": 5,
-        "normalize": False,
         "dtype": "float32",
     }
     assert EngineConfig(model="a", **{field: values[field]}) != EngineConfig(model="a")  # type: ignore[arg-type]
@@ -78,6 +133,9 @@ def test_what_means_something_else_is_not_equal(field: str) -> None:
         ({"dtype": "float64"}, "bfloat16"),
         ({"device": ""}, "choose auto"),
         ({"device": 0}, "cuda:N"),
+        ({"device": []}, "or a list of them"),
+        ({"device": ["cpu", ""]}, "or a list of them"),
+        ({"device": {"cpu", "cuda"}}, "or a list of them"),
         ({"pooling": "median"}, "lasttoken"),
         ({"pooling": ()}, "pooling is empty"),
         ({"max_length": 0}, "max_length=0"),
@@ -92,14 +150,12 @@ def test_what_means_something_else_is_not_equal(field: str) -> None:
         ({"max_query_wait_ms": float("nan")}, "above 0"),
         ({"max_query_wait_ms": "30"}, "milliseconds"),
         ({"max_query_wait_ms": True}, "milliseconds"),
-        ({"normalize": "false"}, "normalize='false': it must be True or False"),
-        ({"normalize": 1}, "normalize=1"),
         ({"revision": 7}, "revision=7"),
         ({"revision": ""}, "revision=''"),
         ({"pooling": 7}, "pooling=7"),
         ({"memory_utilization": True}, "memory_utilization=True"),
         ({"model": BytesPath()}, "a string or a path"),
-        ({"trust_remote_code": "yes"}, "True or False"),
+        ({"trust_remote_code": "false"}, "trust_remote_code='false': it must be True or False"),
         ({"batch_invariant": 1}, "True or False"),
         ({"prompts": "query: "}, "prompts"),
         ({"prompts": {"query": 7}}, r"prompts\['query'\]=7"),

@@ -1,14 +1,16 @@
-"""`EngineConfig`: what the user asked for, validated once and never written again.
+"""`EngineConfig`: the options of an engine, validated once and never written again.
 
-It knows no model and no device: whether `device="cuda:3"` exists is for the code
-that opens it to say.
+This is where an option is declared: its name, type, default and description. The command line and
+the adapters take them from here. It knows no model and no device: whether `device="cuda:3"`
+exists is for the code that opens it to say.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypedDict, get_args
 
 from .errors import InvalidOption
@@ -17,6 +19,19 @@ __all__ = ["DTypeName", "EngineConfig", "EngineOptions", "PoolingMode", "require
 
 DTypeName = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+
+RENAMED = {
+    "compile": "it is gone",
+    "deterministic": "it is called batch_invariant",
+    "devices": "device takes one or several",
+    "normalize": "it is an option of a call",
+}
+"""What an option that there is no more has become."""
+
+
+def _help(about: str) -> dict[str, str]:
+    """Metadata of an option, for `help()` and for the flags of the command line."""
+    return {"help": about}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,58 +42,99 @@ class EngineConfig:
     """
 
     model: str
-    """A folder, or the name of a model as the Hugging Face hub spells it."""
-    device: str = "auto"
-    """`auto` (CUDA, then MPS, then CPU), `cpu`, `cuda` (every GPU), `cuda:N` or `mps`."""
-    devices: Sequence[str] | None = None
-    """Several devices of this host, each with a copy of the model, behind one queue; instead of
-    `device`."""
-    dtype: DTypeName = "auto"
-    """Precision of the transformer; what follows it always runs in float32. `int8` is for CPUs with
-    VNNI or AMX: linear layers in int8, the rest as with `auto`."""
-    revision: str | None = None
-    """Branch, tag or commit of a model on the hub."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the checkpoint."""
-    max_length: int | None = None
-    """Longest text in tokens, special tokens included; None for the checkpoint's own."""
-    pooling: PoolingMode | tuple[PoolingMode, ...] | None = None
-    """Instead of the checkpoint's pooling; several are concatenated."""
-    normalize: bool | None = None
-    """L2-normalise every vector (True), never (False), or as the checkpoint says (None)."""
-    prompts: Mapping[str, str] | tuple[tuple[str, str], ...] | None = None
-    """Prompts by name, over those the checkpoint saves. Kept as sorted pairs."""
-    max_batch_tokens: int | Literal["auto"] = "auto"
-    """Most tokens in one forward pass."""
-    max_queue_tokens: int = 1_000_000
-    """Most tokens waiting at each priority before `submit` blocks or raises `QueueFull`."""
-    max_query_wait_ms: float = 30.0
-    """Longest a query may wait behind ingestion, beside its own forward pass."""
-    memory_utilization: float | None = None
-    """Share of the device's memory the engine may fill, above 0 and at most 1, weights included.
-    None for a good guest's: on CUDA batches take at most half of what is free at the start. On a
-    CPU it limits the prefix cache alone."""
-    memory_bytes: int | None = None
-    """The same as a number of bytes, instead of a share."""
-    prefix_cache: Literal["auto", "off"] = "auto"
-    """Keep the keys and values of beginnings that texts share, where the model allows it: a decoder
-    whose last token is the vector. Up to a tenth of the memory that is free, or up to half of what
-    `memory_bytes` or `memory_utilization` leaves beside the weights."""
-    warmup: bool = False
-    """On CUDA: prepare for queries while loading, not at the first of each size."""
-    batch_invariant: bool = False
-    """The same bits whatever else is in flight. On CPU this is always so, save in bfloat16 on
-    processors with matrix units (Intel's AMX), where it costs speed."""
-    cache_dir: str | None = None
-    """Where downloaded models are kept; None for Hugging Face's own cache."""
+    device: str | Sequence[str] | None = field(
+        default="auto",
+        metadata=_help(
+            "auto (CUDA, then MPS, then CPU), cpu, cuda (every GPU), cuda:N or mps; several of "
+            "them each get a copy of the model, behind one queue."
+        ),
+    )
+    dtype: DTypeName = field(
+        default="auto",
+        metadata=_help(
+            "Precision of the transformer; pooling and what follows it run in float32. int8 is "
+            "for CPUs with VNNI or AMX: linear layers in int8, the rest as with auto."
+        ),
+    )
+    revision: str | None = field(
+        default=None, metadata=_help("Branch, tag or commit of a model on the hub.")
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata=_help("Run Python code that comes with the checkpoint.")
+    )
+    max_length: int | None = field(
+        default=None,
+        metadata=_help(
+            "Longest text in tokens, special tokens included, instead of the checkpoint's own."
+        ),
+    )
+    pooling: PoolingMode | Sequence[PoolingMode] | None = field(
+        default=None,
+        metadata=_help(
+            "Pooling instead of the checkpoint's; the results of several are concatenated."
+        ),
+    )
+    prompts: Mapping[str, str] | tuple[tuple[str, str], ...] | None = field(
+        default=None,
+        metadata=_help(
+            "Prompts by name, over those that the checkpoint saves. Kept as sorted pairs."
+        ),
+    )
+    max_batch_tokens: int | Literal["auto"] = field(
+        default="auto", metadata=_help("Most tokens in one forward pass.")
+    )
+    max_queue_tokens: int = field(
+        default=1_000_000,
+        metadata=_help("Most tokens waiting at each priority before calls wait or are refused."),
+    )
+    max_query_wait_ms: float = field(
+        default=30.0,
+        metadata=_help("Longest a query may wait behind ingestion, beside its own forward pass."),
+    )
+    memory_utilization: float | None = field(
+        default=None,
+        metadata=_help(
+            "Share of the device's memory to fill, above 0 and at most 1, weights included. "
+            "Without it, on CUDA batches take at most half of what is free at the start. On a "
+            "CPU it limits the prefix cache alone."
+        ),
+    )
+    memory_bytes: int | None = field(
+        default=None, metadata=_help("The same as a number of bytes, instead of a share.")
+    )
+    prefix_cache: Literal["auto", "off"] = field(
+        default="auto",
+        metadata=_help(
+            "Keep the keys and values of prefixes that texts share, where the model allows it: "
+            "a decoder whose last token is the vector. Up to a tenth of the memory that is "
+            "free, or up to half of what a limit of the memory leaves beside the weights."
+        ),
+    )
+    warmup: bool = field(
+        default=False,
+        metadata=_help(
+            "On CUDA, prepare for queries while loading, not at the first of each size."
+        ),
+    )
+    batch_invariant: bool = field(
+        default=False,
+        metadata=_help(
+            "Vectors that do not depend on what else is in the batch, to the bit. On a CPU they "
+            "do not anyway, save in bfloat16 on processors with matrix units (Intel's AMX); "
+            "there and on CUDA it costs speed."
+        ),
+    )
+    cache_dir: str | None = field(
+        default=None,
+        metadata=_help("Where downloaded models are kept, instead of Hugging Face's own cache."),
+    )
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__  # the dataclass is frozen; normalising is part of its birth
         set_field(self, "model", _path_string("model", self.model))
         if self.cache_dir is not None:
             set_field(self, "cache_dir", _path_string("cache_dir", self.cache_dir))
-        if self.devices is not None:
-            set_field(self, "devices", _device_names(self.devices))
+        set_field(self, "device", _device(self.device))
         if isinstance(self.pooling, str):
             set_field(self, "pooling", (self.pooling,))
         elif self.pooling is not None:
@@ -94,23 +150,29 @@ class EngineConfig:
     @classmethod
     def of(cls, model: str | os.PathLike[str], options: EngineOptions) -> EngineConfig:
         """From keyword arguments. Raises `InvalidOption` for one that is not known, too."""
-        known = EngineOptions.__annotations__
-        unknown = sorted(set(options) - set(known))
-        _require(
-            not unknown,
-            f"unknown option {', '.join(unknown)}; an engine takes {', '.join(sorted(known))}",
-        )
+        _require_known(options)
         return cls(model=_path_string("model", model), **options)
+
+    @property
+    def device_names(self) -> tuple[str, ...]:
+        """The one name in `device`, or the several."""
+        return (self.device,) if isinstance(self.device, str) else tuple(self.device or ())
+
+    def options(self) -> dict[str, Any]:
+        """Those that are not the defaults, as keyword arguments and in types that JSON has."""
+        kept: dict[str, Any] = {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name == "model" or value == each.default:
+                continue
+            kept[each.name] = list(value) if isinstance(value, tuple) else value
+        return kept | ({"prompts": dict(kept["prompts"])} if "prompts" in kept else {})
 
     def _validate(self) -> None:
         _require(bool(self.model), "model is empty; name a folder or a model on the hub")
         _require(
             self.dtype in get_args(DTypeName),
             f"dtype={self.dtype!r}: choose one of {', '.join(get_args(DTypeName))}",
-        )
-        _require(
-            isinstance(self.device, str) and bool(self.device),
-            f"device={self.device!r}: choose auto, cpu, cuda, cuda:N or mps",
         )
         for mode in self.pooling or ():
             _require(
@@ -133,17 +195,11 @@ class EngineConfig:
         )
         self._validate_memory()
         _require(
-            self.devices is None or self.device == "auto",
-            "device and devices both say where to run; give one of them",
-        )
-        _require(
             self.prefix_cache in ("auto", "off"),
             f"prefix_cache={self.prefix_cache!r}: choose 'auto' or 'off'",
         )
         for name in ("trust_remote_code", "warmup", "batch_invariant"):
             require_bool(name, getattr(self, name))
-        if self.normalize is not None:
-            require_bool("normalize", self.normalize)
         _require(
             self.revision is None or (isinstance(self.revision, str) and bool(self.revision)),
             f"revision={self.revision!r}: it must be the name of a branch, a tag or a commit",
@@ -168,15 +224,13 @@ class EngineConfig:
 class EngineOptions(TypedDict, total=False):
     """The fields of `EngineConfig` but the model, as keyword arguments."""
 
-    device: str
-    devices: Sequence[str] | None
+    device: str | Sequence[str] | None
     dtype: DTypeName
     revision: str | None
     trust_remote_code: bool
     max_length: int | None
-    pooling: PoolingMode | tuple[PoolingMode, ...] | None
-    normalize: bool | None
-    prompts: Mapping[str, str] | None
+    pooling: PoolingMode | Sequence[PoolingMode] | None
+    prompts: Mapping[str, str] | tuple[tuple[str, str], ...] | None
     max_batch_tokens: int | Literal["auto"]
     max_queue_tokens: int
     max_query_wait_ms: float
@@ -188,13 +242,39 @@ class EngineOptions(TypedDict, total=False):
     cache_dir: str | None
 
 
-def _device_names(devices: Any) -> tuple[str, ...]:
-    is_list = isinstance(devices, Sequence) and not isinstance(devices, str)
+def _option_lines() -> Iterable[str]:
+    for option in fields(EngineConfig):
+        about = option.metadata.get("help", "A folder, or a model's name on the Hugging Face hub.")
+        default = "" if option.name == "model" else f" = {option.default!r}"
+        yield f"    {option.name}: {option.type}{default}"
+        yield textwrap.indent(textwrap.fill(about, 88), 8 * " ")
+
+
+EngineConfig.__doc__ = "\n".join([EngineConfig.__doc__ or "", "    Options:", *_option_lines()])
+
+
+def _require_known(options: Mapping[str, Any]) -> None:
+    known = EngineOptions.__annotations__
+    unknown = sorted(set(options) - set(known))
+    told = [f"{name} ({RENAMED[name]})" if name in RENAMED else name for name in unknown]
     _require(
-        is_list and len(devices) > 0 and all(isinstance(name, str) and name for name in devices),
-        f"devices={devices!r}: it must be a list of devices, such as ['cuda:0', 'cuda:1']",
+        not unknown,
+        f"unknown option {', '.join(told)}; an engine takes {', '.join(sorted(known))}",
     )
-    return tuple(devices)
+
+
+def _device(device: Any) -> str | tuple[str, ...]:
+    """One name, or several; one in a list is that one."""
+    if device is None:
+        return "auto"
+    names = (device,) if isinstance(device, str) else device
+    _require(
+        isinstance(names, Sequence)
+        and len(names) > 0
+        and all(isinstance(name, str) and name for name in names),
+        f"device={device!r}: choose auto, cpu, cuda, cuda:N or mps, or a list of them",
+    )
+    return names[0] if len(names) == 1 else tuple(names)
 
 
 def _frozen_prompts(prompts: Any) -> tuple[tuple[str, str], ...]:

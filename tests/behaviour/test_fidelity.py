@@ -345,8 +345,6 @@ def test_a_saved_number_of_dimensions_with_unit_length(prompted: Callable[..., P
     expected = reference(folder).encode(list(TEXTS), normalize_embeddings=True)
     with engine_on(folder) as engine:
         agree(engine.embed(TEXTS, normalize=True), expected)
-    with engine_on(folder, normalize=True) as engine:
-        agree(engine.embed(TEXTS), expected)
 
 
 def test_normalize(bare_bert: Path, tmp_path: Path) -> None:
@@ -356,16 +354,14 @@ def test_normalize(bare_bert: Path, tmp_path: Path) -> None:
     expected = {path: reference(path).encode(list(TEXTS)) for path in (plain, unit)}
     normalized = reference(plain).encode(list(TEXTS), normalize_embeddings=True)
     agree(expected[unit], normalized)
-    for folder, options, wanted in [
-        (plain, {"normalize": True}, normalized),
-        (unit, {"normalize": False}, expected[plain]),
-        (unit, {"normalize": True}, normalized),
-        (plain, {"normalize": False}, expected[plain]),
+    for folder, normalize, wanted in [
+        (plain, True, normalized),
+        (plain, False, expected[plain]),
+        (unit, True, normalized),
+        (unit, None, normalized),
     ]:
-        with engine_on(folder, **options) as engine:
-            agree(engine.embed(TEXTS), wanted)
-    with engine_on(plain) as engine:
-        agree(engine.embed(TEXTS, normalize=True), normalized)
+        with engine_on(folder) as engine:
+            agree(engine.embed(TEXTS, normalize=normalize), wanted)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "binary", "ubinary"])

@@ -155,7 +155,7 @@ def test_two_engines_on_one_device_do_not_disturb_each_other(
 
 
 def test_two_replicas_on_one_device(folder: Path, expected: np.ndarray) -> None:
-    with Engine(folder, devices=["cuda:0", "cuda:0"], max_batch_tokens=500) as engine:
+    with Engine(folder, device=["cuda:0", "cuda:0"], max_batch_tokens=500) as engine:
         for _ in range(3):
             assert np.abs(engine.embed(MANY, normalize=True) - expected).max() < 2e-2
 

@@ -244,23 +244,9 @@ def test_weighted_layers(tmp_path: Path, start: int, layers: int) -> None:
     assert torch.equal(last, head([pooling("mean", "cls")])(torch.cat(states[-1]), starts, lengths))
 
 
-class TestNormalizeOption:
-    def test_true_adds_one_at_the_end(self) -> None:
-        found = head([pooling("mean")], normalize=True)(*packed(texts()))
-        expected = official_vectors([Pooling(WIDTH), Normalize()], texts())
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
-
-    def test_false_takes_the_last_ones_away(self, tmp_path: Path) -> None:
-        dense = saved(Dense(WIDTH, 16), tmp_path / "dense")
-        norm = saved(Normalize(), tmp_path / "norm")
-        drop = saved(Dropout(), tmp_path / "drop")
-        found = head([pooling("mean"), norm, dense, norm, drop, norm], normalize=False)
-        kept = head([pooling("mean"), norm, dense])
-        assert torch.equal(found(*packed(texts())), kept(*packed(texts())))
-
-    def test_of_zeros_is_zeros(self) -> None:
-        found = head([pooling("mean")], normalize=True)(*packed([torch.zeros(3, WIDTH)]))
-        assert torch.equal(found, torch.zeros(1, WIDTH))
+def test_the_unit_length_of_zeros_is_zeros(tmp_path: Path) -> None:
+    found = head([pooling("mean"), saved(Normalize(), tmp_path)])(*packed([torch.zeros(3, WIDTH)]))
+    assert torch.equal(found, torch.zeros(1, WIDTH))
 
 
 def test_finish_starts_after_the_pooling(tmp_path: Path) -> None:
@@ -296,8 +282,9 @@ def law_heads(tmp_path_factory: pytest.TempPathFactory) -> Mapping[tuple[int, in
                 Dense(6 * width, out, activation_function=activation, use_residual=True),
                 folder / "dense",
             ),
+            saved(Normalize(), folder / "normalize"),
         ]  # fmt: skip
-        heads[width, out, name] = head(modules, width, normalize=True)
+        heads[width, out, name] = head(modules, width)
     return heads
 
 
@@ -320,11 +307,11 @@ def test_the_same_bits_alone_and_in_company(
     assert expected.tobytes() == found.tobytes() or not np.isfinite(expected).all()
 
 
-def test_many_texts_have_the_bits_of_each_alone() -> None:
+def test_many_texts_have_the_bits_of_each_alone(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(7)
     lengths = torch.randint(1, 60, (300,), generator=generator).tolist()
     parts = [torch.randn(length, 384, generator=generator) for length in lengths]
-    loaded = head([pooling("mean", "weightedmean", "max")], 384, normalize=True)
+    loaded = head([pooling("mean", "weightedmean", "max"), saved(Normalize(), tmp_path)], 384)
     together = loaded(*packed(parts))
     for index in range(0, 300, 17):
         assert torch.equal(loaded(*packed([parts[index]]))[0], together[index])

@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_devices_give_what_one_gives(folder: Path) -> None:
     with Engine(folder, device="cpu", dtype="float32") as one:
         expected = one.embed(TEXTS)
-    with Engine(folder, devices=["cpu", "cpu"], dtype="float32", max_batch_tokens=64) as two:
+    with Engine(folder, device=["cpu", "cpu"], dtype="float32", max_batch_tokens=64) as two:
         assert two.info().device == "cpu, cpu"
         found = two.embed(TEXTS)
         query = two.embed(TEXTS[7])
@@ -83,10 +83,8 @@ def test_a_thread_keeps_its_device() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"devices": []}, "must be a list of devices"),
-        ({"devices": "cpu"}, "must be a list of devices"),
-        ({"devices": ["cpu"], "device": "cpu"}, "both say where to run"),
-        ({"devices": ["cpu", "cuda:77"]}, "is not there"),
+        ({"device": []}, "or a list of them"),
+        ({"device": ["cpu", "cuda:77"]}, "is not there"),
     ],
 )
 def test_devices_that_cannot_be_meant(folder: Path, options: dict, message: str) -> None:

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import pickle
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self, TypedDict, Unpack
 
 from langchain_core.embeddings import Embeddings
@@ -21,25 +18,25 @@ from langchain_core.utils import from_env
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 from pydantic.json_schema import SkipJsonSchema
 
-from millpond import CallProgress, Engine, EngineConfig, InvalidOption, InvalidText, ProgressBar
+from millpond import (
+    Engine,
+    EngineConfig,
+    InvalidOption,
+    InvalidText,
+    ProgressBar,
+    ProgressHook,
+    TruncationLog,
+)
 
-logger = logging.getLogger("millpond")
 CHARACTERS_PER_TOKEN = 3  # or more, in nearly all English and code
 ROWS_PER_TURN = 64  # vectors made into lists before the event loop gets its turn, about 1 ms
-ENGINE_OPTIONS = (
-    *("device", "devices", "dtype", "revision", "trust_remote_code", "max_length", "pooling"),
-    "prompts",
-    *("max_batch_tokens", "max_queue_tokens", "max_query_wait_ms"),
-    *("memory_utilization", "memory_bytes", "prefix_cache", "warmup", "batch_invariant"),
-)
-"""The fields that configure the engine under its own names; `cache_folder` is its `cache_dir`."""
-
-OPTIONS_OF_ENGINE = {"model", "model_name", "cache_folder", *ENGINE_OPTIONS}
+OF_ENGINE = ("device", "dtype", "max_length", "revision", "trust_remote_code")
+"""The engine's everyday options, which are fields; the others are in `engine_options`."""
+FIELDS_OF_ENGINE = {"model", "model_name", "cache_folder", "engine_options", *OF_ENGINE}
 
 NO_MODEL = "name a model: MillpondEmbeddings(model=…), or set MILLPOND_MODEL"
 
 PathText = BeforeValidator(lambda path: os.fspath(path) if isinstance(path, os.PathLike) else path)
-Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
 
 def _from_env(name: str, default: str | None) -> Callable[[], Any]:
@@ -65,54 +62,14 @@ class EmbeddingOptions(TypedDict, total=False):
     normalize: bool | None
     truncate: Literal["end", "start", "error"] | None
     show_progress: bool
-    device: str
-    devices: Sequence[str] | None
-    dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"]
+    device: str | Sequence[str] | None
+    dtype: str
     revision: str | None
     trust_remote_code: bool
     max_length: int | None
-    pooling: Pooling | tuple[Pooling, ...] | None
-    prompts: Mapping[str, str] | None
-    max_batch_tokens: int | Literal["auto"]
-    max_queue_tokens: int
-    max_query_wait_ms: float
-    memory_utilization: float | None
-    memory_bytes: int | None
-    prefix_cache: Literal["auto", "off"]
-    warmup: bool
-    batch_invariant: bool
     cache_folder: str | os.PathLike[str] | None
+    engine_options: Mapping[str, Any]
     engine: Engine | None
-
-
-@dataclass
-class _Cut:
-    """Texts an object has embedded, and those among them that lost a part.
-
-    Without a lock: two calls that end at once may miscount, which a log line survives.
-    """
-
-    texts: int = 0
-    truncated: int = 0
-    said: int = 0
-    """Of `truncated`, when it was last logged."""
-
-
-@dataclass
-class _Call:
-    """What a call has embedded so far. The engine's threads tell it, several at a time."""
-
-    bar: ProgressBar | None
-    texts: int = 0  # under the lock, as the next
-    truncated: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def __call__(self, progress: CallProgress) -> None:
-        with self.lock:
-            self.texts += progress.texts
-            self.truncated += progress.truncated
-        if self.bar is not None:
-            self.bar.advance(progress)
 
 
 class MillpondEmbeddings(BaseModel, Embeddings):
@@ -149,10 +106,12 @@ class MillpondEmbeddings(BaseModel, Embeddings):
             it; then again whenever the count has doubled.
 
     Key init args — engine params:
-        device: str
-            "auto", "cpu", "cuda", "cuda:N" or "mps". Also from `MILLPOND_DEVICE`.
+        device: str | list[str] | None
+            "auto", "cpu", "cuda", "cuda:N" or "mps", or several. Also from `MILLPOND_DEVICE`.
         dtype: str
             "auto", "float32", "bfloat16", "float16" or, on a CPU, "int8".
+        engine_options: dict[str, Any]
+            Any other option of `millpond.EngineConfig`, by name.
         engine: Engine | None
             An engine that is already built, instead of `model` and the engine params. Closing it
             stays with its owner.
@@ -204,11 +163,9 @@ class MillpondEmbeddings(BaseModel, Embeddings):
     show_progress: bool = False
     """Show a progress bar while documents are embedded, which moves with every batch."""
 
-    device: str = Field(default_factory=_from_env("MILLPOND_DEVICE", "auto"))
-    """`auto` (CUDA, then MPS, then CPU), `cpu`, `cuda`, `cuda:N` or `mps`."""
-    devices: tuple[str, ...] | None = None
-    """Several devices of this host behind one queue, instead of `device`."""
-    dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "auto"
+    device: str | list[str] | None = Field(default_factory=_from_env("MILLPOND_DEVICE", "auto"))
+    """`auto` (CUDA, then MPS, then CPU), `cpu`, `cuda`, `cuda:N` or `mps`, or several of them."""
+    dtype: str = "auto"
     """Precision of the transformer; vectors are float32."""
     revision: str | None = None
     """Branch, tag or commit of a model on the hub."""
@@ -216,40 +173,26 @@ class MillpondEmbeddings(BaseModel, Embeddings):
     """Run Python code that comes with the checkpoint."""
     max_length: int | None = None
     """Longest text in tokens, special tokens included; None for the checkpoint's own."""
-    pooling: Pooling | tuple[Pooling, ...] | None = None
-    """Instead of the checkpoint's pooling; several are concatenated."""
-    prompts: dict[str, str] | None = None
-    """Prompts by name, over those the checkpoint saves: `query` and `document` are put in front."""
-    max_batch_tokens: int | Literal["auto"] = EngineConfig.max_batch_tokens
-    """Most tokens in one forward pass."""
-    max_queue_tokens: int = EngineConfig.max_queue_tokens
-    """Most tokens waiting at each priority; callers wait beyond it."""
-    max_query_wait_ms: float = EngineConfig.max_query_wait_ms
-    """Longest a query may wait behind ingestion, beside its own forward pass."""
-    memory_utilization: float | None = None
-    """On CUDA: share of the device's memory to fill; None takes only what batches need."""
-    memory_bytes: int | None = None
-    """The same as a number of bytes."""
-    prefix_cache: Literal["auto", "off"] = "auto"
-    """Keep beginnings that texts share, where the model allows it."""
-    warmup: bool = False
-    """On CUDA: prepare for queries while loading, not at the first of each size."""
-    batch_invariant: bool = False
-    """On CUDA: the same bits whatever else is in flight. On CPU this is always so."""
     cache_folder: Annotated[str | None, PathText] = Field(
         default_factory=_from_env("MILLPOND_CACHE_FOLDER", None)
     )
     """Where downloaded models are kept; None for Hugging Face's own cache."""
+    engine_options: dict[str, Any] = {}
+    """Any other option of `millpond.EngineConfig`, by name."""
     engine: Annotated[Engine | None, SkipJsonSchema()] = Field(
         default=None, exclude=True, repr=False
     )
     """An engine that is already built."""
 
     _engine: Engine | None = PrivateAttr(None)  # None where a pickle found no model
-    _cut: _Cut = PrivateAttr(default_factory=_Cut)
+    _truncation: TruncationLog = PrivateAttr(default_factory=lambda: TruncationLog(_advice))
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, arbitrary_types_allowed=True, protected_namespaces=()
+        extra="forbid",
+        frozen=True,
+        arbitrary_types_allowed=True,
+        protected_namespaces=(),
+        hide_input_in_errors=True,  # it may be a token
     )
 
     def __init__(self, **options: Unpack[EmbeddingOptions]) -> None:
@@ -270,8 +213,14 @@ class MillpondEmbeddings(BaseModel, Embeddings):
         return self._engine
 
     def _shared_engine(self) -> Engine:
-        options = {name: getattr(self, name) for name in ENGINE_OPTIONS}
-        return Engine.shared(self.model, cache_dir=self.cache_folder, **options)
+        options = {name: getattr(self, name) for name in OF_ENGINE}
+        options |= {"model": self.model, "cache_dir": self.cache_folder}
+        if twice := options.keys() & self.engine_options.keys():
+            raise InvalidOption(
+                f"engine_options holds {', '.join(sorted(twice))}, which is a field of its own "
+                "(cache_dir is cache_folder)"
+            )
+        return Engine.shared(**options, **self.engine_options)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy on the same engine, or with `update` one that is built and checked anew.
@@ -281,11 +230,11 @@ class MillpondEmbeddings(BaseModel, Embeddings):
         copied = super().model_copy(deep=deep)
         if not update:
             return copied
-        changed = OPTIONS_OF_ENGINE & update.keys()
+        changed = FIELDS_OF_ENGINE & update.keys()
         engine = update.get("engine", None if changed else copied.engine)
         kept = dict(copied)
         if engine is not None:  # it has its own
-            kept = {name: kept[name] for name in kept.keys() - OPTIONS_OF_ENGINE}
+            kept = {name: kept[name] for name in kept.keys() - FIELDS_OF_ENGINE}
         elif "model_name" in update:
             del kept["model"]
         return type(self)(**kept | dict(update) | {"engine": engine})
@@ -295,10 +244,8 @@ class MillpondEmbeddings(BaseModel, Embeddings):
         pickle.dumps(self.engine)  # refuses one that its options do not bring back
         state = super().__getstate__()
         options = state["__dict__"] | {"engine": None}
-        return state | {
-            "__dict__": options,
-            "__pydantic_private__": {"_engine": None, "_cut": _Cut()},
-        }
+        private = {"_engine": None, "_truncation": TruncationLog(_advice)}
+        return state | {"__dict__": options, "__pydantic_private__": private}
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         super().__setstate__(state)
@@ -307,7 +254,7 @@ class MillpondEmbeddings(BaseModel, Embeddings):
         with contextlib.suppress(Exception):
             self._engine = self._shared_engine()
 
-    def __hash__(self) -> int:  # pydantic's own does not take `prompts`
+    def __hash__(self) -> int:  # pydantic's own does not take `engine_options`
         return hash((self.model, self.dtype, self.query_prompt, self.document_prompt))
 
     def _call(self, task: Literal["query", "document"]) -> dict[str, Any]:
@@ -367,18 +314,13 @@ class MillpondEmbeddings(BaseModel, Embeddings):
         return rows
 
     @contextlib.contextmanager
-    def _reported(self, texts: int) -> Iterator[_Call]:
-        """A call of documents to tell of progress, reported at its end."""
-        shown = ProgressBar(total=texts) if self.show_progress else contextlib.nullcontext()
-        with shown as bar:
-            call = _Call(bar)
-            yield call
-        cut = self._cut
-        cut.texts += call.texts
-        cut.truncated += call.truncated
-        if call.truncated and cut.truncated >= 2 * cut.said:
-            cut.said = cut.truncated
-            logger.warning(*_advice(cut, self._serving.info().max_length))
+    def _reported(self, texts: int) -> Iterator[ProgressHook]:
+        """A hook for the progress of a call of documents."""
+        bar = ProgressBar(total=texts) if self.show_progress else None
+        with contextlib.nullcontext() if bar is None else bar:
+            advance = None if bar is None else bar.advance
+            with self._truncation.call(self._serving.info().max_length, advance) as hook:
+                yield hook
 
     async def aembed_query(self, text: str) -> list[float]:
         """`embed_query` for an event loop, which is free meanwhile.
@@ -394,20 +336,12 @@ class MillpondEmbeddings(BaseModel, Embeddings):
         return row
 
 
-def _advice(cut: _Cut, most_tokens: int | None) -> tuple[Any, ...]:
-    """A message for a logger, with its arguments."""
+def _advice(most_tokens: int | None) -> str:
     if most_tokens is None:  # a limit of one task only
-        return (
-            "%d of %d documents were longer than the model reads and lost a part: lower the "
-            "chunk_size of your text splitter",
-            *(cut.truncated, cut.texts),
-        )
+        return "lower the chunk_size of your text splitter"
     return (
-        "%d of %d documents were longer than the %d tokens the model reads and lost a part: give "
-        "your text splitter a chunk_size of %d characters, or of %d where it counts the model's "
-        "tokens",
-        *(cut.truncated, cut.texts, most_tokens),
-        *(most_tokens * CHARACTERS_PER_TOKEN, most_tokens),
+        f"give your text splitter a chunk_size of {most_tokens * CHARACTERS_PER_TOKEN} characters, "
+        f"or of {most_tokens} where it counts the model's tokens"
     )
 
 
@@ -425,17 +359,15 @@ def _with_options_of_engine(options: dict[str, Any]) -> dict[str, Any]:
     engine = options.get("engine")
     if not isinstance(engine, Engine):
         return options
-    if taken := OPTIONS_OF_ENGINE & options.keys():
+    if taken := FIELDS_OF_ENGINE & options.keys():
         raise InvalidOption(f"{', '.join(sorted(taken))}: `engine` is built and has its own")
-    config = engine.config
-    own = {name: getattr(config, name) for name in ENGINE_OPTIONS}
-    own |= {"model": config.model, "cache_folder": config.cache_dir}
-    own["prompts"] = None if config.prompts is None else dict(config.prompts)
-    if config.normalize is None:
-        return options | own
-    if not config.normalize or options.get("normalize") is False:
-        raise InvalidOption(
-            f"the engine is built with normalize={config.normalize}, which is not what "
-            "`normalize` means here; build it without, and give `normalize` here"
-        )
-    return options | own | {"normalize": True}
+    return options | _fields_for(engine.config)
+
+
+def _fields_for(config: EngineConfig) -> dict[str, Any]:
+    """The fields that bring an equal engine back."""
+    others = config.options()
+    fields = {name: getattr(config, name) for name in OF_ENGINE}
+    fields |= {"model": config.model, "cache_folder": others.pop("cache_dir", None)}
+    options = {name: value for name, value in others.items() if name not in OF_ENGINE}
+    return fields | {"engine_options": options}

@@ -82,17 +82,12 @@ def test_package_is_typed_and_leaves_the_namespace_to_all() -> None:
     assert not (leaf.parent.parent / "__init__.py").exists()
 
 
-def test_every_option_of_the_engine_is_a_field_with_its_default() -> None:
-    other_names = {"model": "model_name", "cache_dir": "cache_folder"}
-    for name in EngineConfig.__dataclass_fields__:
-        field = MillpondEmbedding.model_fields[other_names.get(name, name)]
-        if name == "model":
-            assert field.is_required()
-        elif name == "normalize":  # the call's, and True as in the rest of LlamaIndex
-            assert field.default is True
-        else:
-            assert field.frozen, name
-            assert field.default == getattr(EngineConfig, name), name
+def test_an_everyday_option_of_the_engine_is_a_field_with_its_default() -> None:
+    for name in ("device", "dtype", "max_length", "revision", "trust_remote_code"):
+        field = MillpondEmbedding.model_fields[name]
+        assert field.frozen, name
+        assert field.default == getattr(EngineConfig, name), name
+    assert MillpondEmbedding.model_fields["engine_options"].frozen
 
 
 def test_batches_are_as_large_as_llama_index_allows(model: MillpondEmbedding) -> None:
@@ -309,7 +304,9 @@ def test_the_bar_of_a_call_moves_with_every_batch_over_all_of_its_texts(
         bar.update(progress.texts)
 
     monkeypatch.setattr(ProgressBar, "advance", advance)
-    model = MillpondEmbedding(model_name=tiny, max_batch_tokens=64, embed_batch_size=32)
+    model = MillpondEmbedding(
+        model_name=tiny, engine_options={"max_batch_tokens": 64}, embed_batch_size=32
+    )
     texts = [f"stone {number} grinds the grain" for number in range(64)]
     if use_async:
         asyncio.run(model.aget_text_embedding_batch(texts, show_progress=True))
@@ -362,11 +359,14 @@ def test_what_is_no_string_is_refused(name: str, thing: Any, model: MillpondEmbe
     ("options", "error"),
     [
         ({"dimensions": 17}, millpond.InvalidDimensions),
-        ({"pooling": "median"}, millpond.InvalidOption),
+        ({"engine_options": {"pooling": "median"}}, millpond.InvalidOption),
+        ({"engine_options": {"wramup": True}}, millpond.InvalidOption),
+        ({"engine_options": {"device": "cpu"}}, millpond.InvalidOption),
+        ({"pooling": "mean"}, ValidationError),
         ({"max_length": 0}, millpond.InvalidOption),
         ({"engine": "cpu"}, millpond.InvalidOption),
         ({"truncate": "middle"}, ValidationError),
-        ({"dtype": "float8"}, ValidationError),
+        ({"dtype": "float8"}, millpond.InvalidOption),
         ({"dimensoins": 8}, ValidationError),
     ],
 )
@@ -383,7 +383,7 @@ def test_a_model_that_is_not_there_is_millponds_own_error(tmp_path: Path) -> Non
 
 
 def test_no_device_is_any_device_as_in_the_incumbent(model: MillpondEmbedding) -> None:
-    assert MillpondEmbedding(model_name=model.model_name, device=None).device == "auto"
+    assert MillpondEmbedding(model.model_name, device=None).engine.config == model.engine.config
 
 
 def test_the_cache_folder_may_be_a_path(tiny: str, tiny_engine: Engine, tmp_path: Path) -> None:
@@ -437,32 +437,16 @@ def test_every_option_of_the_engine_reaches_it(
 ) -> None:
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(Engine, "shared", lambda **options: asked.append(options) or tiny_engine)
-    values = {
-        "model": "a-model",
-        "device": "auto",
-        "devices": ("cuda:0", "cuda:1"),
+    named = {
+        "device": ["cuda:0", "cuda:1"],
         "dtype": "bfloat16",
         "revision": "main",
         "trust_remote_code": True,
         "max_length": 8,
-        "pooling": ("cls", "mean"),
-        "prompts": {"query": "ask: "},
-        "max_batch_tokens": 100,
-        "max_queue_tokens": 1000,
-        "max_query_wait_ms": 5.0,
-        "memory_utilization": 0.5,
-        "memory_bytes": None,
-        "prefix_cache": "off",
-        "warmup": True,
-        "batch_invariant": True,
-        "cache_dir": "here",
     }
-    assert {*values, "normalize"} == set(EngineConfig.__dataclass_fields__)
-    given = {
-        {"model": "model_name", "cache_dir": "cache_folder"}.get(k, k): values[k] for k in values
-    }
-    MillpondEmbedding(**given)
-    assert asked == [values]
+    others = {"pooling": ["cls", "mean"], "prompts": {"query": "ask: "}, "warmup": True}
+    MillpondEmbedding("a-model", cache_folder="here", **named, engine_options=others)
+    assert asked == [{"model": "a-model", "cache_dir": "here", **named, **others}]
 
 
 def test_equal_options_share_one_engine(tiny: str, tiny_engine: Engine) -> None:
@@ -507,7 +491,7 @@ def test_a_given_engine_is_used_and_describes_the_object(tiny: str) -> None:
         data = model.to_dict()
         assert data["model_name"] == tiny
         assert data["max_length"] == 8
-        assert data["prompts"] == prompts
+        assert data["engine_options"] == {"prompts": prompts, "pooling": ["cls"]}
         vector = model.get_query_embedding("a pond")
         assert engine.stats().texts == 1
         assert "engine" not in data
@@ -523,26 +507,6 @@ def test_a_given_engine_and_options_that_contradict_it_are_refused(
         pytest.raises(millpond.InvalidOption, match="leave out"),
     ):
         MillpondEmbedding(engine=engine, **options)
-
-
-@pytest.mark.parametrize("normalize", [True, False])
-def test_an_engine_whose_normalizing_is_not_the_objects_is_refused(
-    normalize: bool, tiny: str
-) -> None:
-    with Engine(tiny, normalize=normalize) as engine:
-        for asked in (True, False):
-            if normalize and asked:
-                continue
-            with pytest.raises(millpond.InvalidOption, match="give `normalize` here"):
-                MillpondEmbedding(engine=engine, normalize=asked)
-
-
-def test_an_engine_that_normalizes_is_taken(tiny: str) -> None:
-    with Engine(tiny, normalize=True) as engine:
-        given = MillpondEmbedding(engine=engine)
-        other = MillpondEmbedding.from_dict(given.to_dict())
-        ours, theirs = given.get_text_embedding("a pond"), other.get_text_embedding("a pond")
-        np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 # Copies and serialised forms.
@@ -564,8 +528,7 @@ def configured(tiny: str) -> MillpondEmbedding:
     return MillpondEmbedding(
         model_name=tiny,
         max_length=16,
-        pooling=("cls", "mean"),
-        prompts={"query": "ask: "},
+        engine_options={"pooling": ["cls", "mean"], "prompts": {"query": "ask: "}},
         dimensions=20,
         normalize=False,
         truncate="start",
@@ -655,9 +618,7 @@ OPTIONS: dict[str, Any] = {
     "revision": "main",
     "trust_remote_code": True,
     "max_length": 8,
-    "pooling": "cls",
-    "prompts": {"query": ""},
-    "batch_invariant": True,
+    "engine_options": {"pooling": "cls", "prompts": {"query": ""}, "batch_invariant": True},
     "query_instruction": "",
     "text_instruction": "",
     "normalize": False,

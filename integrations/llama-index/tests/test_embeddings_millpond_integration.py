@@ -366,7 +366,7 @@ def test_the_readmes_code_runs(
     real_engine: Engine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (HERE.parent / "README.md").read_text(), re.S)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     exec(compile("\n".join(blocks), "README.md", "exec"), {"__name__": "readme"})
     assert "The bakery opens at six." in capsys.readouterr().out
 

@@ -264,8 +264,6 @@ class Engine:
             raise EngineClosed("the engine is closed; make a new one")
         service = self._service
         loop = service.loop
-        if request.normalize is None:
-            request = replace(request, normalize=service.config.normalize)
         job, single = request.job(
             texts,
             spec=service.spec,

@@ -238,7 +238,6 @@ def _load_model(route: Route, encoders: _Encoders) -> PoolingModel:
         route.head,
         hidden_size=encoder.width,
         device=encoders.device,
-        normalize=encoders.config.normalize,
         trust_remote_code=encoders.config.trust_remote_code,
         pooled=static,
         fixed_shapes=encoders.config.batch_invariant or None,

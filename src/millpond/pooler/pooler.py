@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..checkpoint.modules import Module
 from ..errors import InvalidCheckpoint, UnsupportedModel
-from .modules import LOADERS, ModuleContext, Step, load_layer_weights, normalizer
+from .modules import LOADERS, ModuleContext, Step, load_layer_weights
 from .pooling import POOLING, TokenRows, pool, weighted_layers
 
 __all__ = ["Pooler"]
@@ -54,7 +54,6 @@ class Pooler:
         *,
         hidden_size: int,
         device: torch.device,
-        normalize: bool | None = None,
         trust_remote_code: bool = False,
         pooled: bool = False,
         fixed_shapes: bool | None = None,
@@ -62,8 +61,7 @@ class Pooler:
         """Load `modules`, which follow a first module that gives rows of `hidden_size`.
 
         `pooled` says that those rows are one per text already, as static embeddings are; then only
-        `finish` is of use. `normalize` adds an L2 normalisation at the end (True) or takes those at
-        the end away (False). With `fixed_shapes` (None: on the CPU) a row's bits depend on nothing
+        `finish` is of use. With `fixed_shapes` (None: on the CPU) a row's bits depend on nothing
         but the row.
 
         Raises `InvalidCheckpoint` for modules that contradict each other or their weights, and
@@ -85,11 +83,7 @@ class Pooler:
             layers, token_modules = _token_modules(modules[:at], device)
             token_steps, width = _load_steps(token_modules, _TOKENS, place)
             width, after = width * len(modes), list(modules[at + 1 :])
-        if normalize is False:
-            after = _without_final_normalize(after)
         vector_steps, dimension = _load_steps(after, _VECTOR, replace(place, width=width))
-        if normalize:
-            vector_steps = (*vector_steps, normalizer(device, fixed))
         return cls(
             layers=layers,
             token_steps=token_steps,
@@ -181,13 +175,6 @@ def _token_modules(
         else:
             following.append(module)
     return layers, following
-
-
-def _without_final_normalize(modules: Sequence[Module]) -> list[Module]:
-    kept = list(modules)
-    while kept and kept[-1].kind in ("Normalize", "Dropout"):
-        kept.pop()
-    return kept
 
 
 def _load_steps(

@@ -34,7 +34,7 @@ __all__ = ["Replicas", "load_runner"]
 def load_runner(spec: ModelSpec, config: EngineConfig) -> ModelRunner:
     """Load a model onto its device or devices. Raises `ModelError` and `InvalidOption`."""
     names = _device_names(config)
-    changes: dict[str, Any] = {"devices": None}
+    changes: dict[str, Any] = {}
     if len(names) > 1:
         changes["prefix_cache"] = "off"  # the scheduler does not know who will run a batch
     configs = [replace(config, device=name, **changes) for name in names]
@@ -43,10 +43,8 @@ def load_runner(spec: ModelSpec, config: EngineConfig) -> ModelRunner:
 
 
 def _device_names(config: EngineConfig) -> Sequence[str]:
-    if config.devices is not None:
-        return config.devices
     count = torch.cuda.device_count() if config.device == "cuda" else 1
-    return [f"cuda:{index}" for index in range(count)] if count > 1 else [config.device]
+    return [f"cuda:{index}" for index in range(count)] if count > 1 else config.device_names
 
 
 class Replicas:

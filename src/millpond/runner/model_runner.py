@@ -148,7 +148,8 @@ class TorchModelRunner:
 
     @classmethod
     def _load(cls, spec: ModelSpec, config: EngineConfig) -> TorchModelRunner:
-        device = choose_device(config.device)
+        (name,) = config.device_names  # of several, each has a configuration of its own
+        device = choose_device(name)
         with _current(device):
             return cls._load_on(device, spec, config)
 

@@ -70,7 +70,7 @@ def test_cutting_texts_is_read_by_a_user_who_set_nothing_up(model: str) -> None:
     result = run("-c", CUT, model)
     assert result.returncode == 0, result.stderr
     lines = result.stderr.splitlines()
-    assert [line[:14] for line in lines] == ["2 of 3 documen", "1 of 1 texts w", "4 of 6 documen"]
+    assert [line[:14] for line in lines] == ["2 of 3 texts w", "1 of 1 texts w", "4 of 6 texts w"]
 
 
 def test_a_spawned_worker_takes_the_object_and_loads_the_model(model: str) -> None:
@@ -85,7 +85,7 @@ def test_a_spawned_worker_takes_the_object_and_loads_the_model(model: str) -> No
 def test_the_readmes_code_runs(model: str) -> None:
     readme = (ROOT / "integrations" / "langchain" / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     *before, chain = blocks
     yours = {
         "__name__": "readme",

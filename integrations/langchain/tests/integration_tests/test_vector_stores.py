@@ -171,7 +171,7 @@ def test_queries_of_a_chain_share_forward_passes(
 
 
 def test_threads_get_what_one_caller_gets(model: str) -> None:
-    embeddings = MillpondEmbeddings(model=model, batch_invariant=True)
+    embeddings = MillpondEmbeddings(model=model, engine_options={"batch_invariant": True})
     questions = [f"what is {number} times {number}?" for number in range(64)]
     with ThreadPoolExecutor(16) as threads:
         together = list(threads.map(embeddings.embed_query, questions))

@@ -162,7 +162,7 @@ def test_cutting_documents_is_said_with_what_to_do_and_again_when_the_count_has_
         most = embeddings._serving.info().max_length
         assert most is not None
         assert said == [
-            f"2 of 3 documents were longer than the {most} tokens the model reads and lost a part: "
+            f"2 of 3 texts were longer than the {most} tokens the model reads and lost a part: "
             f"give your text splitter a chunk_size of {3 * most} characters, or of {most} where it "
             "counts the model's tokens"
         ]
@@ -170,7 +170,7 @@ def test_cutting_documents_is_said_with_what_to_do_and_again_when_the_count_has_
         embed(embeddings, ["short"])
         assert len(caplog.records) == 1
         embed(embeddings, [CUT])
-        assert caplog.records[-1].getMessage().startswith("4 of 7 documents were longer")
+        assert caplog.records[-1].getMessage().startswith("4 of 7 texts were longer")
         embeddings.embed_query(CUT)  # which has no splitter
         assert caplog.records[-1].getMessage().startswith("1 of 1 texts were longer")
     assert len(caplog.records) == 3
@@ -314,6 +314,7 @@ def test_one_object_serves_loops_of_several_threads(embeddings: MillpondEmbeddin
         ({"model_name": "another"}, InvalidOption),
         ({"cache_folder": "models"}, InvalidOption),
         ({"truncate": "middle"}, ValidationError),
+        ({"engine_options": {"warmup": True}}, InvalidOption),
         ({"normalise": True}, ValidationError),
         ({"batch_size": 32}, ValidationError),
     ],
@@ -330,10 +331,12 @@ def test_bad_options_beside_an_engine_are_refused_at_once(
     [
         ({"device": "qpu"}, InvalidOption),
         ({"max_length": 0}, InvalidOption),
-        ({"max_query_wait_ms": 0}, InvalidOption),
+        ({"engine_options": {"max_query_wait_ms": 0}}, InvalidOption),
+        ({"engine_options": {"pooling": "median"}}, InvalidOption),
+        ({"engine_options": "warmup"}, ValidationError),
         ({"dimensions": 385}, InvalidDimensions),
-        ({"dtype": "float8"}, ValidationError),
-        ({"pooling": "median"}, ValidationError),
+        ({"dtype": "float8"}, InvalidOption),
+        ({"pooling": "mean"}, ValidationError),
         ({"engine": "cpu"}, ValidationError),
     ],
 )
@@ -342,6 +345,30 @@ def test_bad_options_are_refused_at_once(
 ) -> None:
     with pytest.raises(error):
         MillpondEmbeddings(model=model, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"wramup": True}, "unknown option wramup; an engine takes batch_invariant"),
+        ({"deterministic": True}, r"deterministic \(it is called batch_invariant\)"),
+        ({"normalize": True}, r"normalize \(it is an option of a call\)"),
+        ({"device": "cpu", "model": "x"}, "holds device, model, which is a field of its own"),
+        ({"cache_dir": "x"}, "cache_dir is cache_folder"),
+    ],
+)
+def test_engine_options_that_are_none_are_refused_by_name(
+    options: dict[str, Any], message: str, model: str
+) -> None:
+    with pytest.raises(InvalidOption, match=message):
+        MillpondEmbeddings(model=model, engine_options=options)
+
+
+def test_a_value_that_may_be_secret_is_not_shown(model: str) -> None:
+    for options in ({"token": "hf_secret"}, {"engine_options": {"token": "hf_secret"}}):
+        with pytest.raises(ValueError, match="token") as refused:
+            MillpondEmbeddings(model=model, **options)
+        assert "hf_secret" not in str(refused.value)
 
 
 def test_a_model_that_is_not_there_is_millponds_own_error(tmp_path: Path) -> None:
@@ -388,7 +415,7 @@ def test_the_model_is_read_by_either_name(embeddings: MillpondEmbeddings) -> Non
 
 
 def test_an_object_with_prompts_has_a_hash(engine: Engine, model: str) -> None:
-    prompted = MillpondEmbeddings(model=model, prompts={"query": "find: "})
+    prompted = MillpondEmbeddings(model=model, engine_options={"prompts": {"query": "find: "}})
     assert len({prompted, prompted, MillpondEmbeddings(engine=engine)}) == 2
 
 
@@ -414,7 +441,7 @@ def test_a_progress_bar_is_shown_for_documents(
 def test_a_given_engine_stays_open_and_out_of_sight(engine: Engine) -> None:
     embeddings = MillpondEmbeddings(engine=engine)
     assert "engine" not in embeddings.model_dump()
-    assert "engine" not in repr(embeddings)
+    assert "engine=" not in repr(embeddings)
     del embeddings
     gc.collect()
     assert engine.health == "ready"
@@ -422,15 +449,16 @@ def test_a_given_engine_stays_open_and_out_of_sight(engine: Engine) -> None:
 
 def test_a_given_engine_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MILLPOND_DEVICE", "no such device")
-    options = {"max_length": 9, "max_query_wait_ms": 5.0, "device": "cpu", "pooling": ("cls",)}
-    with start_engine(FakeRunner(), cache_dir="models", **options) as engine:
+    options = {"max_length": 9, "device": "cpu", "revision": "main"}
+    others = {"max_query_wait_ms": 5.0, "pooling": ["cls"]}
+    with start_engine(FakeRunner(), cache_dir="models", **options, **others) as engine:
         embeddings = MillpondEmbeddings(engine=engine)
     assert embeddings.model == engine.info().model.name
     assert embeddings.cache_folder == "models"
     assert {name: getattr(embeddings, name) for name in options} == options
+    assert embeddings.engine_options == others
 
 
-@pytest.mark.parametrize("normalize", [None, True])
 @pytest.mark.parametrize(
     "again",
     [
@@ -440,27 +468,16 @@ def test_a_given_engine_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_options_of_a_given_engine_bring_it_back(
-    again: Callable[[Any], Any], normalize: bool | None, model: str
+    again: Callable[[Any], Any], model: str
 ) -> None:
     prompts = {"query": "ask: ", "document": "keep: "}
-    with Engine(model, prompts=prompts, normalize=normalize, max_length=9) as engine:
+    with Engine(model, prompts=prompts, max_length=9) as engine:
         given = MillpondEmbeddings(engine=engine)
         found = again(given)
         assert found.model_dump() == given.model_dump()
         for embed in (sync, one_by_one):
             np.testing.assert_allclose(embed(found, TEXTS), embed(given, TEXTS), atol=1e-6)
         assert given.embed_query("bread") != MillpondEmbeddings(model=model).embed_query("bread")
-
-
-@pytest.mark.parametrize(("built", "asked"), [(False, None), (False, False), (True, False)])
-def test_an_engine_whose_normalizing_is_not_the_objects_is_refused(
-    built: bool, asked: bool | None
-) -> None:
-    with (
-        start_engine(FakeRunner(), normalize=built) as engine,
-        pytest.raises(InvalidOption, match="give `normalize` here"),
-    ):
-        MillpondEmbeddings(engine=engine, normalize=asked)
 
 
 def test_a_closed_engine_says_so(engine: Engine) -> None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import logging
 import os
 import pickle
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Literal, Self, TypedDict, Unpack
 
 import numpy.typing as npt
@@ -23,58 +22,36 @@ from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr
 from llama_index.core.callbacks import CallbackManager
 
-from millpond import CallProgress, Engine, EngineConfig, InvalidOption, InvalidText, ProgressBar
+from millpond import (
+    CallProgress,
+    Engine,
+    InvalidOption,
+    InvalidText,
+    ProgressBar,
+    ProgressHook,
+    TruncationLog,
+)
 
-logger = logging.getLogger("millpond")
 MAX_EMBED_BATCH_SIZE = 2048  # the most that BaseEmbedding allows
 ROWS_PER_TURN = 64  # vectors made into lists before the event loop gets its turn, about 1 ms
 
-_ENGINE_OPTIONS = {
-    "model_name": "model",
-    "device": "device",
-    "devices": "devices",
-    "dtype": "dtype",
-    "revision": "revision",
-    "trust_remote_code": "trust_remote_code",
-    "max_length": "max_length",
-    "pooling": "pooling",
-    "prompts": "prompts",
-    "max_batch_tokens": "max_batch_tokens",
-    "max_queue_tokens": "max_queue_tokens",
-    "max_query_wait_ms": "max_query_wait_ms",
-    "memory_utilization": "memory_utilization",
-    "memory_bytes": "memory_bytes",
-    "prefix_cache": "prefix_cache",
-    "warmup": "warmup",
-    "batch_invariant": "batch_invariant",
-    "cache_folder": "cache_dir",
-}
-"""The fields that configure the engine, and the engine's own names for them."""
+OF_ENGINE = ("device", "dtype", "max_length", "revision", "trust_remote_code")
+"""The engine's everyday options, which are fields; the others are in `engine_options`."""
+FIELDS_OF_ENGINE = {"model_name", "cache_folder", "engine_options", *OF_ENGINE}
 
 PathText = BeforeValidator(lambda path: os.fspath(path) if isinstance(path, os.PathLike) else path)
-AutoDevice = BeforeValidator(lambda device: "auto" if device is None else device)
 
 
 class EmbeddingOptions(TypedDict, total=False):
     """What `MillpondEmbedding` takes beside a model or an engine, for type checkers."""
 
-    device: str | None
-    devices: Sequence[str] | None
-    dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"]
+    device: str | Sequence[str] | None
+    dtype: str
     revision: str | None
     trust_remote_code: bool
     max_length: int | None
-    pooling: str | tuple[str, ...] | None
-    prompts: Mapping[str, str] | None
-    max_batch_tokens: int | Literal["auto"]
-    max_queue_tokens: int
-    max_query_wait_ms: float
-    memory_utilization: float | None
-    memory_bytes: int | None
-    prefix_cache: Literal["auto", "off"]
-    warmup: bool
-    batch_invariant: bool
     cache_folder: str | os.PathLike[str] | None
+    engine_options: Mapping[str, Any]
     query_instruction: str | None
     text_instruction: str | None
     normalize: bool
@@ -88,39 +65,11 @@ class EmbeddingOptions(TypedDict, total=False):
     rate_limiter: Any
 
 
-@dataclass
-class _Cut:
-    """Texts an object has embedded, and those among them that lost a part.
-
-    Without a lock: two calls that end at once may miscount, which a log line survives.
-    """
-
-    texts: int = 0
-    truncated: int = 0
-    said: int = 0
-    """Of `truncated`, when it was last logged."""
-
-
-class _Call:
-    """What a call has embedded so far. The engine's threads tell it, several at a time."""
-
-    def __init__(self, owner: MillpondEmbedding, bar: ProgressBar | None, slices: float) -> None:
-        self.owner = owner
-        self._bar = bar
-        self._slices = slices  # calls of the engine that it takes, about
-        self.texts = self.truncated = 0  # under the lock
-        self._lock = threading.Lock()
-
-    def __call__(self, progress: CallProgress) -> None:
-        with self._lock:
-            self.texts += progress.texts
-            self.truncated += progress.truncated
-        if self._bar is not None:
-            self._bar.advance(replace(progress, share=progress.share / self._slices))
-
-
-# The call that is under way in a thread or task, which LlamaIndex divides into several.
-_call_under_way: ContextVar[_Call | None] = ContextVar("millpond_call", default=None)
+# The object whose call is under way in a thread or task, which LlamaIndex divides into several, and
+# the hook for its progress.
+_call_under_way: ContextVar[tuple[MillpondEmbedding, ProgressHook] | None] = ContextVar(
+    "millpond_call", default=None
+)
 
 
 class MillpondEmbedding(BaseEmbedding):
@@ -140,34 +89,18 @@ class MillpondEmbedding(BaseEmbedding):
             installed package carries.
         engine (Optional[Engine], optional): An engine that is already built. It is used as it is,
             and the options of the engine are read from it. Defaults to None.
-        device (Optional[str], optional): "auto", "cpu", "cuda", "cuda:N" or "mps"; None is
-            "auto". Defaults to "auto".
-        devices (Optional[Tuple[str, ...]], optional): Several devices of this host, instead of
-            `device`. Defaults to None.
+        device (Optional[Union[str, List[str]]], optional): "auto", "cpu", "cuda", "cuda:N" or
+            "mps", or several of them. Defaults to "auto".
         dtype (str, optional): "auto", "float32", "bfloat16", "float16" or, on a CPU, "int8".
             Defaults to "auto".
         revision (Optional[str], optional): Branch, tag or commit on the hub. Defaults to None.
         trust_remote_code (bool, optional): Run Python code that comes with the checkpoint.
             Defaults to False.
         max_length (Optional[int], optional): Longest text in tokens. Defaults to the model's own.
-        pooling (Optional[Union[str, Tuple[str, ...]]], optional): Instead of the checkpoint's
-            pooling. Defaults to None.
-        prompts (Optional[Dict[str, str]], optional): Prompts by name, over those the checkpoint
-            saves. Defaults to None.
-        max_batch_tokens (Union[int, str], optional): Most tokens in one forward pass.
-            Defaults to "auto".
-        max_queue_tokens (int, optional): Most tokens waiting in each priority.
-        max_query_wait_ms (float, optional): Longest a query may wait behind ingestion.
-        memory_utilization (Optional[float], optional): On CUDA, share of the device's memory to
-            fill. Defaults to what batches need.
-        memory_bytes (Optional[int], optional): The same as a number of bytes. Defaults to None.
-        prefix_cache (str, optional): "auto" keeps beginnings that texts share, where the model
-            allows it; "off" does not. Defaults to "auto".
-        warmup (bool, optional): On CUDA, prepare for queries while loading. Defaults to False.
-        batch_invariant (bool, optional): On CUDA, the same bits whatever else is in flight. On CPU
-            this is always so. Defaults to False.
         cache_folder (Optional[str], optional): Where downloaded models are kept. Defaults to
             Hugging Face's own cache.
+        engine_options (Dict[str, Any], optional): Any other option of `millpond.EngineConfig`, by
+            name. Defaults to none.
         query_instruction (Optional[str], optional): Text to put in front of every query. Defaults
             to the prompt the checkpoint saves for queries; "" for none.
         text_instruction (Optional[str], optional): Text to put in front of every text. Defaults to
@@ -205,7 +138,7 @@ class MillpondEmbedding(BaseEmbedding):
 
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)  # it may be a token
 
     model_name: Annotated[str, PathText] = Field(
         frozen=True, description="Folder or name of the model."
@@ -218,52 +151,18 @@ class MillpondEmbedding(BaseEmbedding):
     )
 
     # The engine's: fixed once it is built.
-    device: Annotated[str, AutoDevice] = Field("auto", frozen=True, description="Device to run on.")
-    devices: tuple[str, ...] | None = Field(
-        None, frozen=True, description="Several devices behind one queue, instead of `device`."
-    )
-    dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = Field(
-        "auto", frozen=True, description="Precision of the transformer."
-    )
+    device: str | list[str] | None = Field("auto", frozen=True, description="Device or devices.")
+    dtype: str = Field("auto", frozen=True, description="Precision of the transformer.")
     revision: str | None = Field(None, frozen=True, description="Branch, tag or commit.")
     trust_remote_code: bool = Field(
         False, frozen=True, description="Run Python code that comes with the checkpoint."
     )
     max_length: int | None = Field(None, frozen=True, description="Longest text in tokens.")
-    pooling: str | tuple[str, ...] | None = Field(
-        None, frozen=True, description="Instead of the checkpoint's pooling."
-    )
-    prompts: dict[str, str] | None = Field(
-        None, frozen=True, description="Prompts by name, over those the checkpoint saves."
-    )
-    max_batch_tokens: int | Literal["auto"] = Field(
-        EngineConfig.max_batch_tokens, frozen=True, description="Most tokens in a forward pass."
-    )
-    max_queue_tokens: int = Field(
-        EngineConfig.max_queue_tokens, frozen=True, description="Most tokens waiting at a priority."
-    )
-    max_query_wait_ms: float = Field(
-        EngineConfig.max_query_wait_ms,
-        frozen=True,
-        description="Longest a query may wait behind ingestion.",
-    )
-    memory_utilization: float | None = Field(
-        None, frozen=True, description="On CUDA: share of the device's memory to fill."
-    )
-    memory_bytes: int | None = Field(
-        None, frozen=True, description="On CUDA: bytes of the device's memory to fill."
-    )
-    prefix_cache: Literal["auto", "off"] = Field(
-        "auto", frozen=True, description="Keep beginnings that texts share."
-    )
-    warmup: bool = Field(
-        False, frozen=True, description="On CUDA: prepare for queries while loading."
-    )
-    batch_invariant: bool = Field(
-        False, frozen=True, description="On CUDA: the same bits whatever else is in flight."
-    )
     cache_folder: Annotated[str | None, PathText] = Field(
         None, frozen=True, description="Where downloaded models are kept."
+    )
+    engine_options: dict[str, Any] = Field(
+        {}, frozen=True, description="Any other option of `millpond.EngineConfig`, by name."
     )
 
     # The call's.
@@ -277,7 +176,7 @@ class MillpondEmbedding(BaseEmbedding):
     show_progress_bar: bool = Field(False, description="Whether to show a progress bar.")
 
     _engine: Engine | None = PrivateAttr(None)  # None only in a pickle
-    _cut: _Cut = PrivateAttr(default_factory=_Cut)
+    _truncation: TruncationLog = PrivateAttr(default_factory=lambda: TruncationLog(_advice))
 
     def __init__(
         self,
@@ -291,21 +190,10 @@ class MillpondEmbedding(BaseEmbedding):
         if model_name is not None:
             fields["model_name"] = model_name
         if engine is not None:
-            fields = _options_of(engine) | fields
+            fields |= _fields_for(engine, fields)
         super().__init__(**fields)
-        if engine is not None:
-            self._require_described(engine)
         self._engine = engine
         self.engine.embed([], **self._call("document"))  # refuses bad options now
-
-    def _require_described(self, engine: Engine) -> None:
-        normalize = True if engine.config.normalize and self.normalize else None
-        config = EngineConfig(**self._engine_options(), normalize=normalize)
-        if config != engine.config:
-            raise InvalidOption(
-                f"the engine is built with {engine.config}, and the options given say "
-                f"{config}; leave out `engine` or the options, and give `normalize` here"
-            )
 
     @classmethod
     def class_name(cls) -> str:
@@ -320,7 +208,14 @@ class MillpondEmbedding(BaseEmbedding):
         return self._engine
 
     def _engine_options(self) -> dict[str, Any]:
-        return {option: getattr(self, field) for field, option in _ENGINE_OPTIONS.items()}
+        options = {name: getattr(self, name) for name in OF_ENGINE}
+        options |= {"model": self.model_name, "cache_dir": self.cache_folder}
+        if twice := options.keys() & self.engine_options.keys():
+            raise InvalidOption(
+                f"engine_options holds {', '.join(sorted(twice))}, which is a field of its own "
+                "(model is model_name, and cache_dir is cache_folder)"
+            )
+        return options | self.engine_options
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy on the same engine, or with `update` one that is built and checked anew.
@@ -331,11 +226,11 @@ class MillpondEmbedding(BaseEmbedding):
         if not update:
             return copied
         kept = dict(copied)
-        if "engine" in update:
-            kept = {name: kept[name] for name in kept.keys() - _ENGINE_OPTIONS.keys()}
-        elif not _ENGINE_OPTIONS.keys() & update.keys():
-            kept["engine"] = copied._engine
-        return type(self)(**kept | dict(update))
+        changed = FIELDS_OF_ENGINE & update.keys()
+        engine = update.get("engine", None if changed else copied.engine)
+        if engine is not None:  # it has its own
+            kept = {name: kept[name] for name in kept.keys() - FIELDS_OF_ENGINE}
+        return type(self)(**kept | dict(update) | {"engine": engine})
 
     def __getstate__(self) -> dict[str, Any]:
         # LlamaIndex's `__setstate__` calls `__init__` and passes over its errors. So a model that
@@ -343,7 +238,8 @@ class MillpondEmbedding(BaseEmbedding):
         # its task would have multiprocessing's Pool wait for ever.
         pickle.dumps(self._engine)  # refuses one that its options do not bring back
         state: dict[str, Any] = super().__getstate__()
-        return state | {"__pydantic_private__": {"_engine": None, "_cut": _Cut()}}
+        private = {"_engine": None, "_truncation": TruncationLog(_advice)}
+        return state | {"__pydantic_private__": private}
 
     def _call(self, task: Literal["query", "document"]) -> dict[str, Any]:
         query = task == "query"
@@ -410,50 +306,40 @@ class MillpondEmbedding(BaseEmbedding):
         return vectors
 
     @contextlib.contextmanager
-    def _reported(self, texts: int, *, show: bool = False) -> Iterator[_Call]:
-        """The call to tell of progress: the one under way, or one that is reported at its end."""
-        outer = _call_under_way.get()
-        if outer is not None and outer.owner is self:
-            yield outer
+    def _reported(self, texts: int, *, show: bool = False) -> Iterator[ProgressHook]:
+        """The hook for the progress of the call under way, or of one that begins here."""
+        owner, hook = _call_under_way.get() or (None, None)
+        if owner is self and hook is not None:
+            yield hook
             return
-        with _bar(texts) if show else contextlib.nullcontext() as bar:
-            call = _Call(self, bar, max(1.0, texts / self.embed_batch_size))
-            token = _call_under_way.set(call)
+        bar = ProgressBar(total=texts, desc="Generating embeddings") if show else None
+        slices = max(1.0, texts / self.embed_batch_size)  # calls of the engine that it takes, about
+        advance = None if bar is None else partial(_advance, bar, slices)
+        with (
+            contextlib.nullcontext() if bar is None else bar,
+            self._truncation.call(self.engine.info().max_length, advance) as totals,
+        ):
+            token = _call_under_way.set((self, totals))
             try:
-                yield call
+                yield totals
             finally:
                 _call_under_way.reset(token)
             if bar is not None:
-                bar.update(texts - call.texts)  # those of a cache, which the engine never saw
-        self._report_cut(call)
-
-    def _report_cut(self, call: _Call) -> None:
-        cut = self._cut
-        cut.texts += call.texts
-        cut.truncated += call.truncated
-        if call.truncated and cut.truncated >= 2 * cut.said:
-            cut.said = cut.truncated
-            logger.warning(*_advice(cut, self.engine.info().max_length))
+                bar.update(texts - totals.texts)  # those of a cache, which the engine never saw
 
 
-def _bar(texts: int) -> ProgressBar:
-    return ProgressBar(total=texts, desc="Generating embeddings")
+def _advance(bar: ProgressBar, slices: float, progress: CallProgress) -> None:
+    bar.advance(replace(progress, share=progress.share / slices))
 
 
-def _advice(cut: _Cut, most_tokens: int | None) -> tuple[Any, ...]:
-    """A message for a logger, with its arguments."""
+def _advice(most_tokens: int | None) -> str:
     if most_tokens is None:  # a limit of one task only
-        return (
-            "%d of %d texts were longer than the model reads and lost a part: lower "
-            "Settings.chunk_size",
-            *(cut.truncated, cut.texts),
-        )
+        return "lower Settings.chunk_size"
     # In tokens of LlamaIndex's tokenizer, of which there are fewer than of most models'.
     chunk_size = max(1, most_tokens * 3 // 4)
     return (
-        "%d of %d texts were longer than the %d tokens the model reads and lost a part: set "
-        "Settings.chunk_size = %d and Settings.chunk_overlap = %d, or those of your node parser",
-        *(cut.truncated, cut.texts, most_tokens, chunk_size, chunk_size // 10),
+        f"set Settings.chunk_size = {chunk_size} and Settings.chunk_overlap = {chunk_size // 10}, "
+        "or those of your node parser"
     )
 
 
@@ -475,9 +361,18 @@ def _strings(texts: list[str]) -> list[str]:
     return texts
 
 
-def _options_of(engine: Engine) -> dict[str, Any]:
+def _fields_for(engine: Engine, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that bring an equal engine back."""
     if not isinstance(engine, Engine):
         raise InvalidOption(f"engine={engine!r}: it must be a millpond.Engine")
+    if taken := FIELDS_OF_ENGINE & given.keys():
+        raise InvalidOption(
+            f"{', '.join(sorted(taken))}: the engine is built and has its own; leave out `engine` "
+            "or the options"
+        )
     config = engine.config
-    options = {field: getattr(config, option) for field, option in _ENGINE_OPTIONS.items()}
-    return options | {"prompts": None if config.prompts is None else dict(config.prompts)}
+    others = config.options()
+    fields = {name: getattr(config, name) for name in OF_ENGINE}
+    fields |= {"model_name": config.model, "cache_folder": others.pop("cache_dir", None)}
+    options = {name: value for name, value in others.items() if name not in OF_ENGINE}
+    return fields | {"engine_options": options}
