@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from command_line import refusal, run, with_settings
 from families import MAX_LENGTH, WIDTH
 
-from millpond import Engine
+from millpond import Engine, EngineConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -46,6 +47,36 @@ def test_saved_prompts_are_shown(folder: Path, tmp_path: Path) -> None:
     copy = with_settings(folder, tmp_path / "prompted", prompts={"query": "find: "})
     assert 'prompt query           "find: "' in run("info", copy).stdout
     assert json.loads(run("info", copy, "--json").stdout)["prompts"] == {"query": "find: "}
+
+
+def test_every_option_of_the_engine_has_a_flag(folder: Path) -> None:
+    flags = ["--max-batch-tokens", 300, "--pooling", "cls", "--pooling", "max", "--device", "cpu"]
+    facts = json.loads(run("info", folder, *flags, "--max-query-wait-ms", 5, "--json").stdout)
+    assert facts["max_batch_tokens"] == 300
+    assert facts["max_query_wait_ms"] == 5
+    assert facts["routes"][0]["modules"] == ["Transformer", "Pooling(cls, max)"]
+    several = run("info", folder, "--device", "cpu", "--device", "cpu", "--json")
+    assert json.loads(several.stdout)["device"] == "cpu, cpu"
+    help_text = " ".join(run("info", "--help").stdout.split())
+    for option in dataclasses.fields(EngineConfig):
+        if option.name not in ("model", "prompts"):
+            assert f"--{option.name.replace('_', '-')}" in help_text
+            assert option.metadata["help"] in help_text
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--max-batch-tokens", "many", "max_batch_tokens='many'"),
+        ("--pooling", "median", "choose among cls"),
+        ("--prefix-cache", "on", "'on' is not one of"),
+        ("--device", "qpu", "device='qpu' is not there"),
+    ],
+)
+def test_an_option_of_the_engine_that_cannot_be_is_refused(
+    flag: str, value: str, message: str, folder: Path
+) -> None:
+    assert message in refusal("info", folder, flag, value)
 
 
 def test_a_length_that_cannot_be_is_refused(folder: Path) -> None:

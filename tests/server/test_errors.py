@@ -88,7 +88,7 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_again() -> None:
         assert 1 <= int(answer.headers["retry-after"]) <= 60
         message = error_of(answer)["message"]
         assert "8 of bulk requests are waiting" in message
-        assert "--max-queued-tokens" in message
+        assert "--max-queue-tokens" in message
         assert "max_queue_tokens" not in message
         metrics = request(app, "GET", "/metrics").text
         assert 'millpond_rejected_requests_total{model="fake/model"} 1.0' in metrics

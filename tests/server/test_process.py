@@ -320,7 +320,8 @@ def test_vllms_command_is_understood(monkeypatch: pytest.MonkeyPatch, capsys: An
     monkeypatch.setattr(process, "run", lambda *plans: asked.append(plans) or 0)
     flags = "--task embed --runner pooling --convert embed --max-num-seqs 64 -tp 1 --seed 1"
     flags += " --enforce-eager --disable-log-requests --disable-log-stats --load-format auto"
-    flags += " --no-enable-prefix-caching --download-dir /models --dtype half"
+    flags += " --no-enable-prefix-caching --download-dir /models --dtype half --max-model-len 128"
+    flags += " --max-num-batched-tokens 512 --gpu-memory-utilization 0.5 --device cpu --device cpu"
     with pytest.raises(SystemExit) as exited:
         main(["m", "--served-model-name", "a", "b", *flags.split()])
     assert exited.value.code == 0
@@ -328,6 +329,11 @@ def test_vllms_command_is_understood(monkeypatch: pytest.MonkeyPatch, capsys: An
     assert (plan.model, plan.names) == ("m", ("a", "b"))
     assert plan.options["prefix_cache"] == "off"
     assert plan.options["cache_dir"] == "/models"
+    assert plan.options["max_length"] == 128
+    assert plan.options["max_batch_tokens"] == 512
+    assert plan.options["memory_utilization"] == 0.5
+    assert plan.options["device"] == ["cpu", "cpu"]
+    assert plan.options["warmup"] is True
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
         "millpond: ignored, without a meaning here: --max-num-seqs, --seed, --enforce-eager, "

@@ -9,7 +9,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -29,21 +29,17 @@ from .embed_options import (
     TruncateOption,
     VectorsOnlyOption,
 )
+from .engine_flags import with_engine_flags
 from .errors import CommandError
 from .files.formats import FileFormats
 from .files.streams import can_be_read_again, is_same_file, is_stream, name_of
 from .options import (
     DEFAULT_MODEL,
-    DeviceOption,
     DimensionsOption,
-    DTypeOption,
-    MaxLengthOption,
     ModelOption,
     PromptNameOption,
     PromptOption,
-    RevisionOption,
     TaskOption,
-    TrustOption,
     open_engine,
 )
 
@@ -56,6 +52,7 @@ __all__ = ["embed"]
 INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 
 
+@with_engine_flags(batch_invariant=True)  # a run that goes on meets other batches
 def embed(
     source: InputArgument,
     *,
@@ -73,15 +70,11 @@ def embed(
     normalize: NormalizeOption = None,
     truncate: TruncateOption = None,
     output_dtype: OutputTypeOption = "float32",
-    device: DeviceOption = "auto",
-    dtype: DTypeOption = "auto",
-    max_length: MaxLengthOption = None,
-    revision: RevisionOption = None,
-    trust_remote_code: TrustOption = False,
     chunk_size: ChunkSizeOption = 1024,
     resume: ResumeOption = False,
     restart: RestartOption = False,
     progress: ProgressOption = None,
+    **engine_options: Any,
 ) -> None:
     """Embed a file of texts: lines, JSON lines, CSV or Parquet in; .npy, JSON lines or Parquet out.
 
@@ -116,15 +109,7 @@ def embed(
         "output_dtype": output_dtype,
     }
     run = _file_run(path, target, layout, options, chunk_rows=chunk_size)
-    with open_engine(
-        model,
-        device=device,
-        dtype=dtype,
-        max_length=max_length,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        batch_invariant=True,  # a run that goes on meets other batches, and gives the same bytes
-    ) as engine:
+    with open_engine(model, engine_options) as engine:
         show = _shows_progress(output) if progress is None else progress
         _carry_out(run, engine, resume=resume, show_progress=show)
 

@@ -9,15 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import (
-    DeviceOption,
-    DTypeOption,
-    JsonOption,
-    MaxLengthOption,
-    RevisionOption,
-    TrustOption,
-    open_engine,
-)
+from .engine_flags import with_engine_flags
+from .options import JsonOption, open_engine
 
 if TYPE_CHECKING:
     from ..checkpoint.modules import Module
@@ -28,15 +21,12 @@ __all__ = ["info"]
 Facts = dict[str, Any]
 
 
+@with_engine_flags()
 def info(
     model: Annotated[str, typer.Argument(help="A folder, or a name on the Hugging Face hub.")],
     *,
-    device: DeviceOption = "auto",
-    dtype: DTypeOption = "auto",
-    max_length: MaxLengthOption = None,
-    revision: RevisionOption = None,
-    trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
+    **engine_options: Any,
 ) -> None:
     """Load a model and show what its checkpoint says and how it would run.
 
@@ -44,14 +34,7 @@ def info(
     Example:
       millpond info sentence-transformers/all-MiniLM-L6-v2
     """
-    with open_engine(
-        model,
-        device=device,
-        dtype=dtype,
-        max_length=max_length,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-    ) as engine:
+    with open_engine(model, engine_options) as engine:
         facts = _facts(engine.info())
     if as_json:
         print(json.dumps(facts, ensure_ascii=False, indent=2, default=str))

@@ -1,29 +1,25 @@
-"""The flags that several commands share, and the engine they ask for."""
+"""The flags of calls that several commands share, and the engine they ask for."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..config import DTypeName, EngineOptions
+from .engine_flags import engine_options
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
 
 __all__ = [
     "DEFAULT_MODEL",
-    "DTypeOption",
-    "DeviceOption",
     "DimensionsOption",
     "JsonOption",
-    "MaxLengthOption",
     "ModelOption",
     "PromptNameOption",
     "PromptOption",
-    "RevisionOption",
     "TaskOption",
-    "TrustOption",
     "open_engine",
 ]
 
@@ -31,19 +27,6 @@ DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="A folder, or a name on the Hugging Face hub.")
-]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-DTypeOption = Annotated[DTypeName, typer.Option("--dtype", help="Precision of the transformer.")]
-RevisionOption = Annotated[
-    str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")
-]
-TrustOption = Annotated[
-    bool,
-    typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint."),
-]
-MaxLengthOption = Annotated[
-    int | None,
-    typer.Option(help="Longest text in tokens, special tokens included.", show_default=False),
 ]
 TaskOption = Annotated[
     str | None, typer.Option(help="query or document: adds the prompt the model saved for it.")
@@ -56,8 +39,8 @@ DimensionsOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def open_engine(model: str, **options: object) -> Engine:
-    """An engine for a command. Raises what `Engine` raises."""
+def open_engine(model: str, flags: Mapping[str, Any]) -> Engine:
+    """An engine with the options of a command's flags. Raises what `Engine` raises."""
     from ..engine.engine import Engine
 
-    return Engine(model, **EngineOptions(**options))  # type: ignore[typeddict-item]
+    return Engine(model, **engine_options(flags))

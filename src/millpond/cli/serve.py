@@ -14,10 +14,11 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperCommand
 
-from ..config import EngineConfig, EngineOptions
+from ..config import EngineOptions
 from ..errors import InvalidOption, MillpondError
 from ..server.settings import AppSettings, ListenSettings
 from . import serve_options as flags
+from .engine_flags import engine_options, with_engine_flags
 
 __all__ = ["ServeCommand", "main", "serve"]
 
@@ -30,12 +31,13 @@ USAGE_ERROR = 2
 _NAMES_FLAG = "--served-model-name"
 
 
-_VLLM_DTYPES = {"float": "float32", "half": "float16"}
+VLLM_DTYPES: dict[str, Any] = {"float": "float32", "half": "float16"}
 
 
 _LIBRARIES = ("fastapi", "httptools", "orjson", "prometheus_client", "uvicorn")
 
 
+@with_engine_flags(flags.VLLM_NAMES, warmup=True)  # a server is ready when it is fast
 def serve(
     models: flags.Models = None,
     *,
@@ -45,17 +47,8 @@ def serve(
     port: flags.Port = ListenSettings.port,
     uds: flags.Uds = None,
     dtype: flags.DType = "auto",
-    device: flags.Device = "auto",
-    revision: flags.Revision = None,
-    trust_remote_code: flags.TrustRemoteCode = False,
-    max_model_len: flags.MaxModelLen = None,
-    max_num_batched_tokens: flags.MaxBatchTokens = None,
-    max_queued_tokens: flags.MaxQueuedTokens = EngineConfig.max_queue_tokens,
-    max_query_wait_ms: flags.MaxQueryWait = EngineConfig.max_query_wait_ms,
-    gpu_memory_utilization: flags.MemoryUtilization = None,
     tensor_parallel_size: flags.TensorParallelSize = 1,
-    enable_prefix_caching: flags.EnablePrefixCaching = True,
-    download_dir: flags.DownloadDir = None,
+    enable_prefix_caching: flags.EnablePrefixCaching = None,
     task: flags.Task = "auto",
     runner: flags.RunnerKind = "auto",
     convert: flags.Convert = "auto",
@@ -81,6 +74,7 @@ def serve(
     drain_timeout_s: flags.DrainTimeout = ListenSettings.drain_timeout_s,
     log_level: flags.LogLevel = "info",
     log_format: flags.LogFormat = "text",
+    **engine_flags: Any,
 ) -> None:
     """Serve models over HTTP, as OpenAI's API has embeddings.
 
@@ -96,20 +90,10 @@ def serve(
         disable_log_requests=disable_log_requests,
         disable_log_stats=disable_log_stats,
     )
-    options: dict[str, Any] = {
-        "dtype": _VLLM_DTYPES.get(dtype, dtype),
-        "device": device,
-        "revision": revision,
-        "trust_remote_code": trust_remote_code,
-        "max_length": max_model_len,
-        "max_batch_tokens": "auto" if max_num_batched_tokens is None else max_num_batched_tokens,
-        "max_queue_tokens": max_queued_tokens,
-        "max_query_wait_ms": max_query_wait_ms,
-        "prefix_cache": "auto" if enable_prefix_caching else "off",
-        "cache_dir": download_dir,
-        "warmup": True,  # a server is ready when it is fast
-        **_memory_option(gpu_memory_utilization),
-    }
+    options = engine_options(engine_flags)
+    options["dtype"] = VLLM_DTYPES.get(dtype, dtype)
+    if enable_prefix_caching is not None:
+        options["prefix_cache"] = "auto" if enable_prefix_caching else "off"
     app_settings = AppSettings(
         api_keys=tuple(api_key or ()),
         protect_metrics=protect_metrics,
@@ -134,7 +118,7 @@ def serve(
         log_format=log_format,
     )
     named = _named([*(models or ()), *(model or ())] or [DEFAULT_MODEL], served_model_name or ())
-    _run(named, EngineOptions(**options), app_settings, listen)  # type: ignore[typeddict-item]
+    _run(named, options, app_settings, listen)
 
 
 def _run(
@@ -167,17 +151,6 @@ def _tell_ignored(**given: object) -> None:
     names = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
     if names:
         typer.echo(f"millpond: ignored, without a meaning here: {', '.join(names)}", err=True)
-
-
-def _memory_option(share: float | None) -> dict[str, float]:
-    if share is None:
-        return {}
-    if "memory_utilization" not in EngineOptions.__annotations__:
-        raise InvalidOption(
-            "--gpu-memory-utilization: this version keeps no memory for keys and values, so there "
-            "is nothing to size; leave the flag out"
-        )
-    return {"memory_utilization": share}
 
 
 class ServeCommand(TyperCommand):

@@ -7,15 +7,14 @@ from typing import Annotated, Literal
 import typer
 
 __all__ = [
+    "VLLM_NAMES",
     "AllowRawTokenIds",
     "ApiKey",
     "Convert",
     "CorsOrigin",
     "DType",
-    "Device",
     "DisableLogRequests",
     "DisableLogStats",
-    "DownloadDir",
     "DrainTimeout",
     "EnablePrefixCaching",
     "EnforceEager",
@@ -26,19 +25,13 @@ __all__ = [
     "LoadFormat",
     "LogFormat",
     "LogLevel",
-    "MaxBatchTokens",
     "MaxBodyBytes",
-    "MaxModelLen",
     "MaxNumSeqs",
-    "MaxQueryWait",
-    "MaxQueuedTokens",
-    "MemoryUtilization",
     "ModelFlags",
     "Models",
     "Port",
     "ProtectMetrics",
     "RequestTimeout",
-    "Revision",
     "RootPath",
     "RunnerKind",
     "Seed",
@@ -48,11 +41,18 @@ __all__ = [
     "SslKeyfilePassword",
     "Task",
     "TensorParallelSize",
-    "TrustRemoteCode",
     "Uds",
 ]
 
 Names = list[str] | None
+
+VLLM_NAMES = {
+    "cache_dir": ("--download-dir",),
+    "max_batch_tokens": ("--max-num-batched-tokens",),
+    "max_length": ("--max-model-len",),
+    "memory_utilization": ("--gpu-memory-utilization",),
+}
+"""Options of an engine that have a flag of vLLM's name, too."""
 
 
 Models = Annotated[Names, typer.Argument(metavar="MODEL", help="Folders, or names on the hub.")]
@@ -87,49 +87,6 @@ DType = Annotated[
 ]
 
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-
-
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
-
-
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with a checkpoint.")
-]
-
-
-MaxModelLen = Annotated[int | None, typer.Option("--max-model-len", help="Longest text in tokens.")]
-
-
-MaxBatchTokens = Annotated[
-    int | None,
-    typer.Option("--max-num-batched-tokens", help="Most tokens in one forward pass."),
-]
-
-
-MaxQueuedTokens = Annotated[
-    int,
-    typer.Option(
-        "--max-queued-tokens",
-        help="Most tokens waiting at each priority before requests get a 429.",
-    ),
-]
-
-
-MaxQueryWait = Annotated[
-    float,
-    typer.Option("--max-query-wait-ms", help="Longest a query may wait behind bulk requests."),
-]
-
-
-MemoryUtilization = Annotated[
-    float | None,
-    typer.Option(
-        "--gpu-memory-utilization", help="Share of the device's memory for keys and values."
-    ),
-]
-
-
 TensorParallelSize = Annotated[
     int,
     typer.Option("--tensor-parallel-size", "-tp", help="Devices a model is spread over: only 1."),
@@ -137,16 +94,12 @@ TensorParallelSize = Annotated[
 
 
 EnablePrefixCaching = Annotated[
-    bool,
+    bool | None,
     typer.Option(
         "--enable-prefix-caching/--no-enable-prefix-caching",
-        help="Keep keys and values of beginnings that texts share, where the model allows it.",
+        help="vLLM's: --prefix-cache auto, or off.",
+        show_default=False,
     ),
-]
-
-
-DownloadDir = Annotated[
-    str | None, typer.Option("--download-dir", help="Folder of the hub's cache.")
 ]
 
 

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import InvalidOption
+from .engine_flags import with_engine_flags
 from .options import (
     DEFAULT_MODEL,
-    DeviceOption,
     DimensionsOption,
-    DTypeOption,
     JsonOption,
-    MaxLengthOption,
     ModelOption,
     PromptNameOption,
     PromptOption,
-    RevisionOption,
     TaskOption,
-    TrustOption,
     open_engine,
 )
 
@@ -36,6 +32,7 @@ __all__ = ["similarity"]
 SHOWN_CHARACTERS = 60
 
 
+@with_engine_flags()
 def similarity(
     texts: Annotated[list[str], typer.Argument(help="Two texts or more.")],
     *,
@@ -44,12 +41,8 @@ def similarity(
     prompt: PromptOption = None,
     prompt_name: PromptNameOption = None,
     dimensions: DimensionsOption = None,
-    device: DeviceOption = "auto",
-    dtype: DTypeOption = "auto",
-    max_length: MaxLengthOption = None,
-    revision: RevisionOption = None,
-    trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
+    **engine_options: Any,
 ) -> None:
     """Show how alike texts are, by the similarity the model was made for (cosine as a rule).
 
@@ -59,14 +52,7 @@ def similarity(
     """
     if len(texts) < 2:
         raise InvalidOption("one text has nothing to be compared with: give two or more")
-    with open_engine(
-        model,
-        device=device,
-        dtype=dtype,
-        max_length=max_length,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-    ) as engine:
+    with open_engine(model, engine_options) as engine:
         vectors = engine.embed(
             texts, task=task, prompt=prompt, prompt_name=prompt_name, dimensions=dimensions
         )

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -108,13 +108,14 @@ def test_every_run_asks_for_bits_that_depend_on_no_company(
 ) -> None:
     asked = []
 
-    def opened(model: str, **options: object) -> Engine:
-        asked.append(options["batch_invariant"])
-        return open_engine(model, **options)
+    def opened(model: str, flags: Mapping[str, object]) -> Engine:
+        asked.append(flags["batch_invariant"])
+        return open_engine(model, flags)
 
     monkeypatch.setattr(sys.modules["millpond.cli.embed"], "open_engine", opened)
     run(*arguments(folder, source, tmp_path / "out.npy"))
-    assert asked == [True]
+    run(*arguments(folder, source, tmp_path / "again.npy"), "--no-batch-invariant")
+    assert asked == [True, False]
 
 
 @pytest.fixture

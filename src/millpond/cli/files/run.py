@@ -97,6 +97,8 @@ class FileRun:
             {
                 "input": self.facts and self.facts.digest,
                 "chunk_size": self.chunk_rows,
+                "pooling": engine.config.pooling and list(engine.config.pooling),
+                "batch_invariant": engine.config.batch_invariant,
                 **self.options,
                 **self.layout,
             },

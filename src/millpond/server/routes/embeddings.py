@@ -157,7 +157,7 @@ def _full(error: QueueFull, model: ServedModel) -> ApiError:
     answer.detail = (
         f"the queue is full: {stats.waiting_interactive_tokens} tokens of queries and "
         f"{stats.waiting_bulk_tokens} of bulk requests are waiting; send it again in {seconds} s. "
-        "The server's flag --max-queued-tokens is the bound"
+        "The server's flag --max-queue-tokens is the bound"
     )
     answer.headers = {"retry-after": str(seconds)}
     return answer
