@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from checkpoints import save_checkpoint
 from families import WIDTH
+from safetensors.torch import load_file
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
 
 from millpond import Engine, InvalidCheckpoint
@@ -57,6 +59,32 @@ def test_weights_that_are_cut_short_are_incomplete(folder: Path, file: str, kept
     weights = (folder / file).read_bytes()
     (folder / file).write_bytes(weights[: int(kept if kept > 1 else kept * len(weights))])
     with pytest.raises(InvalidCheckpoint, match=rf"{file} is incomplete, .* download it again"):
+        Engine(folder, device="cpu", dtype="float32")
+
+
+@pytest.mark.parametrize("kept", [0.999, 0.5, 100, 3])
+@pytest.mark.parametrize("place", ["", "2_Dense"])
+def test_pickled_weights_that_are_cut_short_are_incomplete(
+    folder: Path, place: str, kept: float
+) -> None:
+    weights = folder / place / "model.safetensors"
+    pickled = weights.with_name("pytorch_model.bin")
+    torch.save(load_file(weights), pickled)
+    weights.unlink()
+    with Engine(folder, device="cpu", dtype="float32") as engine:
+        assert engine.embed("a text").shape == (8,)
+    content = pickled.read_bytes()
+    pickled.write_bytes(content[: int(kept if kept > 1 else kept * len(content))])
+    with pytest.raises(InvalidCheckpoint, match=r"pytorch_model.bin is incomplete, .* after \d+"):
+        Engine(folder, device="cpu", dtype="float32")
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_link_to_a_file_that_is_gone_is_named(folder: Path, file: str) -> None:
+    """As in a cache whose blobs were deleted, or that was copied without them."""
+    (folder / file).unlink()
+    (folder / file).symlink_to("../../blobs/0123")
+    with pytest.raises(InvalidCheckpoint, match=rf"{file} is a link to .*blobs/0123, which is not"):
         Engine(folder, device="cpu", dtype="float32")
 
 

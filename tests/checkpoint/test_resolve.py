@@ -185,6 +185,18 @@ def test_an_incomplete_cached_snapshot_is_not_used(
         resolve_checkpoint("org/model", hub=hub)
 
 
+def test_a_link_to_a_file_that_is_gone_makes_a_snapshot_incomplete(
+    tmp_path: Path, hub: FakeHub
+) -> None:
+    hub.cached["org/model"] = folder = write_files(tmp_path / "cached", ENCODER)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("../blobs/0123")
+    with pytest.raises(ModelNotFound, match=r"model\.safetensors is a link to \.\./blobs/0123"):
+        resolve_checkpoint("org/model", hub=hub)
+    hub.repositories["org/model"] = dict.fromkeys(ENCODER, "{}")
+    assert resolve_checkpoint("org/model", hub=hub).source == "hub"
+
+
 def test_a_missing_shard_or_dense_makes_a_snapshot_incomplete(tmp_path: Path, hub: FakeHub) -> None:
     folder = write_files(tmp_path / "cached", ["config.json", "tokenizer.json"])
     hub.cached["org/model"] = folder
@@ -211,6 +223,16 @@ def test_code_of_the_checkpoint_is_needed_only_when_it_is_trusted(
     assert resolve_checkpoint("org/model", hub=hub).source == "cache"
     with pytest.raises(ModelNotFound, match=r"without modeling_own\.py"):
         resolve_checkpoint("org/model", hub=hub, trust_remote_code=True)
+
+
+@pytest.mark.parametrize(
+    "vocabulary",
+    ["source.spm", "bpe.codes", "dict.vocab", "vocab.bpe", "prophetnet.tokenizer", "a.tiktoken"],
+)
+def test_vocabularies_of_every_kind_are_downloaded(hub: FakeHub, vocabulary: str) -> None:
+    hub.repositories["org/model"] = dict.fromkeys((*ENCODER, vocabulary), "{}")
+    resolve_checkpoint("org/model", hub=hub)
+    assert vocabulary in hub.fetched
 
 
 @pytest.mark.parametrize("trust", [False, True])

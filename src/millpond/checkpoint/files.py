@@ -6,7 +6,9 @@ It knows which files a checkpoint of each layout needs, not what their contents 
 from __future__ import annotations
 
 import json
+import os
 import struct
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -19,6 +21,7 @@ __all__ = [
     "TOKENIZER_FILES",
     "damage_of",
     "find_weights",
+    "has_file",
     "has_tokenizer",
     "inside",
     "iter_missing_files",
@@ -65,11 +68,19 @@ _KINDS_WITH_WEIGHTS = frozenset(
 _LFS_POINTER = b"version https://git-lfs"
 
 
+_ZIP = b"PK\x03\x04"  # what torch.save writes begins like any zip file
+
+
 _LARGEST_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
 
 
 def damage_of(path: Path) -> str | None:
-    """What a file is in place of what its name says, and what to do; None where it looks whole."""
+    """What a file is in place of what its name says, and what to do; None where it looks whole.
+
+    A file that is not there is none of it, unless a link stands in its place.
+    """
+    if path.is_symlink() and not path.exists():
+        return f"is a link to {os.readlink(path)}, which is not there: download it again"
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -84,7 +95,17 @@ def damage_of(path: Path) -> str | None:
         return "is a web page: the download needs a login or another address"
     if path.suffix == ".safetensors" and size < (whole := _safetensors_size(path, start)):
         return f"is incomplete, {size} of {whole} bytes: download it again"
+    if path.suffix == ".bin" and _ZIP.startswith(start[:4]) and not zipfile.is_zipfile(path):
+        return f"is incomplete, it ends after {size} bytes: download it again"
     return None
+
+
+def has_file(path: Path) -> bool:
+    """Whether the file is there. Raises `InvalidCheckpoint` for a link to one that is not."""
+    if path.is_file():
+        return True
+    require_whole([path])
+    return False
 
 
 def _safetensors_size(path: Path, start: bytes) -> int:
@@ -116,6 +137,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
+        require_whole([path])
         raise InvalidCheckpoint(f"{path} is missing; download the checkpoint again") from error
     except (OSError, ValueError, RecursionError) as error:
         require_whole([path])
@@ -126,7 +148,7 @@ def read_json(path: Path) -> Any:
 
 def read_json_object(path: Path, *, required: bool = False) -> dict[str, Any]:
     """Like `read_json`, for a file that holds an object; `{}` when it may be absent and is."""
-    if not required and not path.is_file():
+    if not required and not has_file(path):
         return {}
     value = read_json(path)
     if not isinstance(value, dict):
@@ -152,24 +174,29 @@ def inside(root: Path, relative: object, *, named_by: Path) -> Path:
 def find_weights(folder: Path) -> tuple[Path, ...]:
     """The weight files of `folder`, safetensors before PyTorch's own, all shards of them.
 
-    Empty when there are none, or when an index names a shard that is not there.
+    Empty when there are none, or when an index names a shard that is not there. Raises
+    `InvalidCheckpoint` where one is a link to a file that is not there.
     """
     for name in _WEIGHTS:
-        if (folder / name).is_file():
+        if has_file(folder / name):
             return (folder / name,)
         index = folder / f"{name}.index.json"
-        if index.is_file():
+        if has_file(index):
             weight_map = read_json_object(index, required=True).get("weight_map")
             names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
             shards = [inside(folder, shard, named_by=index) for shard in sorted(names, key=str)]
-            if shards and all(shard.is_file() for shard in shards):
+            if shards and all(has_file(shard) for shard in shards):
                 return tuple(shards)
     return ()
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether any file that transformers can make a tokenizer from is in `folder`."""
-    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+    """Whether any file that transformers can make a tokenizer from is in `folder`.
+
+    Raises `InvalidCheckpoint` where one is a link to a file that is not there.
+    """
+    found = [has_file(folder / name) for name in TOKENIZER_FILES]
+    return any(found)
 
 
 def safetensors_header(path: Path) -> dict[str, Any]:
@@ -204,7 +231,7 @@ def iter_missing_files(root: Path, *, trust_remote_code: bool = False) -> Iterat
 
     Nothing when it is complete. Used to tell a whole download from an interrupted one.
     """
-    if (root / "modules.json").is_file():
+    if has_file(root / "modules.json"):
         entries = read_json(root / "modules.json")
         for entry in entries if isinstance(entries, list) else []:
             if isinstance(entry, dict):
@@ -221,18 +248,18 @@ def _missing_of_module(root: Path, relative: object, class_name: str) -> Iterato
     if kind in ("Router", "Asym"):
         yield from _missing_of_router(root, folder)
         return
-    if kind in ("Transformer", "Pooling", "Dense") and not (folder / "config.json").is_file():
+    if kind in ("Transformer", "Pooling", "Dense") and not has_file(folder / "config.json"):
         yield _shown(root, folder / "config.json")
     if kind in _KINDS_WITH_WEIGHTS and not find_weights(folder):
         yield _shown(root, folder / "model.safetensors")
     if kind == "Transformer" and not has_tokenizer(folder):
         yield _shown(root, folder / "tokenizer.json")
-    if kind == "StaticEmbedding" and not (folder / "tokenizer.json").is_file():
+    if kind == "StaticEmbedding" and not has_file(folder / "tokenizer.json"):
         yield _shown(root, folder / "tokenizer.json")
 
 
 def _missing_of_router(root: Path, folder: Path) -> Iterator[str]:
-    config = next((folder / n for n in ROUTER_CONFIG_FILES if (folder / n).is_file()), None)
+    config = next((folder / n for n in ROUTER_CONFIG_FILES if has_file(folder / n)), None)
     if config is None:
         yield _shown(root, folder / ROUTER_CONFIG_FILES[0])
         return

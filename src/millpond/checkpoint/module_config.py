@@ -15,7 +15,7 @@ import torch
 
 from ..config import PoolingMode
 from ..errors import InvalidCheckpoint, UnsupportedModel
-from .files import has_tokenizer, read_json_object
+from .files import has_file, has_tokenizer, read_json_object
 from .input_config import chat_options, length_options, tokens
 
 __all__ = ["READ_OPTIONS", "transformer_config", "transformer_options"]
@@ -76,13 +76,13 @@ def transformer_config(folder: Path) -> dict[str, Any]:
     Raises `UnsupportedModel` for a folder that holds no model transformers can name, or one
     that reads no text.
     """
-    if (folder / "adapter_config.json").is_file():
+    if has_file(folder / "adapter_config.json"):
         raise UnsupportedModel(
             f"{folder} holds a PEFT adapter (adapter_config.json); merge it into its base model "
             "with merge_and_unload(), save that, and load the result"
         )
     path = folder / "config.json"
-    if not path.is_file():
+    if not has_file(path):
         raise UnsupportedModel(
             f"{folder} has no config.json, so it holds no model that transformers can load"
         )
@@ -247,7 +247,7 @@ def _weighted_layer_pooling(folder: Path, _trust: bool) -> dict[str, Any]:
 
 
 def _static_embedding(folder: Path, _trust: bool) -> dict[str, Any]:
-    if not (folder / "tokenizer.json").is_file():
+    if not has_file(folder / "tokenizer.json"):
         raise InvalidCheckpoint(f"{folder} is a StaticEmbedding and has no tokenizer.json")
     return {}
 

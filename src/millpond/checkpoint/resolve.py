@@ -37,7 +37,9 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-_TEXT_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe")
+# What configurations and tokenizers are saved as, by the classes of transformers.
+_TEXT_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".tokenizer")
+_TEXT_SUFFIXES += (".bpe", ".codes", ".merges", ".spm", ".vocab")
 
 
 _SAFETENSORS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidCheckpoint, UnknownPrompt, UnknownTask, UnsupportedModel
-from .files import read_json_object
+from .files import has_file, read_json_object
 from .modules import read_chain
 from .resolve import Checkpoint
 from .routes import Route, default_chain, read_routes
@@ -126,7 +126,7 @@ def read_spec(
             f"{checkpoint.name} is a {model_type}, which does not make one vector of a text; "
             "only SentenceTransformer models do"
         )
-    if (root / "modules.json").is_file():
+    if has_file(root / "modules.json"):
         chain = read_chain(root, trust_remote_code=trust_remote_code)
     else:
         chain = default_chain(root, pooling=pooling)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from ..errors import InvalidCheckpoint
-from .files import find_weights, require_whole
+from .files import find_weights, has_file, require_whole
 from .finite import refuse_non_finite
 
 __all__ = ["read_weights"]
@@ -36,9 +36,9 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def _read(folder: Path) -> dict[str, torch.Tensor] | None:
     safetensors, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
-    if safetensors.is_file():
+    if has_file(safetensors):
         return load_file(safetensors)
-    if pickled.is_file():
+    if has_file(pickled):
         weights: dict[str, torch.Tensor] = torch.load(
             pickled, map_location="cpu", weights_only=True
         )
