@@ -441,3 +441,33 @@ def test_layers_whose_weights_others_read_stay_as_they_are(tmp_path: Path, name:
     expected = reference(folder).encode(texts, batch_size=1)
     with Engine(folder, device="cpu", dtype="float32") as engine:
         assert np.abs(engine.embed(texts) - expected).max() < 1e-5
+
+
+@pytest.mark.skipif(not hasattr(transformers, "NeoMMEModel"), reason="of newer transformers")
+def test_windows_may_differ_from_layer_to_layer(tmp_path: Path) -> None:
+    windows = (6, 12, None, None)
+    config = {
+        **TINY,
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "embedding_rank": 16,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.3,
+        "layer_types": ["full_attention" if w is None else "sliding_attention" for w in windows],
+        "per_layer_config": {layer: {"sliding_window": w} for layer, w in enumerate(windows)},
+    }
+    del config["vocab_size"]
+    folder = save_transformer(tmp_path, model="NeoMMEModel", config=config)
+    texts = ["mill", "the stone grinds the grain of the mill while the water of the pond falls"]
+    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    with torch.inference_mode():
+        hidden = [model(**tokenizer(text, return_tensors="pt")).last_hidden_state for text in texts]
+    with Engine(folder, device="cpu", dtype="float32") as engine:
+        assert engine.info().execution == "packed"
+        found = engine.embed(texts)
+    for vector, rows in zip(found, hidden, strict=True):
+        assert np.abs(vector - rows[0].mean(0).numpy()).max() < 1e-5

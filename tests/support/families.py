@@ -256,6 +256,50 @@ _ALL: tuple[Family, ...] = (
         {**_GROUPED, "layer_types": ["conv", "full_attention"], "block_multiple_of": 8},
         execution="padded",
     ),
+    _family(
+        "embedding_gemma2",  # its tokens are wider than its layers
+        "EmbeddingGemma2Text",
+        {
+            **_LOCAL_AND_GLOBAL,
+            "hidden_size": WIDTH // 2,
+            "embedding_dim": WIDTH,
+            "hidden_size_per_layer_input": 16,
+            "global_head_dim": 16,
+            "num_global_key_value_heads": 1,
+        },
+        tokenizer="left_padding_decoder",
+        pooling="mean",
+    ),
+    _family(
+        "reformer",  # its tokens are twice as wide as its layers
+        "Reformer",
+        {
+            **ENCODER,
+            "hidden_size": WIDTH // 2,
+            "feed_forward_size": 96,
+            "attention_head_size": 16,
+            "attn_layers": ["local", "local"],
+            "local_attn_chunk_length": 8,
+            "axial_pos_embds": False,
+        },
+        execution="equal_length",
+        reference_batch=1,
+    ),
+    _family(
+        "mpt",
+        "Mpt",
+        {
+            "d_model": WIDTH,
+            "n_heads": 4,
+            "n_layers": 2,
+            "expansion_ratio": 2,
+            "max_seq_len": 64,
+            "initializer_range": 0.3,
+        },
+        tokenizer="decoder",
+        execution="padded",
+    ),
+    _family("clip_text", "CLIPText", {**ENCODER, "initializer_factor": 15.0}, execution="padded"),
     _family("fnet", "FNet", ENCODER, execution="equal_length", reference_batch=1),
     _family(
         "convbert",

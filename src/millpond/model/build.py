@@ -167,8 +167,9 @@ class _Encoders:
             transformer = Transformer(loaded)
             refuse_overflow(loaded.model, partial(run_alone, transformer, text), folder=module.path)
             drop_unused_pooler(transformer, token_ids=ids)
+            expected = run_alone(transformer, text)
+            transformer.width = expected.shape[1]
             if not own_layers:
-                expected = run_alone(transformer, text)
                 self._replace_layers(transformer, tokenizer)
                 reason = disagreement([run_alone(transformer, text)], [expected])
                 if reason is not None and not transformer.is_int8:

@@ -65,6 +65,7 @@ _POSITION_TABLES = frozenset(
     {
         "char_position_embeddings",
         "embed_positions",
+        "position_embedding",
         "position_embeddings",
         "positions_embed",
         "wpe",
@@ -80,11 +81,12 @@ class LoadedTransformer:
     """In eval mode, on its device, in its dtype, keeping no cache."""
     config: PretrainedConfig
     hidden_size: int
-    """Width of its last hidden state."""
+    """Width of its hidden states by its configuration; a few models' last one has another."""
     vocab_size: int
     """Rows of its token embedding table: ids are below this."""
     max_positions: int | None
-    """Most tokens its learned position table can hold; None where positions have no table."""
+    """Most tokens its learned position table can hold, or what it adds to scores by distance
+    (MPT's ALiBi); None where there is neither."""
     needs_token_type_ids: bool
     """It adds an embedding of the token type, so zeros have to be given as the types."""
 
@@ -316,6 +318,8 @@ def _max_positions(model: PreTrainedModel) -> int | None:
         if isinstance(position_ids, torch.Tensor) and position_ids.numel():
             skipped.append(int(position_ids.min()))
         limits.append(table.num_embeddings - max(skipped))
+    if not limits and model.config.model_type == "mpt":  # it makes no more biases than these
+        return int(model.config.max_seq_len)
     return min(limits) if limits else None
 
 

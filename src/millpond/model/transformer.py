@@ -30,6 +30,8 @@ class Transformer:
     def __init__(self, loaded: LoadedTransformer, *, all_layers: bool = False) -> None:
         self.model = loaded.model
         self.width = loaded.hidden_size
+        """Of a token's hidden state; some models' is not what their configuration calls so."""
+        self.max_positions = loaded.max_positions
         self.vocab_size = loaded.vocab_size
         self.needs_token_type_ids = loaded.needs_token_type_ids
         self.all_layers = all_layers

@@ -48,6 +48,9 @@ logger = logging.getLogger("millpond")
 PAD_TO = 16
 
 
+FAR_PAD_TO = 3 * PAD_TO
+
+
 MOST_WINDOW_TOKENS = 1024  # a sliding window up to this is checked with a text longer than it
 
 
@@ -58,6 +61,9 @@ INT8_NOISE = 4  # tokens of two runs in int8 are as many of its errors apart, at
 
 
 MOST_NOISE = 0.5  # a wrong mask or position is further off
+
+
+MOST_POSITIONS_TRIED = 4096  # a batch has hardly more tokens
 
 
 LENGTHS = (9, 4, 13, 1, 9, 6)
@@ -212,10 +218,18 @@ def _windows(transformer: Transformer) -> list[int]:
     """The model's sliding windows, as far as a text longer than one fits and is cheap."""
     config = transformer.model.config
     room = getattr(config, "max_position_embeddings", None) or MOST_WINDOW_TOKENS
-    names = ("sliding_window", "local_attention")
-    found = {getattr(config, name, None) for name in names}
+    found = _values(config, "sliding_window") | _values(config, "local_attention")
     most = min(MOST_WINDOW_TOKENS, room - 8)
-    return [window for window in found if isinstance(window, int) and 0 < window <= most]
+    return sorted(window for window in found if isinstance(window, int) and 0 < window <= most)
+
+
+def _values(config: Any, name: str) -> set[Any]:
+    """What a configuration says of its layers, by an attribute that not all may have.
+
+    One whose layers differ in it refuses to be asked as a whole.
+    """
+    layers = config.per_layer_config if getattr(config, "is_heterogeneous", False) else [config]
+    return {getattr(layer, name, None) for layer in layers}
 
 
 @torch.inference_mode()
@@ -230,7 +244,7 @@ def _check_packed(
 ) -> str | None:
     if not (transformer.takes_positions and transformer.takes_boundaries):
         return "its forward takes no position ids or no further arguments"
-    if getattr(transformer.model.config, "attention_chunk_size", None):
+    if any(_values(transformer.model.config, "attention_chunk_size")):
         # Only texts longer than a chunk would show it, and they are too long to check at load.
         return "its attention works in chunks"
     transformer.use_packed_attention()
@@ -240,8 +254,39 @@ def _check_packed(
         rows = run_packed(transformer, texts)
         reason = disagreement(rows, expected, int8_error=transformer.int8_error)
         if reason is None:
-            return None
+            return _refusal_of_long_rows(transformer, token_ids=texts[0])
     return reason
+
+
+class _ReachedLayers(Exception):
+    """The model's own code has come as far as its layers."""
+
+
+def _refusal_of_long_rows(transformer: Transformer, token_ids: list[int]) -> str | None:
+    """What the model says of a packed row with more tokens than it has positions, if it refuses.
+
+    Layers do not see how long a row is, so only what comes before them runs.
+    """
+    positions = transformer.max_positions
+    layers = [m for m in transformer.model.modules() if isinstance(m, nn.ModuleList) and len(m)]
+    if positions is None or positions > MOST_POSITIONS_TRIED or not layers:
+        return None
+
+    def stop(*_: Any) -> None:
+        raise _ReachedLayers
+
+    texts = [token_ids] * (positions // len(token_ids) + 1)
+    hooks = [layer.register_forward_pre_hook(stop) for each in layers for layer in each]
+    try:
+        run_packed(transformer, texts)
+    except _ReachedLayers:
+        return None
+    except Exception as error:
+        return f"{type(error).__name__}: {_first_line(error)}"
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return None
 
 
 @dataclass(frozen=True)
@@ -299,18 +344,31 @@ def run_packed(
 def _check_padded(
     transformer: Transformer, texts: list[list[int]], expected: list[Tensor], pad_id: int
 ) -> str | None:
+    """Padded as little as a batch is, and further: some models look from the first tokens of a row
+    at its last ones."""
     texts, expected = texts[: len(LENGTHS)], expected[: len(LENGTHS)]
-    ids = torch.full((len(texts), PAD_TO), pad_id, device=transformer.device)
+    room = transformer.max_positions or FAR_PAD_TO
+    for length in (PAD_TO, min(FAR_PAD_TO, room)):
+        try:
+            found = _run_padded(transformer, texts, pad_id, length)
+        except Exception as error:
+            return f"{type(error).__name__}: {_first_line(error)}"
+        reason = disagreement(found, expected, int8_error=transformer.int8_error)
+        if reason is not None:
+            return reason
+    return None
+
+
+def _run_padded(
+    transformer: Transformer, texts: list[list[int]], pad_id: int, length: int
+) -> list[Tensor]:
+    ids = torch.full((len(texts), length), pad_id, device=transformer.device)
     mask = torch.zeros_like(ids)
     for row, text in enumerate(texts):
         ids[row, : len(text)] = torch.tensor(text)
         mask[row, : len(text)] = 1
-    try:
-        rows = last_layer(transformer.padded(ids, mask)).view(*ids.shape, -1)
-    except Exception as error:
-        return f"{type(error).__name__}: {_first_line(error)}"
-    found = [rows[i, : len(text)] for i, text in enumerate(texts)]
-    return disagreement(found, expected, int8_error=transformer.int8_error)
+    rows = last_layer(transformer.padded(ids, mask)).view(*ids.shape, -1)
+    return [rows[i, : len(text)] for i, text in enumerate(texts)]
 
 
 def disagreement(
