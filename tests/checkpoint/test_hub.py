@@ -36,12 +36,16 @@ with Engine("acme/x", device="cpu", dtype="float32") as engine:
 
 
 class LocalHub(ThreadingHTTPServer):
-    """Serves one folder as a repository with one commit, and keeps what it was asked."""
+    """Serves folders as repositories with one commit each, and keeps what it was asked."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder = folder
+        self.repositories = {NAME: folder}
         self.asked: list[str] = []
+        self.stalls_in: str | None = None
+        """A file of which half is sent, and then nothing until the hub is gone."""
+        self.gone = threading.Event()
 
     @property
     def url(self) -> str:
@@ -60,16 +64,19 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self, *, with_body: bool) -> None:
         self.server.asked.append(f"{self.command} {self.path}")
         headers, path = {"X-Repo-Commit": COMMIT}, self.path.partition("?")[0]
-        files = [f for f in sorted(self.server.folder.rglob("*")) if f.is_file()]
-        names = [file.relative_to(self.server.folder).as_posix() for file in files]
-        if path.startswith(f"/api/models/{NAME}"):
+        repository, folder = next(
+            (name, folder) for name, folder in self.server.repositories.items() if name in path
+        )
+        files = [f for f in sorted(folder.rglob("*")) if f.is_file()]
+        names = [file.relative_to(folder).as_posix() for file in files]
+        if path.startswith(f"/api/models/{repository}"):
             told: object = [
                 {"type": "file", "path": name, "size": file.stat().st_size, "oid": "0" * 40}
                 for name, file in zip(names, files, strict=True)
             ]
             if "/tree/" not in path:
                 siblings = [{"rfilename": name} for name in names]
-                told = {"id": NAME, "sha": COMMIT, "siblings": siblings}
+                told = {"id": repository, "sha": COMMIT, "siblings": siblings}
             body = json.dumps(told).encode()
             self._send(200, body, {"Content-Type": "application/json"}, with_body)
             return
@@ -77,16 +84,27 @@ class Handler(BaseHTTPRequestHandler):
         if name not in names:
             self._send(404, b"", {**headers, "X-Error-Code": "EntryNotFound"}, with_body)
             return
-        body = (self.server.folder / name).read_bytes()
+        body = (folder / name).read_bytes()
         headers["ETag"] = f'"{hashlib.sha256(body).hexdigest()}"'
-        self._send(200, body, headers, with_body)
+        self._send(200, body, headers, with_body, stalls=name == self.server.stalls_in)
 
-    def _send(self, status: int, body: bytes, headers: dict[str, str], with_body: bool) -> None:
+    def _send(
+        self,
+        status: int,
+        body: bytes,
+        headers: dict[str, str],
+        with_body: bool,
+        stalls: bool = False,
+    ) -> None:
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
-        if with_body:
+        if with_body and stalls:
+            self.wfile.write(body[: len(body) // 2])
+            self.wfile.flush()
+            self.server.gone.wait()
+        elif with_body:
             self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
@@ -101,6 +119,7 @@ def hub(tmp_path: Path, bare_bert: Path) -> Iterator[LocalHub]:
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server
+    server.gone.set()
     server.shutdown()
     server.server_close()
     thread.join()
@@ -120,10 +139,12 @@ def cache(tmp_path: Path, hub: LocalHub) -> Path:
     return home
 
 
-def load(home: Path, hub: LocalHub, **environment: str) -> tuple[dict[str, object], str]:
+def load(
+    home: Path, hub: LocalHub, program: str = PROGRAM, **environment: str
+) -> tuple[dict[str, object], str]:
     """What a process says of the model, and what it logs."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", program],
         env={**os.environ, "HF_HOME": str(home), "HF_ENDPOINT": hub.url, **environment},
         capture_output=True,
         text=True,
@@ -161,3 +182,63 @@ def test_a_model_that_is_downloaded_whole_leaves_no_question(tmp_path: Path, hub
     assert load(home, hub, HF_HUB_OFFLINE="0")[0] == found
     assert hub.asked == []
     assert "Assumed" not in load(home, hub, HF_HUB_OFFLINE="1")[1]
+
+
+STALLED = """
+import json, time
+from huggingface_hub import constants, file_download
+from millpond import Engine, ModelNotFound
+constants.HF_HUB_DOWNLOAD_TIMEOUT = 0.1
+file_download.time.sleep = lambda _: None  # between the client's own attempts
+try:
+    Engine("acme/x", device="cpu", dtype="float32")
+except ModelNotFound as error:
+    print(json.dumps({"error": str(error)}))
+"""
+
+
+def test_a_hub_that_stalls_within_a_file_ends_in_a_typed_error(
+    tmp_path: Path, hub: LocalHub
+) -> None:
+    hub.stalls_in = "model.safetensors"
+    found, _ = load(tmp_path / "empty", hub, program=STALLED, HF_HUB_OFFLINE="0")
+    assert "hub: acme/x: ReadTimeout" in str(found["error"])
+    attempts = [line for line in hub.asked if line.startswith("GET") and "safetensors" in line]
+    assert 1 < len(attempts) <= 10
+
+
+TRUSTING = """
+import json
+from millpond import Engine
+with Engine("acme/x", device="cpu", dtype="float32", trust_remote_code=True) as engine:
+    print(json.dumps({"dimension": len(engine.embed("a text"))}))
+"""
+
+
+def test_code_in_another_repository_is_fetched(tmp_path: Path, hub: LocalHub) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "own.py").write_text("from .beside import OwnConfig, OwnModel\n")
+    (code / "beside.py").write_text(
+        "from transformers import BertConfig, BertModel\n"
+        "class OwnConfig(BertConfig):\n    model_type = 'own'\n"
+        "class OwnModel(BertModel):\n    config_class = OwnConfig\n"
+    )
+    hub.repositories["acme/code"] = code
+    config = json.loads((hub.folder / "config.json").read_text())
+    auto_map = {"AutoConfig": "acme/code--own.OwnConfig", "AutoModel": "acme/code--own.OwnModel"}
+    (hub.folder / "config.json").write_text(
+        json.dumps({**config, "model_type": "own", "auto_map": auto_map})
+    )
+    for folder in ("hub", "elsewhere"):
+        environment = {"HF_HUB_OFFLINE": "0"}
+        program = TRUSTING
+        if folder == "elsewhere":
+            program = program.replace(
+                "trust_remote", f"cache_dir={str(tmp_path / folder)!r}, trust_remote"
+            )
+        found, _ = load(tmp_path / "home", hub, program=program, **environment)
+        assert found == {"dimension": WIDTH}
+    hub.asked.clear()
+    assert load(tmp_path / "home", hub, program=TRUSTING, HF_HUB_OFFLINE="1")[0] == found
+    assert hub.asked == []

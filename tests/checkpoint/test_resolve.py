@@ -225,6 +225,42 @@ def test_code_of_the_checkpoint_is_needed_only_when_it_is_trusted(
         resolve_checkpoint("org/model", hub=hub, trust_remote_code=True)
 
 
+def names_code_of(folder: Path, repository: str) -> Path:
+    write_files(folder, ENCODER)
+    auto_map = {"AutoModel": f"{repository}--modeling_own.Model", "AutoConfig": "own.Config"}
+    (folder / "config.json").write_text(json.dumps({"auto_map": auto_map}))
+    auto_map = {"AutoTokenizer": [f"{repository}--tokens.Tokenizer", None]}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": auto_map}))
+    return folder
+
+
+def test_code_in_another_repository_is_downloaded_where_it_is_trusted(
+    tmp_path: Path, hub: FakeHub
+) -> None:
+    folder = names_code_of(tmp_path / "model", "org/code")
+    hub.repositories["org/code"] = {"modeling_own.py": "", "tokens.py": "", "weights.bin": ""}
+    hub.unknown["org/code"] = ("modeling_own.py", "tokens.py")
+    resolve_checkpoint(str(folder), hub=hub)
+    assert hub.asked == []
+    hub.is_offline = True
+    resolve_checkpoint(str(folder), hub=hub, trust_remote_code=True)
+    assert hub.asked == []
+    hub.is_offline = False
+    resolve_checkpoint(str(folder), hub=hub, trust_remote_code=True)
+    assert (hub.asked, hub.fetched) == (["org/code"], ["modeling_own.py", "tokens.py"])
+    hub.unknown.clear()
+    resolve_checkpoint(str(folder), hub=hub, trust_remote_code=True)
+    assert hub.asked == ["org/code"], "it is in the cache by now"
+
+
+def test_code_that_the_hub_does_not_give_is_not_found(tmp_path: Path, hub: FakeHub) -> None:
+    folder = names_code_of(tmp_path / "model", "org/code")
+    hub.unknown["org/code"] = ("modeling_own.py",)
+    hub.error = ConnectionError("Name or service not known")
+    with pytest.raises(ModelNotFound, match=r"repository org/code, .*service not known"):
+        resolve_checkpoint(str(folder), hub=hub, trust_remote_code=True)
+
+
 @pytest.mark.parametrize(
     "vocabulary",
     ["source.spm", "bpe.codes", "dict.vocab", "vocab.bpe", "prophetnet.tokenizer", "a.tiktoken"],

@@ -22,6 +22,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from ..errors import InvalidCheckpoint, ModelNotFound
 from .files import ASSUMED_WITHOUT, find_weights, iter_missing_files, module_kind, read_json
 from .hub import Hub, HuggingFaceHub, Repository
+from .remote_code import fetch_code
 
 __all__ = ["Checkpoint", "resolve_checkpoint"]
 
@@ -38,8 +39,10 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 # What configurations and tokenizers are saved as, by the classes of transformers.
-_TEXT_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".tokenizer")
-_TEXT_SUFFIXES += (".bpe", ".codes", ".merges", ".spm", ".vocab")
+_TEXT_SUFFIXES = (
+    *(".json", ".txt", ".model", ".jinja", ".tiktoken", ".tokenizer"),
+    *(".bpe", ".codes", ".merges", ".spm", ".vocab"),
+)
 
 
 _SAFETENSORS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
@@ -112,11 +115,23 @@ def resolve_checkpoint(
     `model` is a folder or a name on the hub; a name without an organisation is looked for
     under sentence-transformers first. `revision` (branch, tag or commit) says nothing about
     a folder and rules an installed package out. Python files are downloaded only with
-    `trust_remote_code`. `hub` replaces the Hugging Face hub.
+    `trust_remote_code`, and then those of other repositories that it names too. `hub` replaces
+    the Hugging Face hub.
 
     Raises `ModelNotFound`, listing every place tried with its reason, and
     `InvalidCheckpoint` when an installed package does not carry the weights it should.
     """
+    cache_dir = None if cache_dir is None else os.path.expanduser(cache_dir)
+    hub = hub or HuggingFaceHub()
+    checkpoint = _located(model, revision, cache_dir, trust_remote_code, hub)
+    if trust_remote_code:
+        fetch_code(checkpoint.path, hub, cache_dir=cache_dir)
+    return checkpoint
+
+
+def _located(
+    model: str, revision: str | None, cache_dir: str | None, trust_remote_code: bool, hub: Hub
+) -> Checkpoint:
     folder = Path(model).expanduser()
     if folder.is_dir():
         return Checkpoint(name=model, path=folder, source="folder", revision=_commit_of(folder))
@@ -126,9 +141,9 @@ def resolve_checkpoint(
         model=model,
         names=names,
         revision=revision,
-        cache_dir=None if cache_dir is None else os.path.expanduser(cache_dir),
+        cache_dir=cache_dir,
         trust_remote_code=trust_remote_code,
-        hub=hub or HuggingFaceHub(),
+        hub=hub,
         tried=[f"folder: {folder} does not exist"],
         advice=[],
     )

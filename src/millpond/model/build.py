@@ -92,6 +92,7 @@ class _Encoders:
             max_positions=max_positions,
             hidden_vocab_size=vocab_size,
             trust_remote_code=self.config.trust_remote_code,
+            cache_dir=self.config.cache_dir,
         )
 
     def _static(self, module: Module) -> tuple[StaticEmbeddings, TextTokenizer, None]:
@@ -157,6 +158,7 @@ class _Encoders:
             device=self.device,
             dtype=dtype,
             trust_remote_code=self.config.trust_remote_code,
+            cache_dir=self.config.cache_dir,
         )
         tokenizer = self._tokenizer(
             module, vocab_size=loaded.vocab_size, max_positions=loaded.max_positions

@@ -26,6 +26,7 @@ from ..checkpoint.files import find_weights, read_json_object, require_whole, sa
 from ..checkpoint.finite import non_finite, refuse_non_finite
 from ..checkpoint.modules import Module
 from ..checkpoint.quiet import quiet_transformers
+from ..checkpoint.remote_code import code_repositories, own_classes
 from ..errors import InvalidCheckpoint, ModelError, UnsupportedModel
 from .device import (
     DTYPES,
@@ -92,9 +93,16 @@ class LoadedTransformer:
 
 
 def load_transformer(
-    module: Module, *, device: torch.device, dtype: torch.dtype, trust_remote_code: bool
+    module: Module,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+    cache_dir: str | None = None,
 ) -> LoadedTransformer:
     """Load the transformer in `module.path`. Prints nothing.
+
+    Code of its own, where it is trusted, is in that folder or in the cache (None: the default one).
 
     Raises `InvalidCheckpoint` when weights are missing, not finite or of the wrong shape,
     `DoesNotFit` when they are not finite in this precision alone, and
@@ -108,9 +116,10 @@ def load_transformer(
         )
     with quiet_transformers():
         try:
-            config = _load_config(module, trust_remote_code)
+            code = {"trust_remote_code": trust_remote_code, "cache_dir": cache_dir}
+            config = _load_config(module, code)
             require_whole(files)
-            model, missing, left_out = _load_model(module, config, dtype, trust_remote_code)
+            model, missing, left_out = _load_model(module, config, dtype, code)
         except ModelError:
             raise
         # Whatever a damaged checkpoint trips over inside transformers, torch or its own code.
@@ -126,27 +135,27 @@ def load_transformer(
         )
     _check_complete(path, model, missing, ignores_code=not trust_remote_code)
     if dtype == torch.float16 and non_finite(model.named_parameters()):
-        _refuse_too_large(module, config, trust_remote_code)
+        _refuse_too_large(module, config, code)
     refuse_non_finite(path, model.named_parameters())
     torch.nn.Module.to(model.train(False).requires_grad_(False), device)
     return _describe(model)
 
 
-def _refuse_too_large(module: Module, config: PretrainedConfig, trust_remote_code: bool) -> None:
+def _refuse_too_large(module: Module, config: PretrainedConfig, code: dict[str, Any]) -> None:
     """Raise `DoesNotFit` where it is float16 alone that some weight is infinite in."""
     with quiet_transformers():
-        model, *_ = _load_model(module, config, torch.float32, trust_remote_code)
+        model, *_ = _load_model(module, config, torch.float32, code)
     if non_finite(model.named_parameters()) is None:
         raise DoesNotFit(
             f"{module.path} has weights too large for float16; use dtype='bfloat16' or 'float32'"
         )
 
 
-def _load_config(module: Module, trust_remote_code: bool) -> PretrainedConfig:
+def _load_config(module: Module, code: dict[str, Any]) -> PretrainedConfig:
     config = AutoConfig.from_pretrained(
         module.path,
         local_files_only=True,
-        trust_remote_code=trust_remote_code,
+        **code,
         **module.options.get("config_kwargs", {}),
     )
     _disable_cache(config)
@@ -166,7 +175,7 @@ def _disable_cache(config: PretrainedConfig) -> None:
 
 
 def _load_model(
-    module: Module, config: PretrainedConfig, dtype: torch.dtype, trust_remote_code: bool
+    module: Module, config: PretrainedConfig, dtype: torch.dtype, code: dict[str, Any]
 ) -> tuple[PreTrainedModel, set[str], list[str]]:
     """The model on the CPU, the names of weights that the checkpoint did not have, and of those
     that only more layers would have a place for."""
@@ -176,8 +185,8 @@ def _load_model(
         config=config,
         dtype=dtype,
         local_files_only=True,
-        trust_remote_code=trust_remote_code,
         output_loading_info=True,
+        **code,
         **module.options.get("model_kwargs", {}),
     )
     left_out = _of_more_layers(model, report["unexpected_keys"])
@@ -220,7 +229,7 @@ def _check_complete(
     needed = sorted(name for name in missing if "pooler" not in name.split("."))
     if needed:
         shown = ", ".join(needed[:3]) + (", …" if len(needed) > 3 else "")
-        if ignores_code and _code_of(path):
+        if ignores_code and own_classes(path):
             raise UnsupportedModel(
                 f"{path}: {len(needed)} weights of transformers' own {type(model).__name__} are "
                 f"missing ({shown}), and config.json names Python code that its weights are for; "
@@ -233,16 +242,8 @@ def _check_complete(
         )
 
 
-def _code_of(path: Path) -> list[str]:
-    """The classes of their own that config.json names, as `auto_map` spells them."""
-    auto_map = read_json_object(path / "config.json").get("auto_map")
-    named = auto_map.values() if isinstance(auto_map, dict) else ()
-    flat = (each for value in named for each in (value if isinstance(value, list) else [value]))
-    return sorted({reference for reference in flat if isinstance(reference, str)})
-
-
 def _load_error(path: Path, error: Exception) -> ModelError:
-    elsewhere = {name.partition("--")[0] for name in _code_of(path) if "--" in name}
+    elsewhere = code_repositories(path)
     if elsewhere and isinstance(error, OSError):
         return UnsupportedModel(
             f"{path} runs Python code of the repository {' and '.join(sorted(elsewhere))}, which "

@@ -65,11 +65,14 @@ def ids_of(row: Any) -> list[int]:
     return ids
 
 
-def load_source(module: Module, *, trust_remote_code: bool) -> TokenizerBackend:
+def load_source(
+    module: Module, *, trust_remote_code: bool, cache_dir: str | None = None
+) -> TokenizerBackend:
     """The tokenizer in the folder of a `Transformer` or `StaticEmbedding` module."""
     if module.kind == "StaticEmbedding":
         return _static_source(module)
-    return _transformers_source(module, trust_remote_code=trust_remote_code)
+    code = {"trust_remote_code": trust_remote_code, "cache_dir": cache_dir}
+    return _transformers_source(module, code)
 
 
 def _static_source(module: Module) -> TokenizerBackend:
@@ -96,8 +99,8 @@ def _static_source(module: Module) -> TokenizerBackend:
     )
 
 
-def _transformers_source(module: Module, *, trust_remote_code: bool) -> TokenizerBackend:
-    tokenizer, config = _load_tokenizer(module, trust_remote_code=trust_remote_code)
+def _transformers_source(module: Module, code: dict[str, Any]) -> TokenizerBackend:
+    tokenizer, config = _load_tokenizer(module, code)
     chat = ChatTemplate.load(
         tokenizer, module.options.get("chat"), model_type=config.model_type, path=module.path
     )
@@ -123,12 +126,12 @@ def _transformers_source(module: Module, *, trust_remote_code: bool) -> Tokenize
     )
 
 
-def _load_tokenizer(module: Module, *, trust_remote_code: bool) -> tuple[Any, Any]:
+def _load_tokenizer(module: Module, code: dict[str, Any]) -> tuple[Any, Any]:
     """The transformers tokenizer, and the configuration of its model."""
     if not has_tokenizer(module.path):  # transformers would make an empty one
         raise InvalidCheckpoint(f"{module.path}: there is no tokenizer; add its tokenizer.json")
     options = dict(module.options.get("processor_kwargs") or {})
-    options.update(trust_remote_code=trust_remote_code, local_files_only=True)
+    options.update(code, local_files_only=True)
     max_seq_length = module.options.get("max_seq_length")
     if max_seq_length is not None:
         options.setdefault("model_max_length", max_seq_length)
@@ -137,7 +140,7 @@ def _load_tokenizer(module: Module, *, trust_remote_code: bool) -> tuple[Any, An
         config = AutoConfig.from_pretrained(
             str(module.path),
             **(module.options.get("config_kwargs") or {}),
-            trust_remote_code=trust_remote_code,
+            **code,
             local_files_only=True,
         )
     except Exception as error:  # transformers raises anything from KeyError to OSError here

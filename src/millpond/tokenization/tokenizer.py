@@ -81,11 +81,13 @@ class TextTokenizer:
         max_positions: int | None,
         hidden_vocab_size: int | None,
         trust_remote_code: bool,
+        cache_dir: str | None = None,
     ) -> TextTokenizer:
         """The tokenizer in the folder of a `Transformer` or `StaticEmbedding` module.
 
         `max_length` overrides the checkpoint's limit; `max_positions` is what the model's position
-        table holds; `hidden_vocab_size` is the number of rows of its embedding table.
+        table holds; `hidden_vocab_size` is the number of rows of its embedding table. Code of its
+        own, where it is trusted, is in that folder or in the cache (None: the default one).
 
         Raises `InvalidOption` for a `max_length` above `max_positions` or without room for text,
         `InvalidCheckpoint` when the files cannot be read, and `UnsupportedModel` for a tokenizer
@@ -96,7 +98,7 @@ class TextTokenizer:
                 f"max_length={max_length}: the model has positions for {max_positions} tokens; "
                 f"choose at most {max_positions}"
             )
-        source = load_source(module, trust_remote_code=trust_remote_code)
+        source = load_source(module, trust_remote_code=trust_remote_code, cache_dir=cache_dir)
         limits = [source.limit if max_length is None else max_length, max_positions]
         known = [limit for limit in limits if limit is not None]
         try:

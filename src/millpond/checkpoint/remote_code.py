@@ -1,0 +1,68 @@
+"""Python code that a checkpoint runs and that lives in another repository of the hub.
+
+transformers finds it in the Hugging Face cache, by the names in the checkpoint's `auto_map`s. It
+knows where code is, and never runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import ModelNotFound
+from .files import read_json_object
+from .hub import Hub
+
+__all__ = ["code_repositories", "fetch_code", "own_classes"]
+
+_NAMING_FILES = ("config.json", "tokenizer_config.json")
+
+
+def own_classes(folder: Path) -> list[str]:
+    """The classes of its own that a Transformer's files name, as their `auto_map`s spell them:
+    `module.Class`, or `organisation/repository--module.Class`."""
+    found: set[str] = set()
+    for name in _NAMING_FILES:
+        auto_map = read_json_object(folder / name).get("auto_map")
+        found.update(_strings(auto_map.values() if isinstance(auto_map, dict) else ()))
+    return sorted(found)
+
+
+def code_repositories(folder: Path) -> dict[str, set[str]]:
+    """The files of each other repository that a Transformer's classes are in."""
+    found: dict[str, set[str]] = {}
+    for reference in own_classes(folder):
+        repository, elsewhere, name = reference.partition("--")
+        if elsewhere:
+            found.setdefault(repository, set()).add(f"{name.split('.')[0]}.py")
+    return found
+
+
+def fetch_code(root: Path, hub: Hub, *, cache_dir: str | None) -> None:
+    """Download the code of other repositories that a checkpoint needs and the cache has not.
+
+    Offline nothing is done. Raises `ModelNotFound` where the hub does not give it.
+    """
+    for folder in (root, *(path for path in sorted(root.iterdir()) if path.is_dir())):
+        for name, files in code_repositories(folder).items():
+            is_known = not hub.unknown_files(name, files, revision=None, cache_dir=cache_dir)
+            if is_known or hub.offline():
+                continue
+            try:
+                repository = hub.find(name, revision=None)
+                code = [file for file in repository.files if file.endswith(".py")]
+                hub.fetch(repository, code, cache_dir=cache_dir)
+            except Exception as error:  # whatever its HTTP library raises
+                raise ModelNotFound(
+                    f"{folder} runs Python code of the repository {name}, which the hub did not "
+                    f"give ({type(error).__name__}: {error}); check the network and the name"
+                ) from error
+
+
+def _strings(values: Iterable[Any]) -> Iterator[str]:
+    for value in values:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, Sequence):
+            yield from _strings(value)
