@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from millpond import Engine
 from millpond.checkpoint.modules import Module
 from millpond.errors import InvalidCheckpoint, InvalidOption, UnsupportedModel
+from millpond.model import build
 from millpond.model.device import choose_device, choose_dtype
 from millpond.model.loading import LoadedTransformer, checkpoint_dtype, load_transformer
 
@@ -430,17 +432,71 @@ def test_where_the_dtype_is_not_the_reason_none_is_blamed(tmp_path: Path, dtype:
     assert "another dtype" not in str(raised.value)
 
 
-@pytest.mark.parametrize("name", ["MambaModel", "FalconMambaModel"])
-def test_layers_whose_weights_others_read_stay_as_they_are(tmp_path: Path, name: str) -> None:
-    """A prepacked layer has no weight to read, and such a model would give noise."""
-    config = {"hidden_size": 64, "num_hidden_layers": 2, "state_size": 8, "intermediate_size": 128}
+MAMBA = {"hidden_size": 64, "num_hidden_layers": 2, "state_size": 8, "intermediate_size": 128}
+JAMBA = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "num_experts": 2,
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "mamba_d_state": 8,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("MambaModel", MAMBA), ("FalconMambaModel", MAMBA), ("JambaModel", JAMBA)],
+)
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_layers_whose_weights_others_read_stay_as_they_are(
+    tmp_path: Path, name: str, config: dict[str, Any], dtype: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A layer in another's place has no weight to read, and such a model would give noise."""
+    caplog.set_level("INFO", logger="millpond")
     bare = save_transformer(tmp_path / "bare", model=name, config=config)
     modules = [Transformer(str(bare), max_seq_length=40), Pooling(64, "lasttoken")]
     folder = save_checkpoint(tmp_path / "saved", modules)
     texts = ["mill", "the stone grinds the grain of the mill"]
     expected = reference(folder).encode(texts, batch_size=1)
-    with Engine(folder, device="cpu", dtype="float32") as engine:
-        assert np.abs(engine.embed(texts) - expected).max() < 1e-5
+    with Engine(folder, device="cpu", dtype=dtype) as engine:
+        found = engine.embed(texts)
+    assert "own layers" not in caplog.text, "only those are left, not all of them"
+    if dtype == "float32":
+        assert np.abs(found - expected).max() < 1e-5
+    else:
+        lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+        assert ((found * expected).sum(axis=1) > 0.99 * lengths).all()
+
+
+def test_only_one_of_two_models_is_in_memory_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where faster layers or a precision do not fit a model, it is loaded again."""
+    folder = save_transformer(tmp_path)
+    loaded: list[weakref.ref[Any]] = []
+
+    def load_alone(*args: Any, **options: Any) -> LoadedTransformer:
+        assert all(model() is None for model in loaded), "the last one is still there"
+        found = load_transformer(*args, **options)
+        loaded.append(weakref.ref(found.model))
+        return found
+
+    def fails_once(transformer: Any, *_: Any, **__: Any) -> None:
+        if len(loaded) == 2:
+            raise RuntimeError("no such operator in this precision")
+
+    monkeypatch.setattr(build, "choose_dtype", lambda *_, **__: torch.bfloat16)
+    monkeypatch.setattr(build, "load_transformer", load_alone)
+    monkeypatch.setattr(
+        build, "disagreement", lambda *_: "hidden states differ" if len(loaded) == 1 else None
+    )
+    monkeypatch.setattr(build, "drop_unused_pooler", fails_once)
+    with Engine(folder, device="cpu", dtype="auto") as engine:
+        assert engine.info().dtype == "float32"
+    assert len(loaded) == 3
 
 
 @pytest.mark.skipif(not hasattr(transformers, "NeoMMEModel"), reason="of newer transformers")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+from collections.abc import Container
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..checkpoint.modules import Module
 from ..checkpoint.routes import Route
@@ -20,6 +23,7 @@ from ..layers.cpu.activation import steady_activations
 from ..layers.cpu.encoder_layer import fuse_layers
 from ..layers.cpu.linear import fuse_gelus, prepack_linears
 from ..layers.cuda.fusion import fuse_for_cuda
+from ..layers.weight_reads import layers_read_by_others
 from ..pooler.pooler import Pooler
 from ..tokenization.tokenizer import TextTokenizer
 from .device import choose_dtype
@@ -27,6 +31,9 @@ from .loading import checkpoint_dtype, load_transformer
 from .overflow import DoesNotFit, refuse_overflow
 from .pooling_model import (
     PoolingModel,
+    _does_not_run,
+    _Loaded,
+    _summary,
     ordinary_ids,
 )
 from .static import StaticEmbeddings
@@ -99,60 +106,81 @@ class _Encoders:
         table = StaticEmbeddings.load(module, self.device)
         return table, self._tokenizer(module, vocab_size=table.vocab_size, max_positions=None), None
 
-    def _transformer(self, module: Module) -> tuple[Transformer, TextTokenizer, ExecutionMode]:
+    def _transformer(self, module: Module) -> _Loaded:
         dtype = choose_dtype(
             self.config.dtype, device=self.device, checkpoint_dtype=checkpoint_dtype(module)
         )
+        loaded, reason = self._attempt(module, dtype)
+        # An error holds on to the model that it came from: it is gone before the next is loaded.
+        if loaded is None and reason is None:
+            logger.info("%s overflows in float16; running it in bfloat16", module.path)
+            loaded = self._load_and_prove(module, torch.bfloat16)
+        elif loaded is None:
+            loaded = self._in_float32(module, dtype, str(reason))
+        execution = loaded[2]
+        if execution.kind != "packed":
+            logger.info("%s runs %s: %s", module.path, execution.kind, execution.reason)
+        return loaded
+
+    def _attempt(self, module: Module, dtype: torch.dtype) -> tuple[_Loaded | None, str | None]:
+        """The model in a precision, or why it does not run in it; without a reason, it overflows.
+
+        Raises what another precision does not help against.
+        """
+        may_change = self.config.dtype == "auto" and dtype == torch.float16
         try:
-            transformer, tokenizer, execution = self._load_and_prove(module, dtype)
+            loaded = self._load_and_prove(module, dtype)
         except DoesNotFit:
             if self.config.dtype != "auto":
                 raise
-            logger.info("%s overflows in float16; running it in bfloat16", module.path)
-            dtype = torch.bfloat16
-            transformer, tokenizer, execution = self._load_and_prove(module, dtype)
+            return None, None
         except (MillpondError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever a model's code objects with
             if self.device.type != "cpu":
                 raise
-            transformer, tokenizer, execution = self._in_float32(module, dtype, error)
-        if not execution.finite and self.config.dtype == "auto" and dtype == torch.float16:
-            logger.info("%s overflows in float16; running it in bfloat16", module.path)
-            del transformer
-            transformer, tokenizer, execution = self._load_and_prove(module, torch.bfloat16)
-        if execution.kind != "packed":
-            logger.info("%s runs %s: %s", module.path, execution.kind, execution.reason)
-        return transformer, tokenizer, execution
-
-    def _in_float32(
-        self, module: Module, dtype: torch.dtype, error: Exception
-    ) -> tuple[Transformer, TextTokenizer, ExecutionMode]:
-        """A CPU has not every operator in every precision: the model in float32, if that was it."""
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        try:
+            reason = _summary(error)
             if dtype == torch.float32:
-                raise error
+                raise _does_not_run(module, reason) from error
+            logger.debug("%s does not run in %s", module.path, dtype, exc_info=True)
+            return None, reason
+        return (None if may_change and not loaded[2].finite else loaded), None
+
+    def _in_float32(self, module: Module, dtype: torch.dtype, reason: str) -> _Loaded:
+        """A CPU has not every operator in every precision: the model in float32, if that was it."""
+        try:
             loaded = self._load_and_prove(module, torch.float32)
         except (MillpondError, MemoryError):
             raise
-        except Exception as another:
-            raise UnsupportedModel(
-                f"{module.path} does not run ({reason}); a model of its kind may need texts of "
-                "more than one token, or something beside token ids"
-            ) from another
+        except Exception as error:
+            raise _does_not_run(module, reason) from error
         if self.config.dtype != "auto":
             raise UnsupportedModel(
                 f"{module.path} does not run in {dtype} here ({reason}); try another dtype, such "
                 "as float32"
-            ) from error
+            )
         logger.info("%s does not run in %s (%s); running in float32", module.path, dtype, reason)
         return loaded
 
-    def _load_and_prove(
+    def _load_and_prove(self, module: Module, dtype: torch.dtype) -> _Loaded:
+        """With faster layers if the model is the same with them, and as transformers made it if
+        not."""
+        loaded = self._load(module, dtype)
+        return loaded or self._with_own_layers(module, dtype)
+
+    def _with_own_layers(self, module: Module, dtype: torch.dtype) -> _Loaded:
+        gc.collect()  # the first model, whose layers may know each other
+        loaded = self._load(module, dtype, own_layers=True)
+        assert loaded is not None
+        return loaded
+
+    def _load(
         self, module: Module, dtype: torch.dtype, *, own_layers: bool = False
-    ) -> tuple[Transformer, TextTokenizer, ExecutionMode]:
-        """With `own_layers` none of the model's is replaced by a faster one."""
+    ) -> _Loaded | None:
+        """None where the model is another one with faster layers in the place of its own.
+
+        With `own_layers` none of them is replaced.
+        """
         loaded = load_transformer(
             module,
             device=self.device,
@@ -169,28 +197,33 @@ class _Encoders:
             transformer = Transformer(loaded)
             refuse_overflow(loaded.model, partial(run_alone, transformer, text), folder=module.path)
             drop_unused_pooler(transformer, token_ids=ids)
-            expected = run_alone(transformer, text)
+            with layers_read_by_others(loaded.model) as keep:
+                expected = run_alone(transformer, text)
             transformer.width = expected.shape[1]
             if not own_layers:
-                self._replace_layers(transformer, tokenizer)
+                self._replace_layers(transformer, tokenizer, keep)
                 reason = disagreement([run_alone(transformer, text)], [expected])
                 if reason is not None and not transformer.is_int8:
-                    # A layer's weight is read by other code than the layer's own, for one.
                     logger.info("%s keeps transformers' own layers: %s", module.path, reason)
-                    return self._load_and_prove(module, dtype, own_layers=True)
+                    return None
             execution = verify_execution(transformer, token_ids=ids, pad_id=tokenizer.pad_id)
             if self.device.type == "cpu":
                 verify_fused(transformer, execution, token_ids=ids)
         return transformer, tokenizer, execution
 
-    def _replace_layers(self, transformer: Transformer, tokenizer: TextTokenizer) -> None:
-        """Put faster layers in the place of transformers' own; the model's result is to stay."""
+    def _replace_layers(
+        self, transformer: Transformer, tokenizer: TextTokenizer, keep: Container[nn.Module]
+    ) -> None:
+        """Put faster layers in the place of transformers' own; the model's result is to stay.
+
+        Linear layers to `keep` stay as they are.
+        """
         model, steady = transformer.model, self.config.batch_invariant
         if self.config.dtype == "int8":
-            quantize(transformer, _ordinary_texts(tokenizer))
+            quantize(transformer, _ordinary_texts(tokenizer), keep=keep)
         if self.device.type == "cpu":
-            fuse_layers(model, steady=steady)
-            prepack_linears(model, steady=steady)
+            fuse_layers(model, steady=steady, keep=keep)
+            prepack_linears(model, steady=steady, keep=keep)
             fuse_gelus(model)
             steady_activations(model)
         if self.device.type == "cuda":

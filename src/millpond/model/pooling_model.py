@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..attention.packed import Sequences as PackedRow
 from ..attention.verify import attention_is_invariant
+from ..checkpoint.modules import Module
 from ..cpu.openmp import multiplied_parameters, products_are_whole
 from ..errors import UnsupportedModel
 from ..layers.cpu.linear import has_steady_products
@@ -146,6 +147,20 @@ class PoolingModel:
             max_length=self.tokenizer.max_length,
             prefixes=self.prefixes.reason,
         )
+
+
+_Loaded = tuple[Transformer, TextTokenizer, ExecutionMode]
+
+
+def _summary(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _does_not_run(module: Module, reason: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"{module.path} does not run ({reason}); a model of its kind may need texts of more than "
+        "one token, or something beside token ids"
+    )
 
 
 def ordinary_ids(vocab_size: int, tokenizer: TextTokenizer) -> Sequence[int]:

@@ -14,7 +14,7 @@ attention that the model is set to, stock or packed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -177,21 +177,31 @@ def attend_in_groups(
 
 @torch.no_grad()
 def fuse_layers(
-    model: nn.Module, *, steady: bool = False, int8_inputs: Inputs | None = None
+    model: nn.Module,
+    *,
+    steady: bool = False,
+    int8_inputs: Inputs | None = None,
+    keep: Container[nn.Module] = (),
 ) -> int:
     """Give a model's layers on the CPU a flat forward; how many got one is returned.
+
+    One with a linear layer to `keep` gets none.
 
     With `steady` their products give a row the same bits beside any number of others. With
     `int8_inputs`, what went into their linear layers, they are in int8.
     """
-    return sum(_flatten(layer, steady, int8_inputs) for layer in list(model.modules()))
+    return sum(_flatten(layer, steady, int8_inputs, keep) for layer in list(model.modules()))
 
 
-def _flatten(layer: nn.Module, steady: bool, int8_inputs: Inputs | None) -> bool:
+def _flatten(
+    layer: nn.Module, steady: bool, int8_inputs: Inputs | None, keep: Container[nn.Module]
+) -> bool:
     names = next((names for names in (BERT, DISTILBERT) if _has_parts(layer, names)), None)
     if names is None:
         return False
     parts: dict[str, Any] = {part: layer.get_submodule(name) for part, name in names.items()}
+    if any(part in keep for part in parts.values()):
+        return False
     attention: Any = layer.get_submodule(names["query"].rpartition(".")[0])
     linears: Mapping[str, nn.Linear]
     products: LayerProducts

@@ -12,7 +12,7 @@ says so: products are tried. Where one is unsteady, a steady layer is several sh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -194,8 +194,10 @@ def _operators() -> Any:
 
 
 @torch.no_grad()
-def prepack_linears(model: nn.Module, *, steady: bool = False) -> int:
-    """Replace the linear layers of a model on the CPU; how many is returned.
+def prepack_linears(
+    model: nn.Module, *, steady: bool = False, keep: Container[nn.Module] = ()
+) -> int:
+    """Replace the linear layers of a model on the CPU but those to `keep`; how many is returned.
 
     With `steady` they give a row the same bits beside any number of others, wherever they can.
     """
@@ -204,7 +206,7 @@ def prepack_linears(model: nn.Module, *, steady: bool = False) -> int:
     replaced = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            packed = prepacked(child, steady)
+            packed = None if child in keep else prepacked(child, steady)
             if packed is not None:
                 setattr(parent, name, packed)
                 replaced += 1

@@ -265,10 +265,19 @@ def test_a_model_that_int8_is_too_coarse_for_is_reported(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setitem(cpu_int8.MOST, "weights", 1)
+    monkeypatch.setitem(cpu_int8.MOST, "weights", 3)
     with (
         caplog.at_level(logging.WARNING, "millpond"),
         Engine(checkpoint("bert"), device="cpu", dtype="int8"),
     ):
         pass
     assert "dtype='auto' keeps them" in caplog.text
+    monkeypatch.setitem(cpu_int8.MOST, "weights", 1)
+    with pytest.raises(InvalidOption, match=r"does not stand it, .* off by 1"):
+        Engine(checkpoint("bert"), device="cpu", dtype="int8")
+
+
+@needs_int8
+def test_a_model_without_linear_layers_is_told_so(checkpoint: Callable[[str], Path]) -> None:
+    with pytest.raises(InvalidOption, match="for linear layers, and this model has none"):
+        Engine(checkpoint("gpt2"), device="cpu", dtype="int8")

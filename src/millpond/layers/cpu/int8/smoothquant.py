@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -39,8 +39,10 @@ def recorded_inputs(model: nn.Module) -> Iterator[Inputs]:
 
 
 @torch.no_grad()
-def quantize_linears(model: nn.Module, inputs: Inputs | None = None) -> int:
-    """Replace the linear layers of a model on the CPU; how many is returned.
+def quantize_linears(
+    model: nn.Module, inputs: Inputs | None = None, *, keep: Container[nn.Module] = ()
+) -> int:
+    """Replace the linear layers of a model on the CPU but those to `keep`; how many is returned.
 
     By `inputs`, of texts as they come, it is found out which layers are better with their columns
     evened out. Raises `InvalidOption` where the processor or torch cannot do it.
@@ -50,7 +52,7 @@ def quantize_linears(model: nn.Module, inputs: Inputs | None = None) -> int:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             # Subclasses of nn.Linear do something of their own.
-            if type(child) is nn.Linear and child.weight.dtype in DTYPES:
+            if type(child) is nn.Linear and child.weight.dtype in DTYPES and child not in keep:
                 setattr(parent, name, in_int8(child, (inputs or {}).get(child, ())))
                 replaced += 1
     return replaced
