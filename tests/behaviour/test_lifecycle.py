@@ -556,11 +556,10 @@ import os, threading
 import numpy as np
 from fakes import *
 from millpond.checkpoint.quiet import quiet_transformers
-from millpond.tokenization.recent import Recent
 from millpond.runner.cpu_workers import CpuWorkers
 from millpond.tokenization.backend import _python_tokenize
 
-held, let_go = threading.Barrier(6), threading.Event()
+held, let_go = threading.Barrier(5), threading.Event()
 def hold(*_, **__):
     held.wait()
     let_go.wait()
@@ -568,10 +567,7 @@ def hold(*_, **__):
 def load():
     with quiet_transformers():
         hold()
-recent, cpu, tokenize = Recent(), CpuWorkers(8, parameters=1, max_batch_tokens=8), None
-def remember():
-    with recent._lock:
-        hold()
+cpu, tokenize = CpuWorkers(8, parameters=1, max_batch_tokens=8), None
 def run():
     with cpu.running(1000, queries=False):
         hold()
@@ -580,7 +576,7 @@ heard = []
 engine = start_engine(FakeRunner(device_name="cpu"))
 engine.add_stats_hook(heard.append)
 on_cuda = start_engine(FakeRunner(device_name="cuda:0"))
-works = [load, remember, run, run, lambda: tokenize(["a"], True)]
+works = [load, run, run, lambda: tokenize(["a"], True)]
 threads = [threading.Thread(target=work, daemon=True) for work in works]
 for thread in threads: thread.start()
 held.wait()
@@ -591,7 +587,6 @@ if child == 0:
         hold = lambda *_, **__: {"input_ids": [[1]]}
         with quiet_transformers():
             pass
-        assert recent.get("a", lambda: 1) == 1
         with cpu.running(1000, queries=False) as count:
             assert cpu._in_use == count, repr(cpu)
         assert "in_use=0" in repr(cpu)

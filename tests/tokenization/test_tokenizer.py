@@ -39,7 +39,7 @@ from millpond.errors import (
     TextTooLong,
     UnsupportedModel,
 )
-from millpond.tokenization.tokenizer import TextTokenizer, TokenizedTexts
+from millpond.tokenization.tokenizer import CACHED_PROMPTS, TextTokenizer, TokenizedTexts
 
 TEXTS = [
     "",
@@ -509,3 +509,27 @@ class TestSharedPrefix:
     ) -> None:
         assert load(folders["word_piece"]).shared_prefix_length("") == 1  # [CLS]
         assert load(folders["byte_bpe_eos"]).shared_prefix_length("") == 0
+
+
+def test_prompts_are_looked_at_once_each_from_any_thread_and_not_kept_for_ever(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[str] = []
+    find = TextTokenizer._shared_by_all
+
+    def counting(self: TextTokenizer, prompt: str, task: str | None) -> int:
+        looked_at.append(prompt)
+        return find(self, prompt, task)
+
+    monkeypatch.setattr(TextTokenizer, "_shared_by_all", counting)
+    tokenizer = load(folders["word_piece"])
+    prompts = [f"{number}: " for number in range(8)]
+    expected = [tokenizer.shared_prefix_length(prompt) for prompt in prompts]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(tokenizer.shared_prefix_length, prompts * 50)) == expected * 50
+    assert looked_at == prompts
+    monkeypatch.setattr(TextTokenizer, "_shared_by_all", lambda *_: 0)
+    tokenizer = load(folders["word_piece"])
+    for number in range(2 * CACHED_PROMPTS):
+        tokenizer.shared_prefix_length(str(number))
+    assert tokenizer._shared_prefix.cache_info().currsize == CACHED_PROMPTS

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -20,13 +21,15 @@ from ..checkpoint.modules import Module
 from ..errors import InvalidCheckpoint, InvalidOption, InvalidText, InvalidTokenIds
 from .backend import NO_LIMIT, TokenizerBackend, ids_of, load_source
 from .long_texts import LONG_TEXT, enough_ids
-from .recent import Recent
 from .shared_prefix import CONTINUATIONS, END_CHARACTERS, KINDS, common_prefix_length
 from .truncation import Ends, Side, Truncate, common_suffix, require_short, special_ends
 
 __all__ = ["TextTokenizer", "TokenizedTexts"]
 
 Ids = npt.NDArray[np.int32]
+
+
+CACHED_PROMPTS = 256  # with what was found out for them, for each tokenizer
 
 
 _RUST_PANIC = "PanicException"  # no Exception, and importable from nowhere
@@ -66,9 +69,10 @@ class TextTokenizer:
         self.special_ids = source.special_ids
         self._source = source
         self._may_exceed_vocabulary = source.size > self.vocab_size
-        # Both by prompt and task; of this object, and filled as they are asked for.
-        self._shared_prefixes: Recent[tuple[str, str | None], int] = Recent()
-        self._template_ends: Recent[tuple[str, str | None], Ends] = Recent()
+        find = self._shared_by_all if source.chat is None else self._shared_in_chats
+        # By prompt and task, for those asked for last; any thread may ask.
+        self._shared_prefix = lru_cache(CACHED_PROMPTS)(find)
+        self._ends_of_template = lru_cache(CACHED_PROMPTS)(self._template_end)
         self._ends = special_ends(source) if source.chat is None else self._template_end("", None)
         self._require_room_for_text(max_length)
 
@@ -226,8 +230,7 @@ class TextTokenizer:
         Found with a few texts that begin differently, before anything is cut: a hint where reuse
         may pay, never a promise. Without a prompt it is what every text begins with.
         """
-        find = self._shared_by_all if self._source.chat is None else self._shared_in_chats
-        return self._shared_prefixes.get((prompt, task), lambda: find(prompt, task))
+        return self._shared_prefix(prompt, task)
 
     def _shared_by_all(self, prompt: str, task: str | None) -> int:
         """What stays of the prompt's tokens when any kind of text follows its end."""
@@ -296,9 +299,7 @@ class TextTokenizer:
 
     def _ends_with(self, prompt: str, task: str | None) -> Ends:
         """What a text keeps at its ends when it is cut."""
-        if self._source.chat is None:
-            return self._ends
-        return self._template_ends.get((prompt, task), lambda: self._template_end(prompt, task))
+        return self._ends if self._source.chat is None else self._ends_of_template(prompt, task)
 
     def _template_end(self, prompt: str, task: str | None) -> Ends:
         # As the reference finds it: what two texts that share nothing have in common at the end.
