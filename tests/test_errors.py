@@ -20,6 +20,8 @@ from millpond.errors import (
     OutOfMemory,
     TextFailed,
     TextsFailed,
+    first_line,
+    summary,
 )
 
 CLASSES = [getattr(errors, name) for name in errors.__all__]
@@ -132,3 +134,17 @@ def test_of_many_failed_texts_the_first_ten_are_named() -> None:
     several = TextsFailed({n: NonFiniteVector("bad", index=n) for n in range(30)})
     assert "30 of the texts" in str(several)
     assert "8, 9, …)" in str(several)
+
+
+@pytest.mark.parametrize(
+    ("words", "line", "said"),
+    [
+        ("no such kernel\n  at line 3", "no such kernel", "RuntimeError: no such kernel"),
+        ("\n  \n what it means \n", "what it means", "RuntimeError: what it means"),
+        ("", "", "RuntimeError"),
+        ("x" * 300, "x" * 200, "RuntimeError: " + "x" * 200),
+    ],
+)
+def test_of_another_librarys_error_the_first_line_is_said(words: str, line: str, said: str) -> None:
+    assert first_line(RuntimeError(words)) == line
+    assert summary(RuntimeError(words)) == said

@@ -193,3 +193,15 @@ class TextsFailed(TextFailed):
 
 def _rebuild(error: type[_AboutOneText], message: str, index: int) -> MillpondError:
     return error(message, index=index)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's error that says anything, at most 200 characters."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), "")[:200]
+
+
+def summary(error: BaseException) -> str:
+    """The same after the error's type; the type alone where it says nothing."""
+    line = first_line(error)
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__

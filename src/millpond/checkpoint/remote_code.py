@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelNotFound
+from ..errors import ModelNotFound, summary
 from .files import read_json_object
 from .hub import Hub
 
@@ -56,7 +56,7 @@ def fetch_code(root: Path, hub: Hub, *, cache_dir: str | None) -> None:
             except Exception as error:  # whatever its HTTP library raises
                 raise ModelNotFound(
                     f"{folder} runs Python code of the repository {name}, which the hub did not "
-                    f"give ({type(error).__name__}: {error}); check the network and the name"
+                    f"give ({summary(error)}); check the network and the name"
                 ) from error
 
 

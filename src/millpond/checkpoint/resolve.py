@@ -19,7 +19,7 @@ from typing import Literal
 
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from ..errors import InvalidCheckpoint, ModelNotFound
+from ..errors import InvalidCheckpoint, ModelNotFound, summary
 from .files import ASSUMED_WITHOUT, find_weights, iter_missing_files, module_kind, read_json
 from .hub import Hub, HuggingFaceHub, Repository
 from .remote_code import fetch_code
@@ -175,7 +175,7 @@ def _from_cache(request: _Lookup) -> Checkpoint | None:
                 name, revision=request.revision, cache_dir=request.cache_dir
             )
         except (OSError, ValueError) as error:
-            request.tried.append(f"cache: {name}: {_reason(error)}")
+            request.tried.append(f"cache: {name}: {summary(error)}")
             continue
         if folder is None:
             where = request.cache_dir or "the Hugging Face cache"
@@ -210,7 +210,7 @@ def _complete(request: _Lookup, name: str, folder: Path) -> None:
         _download(request, repository, to=folder)
     except Exception as error:  # whatever its HTTP library raises: the snapshot is all there is
         logger.debug("the hub did not complete %s", name, exc_info=True)
-        _warn_of_assumptions(name, unknown, _reason(error))
+        _warn_of_assumptions(name, unknown, summary(error))
 
 
 def _warn_of_assumptions(name: str, unknown: Sequence[str], reason: str) -> None:
@@ -233,13 +233,13 @@ def _from_hub(request: _Lookup) -> Checkpoint | None:
         try:
             folder = _download(request, request.hub.find(name, revision=request.revision))
         except (RepositoryNotFoundError, InvalidCheckpoint) as error:
-            request.tried.append(f"hub: {name}: {_reason(error)}")
+            request.tried.append(f"hub: {name}: {summary(error)}")
             continue
         # The client raises its HTTP library's errors, which differ between its versions. They
         # are not about this name: asking for the other one would only wait again.
         except Exception as error:
             logger.debug("the hub did not give %s", name, exc_info=True)
-            request.tried.append(f"hub: {name}: {_reason(error)}")
+            request.tried.append(f"hub: {name}: {summary(error)}")
             break
         missing = _missing(folder, request)
         if not missing:
@@ -380,15 +380,6 @@ def _check_package(package: _Package, folder: Path) -> None:
             f"{weights} has sha256 {digest} instead of {package.sha256}, so it is not the model "
             f"it should be; reinstall {package.distribution}, or name a folder instead"
         )
-
-
-def _reason(error: Exception) -> str:
-    first_line = next((line for line in str(error).splitlines() if line.strip()), "")
-    return (
-        f"{type(error).__name__}: {first_line.strip()[:200]}"
-        if first_line
-        else type(error).__name__
-    )
 
 
 def _not_found(request: _Lookup) -> str:

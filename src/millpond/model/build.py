@@ -18,7 +18,7 @@ from ..checkpoint.routes import Route
 from ..checkpoint.spec import ModelSpec
 from ..config import EngineConfig
 from ..cpu.openmp import threads_for_check
-from ..errors import MillpondError, UnsupportedModel
+from ..errors import MillpondError, UnsupportedModel, summary
 from ..layers.cpu.activation import steady_activations
 from ..layers.cpu.encoder_layer import fuse_layers
 from ..layers.cpu.linear import fuse_gelus, prepack_linears
@@ -33,7 +33,6 @@ from .pooling_model import (
     PoolingModel,
     _does_not_run,
     _Loaded,
-    _summary,
     ordinary_ids,
 )
 from .static import StaticEmbeddings
@@ -139,7 +138,7 @@ class _Encoders:
         except Exception as error:  # whatever a model's code objects with
             if self.device.type != "cpu":
                 raise
-            reason = _summary(error)
+            reason = summary(error)
             if dtype == torch.float32:
                 raise _does_not_run(module, reason) from error
             logger.debug("%s does not run in %s", module.path, dtype, exc_info=True)

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
-from ..errors import InvalidOption
+from ..errors import (
+    InvalidOption,
+)
 
 __all__ = ["choose_device", "choose_dtype"]
 

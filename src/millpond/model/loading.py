@@ -27,7 +27,13 @@ from ..checkpoint.finite import non_finite, refuse_non_finite
 from ..checkpoint.modules import Module
 from ..checkpoint.quiet import quiet_transformers
 from ..checkpoint.remote_code import code_repositories, own_classes
-from ..errors import InvalidCheckpoint, ModelError, UnsupportedModel
+from ..errors import (
+    InvalidCheckpoint,
+    ModelError,
+    UnsupportedModel,
+    first_line,
+    summary,
+)
 from .device import (
     DTYPES,
 )
@@ -248,9 +254,9 @@ def _load_error(path: Path, error: Exception) -> ModelError:
         return UnsupportedModel(
             f"{path} runs Python code of the repository {' and '.join(sorted(elsewhere))}, which "
             "is not on this machine; download that repository too "
-            f"({_first_line(error)})"
+            f"({first_line(error)})"
         )
-    reason = f"{type(error).__name__}: {_first_line(error)}"
+    reason = summary(error)
     if "trust_remote_code" in str(error):
         return UnsupportedModel(
             f"{path} comes with Python code of its own; pass trust_remote_code=True if you trust "
@@ -264,10 +270,6 @@ def _load_error(path: Path, error: Exception) -> ModelError:
             f"may ({reason})"
         )
     return InvalidCheckpoint(f"{path} cannot be loaded ({reason})")
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:300]
 
 
 def _describe(model: PreTrainedModel) -> LoadedTransformer:

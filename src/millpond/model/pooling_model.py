@@ -152,10 +152,6 @@ class PoolingModel:
 _Loaded = tuple[Transformer, TextTokenizer, ExecutionMode]
 
 
-def _summary(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-
-
 def _does_not_run(module: Module, reason: str) -> UnsupportedModel:
     return UnsupportedModel(
         f"{module.path} does not run ({reason}); a model of its kind may need texts of more than "

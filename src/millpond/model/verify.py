@@ -22,7 +22,7 @@ from torch.nn.functional import cosine_similarity
 from ..attention.packed import PackedSequences
 from ..attention.varlen import uses_varlen
 from ..attention.verify import AttentionShape
-from ..errors import InvalidOption
+from ..errors import InvalidOption, first_line, summary
 from ..layers.cpu.encoder_layer import fuse_layers
 from ..layers.cpu.int8.linear import check_int8
 from ..layers.cpu.int8.smoothquant import quantize_linears, recorded_inputs
@@ -122,7 +122,7 @@ def _choose_execution(
     try:
         packed_reason = _check_packed(transformer, texts, expected, pad_id)
     except Exception as error:  # whatever a model's code objects with, it can still run padded
-        packed_reason = f"{type(error).__name__}: {_first_line(error)}"
+        packed_reason = summary(error)
     if packed_reason is None:
         reason = "hidden states equal the one-by-one run"
         return ExecutionMode(kind="packed", reason=reason, finite=finite)
@@ -211,7 +211,7 @@ def verify_fused(
         else:
             reason, batch_invariant = None, all(map(torch.equal, rows, expected))
     except Exception as error:  # other layers, or embeddings that are called otherwise
-        reason, batch_invariant = _first_line(error), False
+        reason, batch_invariant = first_line(error), False
     if reason is not None or not batch_invariant:
         logger.debug("the model's own forward stays: %s", reason or "other bits without it")
         transformer.use_own_forward()
@@ -302,7 +302,7 @@ def _refusal_of_long_rows(transformer: Transformer, token_ids: list[int]) -> str
     except _ReachedLayers:
         return None
     except Exception as error:
-        return f"{type(error).__name__}: {_first_line(error)}"
+        return summary(error)
     finally:
         for hook in hooks:
             hook.remove()
@@ -330,7 +330,7 @@ def _attention_shapes(
         transformer.use_packed_attention()
         run_packed(transformer, texts, partial(_WatchedSequences, shapes=shapes))
     except Exception as error:  # whatever a model's code objects with, it attends by itself
-        logger.debug("its attention was not looked at: %s", _first_line(error))
+        logger.debug("its attention was not looked at: %s", first_line(error))
     transformer.use_stock_attention()
     return frozenset(shapes)
 
@@ -372,7 +372,7 @@ def _check_padded(
         try:
             found = _run_padded(transformer, texts, pad_id, length)
         except Exception as error:
-            return f"{type(error).__name__}: {_first_line(error)}"
+            return summary(error)
         reason = disagreement(found, expected, int8_error=transformer.int8_error)
         if reason is not None:
             return reason
@@ -415,7 +415,3 @@ def disagreement(
 def last_layer(hidden: HiddenStates) -> Tensor:
     """The hidden states of the last layer, `[rows, hidden]`."""
     return hidden if isinstance(hidden, Tensor) else hidden[-1]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200]

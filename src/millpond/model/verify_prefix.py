@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..attention.kv_cache import KVCache
 from ..attention.prefix import PrefixedSequences, PrefixIndex, PrefixSlots
+from ..errors import summary
 from .transformer import Transformer
 from .verify import check_texts, disagreement, last_layer, run_packed
 
@@ -43,8 +44,7 @@ def verify_prefixes(transformer: Transformer, *, token_ids: Sequence[int]) -> Pr
     try:
         return _compare(transformer, check_texts(transformer, token_ids))
     except Exception as error:  # whatever a model's code objects with, it runs without
-        first_line = (str(error).splitlines() or [""])[0][:200]
-        return PrefixSupport(reason=f"{type(error).__name__}: {first_line}")
+        return PrefixSupport(reason=summary(error))
 
 
 def _compare(transformer: Transformer, texts: list[list[int]]) -> PrefixSupport:

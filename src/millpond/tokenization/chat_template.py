@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import InvalidCheckpoint, InvalidText, UnsupportedModel
+from ..errors import InvalidCheckpoint, InvalidText, UnsupportedModel, summary
 
 __all__ = ["ChatTemplate"]
 
@@ -93,7 +93,7 @@ class ChatTemplate:
                 except Exception as error:
                     prompted = " with its prompt as the system's message" if prompt else ""
                     raise InvalidText(
-                        f"the chat template does not render it{prompted} ({_words(error)})",
+                        f"the chat template does not render it{prompted} ({summary(error)})",
                         index=index,
                     ) from error
             raise
@@ -118,7 +118,7 @@ class ChatTemplate:
             one, other = self._rendered(["hello", "mill"], "", None)
         except Exception as error:
             raise UnsupportedModel(
-                f"{path}: its chat template does not render a text ({_words(error)})"
+                f"{path}: its chat template does not render a text ({summary(error)})"
             ) from error
         if one == other:
             raise UnsupportedModel(
@@ -133,7 +133,3 @@ def _guessed(template: Any, model_type: str) -> MessageFormat:
     if not isinstance(template, str) or not template:
         return "structured"
     return "structured" if any(sign in template for sign in _STRUCTURED_SIGNS) else "flat"
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"

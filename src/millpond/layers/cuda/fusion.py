@@ -14,6 +14,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
+from ...errors import summary
 from .gated_mlp import fuse_gates
 from .rms_norm import fuse_rms_norms
 from .rotary import fuse_rotary
@@ -47,7 +48,6 @@ def _kernels(device: torch.device) -> ModuleType | None:
         kernels.rotate(rows.view(1, 1, 1, 8), rows.view(1, 1, 8), rows.view(1, 1, 8))
         torch.cuda.synchronize(device)
     except Exception as error:  # no Triton, no C compiler, a device it does not know
-        first_line = (str(error).splitlines() or [""])[0][:200]
-        logger.info("no kernels of Triton's: %s: %s", type(error).__name__, first_line)
+        logger.info("no kernels of Triton's: %s", summary(error))
         return None
     return kernels

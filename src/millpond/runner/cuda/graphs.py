@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ...errors import first_line, summary
 from .buckets import Bucket
 from .prefix_buckets import PrefixBucket
 
@@ -150,11 +151,10 @@ class CudaGraphs:
             found = vectors[: len(expected)]
             close = torch.allclose(found, expected, RELATIVE, ABSOLUTE, equal_nan=True)
         except Exception as error:  # whatever the model's code does that a graph cannot
-            first_line = (str(error).splitlines() or [""])[0]
-            if "out of memory" in first_line:
+            if "out of memory" in first_line(error):
                 self._make_room()
             else:
-                self._give_up(f"{type(error).__name__}: {first_line}")
+                self._give_up(summary(error))
             return
         if not close:
             self._give_up("a replay gave other vectors than the run it was recorded from")

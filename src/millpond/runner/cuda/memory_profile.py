@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...attention.packed import PackedSequences
+from ...errors import summary
 from ...model.pooling_model import PooledRows, PoolingModel
 from ..memory import DeviceMemory, MemoryBudget
 from .bucketed_forward import forward_bucket, is_bucketed
@@ -73,8 +74,7 @@ def _bytes_per_row(pipeline: PoolingModel, device: torch.device) -> float:
         torch.cuda.reset_peak_memory_stats(device)
         forward()
     except Exception as error:  # a model that takes no texts of this length will say so again
-        first_line = (str(error).splitlines() or [""])[0][:200]
-        logger.info("what a batch takes is not known: %s: %s", type(error).__name__, first_line)
+        logger.info("what a batch takes is not known: %s", summary(error))
         return 0.0
     return copies * (torch.cuda.max_memory_allocated(device) - before) / rows
 
