@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from millpond import Engine, InvalidOption
-from millpond.layers.cpu.int8 import linear as cpu_int8
+from millpond.layers.cpu.int8.product import check_int8
 
 TEXT = (
     "the stone grinds grain mill water pond falls requests gather engine draws full batches query"
@@ -78,7 +78,7 @@ def model(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> 
     name, dtype = request.param
     if dtype == "int8":
         try:
-            cpu_int8.check_int8()
+            check_int8()
         except InvalidOption as error:
             pytest.skip(str(error))
     folder = folder_of(name, checkpoint)

@@ -21,6 +21,7 @@ from ..cpu.openmp import threads_for_check
 from ..errors import MillpondError, UnsupportedModel, summary
 from ..layers.cpu.activation import steady_activations
 from ..layers.cpu.encoder_layer import fuse_layers
+from ..layers.cpu.int8.quantize import quantize
 from ..layers.cpu.linear import fuse_gelus, prepack_linears
 from ..layers.cuda.fusion import fuse_for_cuda
 from ..layers.weight_reads import layers_read_by_others
@@ -42,7 +43,6 @@ from .verify import (
     ExecutionMode,
     disagreement,
     drop_unused_pooler,
-    quantize,
     run_alone,
     verify_execution,
     verify_fused,
@@ -219,7 +219,8 @@ class _Encoders:
         """
         model, steady = transformer.model, self.config.batch_invariant
         if self.config.dtype == "int8":
-            quantize(transformer, _ordinary_texts(tokenizer), keep=keep)
+            run, texts = partial(run_alone, transformer), _ordinary_texts(tokenizer)
+            transformer.int8_error = quantize(model, run, texts, keep=keep)
         if self.device.type == "cpu":
             fuse_layers(model, steady=steady, keep=keep)
             prepack_linears(model, steady=steady, keep=keep)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..attention.packed import ATTENTION_NAME, PackedSequences, Sequences, register_attention
-from ..layers.cpu.encoder_layer import FusedEncoder
+from ..layers.cpu.encoder import FusedEncoder
 from ..layers.cpu.int8.linear import has_int8_layers
 from ..layers.rotary import RotaryStart
 from .loading import LoadedTransformer

@@ -9,7 +9,7 @@ of equal length together. No list of architectures is kept anywhere.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -17,15 +17,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity
 
 from ..attention.packed import PackedSequences
 from ..attention.varlen import uses_varlen
 from ..attention.verify import AttentionShape
-from ..errors import InvalidOption, first_line, summary
-from ..layers.cpu.encoder_layer import fuse_layers
-from ..layers.cpu.int8.linear import check_int8
-from ..layers.cpu.int8.smoothquant import quantize_linears, recorded_inputs
+from ..errors import first_line, summary
 from ..layers.rotary import rotates_by_length
 from .transformer import HiddenStates, Transformer
 
@@ -36,7 +32,6 @@ __all__ = [
     "disagreement",
     "drop_unused_pooler",
     "last_layer",
-    "quantize",
     "run_alone",
     "run_packed",
     "verify_execution",
@@ -53,12 +48,6 @@ FAR_PAD_TO = 3 * PAD_TO
 
 
 MOST_WINDOW_TOKENS = 1024  # a sliding window up to this is checked with a text longer than it
-
-
-INT8_COSINE = 0.99  # to the hidden states in the model's own precision, worth a word if less
-
-
-MOST_INT8_ERROR = 1.0  # of the length of hidden states: then nothing is left of them
 
 
 INT8_NOISE = 4  # tokens of two runs in int8 are as many of its errors apart, at the most
@@ -151,45 +140,6 @@ def drop_unused_pooler(transformer: Transformer, *, token_ids: Sequence[int]) ->
         agrees = False
     if not agrees:
         model.register_module("pooler", pooler)
-
-
-@torch.inference_mode()
-def quantize(
-    transformer: Transformer,
-    texts: Sequence[list[int]],
-    *,
-    keep: Container[nn.Module] = (),
-) -> None:
-    """Let the linear layers run in int8 but those to `keep`, and say so where vectors suffer.
-
-    `texts` are token ids of texts as they come. Layers that can be are flat. The transformer is
-    told how far off it is now. Raises `InvalidOption` where the processor cannot do it, or the
-    model.
-    """
-    check_int8()
-    with recorded_inputs(transformer.model) as inputs:
-        own = torch.cat([run_alone(transformer, text) for text in texts]).float()
-    fuse_layers(transformer.model, int8_inputs=inputs, keep=keep)
-    quantize_linears(transformer.model, inputs, keep=keep)
-    if not transformer.is_int8:
-        raise InvalidOption(
-            "dtype='int8' is for linear layers, and this model has none that can be replaced; "
-            "leave it at 'auto'"
-        )
-    found = torch.cat([run_alone(transformer, text) for text in texts]).float()
-    transformer.int8_error = float((found - own).norm() / own.norm())
-    if not transformer.int8_error <= MOST_INT8_ERROR:
-        raise InvalidOption(
-            "dtype='int8': this model does not stand it, its hidden states are off by "
-            f"{transformer.int8_error:.2g} of their length; leave it at 'auto'"
-        )
-    cosine = float(cosine_similarity(found, own).mean())
-    if cosine < INT8_COSINE:
-        logger.warning(
-            "in int8 the hidden states of this model have a cosine of %.3f to its own; "
-            "dtype='auto' keeps them",
-            cosine,
-        )
 
 
 @torch.inference_mode()

@@ -14,8 +14,10 @@ from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertMode
 
 from millpond import Engine
 from millpond.attention.packed import ATTENTION_NAME, PackedSequences, register_attention
-from millpond.layers.cpu import linear as cpu_linear
-from millpond.layers.cpu.encoder_layer import FusedEncoder, fuse_layers
+from millpond.layers.cpu import onednn
+from millpond.layers.cpu.encoder import FusedEncoder
+from millpond.layers.cpu.encoder_layer import fuse_layers
+from millpond.layers.cpu.linear import prepack_linears
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN"
@@ -64,7 +66,7 @@ def flat_encoder(model: Any) -> FusedEncoder:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_flat_layers_give_what_the_layers_gave(make: Any, dtype: torch.dtype) -> None:
     model, texts = make(dtype), packed()
-    if dtype == torch.bfloat16 and not cpu_linear.prepack_linears(nn.Sequential(make(dtype))):
+    if dtype == torch.bfloat16 and not prepack_linears(nn.Sequential(make(dtype))):
         pytest.skip("oneDNN takes no bfloat16 on this processor")
     ids, mask = texts[0][:18].view(2, 9), torch.ones(2, 9, dtype=torch.int64)
     mask[1, 6:] = 0
@@ -172,7 +174,7 @@ def test_a_layer_stays_where_the_operators_fail_it(monkeypatch: pytest.MonkeyPat
         def __getattr__(self, name: str) -> object:
             raise AttributeError(name)
 
-    monkeypatch.setattr(cpu_linear, "_operators", Operators)
+    monkeypatch.setattr(onednn, "operators", Operators)
     assert fuse_layers(bert()) == 0
 
 

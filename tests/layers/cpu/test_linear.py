@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from millpond.layers.cpu import linear as cpu_linear
+from millpond.layers.cpu import linear, onednn
+from millpond.layers.cpu.batch_invariance import is_invariant
 from millpond.layers.cpu.linear import fuse_gelus, has_steady_products, prepack_linears
 
 
@@ -62,7 +63,7 @@ def test_the_weight_is_held_once_and_still_says_what_it_is() -> None:
     weight = model[0].weight
     assert (weight.dtype, tuple(weight.shape)) == (torch.bfloat16, (96, 48))
     assert weight.device.type == "meta"
-    assert "_packed" not in model[0].state_dict()
+    assert "packed" not in model[0].state_dict()
 
 
 def test_other_kinds_of_layers_stay() -> None:
@@ -92,7 +93,7 @@ def test_a_layer_stays_where_the_operators_fail_it(
     model = layers(torch.float32)
     rows = torch.randn(20, 48)
     expected = model(rows)
-    monkeypatch.setattr(cpu_linear, "_operators", Operators)
+    monkeypatch.setattr(onednn, "operators", Operators)
     assert prepack_linears(model) == 0
     assert torch.equal(model(rows), expected)
 
@@ -154,10 +155,10 @@ class MatrixUnits:
 
 @pytest.fixture
 def matrix_units(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(cpu_linear, "_operators", MatrixUnits)
-    cpu_linear._is_steady.cache_clear()
+    monkeypatch.setattr(onednn, "operators", MatrixUnits)
+    is_invariant.cache_clear()
     yield
-    cpu_linear._is_steady.cache_clear()
+    is_invariant.cache_clear()
 
 
 @pytest.mark.usefixtures("matrix_units")
@@ -170,7 +171,7 @@ def test_unsteady_products_are_found_and_split_where_asked() -> None:
     assert not has_steady_products(fast)
     assert torch.equal(steady(rows)[:20], steady(rows[:20]))
     assert has_steady_products(steady)
-    assert [len(steady[i]._packed) for i in (0, 2)] == [3, 2]
+    assert [len(steady[i].packed) for i in (0, 2)] == [3, 2]
 
 
 @pytest.mark.usefixtures("matrix_units")
@@ -182,7 +183,7 @@ def test_narrow_products_stay_in_one(columns: int, packed: int) -> None:
     model, rows = nn.Sequential(layer), torch.randn(40, columns).bfloat16()
     expected = layer(rows)
     assert prepack_linears(model, steady=True) == 1
-    assert [tuple(piece.shape) for piece in model[0]._packed] == [(24, packed)]
+    assert [tuple(piece.shape) for piece in model[0].packed] == [(24, packed)]
     assert has_steady_products(model)
     torch.testing.assert_close(model(rows), expected, rtol=2e-2, atol=2e-2)
 
@@ -222,7 +223,7 @@ def threads() -> Iterator[None]:
 
 def in_pieces(model: nn.Sequential) -> nn.Sequential:
     for i in (0, 2):
-        model[i] = cpu_linear.PrepackedLinear.of(model[i], 384)
+        model[i] = linear.PrepackedLinear.of(model[i], 384)
     return model
 
 
@@ -244,7 +245,7 @@ def test_large_batches_go_through_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
     model = in_pieces(wide_layers())
     rows = torch.randn(1, 300, 1100).bfloat16()
     expected = model(rows)
-    monkeypatch.setattr(cpu_linear, "MOST_NUMBERS", 600 * 40)
+    monkeypatch.setattr(onednn, "MOST_NUMBERS", 600 * 40)
     assert torch.equal(model(rows), expected)
 
 
@@ -258,7 +259,7 @@ def test_products_outside_these_layers_count_too(monkeypatch: pytest.MonkeyPatch
     ) -> bool:
         return prepacked
 
-    monkeypatch.setattr(cpu_linear, "_is_steady", is_steady)
+    monkeypatch.setattr(linear, "is_invariant", is_steady)
     model = prepacked(nn.Sequential(nn.Embedding(9, 48), *layers(torch.float32)), torch.bfloat16)
     assert has_steady_products(model)
     assert not has_steady_products(nn.Sequential(model, Scaled(48, 48).bfloat16()))

@@ -13,15 +13,14 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import activations
 
+from ..replace import replace_children
+
 __all__ = ["steady_activations"]
 
 # A multiple of two vectors of any processor and dtype, which is what the kernels take at once.
 VECTORS = 128
-
-
 # Below the size at which torch divides a tensor among threads, which is 32768.
 PIECE = 16384
-
 
 # Measured: these round differently. The exact GELU is oneDNN's, and ReLU and tanh have one way.
 _UNSTEADY = (
@@ -54,16 +53,9 @@ class _Steady(nn.Module):
         return out[: input.numel()].view(input.shape)
 
 
-@torch.no_grad()
 def steady_activations(model: nn.Module) -> int:
     """Replace the unsteady activations of a model on the CPU; how many is returned."""
-    replaced = 0
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if _is_unsteady(child):
-                setattr(parent, name, _Steady(child))
-                replaced += 1
-    return replaced
+    return replace_children(model, lambda child: _Steady(child) if _is_unsteady(child) else None)
 
 
 def _is_unsteady(activation: nn.Module) -> bool:

@@ -5,7 +5,7 @@ and every operator costs as much as a small product. So query, key and value are
 is added to a product is added in its kernel where it can be, and the operators are called
 directly.
 
-In int8 the same is done by kernels of our own (`cpu_int8`).
+In int8 the same is done by kernels of our own (`int8`).
 
 Layers are known by the names of their parts, which many models share with BERT. Each has to give
 what it gave before, on rows of noise, or it stays as it was. How they attend is left to the
@@ -14,7 +14,7 @@ attention that the model is set to, stock or packed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -25,12 +25,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from ...attention.packed import PackedSequences, wants_whole_steps
+from ..replace import PROBE_ROWS, first_equal, probe_rows
 from .int8.attention import has_tile_attention, tile_attention
-from .int8.linear import Int8Layer, Int8Linear, Int8Norm
+from .int8.linear import Int8Linear
+from .int8.product import Int8Norm, Int8Product
 from .int8.smoothquant import Inputs, in_int8
-from .linear import PrepackedLinear, Product, are_close, is_exact_gelu, prepacked
+from .linear import PrepackedLinear, Product, is_exact_gelu, prepacked
 
-__all__ = ["FusedEncoder", "fuse_layers"]
+__all__ = ["FusedLayer", "NormOptions", "fuse_layers", "leaves", "norm_options"]
 
 # Where the parts are, under the layer. What is left out at inference may be there besides.
 BERT = {
@@ -44,8 +46,6 @@ BERT = {
     "down": "output.dense",
     "last_norm": "output.LayerNorm",
 }
-
-
 DISTILBERT = {
     "query": "attention.q_lin",
     "key": "attention.k_lin",
@@ -57,26 +57,10 @@ DISTILBERT = {
     "down": "ffn.lin2",
     "last_norm": "output_layer_norm",
 }
-
-
-# In the order they are added up; all tokens are of the first type.
-TABLES = ("word_embeddings", "token_type_embeddings", "position_embeddings")
-
-
 LINEARS = ("query", "key", "value", "out", "up", "down")
-
-
 NORMS = ("norm", "last_norm")
-
-
-PROBE_ROWS = 17
-
-
 INT8_TOLERANCE = 8e-2
-
-
 _attention_functions: Any = AttentionInterface()  # type: ignore[no-untyped-call]
-
 
 NormOptions = tuple[tuple[int, ...], Tensor | None, Tensor | None, float]
 """What `torch.layer_norm` takes after the rows."""
@@ -119,6 +103,27 @@ class PrepackedLayer:
 
     def feed_forward(self, rows: Tensor) -> Tensor:
         return torch.layer_norm(self.down.added_to(rows, self.up.of(rows)), *self.last_norm)
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Layer:
+    """The same in int8."""
+
+    joined: Int8Product
+    out: Int8Product
+    norm: Int8Norm
+    up: Int8Product
+    down: Int8Product
+    last_norm: Int8Norm
+
+    def project(self, rows: Tensor) -> Tensor:
+        return self.joined.of(rows)
+
+    def merge(self, attended: Tensor, rows: Tensor) -> Tensor:
+        return self.out.norm_of_sum(attended, rows, self.norm)
+
+    def feed_forward(self, rows: Tensor) -> Tensor:
+        return self.down.norm_of_sum(self.up.gelu_of(rows, self.down), rows, self.last_norm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,10 +195,10 @@ def fuse_layers(
     With `steady` their products give a row the same bits beside any number of others. With
     `int8_inputs`, what went into their linear layers, they are in int8.
     """
-    return sum(_flatten(layer, steady, int8_inputs, keep) for layer in list(model.modules()))
+    return sum(_fuse(layer, steady, int8_inputs, keep) for layer in list(model.modules()))
 
 
-def _flatten(
+def _fuse(
     layer: nn.Module, steady: bool, int8_inputs: Inputs | None, keep: Container[nn.Module]
 ) -> bool:
     names = next((names for names in (BERT, DISTILBERT) if _has_parts(layer, names)), None)
@@ -203,48 +208,75 @@ def _flatten(
     if any(part in keep for part in parts.values()):
         return False
     attention: Any = layer.get_submodule(names["query"].rpartition(".")[0])
-    linears: Mapping[str, nn.Linear]
-    products: LayerProducts
-    try:
-        if int8_inputs is None:
-            linears, products = _prepacked_products(parts, steady)
-            rows, tolerance = _probe(parts["query"]), None
-        else:
-            linears, products = _int8_products(parts, int8_inputs)
-            rows, tolerance = int8_inputs[parts["query"]][-1].unsqueeze(0), INT8_TOLERANCE
-        size, attend = attention.attention_head_size, attend_in_groups
-        if int8_inputs is not None and has_tile_attention(parts["query"].weight.dtype, size):
-            attend = tile_attention
-        flat = FusedLayer(products, attend, size, attention.scaling)
-        forward = partial(_forward, flat, attention)
-        agrees = are_close(forward(rows), layer(rows), tolerance)
-    except Exception:  # whatever a layer that is called otherwise, or a kernel, objects with
+    query = parts["query"]
+    if int8_inputs is None:
+        rows = probe_rows(1, PROBE_ROWS, query.in_features, dtype=query.weight.dtype)
+        found = first_equal(layer, _prepacked(parts, attention, steady), rows)
+    elif query in int8_inputs:
+        rows = int8_inputs[query][-1].unsqueeze(0)
+        candidates = _in_int8(parts, attention, int8_inputs)
+        found = first_equal(layer, candidates, rows, tolerance=INT8_TOLERANCE)
+    else:  # it did not run
+        found = None
+    if found is None:
         return False
-    if not agrees:
-        return False
-    for part, linear in linears.items():  # the old weights are let go
+    for part, linear in found.linears.items():  # the old weights are let go
         layer.set_submodule(names[part], linear)
     for part in ("key", "value", "activation"):
         layer.set_submodule(names[part], nn.Identity())
-    layer.forward = forward
+    layer.forward = found.forward
     return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Replacement:
+    """A layer's fused forward, and the linear layers whose weights it reads."""
+
+    forward: Callable[..., Tensor]
+    linears: Mapping[str, nn.Linear]
+
+    @classmethod
+    def of(
+        cls,
+        linears: Mapping[str, nn.Linear],
+        products: LayerProducts,
+        attend: Attend,
+        attention: Any,
+    ) -> _Replacement:
+        fused = FusedLayer(products, attend, attention.attention_head_size, attention.scaling)
+        return cls(partial(_forward, fused, attention), linears)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return self.forward(rows)
+
+
+def _prepacked(parts: Mapping[str, Any], attention: Any, steady: bool) -> Iterator[_Replacement]:
+    linears, products = _prepacked_products(parts, steady)
+    yield _Replacement.of(linears, products, attend_in_groups, attention)
+
+
+def _in_int8(parts: Mapping[str, Any], attention: Any, inputs: Inputs) -> Iterator[_Replacement]:
+    linears, products = _int8_products(parts, inputs)
+    tiled = has_tile_attention(parts["query"].weight.dtype, attention.attention_head_size)
+    attend = tile_attention if tiled else attend_in_groups
+    yield _Replacement.of(linears, products, attend, attention)
 
 
 def _has_parts(layer: nn.Module, names: Mapping[str, str]) -> bool:
     """Whether a layer has these parts, of the kinds they are to be, and no others."""
-    leaves = _leaves(layer)
-    if leaves.keys() != set(names.values()) or "forward" in vars(layer):
+    found = leaves(layer)
+    if found.keys() != set(names.values()) or "forward" in vars(layer):
         return False
     # Subclasses do something of their own.
     return (
-        all(type(leaves[names[part]]) is nn.Linear for part in LINEARS)
-        and all(type(leaves[names[part]]) is nn.LayerNorm for part in NORMS)
-        and is_exact_gelu(leaves[names["activation"]])
+        all(type(found[names[part]]) is nn.Linear for part in LINEARS)
+        and all(type(found[names[part]]) is nn.LayerNorm for part in NORMS)
+        and is_exact_gelu(found[names["activation"]])
         and not getattr(layer, "is_decoder", False)
     )
 
 
-def _leaves(module: nn.Module) -> dict[str, nn.Module]:
+def leaves(module: nn.Module) -> dict[str, nn.Module]:
     """The modules that compute something, by their names."""
     return {
         name: part
@@ -273,10 +305,10 @@ def _prepacked_products(
     return found, PrepackedLayer(
         joined=found["query"].product(),
         out=found["out"].product(),
-        norm=_norm_options(parts["norm"]),
+        norm=norm_options(parts["norm"]),
         up=found["up"].product(),
         down=found["down"].product(),
-        last_norm=_norm_options(parts["last_norm"]),
+        last_norm=norm_options(parts["last_norm"]),
     )
 
 
@@ -307,13 +339,7 @@ def _joined(*linears: nn.Linear) -> nn.Linear:
     return made
 
 
-def _probe(linear: nn.Linear) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(1, PROBE_ROWS, linear.in_features, generator=generator)
-    return rows.to(linear.weight.dtype)
-
-
-def _norm_options(norm: nn.LayerNorm) -> NormOptions:
+def norm_options(norm: nn.LayerNorm) -> NormOptions:
     return norm.normalized_shape, norm.weight, norm.bias, norm.eps
 
 
@@ -335,62 +361,3 @@ def _forward(
         return attended
 
     return flat.with_attention(attend, hidden_states)
-
-
-class FusedEncoder:
-    """A model whose layers are all flat, from ids to the last layer without its own forward."""
-
-    def __init__(self, model: nn.Module, *, needs_token_type_ids: bool) -> None:
-        """Raises `ValueError` for a model that is not embeddings and flat layers alone."""
-        lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
-        embeddings = getattr(model, "embeddings", None)
-        if len(lists) != 1 or embeddings is None:
-            raise ValueError("not embeddings and layers alone")
-        forwards = [vars(layer).get("forward") for layer in lists[0]]
-        self._layers = tuple(_flat_of(forward) for forward in forwards)
-        self._embeddings = embeddings
-        self._needs_token_type_ids = needs_token_type_ids
-        self._embed = _flat_embeddings(embeddings) or self._embed_by_module
-
-    def _embed_by_module(self, ids: Tensor, positions: Tensor) -> Tensor:
-        ids = ids.unsqueeze(0)
-        types = {"token_type_ids": torch.zeros_like(ids)} if self._needs_token_type_ids else {}
-        rows: Tensor = self._embeddings(
-            input_ids=ids, position_ids=positions.unsqueeze(0), **types
-        )[0]
-        return rows
-
-    def __call__(self, ids: Tensor, positions: Tensor, sequences: PackedSequences) -> Tensor:
-        """Hidden states `[total, width]` of ids and the model's own positions, int64 `[total]`."""
-        rows = self._embed(ids, positions)
-        for layer in self._layers:
-            rows = layer.packed(rows, sequences)
-        return rows
-
-
-def _flat_embeddings(embeddings: nn.Module) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """Embeddings of BERT's kind without calls of modules; None for those of another.
-
-    Whether they are called in this order, the encoder's comparison with the model shows.
-    """
-    parts: dict[str, Any] = _leaves(embeddings)
-    if parts.keys() != {*TABLES, "LayerNorm"} or type(parts["LayerNorm"]) is not nn.LayerNorm:
-        return None
-    tables = [parts[name] for name in TABLES]
-    if not all(type(table) is nn.Embedding and table.max_norm is None for table in tables):
-        return None
-    words, types, places = (table.weight for table in tables)
-    norm = _norm_options(parts["LayerNorm"])
-
-    def embed(ids: Tensor, positions: Tensor) -> Tensor:
-        rows = torch.embedding(words, ids).add_(types[0])
-        return torch.layer_norm(rows.add_(torch.embedding(places, positions)), *norm)
-
-    return embed
-
-
-def _flat_of(forward: Any) -> FusedLayer:
-    flat = forward.args[0] if isinstance(forward, partial) and forward.args else None
-    if isinstance(flat, FusedLayer):
-        return flat
-    raise ValueError("a layer that is not flat")

@@ -8,18 +8,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ..replace import PROBE_ROWS, TOLERANCE, first_equal, probe_rows
+
 __all__ = ["fuse_gates"]
 
 SiluTimes = Callable[[Tensor, Tensor], Tensor]
 
-
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
-
-
-PROBE_ROWS = 7
-
-
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+ROUNDINGS = 3  # one product follows another, with a gate between them
 
 
 @torch.no_grad()
@@ -45,16 +41,10 @@ def _fuse(layer: nn.Module, silu_times: SiluTimes) -> bool:
     assert isinstance(weight, Tensor)
     if weight.dtype not in TOLERANCE:
         return False
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(1, PROBE_ROWS, weight.shape[1], generator=generator)
-    rows = rows.to(weight.device, weight.dtype)
+    rows = probe_rows(1, PROBE_ROWS, weight.shape[1], dtype=weight.dtype, device=weight.device)
     forward = partial(_forward, gate, up, down, silu_times)
-    try:
-        expected = layer(rows).float()
-        distance = (forward(rows).float() - expected).norm()
-    except Exception:  # whatever a layer that is called otherwise, or a kernel, objects with
-        return False
-    if not distance <= TOLERANCE[weight.dtype] * expected.norm():
+    tolerance = ROUNDINGS * TOLERANCE[weight.dtype]
+    if first_equal(layer, [forward], rows, tolerance=tolerance) is None:
         return False
     layer.forward = forward
     return True

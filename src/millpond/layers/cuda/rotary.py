@@ -16,21 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..replace import PROBE_ROWS, first_equal, probe_rows
+
 __all__ = ["fuse_rotary", "rotate"]
 
 Rotation = Callable[..., tuple[Tensor, Tensor]]
-
-
 Turn = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-
 NAME = "apply_rotary_pos_emb"
-
-
-PROBE_TOKENS, PROBE_HEADS, PROBE_SIZE = 7, (4, 2), 16
-
-
-TOLERANCE = 1e-5  # of float32; in half precision one rounding less is done
+PROBE_HEADS, PROBE_SIZE = (4, 2), 16
 
 
 @torch.no_grad()
@@ -71,23 +65,14 @@ def _with(forward: FunctionType, rotation: Rotation) -> FunctionType:
 
 def _fused(written_out: Rotation, turn: Turn, device: torch.device) -> Rotation | None:
     """What takes the function's place, or None where it does something else."""
-    generator = torch.Generator().manual_seed(0)
     query, key = (
-        torch.randn(1, heads, PROBE_TOKENS, PROBE_SIZE, generator=generator).to(device)
+        probe_rows(1, heads, PROBE_ROWS, PROBE_SIZE, dtype=torch.float32, device=device)
         for heads in PROBE_HEADS
     )
-    angles = torch.randn(1, PROBE_TOKENS, PROBE_SIZE // 2, generator=generator).to(device)
+    angles = probe_rows(1, PROBE_ROWS, PROBE_SIZE // 2, dtype=torch.float32, device=device)
     angles = angles.repeat(1, 1, 2)
     made = partial(_rotate_both, written_out, turn)
-    try:
-        expected = written_out(query, key, angles.cos(), angles.sin())
-        found = made(query, key, angles.cos(), angles.sin())
-    except Exception:  # whatever a function that is called otherwise objects with
-        return None
-    agree = all(
-        torch.allclose(a, b, rtol=0, atol=TOLERANCE) for a, b in zip(found, expected, strict=True)
-    )
-    return made if agree else None
+    return first_equal(written_out, [made], query, key, angles.cos(), angles.sin())
 
 
 def _rotate_both(

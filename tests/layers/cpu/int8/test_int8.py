@@ -18,8 +18,10 @@ from transformers import BertConfig, BertModel
 from millpond import Engine, InvalidOption
 from millpond.attention.packed import PackedSequences
 from millpond.cpu.row_buckets import FEWEST_ROWS
-from millpond.layers.cpu.encoder_layer import FusedEncoder, fuse_layers
-from millpond.layers.cpu.int8 import linear as cpu_int8
+from millpond.layers.cpu.encoder import FusedEncoder
+from millpond.layers.cpu.encoder_layer import fuse_layers
+from millpond.layers.cpu.int8 import linear, product
+from millpond.layers.cpu.int8.compiled import kernels as compiled_kernels
 from millpond.layers.cpu.int8.linear import has_int8_layers
 from millpond.layers.cpu.int8.smoothquant import quantize_linears, recorded_inputs
 from millpond.model.device import choose_dtype
@@ -30,7 +32,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 def has_int8() -> bool:
     try:
-        cpu_int8.check_int8()
+        product.check_int8()
     except InvalidOption:
         return False
     return True
@@ -159,7 +161,7 @@ def test_the_largest_sums_there_can_be_are_exact() -> None:
 
 
 def test_a_processor_without_int8_products_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_int8, "_is_exact", lambda: False)
+    monkeypatch.setattr(product, "_is_exact", lambda: False)
     with pytest.raises(InvalidOption, match="VNNI or AMX"):
         quantize_linears(layers(torch.float32))
 
@@ -167,7 +169,7 @@ def test_a_processor_without_int8_products_is_told_so(monkeypatch: pytest.Monkey
 def test_without_numba_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "millpond.layers.cpu.int8.kernels", None)
     monkeypatch.delattr("millpond.layers.cpu.int8.kernels", raising=False)
-    cpu_int8._kernels.cache_clear()
+    compiled_kernels.cache_clear()
     with pytest.raises(InvalidOption, match=r'pip install "millpond\[int8\]"'):
         quantize_linears(layers(torch.float32))
 
@@ -194,7 +196,7 @@ def bert(dtype: torch.dtype) -> BertModel:
 def test_encoder_layers_run_flat(
     dtype: torch.dtype, in_tiles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernels = cpu_int8._kernels()
+    kernels = compiled_kernels()
     if not in_tiles:
         monkeypatch.setattr(kernels, "has_tiles", lambda: False)
     elif not kernels.has_tiles():
@@ -265,14 +267,14 @@ def test_a_model_that_int8_is_too_coarse_for_is_reported(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setitem(cpu_int8.MOST, "weights", 3)
+    monkeypatch.setattr(linear, "QMAX", 3)
     with (
         caplog.at_level(logging.WARNING, "millpond"),
         Engine(checkpoint("bert"), device="cpu", dtype="int8"),
     ):
         pass
     assert "dtype='auto' keeps them" in caplog.text
-    monkeypatch.setitem(cpu_int8.MOST, "weights", 1)
+    monkeypatch.setattr(linear, "QMAX", 1)
     with pytest.raises(InvalidOption, match=r"does not stand it, .* off by 1"):
         Engine(checkpoint("bert"), device="cpu", dtype="int8")
 

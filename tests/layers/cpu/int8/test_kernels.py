@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from millpond.attention.packed import PackedSequences
 from millpond.layers.cpu.int8.attention import tile_attention
-from millpond.layers.cpu.int8.linear import Int8Product
+from millpond.layers.cpu.int8.product import Int8Product
 
 kernels = pytest.importorskip("millpond.layers.cpu.int8.kernels", reason="Numba is not installed")
 

@@ -1,4 +1,4 @@
-"""Attention on tiles of bfloat16 for int8 layers: all sequences of a batch in one call."""
+"""Attention of whole sequences in bfloat16, by the processor's matrix units."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from torch import Tensor
 
 from ....attention.packed import PackedSequences
 from ....cpu.preemption import yield_to_queries
-from .linear import (
-    _kernels,
-    _numbers,
-)
+from .compiled import as_array, kernels
 
 __all__ = ["has_tile_attention", "tile_attention"]
 
@@ -23,7 +20,7 @@ HEAD_STEP = 32  # numbers of a head that a matrix unit takes at once
 
 def has_tile_attention(dtype: torch.dtype, size: int) -> bool:
     """Whether `tile_attention` can be had for heads of this size."""
-    return dtype == torch.bfloat16 and size % HEAD_STEP == 0 and bool(_kernels().has_tiles())
+    return dtype == torch.bfloat16 and size % HEAD_STEP == 0 and bool(kernels().has_tiles())
 
 
 def tile_attention(joined: Tensor, sequences: PackedSequences, size: int, scaling: float) -> Tensor:
@@ -32,8 +29,8 @@ def tile_attention(joined: Tensor, sequences: PackedSequences, size: int, scalin
     All sequences are one call, whatever their lengths. Rows that belong to none are zeros.
     """
     yield_to_queries()
-    kernels, (starts, lengths) = _kernels(), sequences.places
-    count = kernels.ROWS_AT_ONCE
+    compiled, (starts, lengths) = kernels(), sequences.places
+    count = compiled.ROWS_AT_ONCE
     longest = -(-sequences.longest // count) * count
 
     def room(*shape: int, dtype: torch.dtype) -> npt.NDArray[Any]:
@@ -42,8 +39,8 @@ def tile_attention(joined: Tensor, sequences: PackedSequences, size: int, scalin
     joined = joined.contiguous()
     out = joined.new_empty(len(joined), joined.shape[1] // 3)
     out[sequences.total :] = 0
-    kernels.attend(
-        _numbers(joined),
+    compiled.attend(
+        as_array(joined),
         joined.view(torch.uint32).numpy(),
         *(starts, lengths, size, np.float32(scaling)),
         # Rows that are a power of two apart would share few lines of the cache.
@@ -52,6 +49,6 @@ def tile_attention(joined: Tensor, sequences: PackedSequences, size: int, scalin
         room(longest // 16, size // 32, 256, dtype=torch.uint32),
         room(longest // 32, size // 16, 256, dtype=torch.uint32),
         room(count, size, dtype=torch.uint16),
-        *(kernels.PALETTE, _numbers(out)),
+        *(compiled.PALETTE, as_array(out)),
     )
     return out

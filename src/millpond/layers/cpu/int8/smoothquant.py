@@ -1,4 +1,9 @@
-"""Weights and activations made even before they are quantised, and the layers replaced."""
+"""Which linear layers run in int8, with what smoothing: SmoothQuant.
+
+Some columns of a layer's input are much larger than the others, in every token, and would leave
+these few levels. Where that shows, columns are evened out before, and the weights make up for it
+(Xiao et al., 2023, equation 4, with an exponent of one half).
+"""
 
 from __future__ import annotations
 
@@ -8,11 +13,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .linear import (
-    DTYPES,
-    Int8Linear,
-    check_int8,
-)
+from ...replace import replace_children
+from .linear import DTYPES, Int8Linear
+from .product import check_int8
 
 __all__ = ["Inputs", "in_int8", "quantize_linears", "recorded_inputs"]
 
@@ -38,7 +41,6 @@ def recorded_inputs(model: nn.Module) -> Iterator[Inputs]:
             hook.remove()
 
 
-@torch.no_grad()
 def quantize_linears(
     model: nn.Module, inputs: Inputs | None = None, *, keep: Container[nn.Module] = ()
 ) -> int:
@@ -48,14 +50,14 @@ def quantize_linears(
     evened out. Raises `InvalidOption` where the processor or torch cannot do it.
     """
     check_int8()
-    replaced = 0
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            # Subclasses of nn.Linear do something of their own.
-            if type(child) is nn.Linear and child.weight.dtype in DTYPES and child not in keep:
-                setattr(parent, name, in_int8(child, (inputs or {}).get(child, ())))
-                replaced += 1
-    return replaced
+
+    def replacement(layer: nn.Module) -> Int8Linear | None:
+        # Subclasses of nn.Linear do something of their own.
+        if type(layer) is not nn.Linear or layer.weight.dtype not in DTYPES:
+            return None
+        return in_int8(layer, (inputs or {}).get(layer, ()))
+
+    return replace_children(model, replacement, keep=keep)
 
 
 def in_int8(linear: nn.Linear, passes: Sequence[Tensor]) -> Int8Linear:

@@ -1,0 +1,98 @@
+"""Which matrix products give a row the same bits beside any number of others, on this processor.
+
+A processor with matrix units (Intel's AMX) sums a long bfloat16 product in pieces, whose length
+depends on how many rows there are and on how many threads, and so do a row's bits. Without
+bfloat16 of its own it is the number of threads alone, in products that are not prepacked. No flag
+says so: products are tried. Where one is not batch-invariant, several shorter ones are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ...cpu.openmp import limited_threads
+from .onednn import multiply, pack
+
+__all__ = ["PLAIN_PRODUCT", "invariant_columns", "is_invariant", "tried_size"]
+
+# Measured with AMX, 1 to 96 threads and 16 to 1100 rows: every product is batch-invariant of up to
+# 480 columns that are a multiple of what a matrix unit takes at once. Some others are, most are
+# not.
+MOST_COLUMNS = 480
+COLUMNS_AT_ONCE = 32
+# With these numbers of rows a product of 512 columns or more shows whether it is batch-invariant;
+# it takes 64 outputs to show it, and more than 512 show no more.
+ROW_COUNTS = (16, 48, 256)
+FEWEST_COLUMNS_TRIED = 512
+OUTPUTS_TRIED = (64, 512)
+DISTINCT_ROWS = 61
+PLAIN_PRODUCT = (1024, 256)
+"""Columns and outputs that speak for whatever a model multiplies with besides prepacked layers."""
+
+
+def invariant_columns(columns: int, outputs: int, dtype: torch.dtype) -> int | None:
+    """Columns of each piece of a prepacked product that is not batch-invariant as it is.
+
+    A multiple of what a matrix unit takes; None where the whole product is.
+    """
+    if dtype != torch.bfloat16 or is_invariant(*tried_size(columns, outputs), dtype):
+        return None
+    pieces = -(-columns // MOST_COLUMNS)
+    return whole_units(-(-columns // pieces))
+
+
+def whole_units(columns: int) -> int:
+    """The columns, and those that are missing to a multiple of what a matrix unit takes."""
+    return -(-columns // COLUMNS_AT_ONCE) * COLUMNS_AT_ONCE
+
+
+def tried_size(columns: int, outputs: int) -> tuple[int, int]:
+    """Columns and outputs of the product that is tried for one of these."""
+    if columns > MOST_COLUMNS or columns % COLUMNS_AT_ONCE:
+        columns = max(FEWEST_COLUMNS_TRIED, whole_units(columns))
+    fewest, most = OUTPUTS_TRIED
+    return columns, min(max(outputs, fewest), most)
+
+
+@cache  # what is found is the processor's, and the same for every model
+@torch.no_grad()
+def is_invariant(
+    columns: int,
+    outputs: int,
+    dtype: torch.dtype,
+    threads: tuple[int, ...] = (1,),
+    *,
+    prepacked: bool = True,
+) -> bool:
+    """Whether a product gives a row the same bits for several numbers of rows and threads.
+
+    Every sum is one of pairs that cancel, in a mixed order, so what is left of it is rounding:
+    summed in another order, most elements differ.
+    """
+    random = torch.Generator().manual_seed(0)
+    order = torch.randperm(-(-columns // 2) * 2, generator=random)[:columns]
+
+    def cancelling(count: int, sign: int) -> Tensor:
+        half = torch.randn(DISTINCT_ROWS, -(-columns // 2), generator=random)
+        rows = torch.cat([half, sign * half], dim=1)[:, order].to(dtype)
+        return rows.repeat(-(-count // DISTINCT_ROWS), 1)[:count]
+
+    product = _product(cancelling(outputs, -1), prepacked)
+    rows = cancelling(max(ROW_COUNTS), 1)
+    found = []
+    for threads_here in threads:
+        with limited_threads(threads_here):
+            found += [product(rows[:count]) for count in ROW_COUNTS]
+    return all(torch.equal(each, found[-1][: len(each)]) for each in found)
+
+
+def _product(weight: Tensor, prepacked: bool) -> Callable[[Tensor], Tensor]:
+    if not prepacked:
+        return lambda rows: functional.linear(rows, weight)
+    packed = (pack(weight),)
+    return lambda rows: multiply(rows, packed, None, "none")

@@ -1,0 +1,80 @@
+"""A BERT-style encoder on a CPU, from ids to the last layer, without the model's own forward.
+
+Its layers are fused ones (`encoder_layer`), and its embeddings too where they are BERT's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...attention.packed import PackedSequences
+from .encoder_layer import FusedLayer, leaves, norm_options
+
+__all__ = ["FusedEncoder"]
+
+# In the order they are added up; all tokens are of the first type.
+TABLES = ("word_embeddings", "token_type_embeddings", "position_embeddings")
+
+
+class FusedEncoder:
+    """A model whose layers are all flat, from ids to the last layer without its own forward."""
+
+    def __init__(self, model: nn.Module, *, needs_token_type_ids: bool) -> None:
+        """Raises `ValueError` for a model that is not embeddings and flat layers alone."""
+        lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+        embeddings = getattr(model, "embeddings", None)
+        if len(lists) != 1 or embeddings is None:
+            raise ValueError("not embeddings and layers alone")
+        forwards = [vars(layer).get("forward") for layer in lists[0]]
+        self._layers = tuple(_fused_of(forward) for forward in forwards)
+        self._embeddings = embeddings
+        self._needs_token_type_ids = needs_token_type_ids
+        self._embed = _flat_embeddings(embeddings) or self._embed_by_module
+
+    def _embed_by_module(self, ids: Tensor, positions: Tensor) -> Tensor:
+        ids = ids.unsqueeze(0)
+        types = {"token_type_ids": torch.zeros_like(ids)} if self._needs_token_type_ids else {}
+        rows: Tensor = self._embeddings(
+            input_ids=ids, position_ids=positions.unsqueeze(0), **types
+        )[0]
+        return rows
+
+    def __call__(self, ids: Tensor, positions: Tensor, sequences: PackedSequences) -> Tensor:
+        """Hidden states `[total, width]` of ids and the model's own positions, int64 `[total]`."""
+        rows = self._embed(ids, positions)
+        for layer in self._layers:
+            rows = layer.packed(rows, sequences)
+        return rows
+
+
+def _flat_embeddings(embeddings: nn.Module) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Embeddings of BERT's kind without calls of modules; None for those of another.
+
+    Whether they are called in this order, the encoder's comparison with the model shows.
+    """
+    parts: dict[str, Any] = leaves(embeddings)
+    if parts.keys() != {*TABLES, "LayerNorm"} or type(parts["LayerNorm"]) is not nn.LayerNorm:
+        return None
+    tables = [parts[name] for name in TABLES]
+    if not all(type(table) is nn.Embedding and table.max_norm is None for table in tables):
+        return None
+    words, types, places = (table.weight for table in tables)
+    norm = norm_options(parts["LayerNorm"])
+
+    def embed(ids: Tensor, positions: Tensor) -> Tensor:
+        rows = torch.embedding(words, ids).add_(types[0])
+        return torch.layer_norm(rows.add_(torch.embedding(places, positions)), *norm)
+
+    return embed
+
+
+def _fused_of(forward: Any) -> FusedLayer:
+    flat = forward.args[0] if isinstance(forward, partial) and forward.args else None
+    if isinstance(flat, FusedLayer):
+        return flat
+    raise ValueError("a layer that is not flat")
