@@ -52,13 +52,13 @@ def ingesting(way: Preemption, work: Callable[[], None]) -> Iterator[threading.T
     assert not thread.is_alive()
 
 
-def wait_until(way: Preemption, aside: int) -> None:
+def wait_until(way: Preemption, yielding: int) -> None:
     """Until so many passes wait. Entering the lock lets others go on."""
     for _ in range(1_000_000):
         with way._changed:
-            if way.aside == aside:
+            if way.yielding == yielding:
                 return
-    raise AssertionError(f"{way.aside} step aside, not {aside}")
+    raise AssertionError(f"{way.yielding} passes yield, not {yielding}")
 
 
 def test_ingestion_waits_until_the_query_is_through() -> None:
@@ -74,7 +74,7 @@ def test_ingestion_waits_until_the_query_is_through() -> None:
         assert not through.is_set()
         query.end()
     assert through.is_set()
-    assert (way.queries, way.aside) == (0, 0)
+    assert (way.queries, way.yielding) == (0, 0)
 
 
 def test_no_more_wait_than_queries_run() -> None:
@@ -85,7 +85,7 @@ def test_no_more_wait_than_queries_run() -> None:
         with ingesting(way, yield_to_queries) as other:
             other.join(PATIENCE_S)  # it runs on
             assert not other.is_alive()
-        assert way.aside == 1
+        assert way.yielding == 1
         query.end()
 
 
@@ -96,7 +96,7 @@ def test_nobody_waits_without_a_query_or_outside_a_pass() -> None:
     query = Query(way)
     yield_to_queries()  # this thread runs nothing
     query.end()
-    assert way.aside == 0
+    assert way.yielding == 0
 
 
 def test_who_has_waited_runs_for_as_long_before_it_waits_again(
@@ -106,12 +106,12 @@ def test_who_has_waited_runs_for_as_long_before_it_waits_again(
     now = [100.0]
     monkeypatch.setattr(right_of_way.time, "perf_counter", lambda: now[0])
 
-    def step_aside() -> float:
+    def wait() -> float:
         waits.append(now[0])
         now[0] += 3.0
         return 3.0
 
-    monkeypatch.setattr(way, "step_aside", step_aside)
+    monkeypatch.setattr(way, "wait", wait)
     query = Query(way)
     with way.ingestion():
         for now[0] in (100.0, 104.0, 105.9, 106.0):
@@ -129,7 +129,7 @@ def test_a_pass_that_fails_lets_go() -> None:
     assert way.queries == 0
     with way.query():
         yield_to_queries()  # the pass is over
-        assert way.aside == 0
+        assert way.yielding == 0
 
 
 def test_in_a_forked_child_nobody_is_running(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from transformers import Gemma3TextConfig, Gemma3TextModel, LlamaConfig, LlamaModel
 
 from millpond import Engine
-from millpond.layers.rotary import RotaryStart, rotates_by_length
+from millpond.layers.rotary import RotaryState, rotates_by_length
 
 TRAINED = 64  # tokens; beyond them positions are rotated otherwise
 LONGEST = 256
@@ -114,7 +114,7 @@ def test_most_kinds_do_not_depend_on_it(kind: str) -> None:
 @pytest.mark.parametrize("model", [llama(**DYNAMIC), gemma("dynamic")])
 def test_what_a_long_text_changed_is_put_back(model: Any) -> None:
     assert rotates_by_length(model)
-    start = RotaryStart(model)
+    start = RotaryState(model)
     rotary = model.rotary_emb
     layer_type = () if isinstance(model, LlamaModel) else ("full_attention",)
 

@@ -2,9 +2,10 @@
 
 How a matrix product rounds depends on its shape, and in what way, on the processor and its
 library. So every tile of queries is a call of its own, on as many keys as its place in the text
-asks for: a row's products have the same shape whether its text is computed whole or goes on from
-a cache, and however long the text is. It costs nothing: exactly the keys that a tile can see are
-multiplied, and the rows of a tile are those that torch's kernel takes at a time anyway.
+asks for: a row's products have the same shape whether its text is computed whole or continues from
+a cache, and however long the text is. Nothing is computed twice: exactly the keys that
+a tile can see are multiplied, and the rows of a tile are those that torch's kernel takes at a time
+anyway.
 
 It knows texts of one length, and not where their keys come from.
 """
@@ -74,7 +75,7 @@ def _mask(masks: Masks, window: int | None, tile: int, keys: int, query: Tensor)
     """What is added to the scores of a tile with its last keys, `[tile, keys or more]`.
 
     How far a key is from a query depends on where both are before the tile's end, so the last
-    columns serve a tile at any place. Rows beyond a text are nobody's and see something.
+    columns serve a tile at any place. Rows beyond a text are not read, and see some key.
     """
     mask = masks.get(window)
     if mask is None or mask.shape[1] < keys:

@@ -1,7 +1,7 @@
 """`KVCache`: the keys and values of a causal model's layers, for prefixes that texts share.
 
-It is memory in slots of one token each and nothing else: which tokens a slot holds, and who may
-read it, is for others to know.
+It is memory in slots of one token each and nothing else: which tokens a slot holds, and what
+may read it, is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["KVCache", "LayerShape"]
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What a layer keeps of one token: keys and values of so many heads."""
+    """What a layer keeps of one token: keys and values of `heads` heads."""
 
     heads: int
     key_size: int
@@ -30,7 +30,7 @@ class LayerShape:
 class KVCache:
     """`slots` tokens of every layer. Layers are added as they are first written to.
 
-    One more slot, `spare`, is for what has to be written somewhere and is never read.
+    One more slot, `null_slot`, is for what has to be written somewhere and is never read.
     """
 
     def __init__(self, slots: int, *, dtype: torch.dtype, device: torch.device) -> None:
@@ -47,8 +47,8 @@ class KVCache:
         return made
 
     @property
-    def spare(self) -> int:
-        """The slot that nobody reads."""
+    def null_slot(self) -> int:
+        """The slot that is written to and never read."""
         return self.slots
 
     @property

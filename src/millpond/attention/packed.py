@@ -4,7 +4,7 @@ transformers' model code calls it in place of its stock attention once a model's
 is set to `ATTENTION_NAME`, and hands through the `packed_sequences=` keyword that the forward was
 called with. It holds no state, so any number of engines may share its registration.
 
-It knows which rows belong together and nothing of texts, jobs or batches.
+It knows which rows belong together and nothing of texts, requests or batches.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class PackedSequences:
     ) -> PackedSequences:
         """Describe sequences of these lengths, in this order.
 
-        Deterministic ones share no call: how many are alike depends on the company.
+        Deterministic ones share no call: how many are alike depends on the batch.
         """
         if len(lengths) == 1:
             length = int(lengths[0])
@@ -246,7 +246,7 @@ def _grouped(
 
 
 def wants_whole_steps(length: int, query: Tensor) -> bool:
-    """Whether the kernel is quicker with keys that nobody sees at the end.
+    """Whether the kernel is quicker with masked keys at the end.
 
     A CPU's bfloat16 kernel takes longer for 79 keys than for 80: its time falls at whole steps.
     """

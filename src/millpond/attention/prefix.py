@@ -1,8 +1,8 @@
-"""`PrefixedSequences`: a packed row whose sequences go on from keys and values in a `KVCache`.
+"""`PrefixedSequences`: a packed row whose sequences continue from keys and values in a `KVCache`.
 
 It takes the place of `PackedSequences` for causal models. In every layer the keys and values that
-are to be kept are written first and prefixes read after, so a sequence may go on from what another
-one of the same row writes. Which slots hold which tokens is decided elsewhere.
+are to be kept are written first and prefixes read after, so a sequence may continue from what
+another one of the same row writes. Which slots hold which tokens is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MOST_KEYS = 32_768  # that are put end to end at a time on a CPU; a longer text'
 
 @dataclass(frozen=True)
 class PrefixSlots:
-    """Where a row's sequences go on from, and what is kept of it: integers, in slots of a cache.
+    """What a row's sequences continue from, and what is kept of it: integers, in slots of a cache.
 
     `lengths` are tokens that precede each sequence and `read` their slots, one sequence after the
     other; the tokens of the row at `rows` are kept in the slots `written`.

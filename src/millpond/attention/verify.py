@@ -1,4 +1,4 @@
-"""Whether attention within a long text has the same bits beside other texts and on other threads.
+"""Whether attention within a long text is batch-invariant, on any number of threads.
 
 A model is checked at load with texts that are short, for the sake of time. What its attention does
 with long ones depends on few sizes, and is tried by itself.

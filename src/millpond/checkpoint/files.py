@@ -220,7 +220,7 @@ def safetensors_header(path: Path) -> dict[str, Any]:
 
 
 def module_kind(class_name: str) -> str | None:
-    """The last part of a module type of sentence-transformers; None for anybody else's."""
+    """The last part of a module type of sentence-transformers; None for any other."""
     return (
         class_name.rpartition(".")[2] if class_name.startswith("sentence_transformers.") else None
     )

@@ -54,7 +54,7 @@ class Hub(Protocol):
     def note_absent(
         self, repository: Repository, files: Iterable[str], *, cache_dir: str | None
     ) -> None:
-        """Remember that the repository does not have these files, so nobody asks again."""
+        """Remember that the repository has none of these files, so that no call asks again."""
 
     def find(self, name: str, *, revision: str | None) -> Repository:
         """Ask the hub for a model, quickly or not at all."""

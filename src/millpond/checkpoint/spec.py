@@ -22,7 +22,7 @@ __all__ = ["ModelSpec", "read_spec"]
 _SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
 
-# Their checkpoints do not say that the instruction stays out of the mean; everyone knows.
+# Their checkpoints do not say that the instruction stays out of the mean; their model cards do.
 _INSTRUCTOR_MODELS = frozenset(f"hkunlp/instructor-{size}" for size in ("base", "large", "xl"))
 
 

@@ -24,7 +24,7 @@ QUERY_OPERATIONS_PER_THREAD = 1.5e9
 
 
 def threads_for_check(model: nn.Module, tokens: int) -> contextlib.AbstractContextManager[None]:
-    """Give the calling thread no more threads than a few passes of so many tokens make use of.
+    """Give the calling thread no more threads than a few passes of that many `tokens` use.
 
     On a busy processor a small model waits longer for a second thread than it computes. The
     caller's own count is back afterwards.
@@ -36,7 +36,7 @@ def threads_for_check(model: nn.Module, tokens: int) -> contextlib.AbstractConte
 
 @contextmanager
 def limited_threads(count: int) -> Iterator[None]:
-    """Give the calling thread so many OpenMP threads, and MKL none but the calling one.
+    """Give the calling thread `count` OpenMP threads, and MKL only the calling one.
 
     Both counts are its own again afterwards; other threads keep theirs. Without an OpenMP to ask
     nothing changes.

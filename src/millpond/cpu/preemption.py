@@ -1,4 +1,4 @@
-"""`Preemption`: on a CPU, passes of ingestion step aside for those of queries.
+"""`Preemption`: on a CPU, passes of ingestion yield to those of queries.
 
 A query has a worker of its own, and with it one thread more than there are cores. Left to the
 operating system, the query's thread takes turns with the others, a few milliseconds each. So
@@ -6,7 +6,7 @@ between two operations a pass of ingestion looks whether a query is running, and
 through: the cores stay as busy as before, and the query has one for itself.
 
 No more passes wait than queries run, and none waits again before it has run for as long as it
-waited: queries without end slow ingestion down and do not stop it.
+waited: queries without a pause slow ingestion down and do not stop it.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ class _Query:
 
 
 class Preemption:
-    """Who is running, of the passes of one model."""
+    """The passes of one model that are running."""
 
     def __init__(self) -> None:
         self._reset()
 
     def _reset(self) -> None:
-        """In a forked child nobody is running, and nobody will let go of what was locked."""
+        """In a forked child no pass is running, and no thread will release what was locked."""
         self._process = os.getpid()
         self._changed = SteadyCondition()
         # Running. Weakly: a caller may be interrupted before it says that it is through.
         self._queries: weakref.WeakSet[_Query] = weakref.WeakSet()
-        self.aside = 0  # passes of ingestion that wait for one of them
+        self.yielding = 0  # passes of ingestion that wait for one of them
 
     @property
     def queries(self) -> int:
@@ -65,7 +65,7 @@ class Preemption:
 
     @contextmanager
     def ingestion(self) -> Iterator[None]:
-        """A pass of ingestion runs on this thread, which calls `yield_to_queries`."""
+        """A pass of ingestion runs on this thread, and waits where `yield_to_queries` is called."""
         if self._process != os.getpid():
             self._reset()
         _here.passes, _here.not_before_s = self, 0.0
@@ -74,14 +74,14 @@ class Preemption:
         finally:
             _here.passes = None
 
-    def step_aside(self) -> float:
+    def wait(self) -> float:
         """Wait until a query is through, unless others wait for all of them; in seconds."""
         since_s = time.perf_counter()
         with self._changed:
-            if self.queries > self.aside:
-                self.aside += 1
+            if self.queries > self.yielding:
+                self.yielding += 1
                 self._changed.wait(MOST_S)
-                self.aside -= 1
+                self.yielding -= 1
         return time.perf_counter() - since_s
 
 
@@ -96,8 +96,8 @@ _here = _Here()
 def yield_to_queries() -> None:
     """Called between operations of a pass: let a query go first, if this is ingestion."""
     passes = _here.passes
-    if passes is not None and passes.queries > passes.aside:
+    if passes is not None and passes.queries > passes.yielding:
         now_s = time.perf_counter()
         if now_s >= _here.not_before_s:
-            waited_s = passes.step_aside()
+            waited_s = passes.wait()
             _here.not_before_s = now_s + 2 * waited_s

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 __all__ = ["FEWEST_ROWS", "whole_rows"]
 
-FEWEST_ROWS = 16  # from this many on, a product gives a row the same bits beside any others
+FEWEST_ROWS = 16  # from this many on, products are batch-invariant
 
 
 def whole_rows(rows: int) -> int:

@@ -1,8 +1,8 @@
 """Rotary embeddings that depend on the longest text they are given: which models have one.
 
 Two kinds do: `longrope` takes other frequencies beyond a length, and `dynamic` ones that go with
-the length and stay until a short text comes. So what a text gets would depend on its company, and
-with `dynamic` on the texts before it.
+the length and stay until a short text comes. So what a text gets would depend on the other texts of
+its batch, and with `dynamic` on the texts before it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["RotaryStart", "rotates_by_length"]
+__all__ = ["RotaryState", "rotates_by_length"]
 
 
 def rotates_by_length(model: nn.Module) -> bool:
@@ -24,7 +24,7 @@ def _kind(module: nn.Module, name: str) -> bool:
     return name in str(getattr(module, "rope_type", ""))
 
 
-class RotaryStart:
+class RotaryState:
     """The state in which a model's `dynamic` rotary embeddings were loaded.
 
     Restored before each forward pass, they give a text what they give it alone and at first.
@@ -41,7 +41,7 @@ class RotaryStart:
                 setattr(module, name, value)
 
     def __repr__(self) -> str:
-        return f"RotaryStart(embeddings={len(self._states)})"
+        return f"RotaryState(embeddings={len(self._states)})"
 
 
 def _state(module: nn.Module) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ..checkpoint.spec import ModelSpec
 from ..config import EngineConfig
 from ..cpu.openmp import threads_for_check
 from ..errors import MillpondError, UnsupportedModel, summary
-from ..layers.cpu.activation import steady_activations
+from ..layers.cpu.activation import replace_activations
 from ..layers.cpu.encoder_layer import fuse_layers
 from ..layers.cpu.int8.quantize import quantize
 from ..layers.cpu.linear import fuse_gelus, prepack_linears
@@ -113,7 +113,7 @@ class _Encoders:
         # An error holds on to the model that it came from: it is gone before the next is loaded.
         if loaded is None and reason is None:
             logger.info("%s overflows in float16; running it in bfloat16", module.path)
-            loaded = self._load_and_prove(module, torch.bfloat16)
+            loaded = self._load_and_verify(module, torch.bfloat16)
         elif loaded is None:
             loaded = self._in_float32(module, dtype, str(reason))
         execution = loaded[2]
@@ -128,7 +128,7 @@ class _Encoders:
         """
         may_change = self.config.dtype == "auto" and dtype == torch.float16
         try:
-            loaded = self._load_and_prove(module, dtype)
+            loaded = self._load_and_verify(module, dtype)
         except DoesNotFit:
             if self.config.dtype != "auto":
                 raise
@@ -148,7 +148,7 @@ class _Encoders:
     def _in_float32(self, module: Module, dtype: torch.dtype, reason: str) -> _Loaded:
         """A CPU has not every operator in every precision: the model in float32, if that was it."""
         try:
-            loaded = self._load_and_prove(module, torch.float32)
+            loaded = self._load_and_verify(module, torch.float32)
         except (MillpondError, MemoryError):
             raise
         except Exception as error:
@@ -161,7 +161,7 @@ class _Encoders:
         logger.info("%s does not run in %s (%s); running in float32", module.path, dtype, reason)
         return loaded
 
-    def _load_and_prove(self, module: Module, dtype: torch.dtype) -> _Loaded:
+    def _load_and_verify(self, module: Module, dtype: torch.dtype) -> _Loaded:
         """With faster layers if the model is the same with them, and as transformers made it if
         not."""
         loaded = self._load(module, dtype)
@@ -217,20 +217,20 @@ class _Encoders:
 
         Linear layers to `keep` stay as they are.
         """
-        model, steady = transformer.model, self.config.batch_invariant
+        model, batch_invariant = transformer.model, self.config.batch_invariant
         if self.config.dtype == "int8":
             run, texts = partial(run_alone, transformer), _ordinary_texts(tokenizer)
             transformer.int8_error = quantize(model, run, texts, keep=keep)
         if self.device.type == "cpu":
-            fuse_layers(model, steady=steady, keep=keep)
-            prepack_linears(model, steady=steady, keep=keep)
+            fuse_layers(model, batch_invariant=batch_invariant, keep=keep)
+            prepack_linears(model, batch_invariant=batch_invariant, keep=keep)
             fuse_gelus(model)
-            steady_activations(model)
+            replace_activations(model)
         if self.device.type == "cuda":
             fuse_for_cuda(model)
 
     def prefixes(self, route: Route, head: Pooler) -> PrefixSupport:
-        """Whether the texts of a route can go on from cached prefixes."""
+        """Whether the texts of a route can continue from cached prefixes."""
         encoder, tokenizer, execution = self.loaded[route.encoder.path]
         reason = _reason_against_prefixes(self.config, self.device, execution, head)
         if reason is not None:
@@ -258,7 +258,7 @@ def _reason_against_prefixes(
 def load_models(
     spec: ModelSpec, config: EngineConfig, device: torch.device
 ) -> tuple[PoolingModel, ...]:
-    """Load the weights of every route onto the device and prove how each may run.
+    """Load the weights of every route onto the device and verify how each may run.
 
     Raises the `ModelError`s of its parts.
     """
@@ -276,7 +276,7 @@ def _load_model(route: Route, encoders: _Encoders) -> PoolingModel:
         device=encoders.device,
         trust_remote_code=encoders.config.trust_remote_code,
         pooled=static,
-        fixed_shapes=encoders.config.batch_invariant or None,
+        batch_invariant=encoders.config.batch_invariant or None,
     )
     return PoolingModel(
         name=route.name,

@@ -19,7 +19,7 @@ from ..attention.verify import attention_is_invariant
 from ..checkpoint.modules import Module
 from ..cpu.openmp import multiplied_parameters, products_are_whole
 from ..errors import UnsupportedModel
-from ..layers.cpu.linear import has_steady_products
+from ..layers.cpu.linear import has_invariant_products
 from ..pooler.pooler import Pooler
 from ..tokenization.tokenizer import TextTokenizer
 from .info import ExecutionKind, RouteInfo
@@ -55,7 +55,7 @@ class PoolingModel:
     head: Pooler
     execution: ExecutionMode | None
     prefixes: PrefixSupport
-    """Whether texts can go on from prefixes that were computed before."""
+    """Whether texts can continue from cached prefixes."""
 
     @property
     def is_static(self) -> bool:
@@ -103,14 +103,14 @@ class PoolingModel:
         return self.tokenizer.prompt_length(prompt) if self.head.excludes_prompt else 0
 
     def has_invariant_operators(self, threads: Sequence[int]) -> bool:
-        """Whether what short texts do not show has the same bits in every batch on this CPU.
+        """Whether what short texts do not show is batch-invariant on this CPU.
 
         That are products of many rows and attention within long texts, on these numbers of
         threads.
         """
         if self.execution is None or not isinstance(self.encoder, Transformer):
             return True
-        if not products_are_whole() or not has_steady_products(self.encoder.model, threads):
+        if not products_are_whole() or not has_invariant_products(self.encoder.model, threads):
             return False
         return self.execution.kind != "packed" or attention_is_invariant(
             self.execution.attention,

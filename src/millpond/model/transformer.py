@@ -15,7 +15,7 @@ from torch import Tensor
 from ..attention.packed import ATTENTION_NAME, PackedSequences, Sequences, register_attention
 from ..layers.cpu.encoder import FusedEncoder
 from ..layers.cpu.int8.linear import has_int8_layers
-from ..layers.rotary import RotaryStart
+from ..layers.rotary import RotaryState
 from .loading import LoadedTransformer
 
 __all__ = ["HiddenStates", "Transformer"]
@@ -42,9 +42,9 @@ class Transformer:
         any_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         self.takes_positions = "position_ids" in parameters or any_name
         self.takes_boundaries = any_name
-        self._flat: FusedEncoder | None = None
+        self._fused_encoder: FusedEncoder | None = None
         self._stock_attention = self.model.config._attn_implementation
-        self._rotary_start = RotaryStart(self.model)
+        self._rotary_state = RotaryState(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -69,27 +69,29 @@ class Transformer:
         """Whether its linear layers run in int8."""
         return has_int8_layers(self.model)
 
-    def use_flat_layers(self) -> None:
-        """Leave out the model's own forward. Raises `ValueError` where its layers are not flat."""
-        self._flat = FusedEncoder(self.model, needs_token_type_ids=self.needs_token_type_ids)
+    def use_fused_encoder(self) -> None:
+        """Leave out the model's own forward. Raises `ValueError` where its layers are not fused."""
+        self._fused_encoder = FusedEncoder(
+            self.model, needs_token_type_ids=self.needs_token_type_ids
+        )
 
     @property
-    def runs_flat(self) -> bool:
-        """Whether packed rows go through flat layers and nothing of the model's own forward."""
-        return self._flat is not None and not self.all_layers
+    def runs_fused(self) -> bool:
+        """Whether packed rows go through the fused encoder and not the model's own forward."""
+        return self._fused_encoder is not None and not self.all_layers
 
-    def use_own_forward(self) -> None:
+    def use_reference_forward(self) -> None:
         """Back to the forward of the model."""
-        self._flat = None
+        self._fused_encoder = None
 
     def packed(self, ids: Tensor, positions: Tensor, sequences: Sequences) -> HiddenStates:
         """Hidden states of a packed row: int64 `[total]` ids and positions, no padding.
 
         Positions count from 0 in each text.
         """
-        if self.runs_flat and isinstance(sequences, PackedSequences):
-            assert self._flat is not None
-            return self._flat(ids, positions + self.position_offset, sequences)
+        if self.runs_fused and isinstance(sequences, PackedSequences):
+            assert self._fused_encoder is not None
+            return self._fused_encoder(ids, positions + self.position_offset, sequences)
         output = self._forward(
             input_ids=ids.unsqueeze(0),
             position_ids=(positions + self.position_offset).unsqueeze(0),
@@ -106,7 +108,7 @@ class Transformer:
             inputs["token_type_ids"] = torch.zeros_like(input_ids)
         if self.all_layers:
             inputs["output_hidden_states"] = True
-        self._rotary_start.restore()
+        self._rotary_state.restore()
         return self.model(input_ids=input_ids, return_dict=True, **inputs)
 
     def _rows(self, output: Any) -> HiddenStates:

@@ -1,4 +1,4 @@
-"""Every model is proven at load: packed if it can be, padded if not, and never wrong.
+"""Every model is verified at load: it runs packed if it can, padded if not, and never wrong.
 
 A few sequences run packed, and the same ones run one by one through the model's stock attention.
 If the hidden states agree, the model runs packed. If not, the same question is put to padding;
@@ -62,7 +62,7 @@ MOST_POSITIONS_TRIED = 4096  # a batch has hardly more tokens
 LENGTHS = (9, 4, 13, 1, 9, 6)
 
 
-COMPANY = (16, 17, 23, 31, 33, 64, 100, 257, 1000)  # rows beside a text; kernels have tails
+ROWS_BESIDE = (16, 17, 23, 31, 33, 64, 100, 257, 1000)  # rows beside a text; kernels have tails
 
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 8e-2}
@@ -126,7 +126,7 @@ def _choose_execution(
 
 @torch.inference_mode()
 def drop_unused_pooler(transformer: Transformer, *, token_ids: Sequence[int]) -> None:
-    """Spare a model what it pools for itself, where it can do without: nobody reads it."""
+    """Remove a model's own pooler where the model runs without it: its output is not used."""
     model = transformer.model
     pooler = getattr(model, "pooler", None)
     if not isinstance(pooler, nn.Module):
@@ -146,29 +146,29 @@ def drop_unused_pooler(transformer: Transformer, *, token_ids: Sequence[int]) ->
 def verify_fused(
     transformer: Transformer, execution: ExecutionMode, *, token_ids: Sequence[int]
 ) -> None:
-    """Leave out the model's own forward where it does nothing that flat layers do not."""
+    """Leave out the model's own forward where the fused encoder gives the same."""
     if execution.kind != "packed":
         return
     texts = check_texts(transformer, token_ids)
     expected = run_packed(transformer, texts)
     try:
-        transformer.use_flat_layers()
+        transformer.use_fused_encoder()
         rows = run_packed(transformer, texts)
         if transformer.is_int8:  # which has an attention of its own
             longest = max(range(len(texts)), key=lambda i: len(texts[i]))
             reason = disagreement(rows, expected, int8_error=transformer.int8_error)
-            batch_invariant = _same_bits_in_company(transformer, texts[longest], rows[longest])
+            is_invariant = _is_batch_invariant(transformer, texts[longest], rows[longest])
         else:
-            reason, batch_invariant = None, all(map(torch.equal, rows, expected))
+            reason, is_invariant = None, all(map(torch.equal, rows, expected))
     except Exception as error:  # other layers, or embeddings that are called otherwise
-        reason, batch_invariant = first_line(error), False
-    if reason is not None or not batch_invariant:
+        reason, is_invariant = first_line(error), False
+    if reason is not None or not is_invariant:
         logger.debug("the model's own forward stays: %s", reason or "other bits without it")
-        transformer.use_own_forward()
+        transformer.use_reference_forward()
 
 
-def _same_bits_in_company(transformer: Transformer, text: list[int], rows: Tensor) -> bool:
-    for beside in COMPANY:
+def _is_batch_invariant(transformer: Transformer, text: list[int], rows: Tensor) -> bool:
+    for beside in ROWS_BESIDE:
         others = [text[:1]] * beside
         first = run_packed(transformer, [text, *others])[0]
         last = run_packed(transformer, [*others, text])[-1]
@@ -286,7 +286,7 @@ def _attention_shapes(
 
 
 def _position_offsets(transformer: Transformer, pad_id: int, longest: int) -> list[int]:
-    """Where positions may start: at 0, or after the padding id, as in RoBERTa and its kin."""
+    """Where positions may start: at 0, or after the padding id, as in RoBERTa-style models."""
     positions = getattr(transformer.model.config, "max_position_embeddings", None) or 0
     return [0] if pad_id + 1 + longest > positions else [0, pad_id + 1]
 

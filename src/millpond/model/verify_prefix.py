@@ -1,6 +1,6 @@
-"""Whether a model may go on from a cached prefix: proven at load, like packed execution.
+"""Whether a model may continue from a cached prefix: verified at load, like packed execution.
 
-A few texts run whole; then their beginnings are kept in a small cache, and what follows runs from
+A few texts run whole; then their prefixes are kept in a small cache, and what follows runs from
 it. If the hidden states agree, prefixes may be cached. That a model is causal is not taken from
 any list: one that is not, or whose layers mix tokens in ways of their own, fails here.
 """

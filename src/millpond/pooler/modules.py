@@ -1,7 +1,7 @@
-"""The modules a head is made of, each loaded as a function from rows to rows.
+"""The modules a pooler is made of, each loaded as a function from rows to rows.
 
-It knows one module at a time. With `fixed_shapes` such a function gives a row the same bits
-in any company: matrix products and activations take other paths for other shapes, so there
+It knows one module at a time. With `batch_invariant` a row's bits do not depend on the rows
+beside it: matrix products and activations take other paths for other shapes, so there
 they run on a fixed number of rows.
 """
 
@@ -49,13 +49,13 @@ class ModuleContext:
 
     width: int
     device: torch.device
-    fixed_shapes: bool
+    batch_invariant: bool
     trust_remote_code: bool
 
 
-def normalizer(device: torch.device, fixed_shapes: bool) -> Step:
+def normalizer(device: torch.device, batch_invariant: bool) -> Step:
     """L2 normalisation; a GPU adds a row up in an order that the number of rows decides."""
-    if not fixed_shapes or device.type == "cpu":
+    if not batch_invariant or device.type == "cpu":
         return l2_normalize
     return lambda rows: in_blocks(l2_normalize, rows, _BLOCK_VECTORS)
 
@@ -77,7 +77,7 @@ class _Dense:
     activation: nn.Module
     residual: Tensor | None
     adds_input: bool
-    fixed_shapes: bool
+    batch_invariant: bool
 
     def __call__(self, rows: Tensor) -> Tensor:
         projected = self._product(rows, self.weight, self.bias)
@@ -88,13 +88,13 @@ class _Dense:
 
     def _product(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         block = None
-        if self.fixed_shapes:
+        if self.batch_invariant:
             block = 1 if any(width % _BLOCK_ROWS for width in weight.shape) else _BLOCK_ROWS
         return in_blocks(lambda part: linear(part, weight, bias), rows, block)
 
     def _activation_block(self) -> int | None:
         exact = isinstance(self.activation, _EXACT_ACTIVATIONS)
-        return 1 if self.fixed_shapes and not exact else None
+        return 1 if self.batch_invariant and not exact else None
 
 
 def _load_dense(module: Module, place: ModuleContext) -> tuple[Step, int]:
@@ -118,7 +118,7 @@ def _load_dense(module: Module, place: ModuleContext) -> tuple[Step, int]:
         activation=activation.to(place.device).eval().requires_grad_(False),
         residual=weights.get("residual.weight"),
         adds_input=adds_input,
-        fixed_shapes=place.fixed_shapes,
+        batch_invariant=place.batch_invariant,
     )
     return dense, width_out
 
@@ -133,7 +133,7 @@ def _load_layer_norm(module: Module, place: ModuleContext) -> tuple[Step, int]:
 
 
 def _load_normalize(module: Module, place: ModuleContext) -> tuple[Step, int]:
-    return normalizer(place.device, place.fixed_shapes), place.width
+    return normalizer(place.device, place.batch_invariant), place.width
 
 
 def _load_custom(module: Module, place: ModuleContext) -> tuple[Step, int]:
@@ -147,7 +147,7 @@ def _load_custom(module: Module, place: ModuleContext) -> tuple[Step, int]:
         loaded: Any = _load_custom_module(module).to(place.device, torch.float32).eval()
         probe = torch.zeros((1, place.width), device=place.device)
         width = int(loaded({"sentence_embedding": probe})["sentence_embedding"].shape[-1])
-    except Exception as error:  # it is somebody else's code
+    except Exception as error:  # it is the checkpoint's code
         raise InvalidCheckpoint(
             f"{module.class_name} in {module.path} does not load or run on a text's vector "
             f"({type(error).__name__}: {error})"
@@ -157,7 +157,7 @@ def _load_custom(module: Module, place: ModuleContext) -> tuple[Step, int]:
         vectors: Tensor = loaded({"sentence_embedding": rows})["sentence_embedding"]
         return vectors.float()
 
-    return (lambda rows: in_blocks(run, rows, 1 if place.fixed_shapes else None)), width
+    return (lambda rows: in_blocks(run, rows, 1 if place.batch_invariant else None)), width
 
 
 LOADERS: dict[str, Callable[[Module, ModuleContext], tuple[Step, int]]] = {

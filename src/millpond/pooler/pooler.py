@@ -56,22 +56,23 @@ class Pooler:
         device: torch.device,
         trust_remote_code: bool = False,
         pooled: bool = False,
-        fixed_shapes: bool | None = None,
+        batch_invariant: bool | None = None,
     ) -> Pooler:
         """Load `modules`, which follow a first module that gives rows of `hidden_size`.
 
         `pooled` says that those rows are one per text already, as static embeddings are; then only
-        `finish` is of use. With `fixed_shapes` (None: on the CPU) a row's bits depend on nothing
-        but the row.
+        `finish` is of use. With `batch_invariant` (None: on the CPU) a row's bits depend on
+        nothing but the row.
 
         Raises `InvalidCheckpoint` for modules that contradict each other or their weights, and
         `UnsupportedModel` for those Millpond cannot run.
         """
-        fixed = device.type == "cpu" if fixed_shapes is None else fixed_shapes
+        if batch_invariant is None:
+            batch_invariant = device.type == "cpu"
         place = ModuleContext(
             width=hidden_size,
             device=device,
-            fixed_shapes=fixed,
+            batch_invariant=batch_invariant,
             trust_remote_code=trust_remote_code,
         )
         modes: tuple[str, ...] = ()

@@ -1,6 +1,6 @@
 """Pooling: the token rows of many texts to one row each, in six modes and their concatenations.
 
-Every text is reduced on its own, so its vector has the same bits in any company. It knows
+Every text is reduced on its own, so its vector is batch-invariant. It knows
 no modules and no files; `head` decides what to pool and with which modes.
 """
 

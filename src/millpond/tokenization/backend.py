@@ -1,4 +1,4 @@
-"""Where token ids come from: a checkpoint's tokenizer files, loaded and proven.
+"""Where token ids come from: a checkpoint's tokenizer files, loaded and verified.
 
 It knows the Rust tokenizer, transformers' classes around it, and static embeddings' bare
 tokenizer.json. It cuts nothing and pads nothing.
@@ -107,7 +107,7 @@ def _transformers_source(module: Module, code: dict[str, Any]) -> TokenizerBacke
     if module.options.get("do_lower_case"):
         _lower_case(tokenizer)
     _refuse_token_types(tokenizer, module)
-    rust = _proven_rust(tokenizer, special_tokens=chat is None)
+    rust = _verified_rust(tokenizer, special_tokens=chat is None)
     candidates = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
     fallback = next((token for token in candidates if token is not None), 0)
     pad_id = tokenizer.pad_token_id
@@ -198,11 +198,11 @@ def _refuse_token_types(tokenizer: Any, module: Module) -> None:
         )
 
 
-def _proven_rust(tokenizer: Any, *, special_tokens: bool) -> Tokenizer | None:
+def _verified_rust(tokenizer: Any, *, special_tokens: bool) -> Tokenizer | None:
     """The Rust tokenizer behind `tokenizer`, or None where it does not give the same ids.
 
     A Python class may do things around its Rust tokenizer, so a few texts are compared. Padding
-    and truncation saved in the checkpoint are cleared: nobody else holds this tokenizer.
+    and truncation saved in the checkpoint are cleared: no other code holds this tokenizer.
     """
     if not tokenizer.is_fast:
         return None

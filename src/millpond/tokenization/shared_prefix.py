@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from string import ascii_letters, digits, punctuation
 
-__all__ = ["CONTINUATIONS", "END_CHARACTERS", "KINDS", "common_prefix_length"]
+__all__ = ["END_CHARACTERS", "PROBE_CONTINUATIONS", "PROBE_TEXTS", "common_prefix_length"]
 
-CONTINUATIONS = (
+PROBE_CONTINUATIONS = (
     "",
     *ascii_letters,
     *digits,
@@ -26,7 +26,7 @@ END_CHARACTERS = 32
 """So much of a prompt's end is tried with all of them: a long one would keep its caller waiting."""
 
 
-KINDS = ("", "a", "The 1", " b", "\n\n", "1", ".", "(", '"', "é", "я", "東", "🦊")
+PROBE_TEXTS = ("", "a", "The 1", " b", "\n\n", "1", ".", "(", '"', "é", "я", "東", "🦊")
 """A few of them, for what cannot be cut to its end."""
 
 

@@ -21,8 +21,15 @@ from ..checkpoint.modules import Module
 from ..errors import InvalidCheckpoint, InvalidOption, InvalidText, InvalidTokenIds
 from .backend import NO_LIMIT, TokenizerBackend, ids_of, load_source
 from .long_texts import LONG_TEXT, enough_ids
-from .shared_prefix import CONTINUATIONS, END_CHARACTERS, KINDS, common_prefix_length
-from .truncation import Ends, Side, Truncate, common_suffix, require_short, special_ends
+from .shared_prefix import END_CHARACTERS, PROBE_CONTINUATIONS, PROBE_TEXTS, common_prefix_length
+from .truncation import (
+    Side,
+    SpecialTokens,
+    Truncate,
+    common_suffix,
+    require_short,
+    special_tokens_of,
+)
 
 __all__ = ["TextTokenizer", "TokenizedTexts"]
 
@@ -72,8 +79,10 @@ class TextTokenizer:
         find = self._shared_by_all if source.chat is None else self._shared_in_chats
         # By prompt and task, for those asked for last; any thread may ask.
         self._shared_prefix = lru_cache(CACHED_PROMPTS)(find)
-        self._ends_of_template = lru_cache(CACHED_PROMPTS)(self._template_end)
-        self._ends = special_ends(source) if source.chat is None else self._template_end("", None)
+        self._tokens_of_template = lru_cache(CACHED_PROMPTS)(self._template_suffix)
+        self._special_tokens = (
+            special_tokens_of(source) if source.chat is None else self._template_suffix("", None)
+        )
         self._require_room_for_text(max_length)
 
     @classmethod
@@ -120,9 +129,10 @@ class TextTokenizer:
             ) from None
 
     def __repr__(self) -> str:
+        prefix, suffix = self._special_tokens.prefix, self._special_tokens.suffix
         return (
             f"TextTokenizer(vocab_size={self.vocab_size}, max_length={self.max_length}, "
-            f"special_tokens={len(self._ends.prefix)}+{len(self._ends.suffix)}, "
+            f"special_tokens={len(prefix)}+{len(suffix)}, "
             f"rust={self._source.rust}, chat={self._source.chat})"
         )
 
@@ -153,7 +163,11 @@ class TextTokenizer:
             require_short(lengths, limit, partial)
         kept = np.minimum(lengths, limit)
         kept[kept == 0] = len(self._source.empty_ids)
-        ends = self._ends_with(prompt, task) if (lengths >= limit).any() else self._ends
+        ends = (
+            self._special_tokens_for(prompt, task)
+            if (lengths >= limit).any()
+            else self._special_tokens
+        )
         fitted = (ends.fit(ids_of(row), limit, side) or self._source.empty_ids for row in rows)
         ids = np.fromiter(chain.from_iterable(fitted), np.int32, int(kept.sum(dtype=np.int64)))
         tokenized = TokenizedTexts(ids, kept, lengths > limit)
@@ -180,7 +194,7 @@ class TextTokenizer:
         if truncate == "error":
             require_short(lengths, limit)
         truncated = lengths > limit
-        ends, side = replace(self._ends, restored=False), self._side(truncate)
+        ends, side = replace(self._special_tokens, restored=False), self._side(truncate)
         for index in np.flatnonzero(truncated).tolist():
             rows[index] = np.array(ends.fit(rows[index].tolist(), limit, side), np.int32)
             lengths[index] = limit
@@ -234,15 +248,17 @@ class TextTokenizer:
 
     def _shared_by_all(self, prompt: str, task: str | None) -> int:
         """What stays of the prompt's tokens when any kind of text follows its end."""
-        whole = self.token_ids(KINDS[:3], prompt=prompt, task=task)
+        whole = self.token_ids(PROBE_TEXTS[:3], prompt=prompt, task=task)
         alone, *_ = self.token_ids([prompt], special_tokens=False)
-        ends = self.token_ids(CONTINUATIONS, prompt=prompt[-END_CHARACTERS:], special_tokens=False)
+        ends = self.token_ids(
+            PROBE_CONTINUATIONS, prompt=prompt[-END_CHARACTERS:], special_tokens=False
+        )
         merging = len(ends[0]) - common_prefix_length(ends)
-        stays = len(self._ends.prefix) + len(alone) - merging
+        stays = len(self._special_tokens.prefix) + len(alone) - merging
         return max(0, min(stays, common_prefix_length(whole)))
 
     def _shared_in_chats(self, prompt: str, task: str | None) -> int:
-        rows = [row for text in KINDS for row in self._accepted(text, prompt, task)]
+        rows = [row for text in PROBE_TEXTS for row in self._accepted(text, prompt, task)]
         return common_prefix_length(rows)
 
     def _accepted(self, text: str, prompt: str, task: str | None) -> list[list[int]]:
@@ -297,17 +313,21 @@ class TextTokenizer:
         rows = self._tokenize(rest, special_tokens)
         return [found.get(index, row) for index, row in enumerate(rows)], found
 
-    def _ends_with(self, prompt: str, task: str | None) -> Ends:
+    def _special_tokens_for(self, prompt: str, task: str | None) -> SpecialTokens:
         """What a text keeps at its ends when it is cut."""
-        return self._ends if self._source.chat is None else self._ends_of_template(prompt, task)
+        return (
+            self._special_tokens
+            if self._source.chat is None
+            else self._tokens_of_template(prompt, task)
+        )
 
-    def _template_end(self, prompt: str, task: str | None) -> Ends:
+    def _template_suffix(self, prompt: str, task: str | None) -> SpecialTokens:
         # As the reference finds it: what two texts that share nothing have in common at the end.
         one, other = map(ids_of, self._rows(["0", "1 2 3 4"], prompt, task, True))
         chat = self._source.chat
         assert chat is not None
         restored = chat.restores_suffix
-        return Ends([], common_suffix(one, other) if restored else [], restored=restored)
+        return SpecialTokens([], common_suffix(one, other) if restored else [], restored=restored)
 
     def _tokenize(self, texts: Sequence[str], add_special_tokens: bool) -> Sequence[Any]:
         try:
@@ -375,7 +395,7 @@ class TextTokenizer:
             )
 
     def _require_room_for_text(self, max_length: int | None) -> None:
-        special = len(self._ends.prefix) + len(self._ends.suffix)
+        special = len(self._special_tokens.prefix) + len(self._special_tokens.suffix)
         if max_length is not None and max_length <= special:
             raise InvalidOption(
                 f"max_length={max_length}: {special} of them are special tokens, which leaves "

@@ -15,7 +15,14 @@ import numpy.typing as npt
 from ..errors import TextTooLong
 from .backend import TokenizerBackend, ids_of
 
-__all__ = ["Ends", "Side", "Truncate", "common_suffix", "require_short", "special_ends"]
+__all__ = [
+    "Side",
+    "SpecialTokens",
+    "Truncate",
+    "common_suffix",
+    "require_short",
+    "special_tokens_of",
+]
 
 Side = Literal["end", "start"]
 
@@ -24,8 +31,8 @@ Truncate = Literal["end", "start", "error"]
 
 
 @dataclass(frozen=True)
-class Ends:
-    """The ids at the ends of every text that are not the text's own."""
+class SpecialTokens:
+    """The special tokens before and after every text's own."""
 
     prefix: list[int]
     suffix: list[int]
@@ -54,17 +61,17 @@ class Ends:
         return ids[:head] + ids[len(ids) - tail :]
 
 
-def special_ends(source: TokenizerBackend) -> Ends:
+def special_tokens_of(source: TokenizerBackend) -> SpecialTokens:
     """The special tokens that the tokenizer puts before and after a text's own tokens."""
     if not source.add_special_tokens:
-        return Ends([], [])
+        return SpecialTokens([], [])
     for probe in ("hello", "a", "1"):
         bare = ids_of(source.tokenize([probe], False)[0])
         whole = ids_of(source.tokenize([probe], True)[0])
         for start in range(len(whole) - len(bare) + 1):
             if bare and whole[start : start + len(bare)] == bare:
-                return Ends(whole[:start], whole[start + len(bare) :])
-    return Ends([], [])
+                return SpecialTokens(whole[:start], whole[start + len(bare) :])
+    return SpecialTokens([], [])
 
 
 def common_suffix(one: Sequence[int], other: Sequence[int]) -> list[int]:

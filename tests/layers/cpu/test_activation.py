@@ -7,14 +7,14 @@ import torch
 from torch import nn
 from transformers.activations import GELUTanh, QuickGELUActivation, SiLUActivation
 
-from millpond.layers.cpu.activation import PIECE, steady_activations
+from millpond.layers.cpu.activation import PIECE, replace_activations
 
 ACTIVATIONS = [nn.SiLU, SiLUActivation, GELUTanh, QuickGELUActivation, nn.Sigmoid, nn.Softplus]
 
 
 def steady(activation: nn.Module) -> nn.Module:
     model = nn.Sequential(activation)
-    assert steady_activations(model) == 1
+    assert replace_activations(model) == 1
     return model
 
 
@@ -50,5 +50,5 @@ def test_only_unsteady_ones_are_replaced() -> None:
 
     kept = [nn.ReLU(), nn.GELU(), nn.Tanh(), Mine()]
     model = nn.Sequential(*kept, nn.Sequential(nn.GELU(approximate="tanh")))
-    assert steady_activations(model) == 1
+    assert replace_activations(model) == 1
     assert [model[i] for i in range(4)] == kept

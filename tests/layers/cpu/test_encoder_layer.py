@@ -1,4 +1,4 @@
-"""Flat layers give what the layers gave, in any company; those of another kind are left alone."""
+"""Fused layers give what the layers gave, in every batch; others stay as they are."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def run(model: Any, ids: Tensor, positions: Tensor, sequences: PackedSequences) 
     return hidden  # type: ignore[no-any-return]
 
 
-def flat_encoder(model: Any) -> FusedEncoder:
+def fused_encoder(model: Any) -> FusedEncoder:
     return FusedEncoder(model, needs_token_type_ids=isinstance(model, BertModel))
 
 
 @pytest.mark.parametrize("make", [bert, distilbert])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_flat_layers_give_what_the_layers_gave(make: Any, dtype: torch.dtype) -> None:
+def test_fused_layers_give_what_the_layers_gave(make: Any, dtype: torch.dtype) -> None:
     model, texts = make(dtype), packed()
     if dtype == torch.bfloat16 and not prepack_linears(nn.Sequential(make(dtype))):
         pytest.skip("oneDNN takes no bfloat16 on this processor")
@@ -80,18 +80,18 @@ def test_flat_layers_give_what_the_layers_gave(make: Any, dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("make", [bert, distilbert])
-def test_an_encoder_of_flat_layers_gives_the_bits_of_the_model(make: Any) -> None:
+def test_an_encoder_of_fused_layers_gives_the_bits_of_the_model(make: Any) -> None:
     model, texts = make(), packed()
     fuse_layers(model)
-    assert torch.equal(flat_encoder(model)(*texts), run(model, *texts))
+    assert torch.equal(fused_encoder(model)(*texts), run(model, *texts))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_text_has_the_same_bits_alone_and_in_company(dtype: torch.dtype) -> None:
+def test_a_text_has_the_same_bits_alone_and_in_a_batch(dtype: torch.dtype) -> None:
     model = bert(dtype)
-    if not fuse_layers(model, steady=True):
+    if not fuse_layers(model, batch_invariant=True):
         pytest.skip("oneDNN takes no bfloat16 on this processor")
-    encoder = flat_encoder(model)
+    encoder = fused_encoder(model)
     ids, positions, sequences = packed()
     together = encoder(ids, positions, sequences)
     start = 0
@@ -110,7 +110,7 @@ def test_a_text_has_the_same_bits_alone_and_in_company(dtype: torch.dtype) -> No
 def test_rows_that_belong_to_no_sequence_change_no_text() -> None:
     model = bert()
     fuse_layers(model)
-    encoder = flat_encoder(model)
+    encoder = fused_encoder(model)
     more = encoder(*packed(rows=40))
     assert more.isfinite().all()
     assert torch.equal(more[:24], encoder(*packed()))
@@ -150,7 +150,7 @@ def changed(change: str) -> BertModel:
 
 
 @pytest.mark.parametrize(
-    ("change", "flat"),
+    ("change", "fused"),
     [
         ("activation", 0),
         ("another part", 1),
@@ -160,13 +160,13 @@ def changed(change: str) -> BertModel:
         ("a norm that is skipped", 1),
     ],
 )
-def test_a_layer_of_another_kind_stays_as_it_was(change: str, flat: int) -> None:
+def test_a_layer_of_another_kind_stays_as_it_was(change: str, fused: int) -> None:
     model, texts = changed(change), packed()
     expected = run(model, *texts)
-    assert fuse_layers(model) == flat
+    assert fuse_layers(model) == fused
     torch.testing.assert_close(run(model, *texts), expected, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="flat"):
-        flat_encoder(model)
+    with pytest.raises(ValueError, match="fused"):
+        fused_encoder(model)
 
 
 def test_a_layer_stays_where_the_operators_fail_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +187,7 @@ def test_a_layer_stays_where_the_operators_fail_it(monkeypatch: pytest.MonkeyPat
         ("albert", 1),  # another kind of layer
     ],
 )
-def test_the_models_own_forward_is_left_out_where_flat_layers_are_all_of_it(
+def test_the_models_own_forward_is_left_out_where_fused_layers_are_all_of_it(
     checkpoint: Callable[[str], Path], name: str, forwards: int
 ) -> None:
     with Engine(checkpoint(name), device="cpu", dtype="float32") as engine:

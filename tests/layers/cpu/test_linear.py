@@ -1,4 +1,4 @@
-"""Prepacked linear layers: the same numbers, the same bits in any company, and a safe way back."""
+"""Prepacked linear layers: the same numbers, the same bits in every batch, and a safe way back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from millpond.layers.cpu import linear, onednn
 from millpond.layers.cpu.batch_invariance import is_invariant
-from millpond.layers.cpu.linear import fuse_gelus, has_steady_products, prepack_linears
+from millpond.layers.cpu.linear import fuse_gelus, has_invariant_products, prepack_linears
 
 
 def has_bfloat16_products() -> bool:
@@ -131,12 +131,12 @@ class MatrixUnits:
         rows: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
-        then: str,
+        post_op: str,
         *_: object,
     ) -> torch.Tensor:
         out = self.product(rows, weight)
         out = out if bias is None else out + bias
-        return (nn.functional.gelu(out) if then == "gelu" else out).to(rows.dtype)
+        return (nn.functional.gelu(out) if post_op == "gelu" else out).to(rows.dtype)
 
     def binary(
         self, rows: torch.Tensor, other: torch.Tensor, weight: torch.Tensor, *_: object
@@ -162,16 +162,16 @@ def matrix_units(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("matrix_units")
-def test_unsteady_products_are_found_and_split_where_asked() -> None:
-    fast, steady = wide_layers(), wide_layers()
+def test_products_that_depend_on_the_batch_are_found_and_split_where_asked() -> None:
+    fast, invariant = wide_layers(), wide_layers()
     rows = cancelling(1100, fast[0])
-    steady.load_state_dict(fast.state_dict())
-    assert prepack_linears(fast) == prepack_linears(steady, steady=True) == 2
+    invariant.load_state_dict(fast.state_dict())
+    assert prepack_linears(fast) == prepack_linears(invariant, batch_invariant=True) == 2
     assert not torch.equal(fast(rows)[:20], fast(rows[:20]))
-    assert not has_steady_products(fast)
-    assert torch.equal(steady(rows)[:20], steady(rows[:20]))
-    assert has_steady_products(steady)
-    assert [len(steady[i].packed) for i in (0, 2)] == [3, 2]
+    assert not has_invariant_products(fast)
+    assert torch.equal(invariant(rows)[:20], invariant(rows[:20]))
+    assert has_invariant_products(invariant)
+    assert [len(invariant[i].packed) for i in (0, 2)] == [3, 2]
 
 
 @pytest.mark.usefixtures("matrix_units")
@@ -182,23 +182,25 @@ def test_narrow_products_stay_in_one(columns: int, packed: int) -> None:
     layer = nn.Linear(columns, 24).bfloat16().requires_grad_(False)
     model, rows = nn.Sequential(layer), torch.randn(40, columns).bfloat16()
     expected = layer(rows)
-    assert prepack_linears(model, steady=True) == 1
+    assert prepack_linears(model, batch_invariant=True) == 1
     assert [tuple(piece.shape) for piece in model[0].packed] == [(24, packed)]
-    assert has_steady_products(model)
+    assert has_invariant_products(model)
     torch.testing.assert_close(model(rows), expected, rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("steady", [False, True])
-def test_what_is_said_of_this_processor_is_so(dtype: torch.dtype, steady: bool) -> None:
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_what_the_probe_finds_is_true_of_this_processor(
+    dtype: torch.dtype, batch_invariant: bool
+) -> None:
     model = wide_layers(dtype)
     rows = cancelling(1100, model[0])
-    assert prepack_linears(model, steady=steady) == 2
-    if steady or dtype == torch.float32:
-        assert has_steady_products(model)
+    assert prepack_linears(model, batch_invariant=batch_invariant) == 2
+    if batch_invariant or dtype == torch.float32:
+        assert has_invariant_products(model)
     expected = model(rows)
     same = [torch.equal(model(rows[:n]), expected[:n]) for n in (16, 17, 33, 48, 64, 129, 299)]
-    assert all(same) == has_steady_products(model)
+    assert all(same) == has_invariant_products(model)
 
 
 @prepacks_bfloat16
@@ -206,7 +208,7 @@ def test_what_is_said_of_this_processor_is_so(dtype: torch.dtype, steady: bool) 
 def test_steady_layers_keep_their_bits_on_any_number_of_threads() -> None:
     model = wide_layers()
     rows = cancelling(1100, model[0])
-    prepack_linears(model, steady=True)
+    prepack_linears(model, batch_invariant=True)
     expected = model(rows)
     for count in (1, 2, 7):
         torch.set_num_threads(count)
@@ -235,7 +237,7 @@ def test_a_layer_in_pieces_agrees_with_the_one_replaced(fused: bool) -> None:
     expected = model.double()(rows.double()).float()
     split = in_pieces(wide_layers())
     if fused:
-        split[0].then, split[1] = "gelu", nn.Identity()
+        split[0].post_op, split[1] = "gelu", nn.Identity()
     for found in (split(rows), split(rows[None])[0]):
         assert (found.float() - expected).norm() < 0.01 * expected.norm()
 
@@ -254,17 +256,17 @@ def test_products_outside_these_layers_count_too(monkeypatch: pytest.MonkeyPatch
     class Scaled(nn.Linear):
         pass
 
-    def is_steady(
+    def is_batch_invariant(
         columns: int, outputs: int, dtype: torch.dtype, threads: object, *, prepacked: bool
     ) -> bool:
         return prepacked
 
-    monkeypatch.setattr(linear, "is_invariant", is_steady)
+    monkeypatch.setattr(linear, "is_invariant", is_batch_invariant)
     model = prepacked(nn.Sequential(nn.Embedding(9, 48), *layers(torch.float32)), torch.bfloat16)
-    assert has_steady_products(model)
-    assert not has_steady_products(nn.Sequential(model, Scaled(48, 48).bfloat16()))
-    assert not has_steady_products(nn.Sequential(model, Scaled(48, 48)))
-    assert has_steady_products(nn.Sequential(model, nn.Embedding(48, 48)))
+    assert has_invariant_products(model)
+    assert not has_invariant_products(nn.Sequential(model, Scaled(48, 48).bfloat16()))
+    assert not has_invariant_products(nn.Sequential(model, Scaled(48, 48)))
+    assert has_invariant_products(nn.Sequential(model, nn.Embedding(48, 48)))
 
 
 class Intermediate(nn.Module):

@@ -145,14 +145,14 @@ def test_batches_of_one_bucket_are_replayed_each_with_its_own_texts() -> None:
     assert "graphs=1" in repr(forward)
 
 
-def test_what_fills_a_bucket_writes_to_the_spare_slot_only() -> None:
+def test_what_fills_a_bucket_writes_to_the_null_slot_only() -> None:
     cache, untouched = cache_of_numbers(), cache_of_numbers()
     texts = [(5, 7), (4, 0)]
     vectors(forward_on(FakePipeline(), cache), batch_of(texts))
     others = torch.tensor([*range(SLOTS // 2), *range(SLOTS // 2 + 5, SLOTS)])
     assert torch.equal(cache.read(0, others)[0], untouched.read(0, others)[0])
-    spare = torch.tensor([cache.spare])
-    assert not torch.equal(cache.read(0, spare)[0], untouched.read(0, spare)[0])
+    null = torch.tensor([cache.null_slot])
+    assert not torch.equal(cache.read(0, null)[0], untouched.read(0, null)[0])
 
 
 def test_a_large_batch_runs_plainly() -> None:

@@ -1,4 +1,4 @@
-"""Activations for a CPU that give an element the same bits wherever it stands.
+"""Batch-invariant activations for a CPU: an element's bits do not depend on where it stands.
 
 torch's kernels work through a tensor in whole vectors, and what is left at its end, or at the
 end of a thread's share, one element at a time. For some activations the two ways round
@@ -15,7 +15,7 @@ from transformers import activations
 
 from ..replace import replace_children
 
-__all__ = ["steady_activations"]
+__all__ = ["replace_activations"]
 
 # A multiple of two vectors of any processor and dtype, which is what the kernels take at once.
 VECTORS = 128
@@ -23,7 +23,7 @@ VECTORS = 128
 PIECE = 16384
 
 # Measured: these round differently. The exact GELU is oneDNN's, and ReLU and tanh have one way.
-_UNSTEADY = (
+_SHAPE_DEPENDENT = (
     nn.SiLU,
     nn.Sigmoid,
     nn.Softplus,
@@ -35,7 +35,7 @@ _UNSTEADY = (
 )
 
 
-class _Steady(nn.Module):
+class _InvariantActivation(nn.Module):
     """An elementwise activation, a piece of whole vectors at a time."""
 
     def __init__(self, activation: nn.Module) -> None:
@@ -53,13 +53,18 @@ class _Steady(nn.Module):
         return out[: input.numel()].view(input.shape)
 
 
-def steady_activations(model: nn.Module) -> int:
-    """Replace the unsteady activations of a model on the CPU; how many is returned."""
-    return replace_children(model, lambda child: _Steady(child) if _is_unsteady(child) else None)
+def replace_activations(model: nn.Module) -> int:
+    """Replace the activations of a model on the CPU that are not batch-invariant.
+
+    How many is returned.
+    """
+    return replace_children(
+        model, lambda child: _InvariantActivation(child) if _depends_on_shape(child) else None
+    )
 
 
-def _is_unsteady(activation: nn.Module) -> bool:
+def _depends_on_shape(activation: nn.Module) -> bool:
     # Subclasses do something of their own.
     if type(activation) is nn.GELU:
         return bool(activation.approximate == "tanh")
-    return type(activation) in _UNSTEADY
+    return type(activation) in _SHAPE_DEPENDENT

@@ -1,4 +1,5 @@
-"""Which matrix products give a row the same bits beside any number of others, on this processor.
+"""Which matrix products are batch-invariant on this processor: a row's bits do not depend on how
+many rows there are.
 
 A processor with matrix units (Intel's AMX) sums a long bfloat16 product in pieces, whose length
 depends on how many rows there are and on how many threads, and so do a row's bits. Without

@@ -22,10 +22,10 @@ TABLES = ("word_embeddings", "token_type_embeddings", "position_embeddings")
 
 
 class FusedEncoder:
-    """A model whose layers are all flat, from ids to the last layer without its own forward."""
+    """A model whose layers are all fused, from ids to the last layer without its own forward."""
 
     def __init__(self, model: nn.Module, *, needs_token_type_ids: bool) -> None:
-        """Raises `ValueError` for a model that is not embeddings and flat layers alone."""
+        """Raises `ValueError` for a model that is not embeddings and fused layers alone."""
         lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
         embeddings = getattr(model, "embeddings", None)
         if len(lists) != 1 or embeddings is None:
@@ -34,7 +34,7 @@ class FusedEncoder:
         self._layers = tuple(_fused_of(forward) for forward in forwards)
         self._embeddings = embeddings
         self._needs_token_type_ids = needs_token_type_ids
-        self._embed = _flat_embeddings(embeddings) or self._embed_by_module
+        self._embed = _fused_embeddings(embeddings) or self._embed_by_module
 
     def _embed_by_module(self, ids: Tensor, positions: Tensor) -> Tensor:
         ids = ids.unsqueeze(0)
@@ -52,8 +52,8 @@ class FusedEncoder:
         return rows
 
 
-def _flat_embeddings(embeddings: nn.Module) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """Embeddings of BERT's kind without calls of modules; None for those of another.
+def _fused_embeddings(embeddings: nn.Module) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """BERT-style embeddings without calls of modules; None for others.
 
     Whether they are called in this order, the encoder's comparison with the model shows.
     """
@@ -74,7 +74,7 @@ def _flat_embeddings(embeddings: nn.Module) -> Callable[[Tensor, Tensor], Tensor
 
 
 def _fused_of(forward: Any) -> FusedLayer:
-    flat = forward.args[0] if isinstance(forward, partial) and forward.args else None
-    if isinstance(flat, FusedLayer):
-        return flat
-    raise ValueError("a layer that is not flat")
+    fused = forward.args[0] if isinstance(forward, partial) and forward.args else None
+    if isinstance(fused, FusedLayer):
+        return fused
+    raise ValueError("a layer that is not fused")

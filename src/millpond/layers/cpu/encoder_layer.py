@@ -1,8 +1,8 @@
-"""Encoder layers for a CPU: one of BERT's kind as a dozen operators, without calls of modules.
+"""Fused encoder layers for a CPU: a BERT-style one as a dozen operators, without calls of modules.
 
-For a short query, most of what a layer takes is not arithmetic but the way to it: every module
-and every operator costs as much as a small product. So query, key and value are one product, what
-is added to a product is added in its kernel where it can be, and the operators are called
+For a short query, most of what a layer takes is not arithmetic but the overhead around it: every
+module and every operator costs as much as a small product. So query, key and value are one
+product, residuals are added in the product's kernel where they can be, and the operators are called
 directly.
 
 In int8 the same is done by kernels of our own (`int8`).
@@ -145,10 +145,10 @@ class FusedLayer:
     ) -> Tensor:
         """Of texts `[n, length, width]`; `attend` is given `[n, heads, length, size]` and gives
         `[n, length, heads, size]`."""
-        flat = rows.reshape(-1, rows.shape[-1])
-        joined = self.products.project(flat).view(*rows.shape[:2], 3, -1, self.head_size)
+        rows_2d = rows.reshape(-1, rows.shape[-1])
+        joined = self.products.project(rows_2d).view(*rows.shape[:2], 3, -1, self.head_size)
         attended = attend(*joined.permute(2, 0, 3, 1, 4).unbind())
-        return self._after(attended.reshape(len(flat), -1), flat).view(rows.shape)
+        return self._after(attended.reshape(len(rows_2d), -1), rows_2d).view(rows.shape)
 
     def _after(self, attended: Tensor, rows: Tensor) -> Tensor:
         return self.products.feed_forward(self.products.merge(attended, rows))
@@ -167,7 +167,7 @@ def attend_in_groups(
         if wants_whole_steps(length, joined):
             missing, mask = sequences.whole_step(length, joined)
             if count == 1 and stop == sequences.total and stop + missing <= len(joined):
-                # What nobody sees may as well be the rows that belong to no sequence.
+                # Masked keys may as well be the rows that belong to no sequence.
                 longer = joined[start : stop + missing].view(1, -1, *run.shape[2:])[:, :, 1:]
             else:
                 longer = run.new_zeros(count, length + missing, 2, *run.shape[3:])
@@ -184,22 +184,20 @@ def attend_in_groups(
 def fuse_layers(
     model: nn.Module,
     *,
-    steady: bool = False,
+    batch_invariant: bool = False,
     int8_inputs: Inputs | None = None,
     keep: Container[nn.Module] = (),
 ) -> int:
-    """Give a model's layers on the CPU a flat forward; how many got one is returned.
+    """Give a model's encoder layers on the CPU a fused forward; how many got one is returned.
 
-    One with a linear layer to `keep` gets none.
-
-    With `steady` their products give a row the same bits beside any number of others. With
-    `int8_inputs`, what went into their linear layers, they are in int8.
+    One with a linear layer to `keep` gets none. With `batch_invariant` a row's bits do not depend
+    on the number of rows. With `int8_inputs`, what went into their linear layers, they run in int8.
     """
-    return sum(_fuse(layer, steady, int8_inputs, keep) for layer in list(model.modules()))
+    return sum(_fuse(layer, batch_invariant, int8_inputs, keep) for layer in list(model.modules()))
 
 
 def _fuse(
-    layer: nn.Module, steady: bool, int8_inputs: Inputs | None, keep: Container[nn.Module]
+    layer: nn.Module, batch_invariant: bool, int8_inputs: Inputs | None, keep: Container[nn.Module]
 ) -> bool:
     names = next((names for names in (BERT, DISTILBERT) if _has_parts(layer, names)), None)
     if names is None:
@@ -211,7 +209,7 @@ def _fuse(
     query = parts["query"]
     if int8_inputs is None:
         rows = probe_rows(1, PROBE_ROWS, query.in_features, dtype=query.weight.dtype)
-        found = first_equal(layer, _prepacked(parts, attention, steady), rows)
+        found = first_equal(layer, _prepacked(parts, attention, batch_invariant), rows)
     elif query in int8_inputs:
         rows = int8_inputs[query][-1].unsqueeze(0)
         candidates = _in_int8(parts, attention, int8_inputs)
@@ -250,8 +248,10 @@ class _Replacement:
         return self.forward(rows)
 
 
-def _prepacked(parts: Mapping[str, Any], attention: Any, steady: bool) -> Iterator[_Replacement]:
-    linears, products = _prepacked_products(parts, steady)
+def _prepacked(
+    parts: Mapping[str, Any], attention: Any, batch_invariant: bool
+) -> Iterator[_Replacement]:
+    linears, products = _prepacked_products(parts, batch_invariant)
     yield _Replacement.of(linears, products, attend_in_groups, attention)
 
 
@@ -292,16 +292,16 @@ def _linears(parts: Mapping[str, Any]) -> dict[str, nn.Linear]:
 
 
 def _prepacked_products(
-    parts: Mapping[str, Any], steady: bool
+    parts: Mapping[str, Any], batch_invariant: bool
 ) -> tuple[dict[str, PrepackedLinear], PrepackedLayer]:
     """Raises `ValueError` where a linear layer cannot be prepacked."""
     found = {}
     for part, linear in _linears(parts).items():
-        packed = prepacked(linear, steady)
+        packed = prepacked(linear, batch_invariant)
         if packed is None:
             raise ValueError(f"{part} cannot be prepacked")
         found[part] = packed
-    found["up"].then = "gelu"
+    found["up"].post_op = "gelu"
     return found, PrepackedLayer(
         joined=found["query"].product(),
         out=found["out"].product(),
@@ -344,7 +344,7 @@ def norm_options(norm: nn.LayerNorm) -> NormOptions:
 
 
 def _forward(
-    flat: FusedLayer,
+    fused: FusedLayer,
     attention: Any,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
@@ -356,8 +356,8 @@ def _forward(
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         function = _attention_functions[attention.config._attn_implementation]
         attended: Tensor = function(
-            attention, query, key, value, attention_mask, scaling=flat.scaling, **options
+            attention, query, key, value, attention_mask, scaling=fused.scaling, **options
         )[0]
         return attended
 
-    return flat.with_attention(attend, hidden_states)
+    return fused.with_attention(attend, hidden_states)

@@ -33,7 +33,7 @@ __all__ = [
     "PrepackedLinear",
     "Product",
     "fuse_gelus",
-    "has_steady_products",
+    "has_invariant_products",
     "is_exact_gelu",
     "prepack_linears",
     "prepacked",
@@ -44,16 +44,16 @@ _EXACT_GELUS = (nn.GELU, activations.GELUActivation)
 
 
 class PrepackedLinear(nn.Linear):
-    """A linear layer whose weight has only a dtype and a shape; its numbers are in `packed`."""
+    """A linear layer whose weight has only a dtype and a shape; its values are in `packed`."""
 
     packed: tuple[Tensor, ...]
     """The weight in pieces that follow each other, most often one."""
-    then = "none"
-    """What is done to each element on its way out."""
+    post_op = "none"
+    """The post-op, which the kernel applies to each output: "none" or "gelu"."""
 
     @classmethod
     def of(cls, linear: nn.Linear, columns: int | None = None) -> PrepackedLinear:
-        """The layer as one product, or as several of so many columns (the last may have fewer)."""
+        """The layer as one product, or as several of `columns` columns, the last maybe of fewer."""
         has_bias = linear.bias is not None
         size = linear.in_features, linear.out_features
         made = cls(*size, bias=has_bias, device="meta", dtype=linear.weight.dtype)
@@ -69,12 +69,12 @@ class PrepackedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         yield_to_queries()
-        return multiply(input, self.packed, self.bias, self.then)
+        return multiply(input, self.packed, self.bias, self.post_op)
 
     def product(self) -> Product:
         """What it computes, without the cost of a module's call."""
         whole = len(self.packed) == 1 and self.packed[0].shape[1] == self.in_features
-        return Product(self.packed, self.bias, self.then, whole)
+        return Product(self.packed, self.bias, self.post_op, whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Product:
 
     packed: tuple[Tensor, ...]
     bias: Tensor | None
-    then: str
+    post_op: str
     is_whole: bool
     """Whether one call of the kernel does it."""
 
@@ -91,34 +91,34 @@ class Product:
         """The product with rows `[n, in features]`."""
         yield_to_queries()
         if not self.is_whole:
-            return multiply(rows, self.packed, self.bias, self.then)
+            return multiply(rows, self.packed, self.bias, self.post_op)
         out: Tensor = operators()._linear_pointwise(
-            rows, self.packed[0], self.bias, self.then, [], "none"
+            rows, self.packed[0], self.bias, self.post_op, [], "none"
         )
         return out
 
-    def added_to(self, others: Tensor, rows: Tensor) -> Tensor:
-        """The same and `others`, `[n, out features]`, which are added before the kernel rounds."""
-        assert self.then == "none"
+    def added_to(self, residual: Tensor, rows: Tensor) -> Tensor:
+        """The same and a residual `[n, out features]`, which is added before the kernel rounds."""
+        assert self.post_op == "none"
         if not self.is_whole:
-            return self.of(rows).add_(others)
+            return self.of(rows).add_(residual)
         yield_to_queries()
         out: Tensor = operators()._linear_pointwise.binary(
-            rows, others, self.packed[0], self.bias, "add"
+            rows, residual, self.packed[0], self.bias, "add"
         )
         return out
 
 
 def prepack_linears(
-    model: nn.Module, *, steady: bool = False, keep: Container[nn.Module] = ()
+    model: nn.Module, *, batch_invariant: bool = False, keep: Container[nn.Module] = ()
 ) -> int:
     """Replace the linear layers of a model on the CPU but those to `keep`; how many is returned.
 
-    With `steady` they give a row the same bits beside any number of others, wherever they can.
+    With `batch_invariant` a row has the same bits for every number of rows, wherever that can be.
     """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return 0
-    return replace_children(model, partial(prepacked, steady=steady), keep=keep)
+    return replace_children(model, partial(prepacked, batch_invariant=batch_invariant), keep=keep)
 
 
 @torch.no_grad()
@@ -133,21 +133,21 @@ def fuse_gelus(model: nn.Module) -> int:
 
 def _fused(parent: nn.Module) -> bool:
     children = dict(parent.named_children())
-    linears = [c for c in children.values() if type(c) is PrepackedLinear and c.then == "none"]
+    linears = [c for c in children.values() if type(c) is PrepackedLinear and c.post_op == "none"]
     gelus = [name for name, child in children.items() if is_exact_gelu(child)]
     if len(children) != 2 or len(linears) != 1 or len(gelus) != 1:
         return False
     (linear,), (name,) = linears, gelus
 
     def fused(rows: Tensor) -> Tensor:
-        linear.then = "gelu"
+        linear.post_op = "gelu"
         setattr(parent, name, nn.Identity())
         out: Tensor = parent(rows)
         return out
 
     agrees = gives_same(fused, parent, _probe(linear))
     if not agrees:
-        linear.then = "none"
+        linear.post_op = "none"
         setattr(parent, name, children[name])
     return agrees
 
@@ -157,19 +157,19 @@ def is_exact_gelu(module: nn.Module) -> bool:
     return type(module) in _EXACT_GELUS and getattr(module, "approximate", "none") == "none"
 
 
-def prepacked(layer: nn.Module, steady: bool) -> PrepackedLinear | None:
+def prepacked(layer: nn.Module, batch_invariant: bool) -> PrepackedLinear | None:
     """The layer prepacked, or None where it cannot be or does not agree."""
     if type(layer) is Conv1D:
         layer = _transposed(layer)
     # Subclasses of nn.Linear do something of their own.
     if type(layer) is not nn.Linear or layer.weight.dtype not in DTYPES:
         return None
-    return first_equal(layer, _candidates(layer, steady), _probe(layer))
+    return first_equal(layer, _candidates(layer, batch_invariant), _probe(layer))
 
 
-def _candidates(layer: nn.Linear, steady: bool) -> Iterator[PrepackedLinear]:
+def _candidates(layer: nn.Linear, batch_invariant: bool) -> Iterator[PrepackedLinear]:
     size = layer.in_features, layer.out_features
-    columns = invariant_columns(*size, layer.weight.dtype) if steady else None
+    columns = invariant_columns(*size, layer.weight.dtype) if batch_invariant else None
     yield PrepackedLinear.of(layer, columns)
 
 
@@ -185,10 +185,11 @@ def _transposed(layer: Conv1D) -> nn.Linear:
     return made
 
 
-def has_steady_products(model: nn.Module, threads: Sequence[int] = (1,)) -> bool:
-    """Whether the products of a model on the CPU give a row the same bits in any company.
+def has_invariant_products(model: nn.Module, threads: Sequence[int] = (1,)) -> bool:
+    """Whether the products of a model on the CPU are batch-invariant.
 
-    That is from 16 rows on, and on any of these numbers of threads.
+    That is: a row has the same bits for every number of rows from 16 on, and on any of these
+    numbers of threads.
     """
     return all(
         is_invariant(columns, outputs, dtype, tuple(threads), prepacked=prepacked)

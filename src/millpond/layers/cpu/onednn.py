@@ -32,32 +32,34 @@ def pack(weight: Tensor) -> Tensor:
     return packed
 
 
-def multiply(input: Tensor, packed: Sequence[Tensor], bias: Tensor | None, then: str) -> Tensor:
-    """`[…, columns]` times the weight, with `then` ("none" or "gelu") done to each output."""
+def multiply(input: Tensor, packed: Sequence[Tensor], bias: Tensor | None, post_op: str) -> Tensor:
+    """`[…, columns]` times the weight, with `post_op` ("none" or "gelu") applied to each output."""
     missing = sum(weight.shape[1] for weight in packed) - input.shape[-1]
     if missing:
         input = functional.pad(input, (0, missing))
     if len(packed) > 1:
-        return _in_pieces(input, packed, bias, then)
-    out = operators()._linear_pointwise(input, packed[0], bias, then, [], "none")
+        return _in_pieces(input, packed, bias, post_op)
+    out = operators()._linear_pointwise(input, packed[0], bias, post_op, [], "none")
     assert isinstance(out, Tensor)
     return out
 
 
-def _in_pieces(input: Tensor, packed: Sequence[Tensor], bias: Tensor | None, then: str) -> Tensor:
+def _in_pieces(
+    input: Tensor, packed: Sequence[Tensor], bias: Tensor | None, post_op: str
+) -> Tensor:
     rows, outputs = input.reshape(-1, input.shape[-1]), packed[0].shape[0]
     parts = -(-len(rows) * outputs // MOST_NUMBERS)
     if parts <= 1:
-        return _sum_of_pieces(input, packed, bias, then)
+        return _sum_of_pieces(input, packed, bias, post_op)
     out = input.new_empty(*input.shape[:-1], outputs)
     places = torch.tensor_split(out.view(-1, outputs), parts)
     for part, place in zip(torch.tensor_split(rows, parts), places, strict=True):
-        place.copy_(_sum_of_pieces(part, packed, bias, then))
+        place.copy_(_sum_of_pieces(part, packed, bias, post_op))
     return out
 
 
 def _sum_of_pieces(
-    input: Tensor, packed: Sequence[Tensor], bias: Tensor | None, then: str
+    input: Tensor, packed: Sequence[Tensor], bias: Tensor | None, post_op: str
 ) -> Tensor:
     widths = [weight.shape[1] for weight in packed]
     if len(set(widths)) == 1:  # the kernel wants each piece's rows together: one copy for all
@@ -69,4 +71,4 @@ def _sum_of_pieces(
     for piece, weight in zip(pieces[1:], packed[1:], strict=True):
         # Added before the kernel rounds: one rounding for each piece, not two.
         out = operators()._linear_pointwise.binary(piece, out, weight, None, "add")
-    return torch.ops.aten.gelu_(out) if then == "gelu" else out
+    return torch.ops.aten.gelu_(out) if post_op == "gelu" else out

@@ -109,7 +109,7 @@ class BucketedForward:
             prompt_lengths,
             index,
             pad_id=self._pipeline.tokenizer.pad_id,
-            spare_slot=self._cache.spare,
+            null_slot=self._cache.null_slot,
         )
         return self._start(bucket, staging, len(prompt_lengths))
 

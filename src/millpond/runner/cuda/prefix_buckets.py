@@ -1,7 +1,7 @@
 """`PrefixBucket`: the few sizes of a packed batch on a GPU whose texts go on from cached prefixes.
 
 Like `Bucket`, with room for the keys of prefixes too, for what is read from the cache and for what
-is kept in it. What is not needed of that room reads a slot for nobody and writes to the spare one.
+is kept in it. What is not needed of that room reads a slot for nobody and writes to the null slot.
 """
 
 from __future__ import annotations
@@ -86,12 +86,12 @@ class PrefixBucket:
         index: PrefixIndex,
         *,
         pad_id: int,
-        spare_slot: int,
+        null_slot: int,
     ) -> None:
         """Write a batch into an int64 array of `sum(sizes)`.
 
         There is at least one row more than tokens: empty texts point at it, and it is what goes
-        into the spare slot.
+        into the null slot.
         """
         assert index.joined is not None
         order, query_edges, key_edges = index.joined
@@ -117,7 +117,7 @@ class PrefixBucket:
                 written=index.written,
             ),
             # Of the slots that are read for nobody, and of their keys, any would do.
-            (pad_id, 0, tokens, 0, 0, tokens, keys, 0, spare_slot, tokens, spare_slot),
+            (pad_id, 0, tokens, 0, 0, tokens, keys, 0, null_slot, tokens, null_slot),
         )
 
 

@@ -137,7 +137,7 @@ def test_columns_that_are_large_in_every_token_cost_the_others_little(dtype: tor
 
 
 @needs_int8
-def test_columns_are_left_alone_where_evening_them_out_is_worse() -> None:
+def test_columns_are_not_smoothed_where_that_is_worse() -> None:
     random = torch.Generator().manual_seed(0)
     usual, unusual = (torch.randn(1, 40, 96, generator=random) for _ in range(2))
     usual[..., :48] /= 1000  # which the other texts do not bear out
@@ -193,7 +193,7 @@ def bert(dtype: torch.dtype) -> BertModel:
 @pytest.mark.parametrize("in_tiles", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
 @torch.inference_mode()
-def test_encoder_layers_run_flat(
+def test_encoder_layers_run_fused(
     dtype: torch.dtype, in_tiles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernels = compiled_kernels()
@@ -241,7 +241,7 @@ def test_the_real_model_in_int8_is_close_to_float32() -> None:
         found = engine.embed(texts)
         info = engine.info()
         encoder = engine._service.runner.pipelines[0].encoder  # type: ignore[attr-defined]
-        assert encoder.runs_flat
+        assert encoder.runs_fused
     assert info.dtype == "int8"
     assert info.execution == "packed"
     assert info.routes[0].batch_invariant

@@ -35,8 +35,8 @@ def exact_sums(rows: int, columns: int, outputs: int) -> tuple[Array, Array, Arr
     """Sums of whole numbers, and a step for each row, a scale and a bias for each output."""
     source = np.random.default_rng(0)
     sums = source.integers(-127, 128, (rows, columns)) @ source.integers(-9, 9, (columns, outputs))
-    steps, scales = source.random(rows) / 30, source.random(outputs) / 100
-    made = (sums, steps, scales, source.normal(size=outputs))
+    row_scales, scales = source.random(rows) / 30, source.random(outputs) / 100
+    made = (sums, row_scales, scales, source.normal(size=outputs))
     return tuple(array.astype(np.float32) for array in made)  # type: ignore[return-value]
 
 
@@ -46,14 +46,14 @@ def test_a_row_is_rounded_by_its_largest_number(dtype: torch.dtype, zero: int) -
     rows = random(5, 70, dtype=dtype)
     rows[1] *= 1000
     rows[2] = 0
-    evening = 1 + random(70).abs()
-    codes, steps = np.empty((5, 70), np.uint8), np.empty(5, np.float32)
-    kernels.quantize(numbers(rows), evening.numpy(), np.float32(zero), codes, steps)
-    expected = (rows.float() * evening).numpy()
-    found = (codes.astype(int) - zero if zero else codes.view(np.int8)) * steps[:, None]
+    smoothing = 1 + random(70).abs()
+    quantized, scales = np.empty((5, 70), np.uint8), np.empty(5, np.float32)
+    kernels.quantize(numbers(rows), smoothing.numpy(), np.float32(zero), quantized, scales)
+    expected = (rows.float() * smoothing).numpy()
+    found = (quantized.astype(int) - zero if zero else quantized.view(np.int8)) * scales[:, None]
     assert (np.abs(found - expected) <= 0.501 * np.abs(expected).max(1, keepdims=True) / 127).all()
     assert not found[2].any()
-    largest = np.abs(found).max(1) / np.maximum(steps, 1e-30)
+    largest = np.abs(found).max(1) / np.maximum(scales, 1e-30)
     np.testing.assert_allclose(largest[[0, 1, 3, 4]], 127, rtol=1e-5)
 
 
@@ -63,33 +63,33 @@ def test_numbers_are_rounded_to_even_as_torch_rounds_them(dtype: torch.dtype) ->
     rows[0, 0] = 1 + 2**-8  # half way between two bfloat16
     rows[0, 1] = 1 + 3 * 2**-8
     out = torch.empty(40, 64, dtype=dtype)
-    steps = np.ones(40, np.float32)
-    kernels.dequantize(rows.numpy(), steps, ones, zeros, numbers(out))
+    scales = np.ones(40, np.float32)
+    kernels.dequantize(rows.numpy(), scales, ones, zeros, numbers(out))
     assert torch.equal(out, rows.to(dtype))
 
 
 def test_gelu_is_the_exact_one_within_a_small_part_of_a_step() -> None:
     sums = np.linspace(-12_000, 12_000, 4 * 2048, dtype=np.float32).reshape(4, 2048)
     ones, zeros = np.ones(2048, np.float32), np.zeros(2048, np.float32)
-    codes, steps = np.empty((4, 2048), np.uint8), np.empty(4, np.float32)
+    quantized, scales = np.empty((4, 2048), np.uint8), np.empty(4, np.float32)
     kernels.gelu_and_quantize(
-        sums, np.full(4, 1e-3, np.float32), ones, zeros, ones, np.float32(0), codes, steps
+        sums, np.full(4, 1e-3, np.float32), ones, zeros, ones, np.float32(0), quantized, scales
     )
     expected = functional.gelu(torch.from_numpy(sums.astype(float) / 1e3)).numpy()
-    error = np.abs(codes.view(np.int8) * steps[:, None] - expected)
-    assert (error <= 0.5 * steps[:, None] + 1e-3).all()
+    error = np.abs(quantized.view(np.int8) * scales[:, None] - expected)
+    assert (error <= 0.5 * scales[:, None] + 1e-3).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_norm_of_a_sum_is_torchs(dtype: torch.dtype) -> None:
-    sums, steps, scales, bias = exact_sums(70, 64, 96)
+    sums, row_scales, scales, bias = exact_sums(70, 64, 96)
     others, weight, shift = random(70, 96, dtype=dtype), random(96, seed=1), random(96, seed=2)
     out = torch.empty_like(others)
     kernels.add_and_norm(
-        *(sums, steps, scales, bias, numbers(others), weight.numpy(), shift.numpy()),
+        *(sums, row_scales, scales, bias, numbers(others), weight.numpy(), shift.numpy()),
         *(np.float32(1e-5), numbers(out)),
     )
-    rows = torch.from_numpy(sums * steps[:, None] * scales + bias).double() + others
+    rows = torch.from_numpy(sums * row_scales[:, None] * scales + bias).double() + others
     expected = functional.layer_norm(rows, (96,), weight.double(), shift.double(), 1e-5)
     tolerance = 1e-5 if dtype == torch.float32 else 2**-8
     torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
@@ -103,16 +103,16 @@ def test_the_norm_of_a_sum_is_torchs(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(("columns", "outputs"), [(64, 32), (384, 96), (1536, 64)])
 def test_products_in_tiles_are_exact(rows: int, columns: int, outputs: int) -> None:
     source = np.random.default_rng(0)
-    codes = source.integers(-127, 128, (rows, columns))
-    codes[:, 0] = 127  # then steps are 1, and numbers are codes
+    quantized = source.integers(-127, 128, (rows, columns))
+    quantized[:, 0] = 127  # then scales are 1, and elements their own quantised values
     weight = source.integers(-127, 128, (outputs, columns))
     ones = torch.ones(max(columns, outputs))
-    product = Int8Product.of_codes(
+    product = Int8Product.of_quantized(
         torch.from_numpy(weight).to(torch.int8), ones[:outputs], 0 * ones[:outputs], ones[:columns]
     )
     assert product.packed.ndim == 3
-    found = product.of(torch.from_numpy(codes).float())
-    assert np.array_equal(found.numpy(), codes @ weight.T)
+    found = product.of(torch.from_numpy(quantized).float())
+    assert np.array_equal(found.numpy(), quantized @ weight.T)
 
 
 def expected_attention(joined: Tensor, lengths: list[int], size: int, scaling: float) -> Tensor:

@@ -15,7 +15,7 @@ from .compiled import as_array, kernels
 
 __all__ = ["has_tile_attention", "tile_attention"]
 
-HEAD_STEP = 32  # numbers of a head that a matrix unit takes at once
+HEAD_STEP = 32  # elements of a head that a matrix unit takes at once
 
 
 def has_tile_attention(dtype: torch.dtype, size: int) -> bool:
@@ -33,7 +33,7 @@ def tile_attention(joined: Tensor, sequences: PackedSequences, size: int, scalin
     count = compiled.ROWS_AT_ONCE
     longest = -(-sequences.longest // count) * count
 
-    def room(*shape: int, dtype: torch.dtype) -> npt.NDArray[Any]:
+    def buffer(*shape: int, dtype: torch.dtype) -> npt.NDArray[Any]:
         return torch.empty(shape, dtype=dtype).numpy()
 
     joined = joined.contiguous()
@@ -44,11 +44,11 @@ def tile_attention(joined: Tensor, sequences: PackedSequences, size: int, scalin
         joined.view(torch.uint32).numpy(),
         *(starts, lengths, size, np.float32(scaling)),
         # Rows that are a power of two apart would share few lines of the cache.
-        room(count, longest + 16, dtype=torch.float32),
-        room(count, longest + 32, dtype=torch.uint16),
-        room(longest // 16, size // 32, 256, dtype=torch.uint32),
-        room(longest // 32, size // 16, 256, dtype=torch.uint32),
-        room(count, size, dtype=torch.uint16),
+        buffer(count, longest + 16, dtype=torch.float32),
+        buffer(count, longest + 32, dtype=torch.uint16),
+        buffer(longest // 16, size // 32, 256, dtype=torch.uint32),
+        buffer(longest // 32, size // 16, 256, dtype=torch.uint32),
+        buffer(count, size, dtype=torch.uint16),
         *(compiled.PALETTE, as_array(out)),
     )
     return out

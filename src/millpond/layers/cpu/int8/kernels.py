@@ -1,14 +1,15 @@
 """What int8 layers do on a CPU, compiled by Numba: products in tiles, and all that is between them.
 
-In operators of their own, rounding rows to codes and undoing it takes longer than products of whole
+In operators of their own, quantising rows and undoing it takes longer than products of whole
 numbers save. Here each step reads a row once and writes it once, and on a processor with matrix
 units (Intel's AMX) a product's sums are used while they are in its cache. A row has the same bits
 whatever other rows there are: sums of whole numbers are exact, and a row is computed by itself.
 
-Arrays are numpy views of torch's memory, which begins at a cache line; tiles need that. Numbers are
-float32, or bfloat16 as uint16. Codes are bytes: whole numbers around `zero`, which is 0 for tiles
-and 128 where a kernel wants them unsigned. A step is what one whole number of a row is worth. All
-of this is in one file, since Numba keeps compiled code on disk by the file that a function is in.
+Arrays are numpy views of torch's memory, which begins at a cache line; tiles need that. Elements
+are float32, or bfloat16 as uint16. Quantised values are bytes: whole numbers around `zero`, which
+is 0 for tiles and 128 where a kernel wants them unsigned. A row's scale is what one of its whole
+numbers is worth. All of this is in one file, since Numba keeps compiled code on disk by the file
+that a function is in.
 
 Numba comes with `pip install "millpond[int8]"`: import this module only where it is needed.
 """
@@ -53,8 +54,8 @@ FAST = {"arcp", "contract", "nsz", "reassoc"}
 OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": FAST, "error_model": "numpy"}
 
 
-MOST = np.float32(127)
-"""The largest code."""
+QMAX = np.float32(127)
+"""The largest quantised value."""
 
 
 SMALLEST = np.uint32(0x0DA24260)  # 1e-30 as bits, instead of the largest number of a row of zeros
@@ -105,7 +106,7 @@ LEAST_POWER = np.float32(-126)
 MOST_TOTAL = np.float32(2**60)  # of powers, and its inverse the least
 
 
-LOWEST = np.float32(-1e30)  # a score that nobody sees
+LOWEST = np.float32(-1e30)  # the score of a masked key
 
 
 ROWS_AT_ONCE = 32  # of tokens, in two tiles
@@ -307,7 +308,7 @@ def _multiply_all_bfloat16() -> None:
 class Tiles(NamedTuple):
     """A product that has yet to be computed, block by block."""
 
-    codes: Array
+    quantized: Array
     """Uint8 `[rows, columns]` around 0, as many rows as whole blocks have."""
     weight: Array
     """`in_tiles` of the weight."""
@@ -317,9 +318,9 @@ class Tiles(NamedTuple):
 
 
 def in_tiles(weight: Array) -> Array:
-    """Codes of a weight, int8 `[outputs, columns]`, as tiles `[outputs / 16, columns / 64, 1024]`.
+    """A quantised weight, int8 `[outputs, columns]`, as tiles `[outputs / 16, columns / 64, 1024]`.
 
-    A tile's rows are groups of four columns, each with the codes of 16 outputs.
+    A tile's rows are groups of four columns, each with the values of 16 outputs.
     """
     outputs, columns = weight.shape
     down, across = outputs // 16, columns // COLUMNS_AT_ONCE
@@ -338,8 +339,8 @@ def _(source: Any, start: Any) -> Any:
         return lambda source, start: source[start:]
 
     def multiply(source: Any, start: Any) -> Any:
-        codes, weight, sums = source.codes, source.weight, source.sums
-        columns, step = codes.shape[1], 4 * sums.shape[1]
+        quantized, weight, sums = source.quantized, source.weight, source.sums
+        columns, step = quantized.shape[1], 4 * sums.shape[1]
         upper, lower = start * columns, (start + 16) * columns
         across = weight.shape[1] * TILE
         _configure(source.palette)
@@ -347,8 +348,8 @@ def _(source: Any, start: Any) -> Any:
             left, right = panel * across, (panel + 1) * across
             _clear_sums()
             for k in range(weight.shape[1]):
-                _load(4, codes, upper + k * COLUMNS_AT_ONCE, columns)
-                _load(5, codes, lower + k * COLUMNS_AT_ONCE, columns)
+                _load(4, quantized, upper + k * COLUMNS_AT_ONCE, columns)
+                _load(5, quantized, lower + k * COLUMNS_AT_ONCE, columns)
                 _load(6, weight, left + k * TILE, COLUMNS_AT_ONCE)
                 _load(7, weight, right + k * TILE, COLUMNS_AT_ONCE)
                 _multiply(0, 4, 6)
@@ -366,8 +367,8 @@ def _(source: Any, start: Any) -> Any:
 def has_tiles() -> bool:
     """Whether this processor has matrix units for bytes, and the system and Numba let us use them.
 
-    Their instructions are fatal where they are not there, so nobody may have told Numba that this
-    is another processor.
+    Their instructions are fatal where they are not there, so Numba must not have been configured
+    for another processor.
     """
     told = numba.config.CPU_NAME, numba.config.CPU_FEATURES
     initialize = getattr(torch.cpu, "_init_amx", None)  # asks the system for the units' state
@@ -380,7 +381,7 @@ def has_tiles() -> bool:
 
 # What is done to each row.
 @_inline
-def _put_codes(row: Any, at: Any, zero: Any, codes: Any, steps: Any) -> None:
+def _quantize_row(row: Any, at: Any, zero: Any, quantized: Any, row_scales: Any) -> None:
     """Round a row of float32 by its largest number."""
     largest = SMALLEST
     for j in range(row.size):
@@ -388,10 +389,10 @@ def _put_codes(row: Any, at: Any, zero: Any, codes: Any, steps: Any) -> None:
         # the largest.
         largest = max(largest, np.uint32(_bits(row[j]) & MAGNITUDE))
     most = np.uint32(largest).view(np.float32)
-    scale, shift = MOST / most, ROUNDING + zero
+    scale, shift = QMAX / most, ROUNDING + zero
     for j in range(row.size):
-        codes[at, j] = np.uint8(_bits(row[j] * scale + shift))
-    steps[at] = most / MOST
+        quantized[at, j] = np.uint8(_bits(row[j] * scale + shift))
+    row_scales[at] = most / QMAX
 
 
 @_inline
@@ -403,79 +404,83 @@ def _gelu(x: Any) -> Any:
 
 
 @_kernel
-def quantize(rows: Array, evening: Array, zero: float, codes: Array, steps: Array) -> None:
-    """Codes uint8 `[n, columns]` and steps float32 `[n]` of rows times `evening` `[columns]`."""
+def quantize(
+    rows: Array, smoothing: Array, zero: float, quantized: Array, row_scales: Array
+) -> None:
+    """Rows times `smoothing` `[columns]`, as uint8 `[n, columns]` and scales float32 `[n]`."""
     _use_widest_vectors()
     row = np.empty(rows.shape[1], np.float32)
     for i in range(rows.shape[0]):
         for j in range(row.size):
-            row[j] = _loaded(rows[i, j]) * evening[j]
-        _put_codes(row, i, zero, codes, steps)
+            row[j] = _loaded(rows[i, j]) * smoothing[j]
+        _quantize_row(row, i, zero, quantized, row_scales)
 
 
 @_kernel
-def dequantize(source: Any, steps: Array, scales: Array, bias: Array, out: Array) -> None:
-    """A layer's outputs `[n, outputs]` of its sums, steps `[n]`, scales and bias `[outputs]`."""
+def dequantize(
+    source: Any, row_scales: Array, output_scales: Array, bias: Array, out: Array
+) -> None:
+    """A layer's outputs `[n, outputs]` of its sums, with scales of rows `[n]` and of outputs."""
     _use_widest_vectors()
     count, outputs = out.shape
     for start in range(0, count, ROWS_AT_ONCE):
         sums = _block(source, start)
         for i in range(min(ROWS_AT_ONCE, count - start)):
-            step = steps[start + i]
+            row_scale = row_scales[start + i]
             for j in range(outputs):
-                number = np.float32(sums[i, j]) * (step * scales[j]) + bias[j]
+                number = np.float32(sums[i, j]) * (row_scale * output_scales[j]) + bias[j]
                 out[start + i, j] = _rounded(number, out)
 
 
 @_kernel
 def gelu_and_quantize(
     source: Any,
-    steps: Array,
-    scales: Array,
+    row_scales: Array,
+    output_scales: Array,
     bias: Array,
-    evening: Array,
+    smoothing: Array,
     zero: float,
-    codes: Array,
-    out_steps: Array,
+    quantized: Array,
+    out_scales: Array,
 ) -> None:
     """What the next layer takes, `quantize` of the exact GELU of a layer's outputs."""
     _use_widest_vectors()
-    count = steps.size
-    row = np.empty(scales.size, np.float32)
+    count = row_scales.size
+    row = np.empty(output_scales.size, np.float32)
     for start in range(0, count, ROWS_AT_ONCE):
         sums = _block(source, start)
         for i in range(min(ROWS_AT_ONCE, count - start)):
-            step = steps[start + i]
+            row_scale = row_scales[start + i]
             for j in range(row.size):
-                number = np.float32(sums[i, j]) * (step * scales[j]) + bias[j]
-                row[j] = _gelu(number) * evening[j]
-            _put_codes(row, start + i, zero, codes, out_steps)
+                number = np.float32(sums[i, j]) * (row_scale * output_scales[j]) + bias[j]
+                row[j] = _gelu(number) * smoothing[j]
+            _quantize_row(row, start + i, zero, quantized, out_scales)
 
 
 @_kernel
 def add_and_norm(
     source: Any,
-    steps: Array,
-    scales: Array,
+    row_scales: Array,
+    output_scales: Array,
     bias: Array,
-    others: Array,
+    residual: Array,
     weight: Array,
     shift: Array,
     epsilon: float,
     out: Array,
 ) -> None:
-    """Layer norm, with `weight` and `shift`, of a layer's outputs and `others` `[n, outputs]`."""
+    """Layer norm, with `weight` and `shift`, of a layer's outputs and `residual` `[n, outputs]`."""
     _use_widest_vectors()
     count, outputs = out.shape
     row = np.empty(outputs, np.float32)
     for start in range(0, count, ROWS_AT_ONCE):
         sums = _block(source, start)
         for i in range(min(ROWS_AT_ONCE, count - start)):
-            step = steps[start + i]
+            row_scale = row_scales[start + i]
             total = np.float32(0)
             for j in range(outputs):
-                number = np.float32(sums[i, j]) * (step * scales[j]) + bias[j]
-                number += _loaded(others[start + i, j])
+                number = np.float32(sums[i, j]) * (row_scale * output_scales[j]) + bias[j]
+                number += _loaded(residual[start + i, j])
                 row[j] = number
                 total += number
             mean = total / np.float32(outputs)

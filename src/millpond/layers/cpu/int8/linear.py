@@ -13,27 +13,28 @@ DTYPES = (torch.float32, torch.bfloat16)  # of what is between the layers
 
 
 class Int8Linear(nn.Linear):
-    """A linear layer whose weight has only a dtype and a shape; its codes are in `_product`."""
+    """A linear layer whose weight has only a dtype and a shape; its values are in `_product`."""
 
     _product: Int8Product
 
     @classmethod
-    def of(cls, linear: nn.Linear, sizes: Tensor | None = None) -> Int8Linear:
-        """With `sizes`, float32 `[in features]`, columns are divided by them, and weights not."""
+    def of(cls, linear: nn.Linear, factors: Tensor | None = None) -> Int8Linear:
+        """With smoothing `factors`, float32 `[in features]`, columns are divided by them, and the
+        weights multiplied."""
         has_bias = linear.bias is not None
         size = linear.in_features, linear.out_features
         made = cls(*size, bias=has_bias, device="meta", dtype=linear.weight.dtype)
         made.weight.requires_grad_(False)
         made.bias = linear.bias
         weight = linear.weight.detach().float()
-        if sizes is not None:
-            weight = weight * sizes
+        if factors is not None:
+            weight = weight * factors
         scales = weight.abs().amax(1).clamp(min=SMALLEST) / QMAX
-        codes = (weight / scales[:, None]).round().to(torch.int8)
+        quantized = (weight / scales[:, None]).round().to(torch.int8)
         bias = linear.bias.detach().float() if has_bias else torch.zeros(size[1])
-        evening = torch.ones(size[0]) if sizes is None else 1 / sizes
+        smoothing = torch.ones(size[0]) if factors is None else 1 / factors
         # Kept out of the module's own bookkeeping: a packed tensor can be neither copied nor saved.
-        made.__dict__["_product"] = Int8Product.of_codes(codes, scales, bias, evening)
+        made.__dict__["_product"] = Int8Product.of_quantized(quantized, scales, bias, smoothing)
         return made.eval()
 
     def forward(self, input: Tensor) -> Tensor:

@@ -27,8 +27,8 @@ from .compiled import as_array, kernels
 __all__ = ["QMAX", "SMALLEST", "Int8Norm", "Int8Product", "check_int8"]
 
 QMAX = 127
-"""The largest code."""
-ZERO = 128  # codes of tokens are shifted by it for torch's product, which wants them unsigned
+"""The largest quantised value."""
+ZERO = 128  # values of tokens are shifted by it for torch's product, which wants them unsigned
 SMALLEST = 1e-30  # instead of the largest number of an output that is all zeros
 NOT_HERE = (
     "dtype='int8' needs a CPU with VNNI or AMX instructions (x86) and a torch that uses them; "
@@ -37,13 +37,13 @@ NOT_HERE = (
 Array = npt.NDArray[np.float32]
 
 
-class Rounded(NamedTuple):
-    """Rows as whole numbers."""
+class QuantizedRows(NamedTuple):
+    """Rows in int8, each with its own scale."""
 
-    codes: Tensor
+    values: Tensor
     """Uint8 `[n, columns]`; for tiles there are rows besides, up to a whole block of them."""
-    steps: Array
-    """What one step of a row is worth, `[n]`."""
+    scales: Array
+    """What one whole number of a row is worth, `[n]`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,57 +51,59 @@ class Int8Product:
     """The computation of a layer: rows times its weight, and its bias."""
 
     packed: Tensor
-    """The weight's codes as tiles, or as torch's product takes them."""
-    scales: Tensor
-    """What one step of an output's weights is worth, float32 `[outputs]`."""
+    """The quantised weight as tiles, or as torch's product takes it."""
+    output_scales: Tensor
+    """What one whole number of an output's weights is worth, float32 `[outputs]`."""
     bias: Tensor
     """Float32 `[outputs]`."""
-    evening: Tensor
+    smoothing: Tensor
     """What columns are multiplied with first, float32 `[columns]`."""
 
     @classmethod
-    def of_codes(cls, codes: Tensor, scales: Tensor, bias: Tensor, evening: Tensor) -> Int8Product:
-        """Of a weight's codes, int8 `[outputs, columns]`."""
+    def of_quantized(
+        cls, weight: Tensor, output_scales: Tensor, bias: Tensor, smoothing: Tensor
+    ) -> Int8Product:
+        """Of a quantised weight, int8 `[outputs, columns]`."""
         compiled = kernels()
-        outputs, columns = codes.shape
+        outputs, columns = weight.shape
         whole = columns % compiled.COLUMNS_AT_ONCE == outputs % compiled.OUTPUTS_AT_ONCE == 0
         if whole and compiled.has_tiles():
-            packed = torch.empty(codes.numel(), dtype=torch.int8)  # at a cache line
-            tiles = torch.from_numpy(compiled.in_tiles(codes.numpy()))
+            packed = torch.empty(weight.numel(), dtype=torch.int8)  # at a cache line
+            tiles = torch.from_numpy(compiled.in_tiles(weight.numpy()))
             packed = packed.view(tiles.shape).copy_(tiles)
         else:
-            packed = _operators().qlinear_prepack(codes, None)
-        return cls(packed, scales, bias, evening)
+            packed = _operators().qlinear_prepack(weight, None)
+        return cls(packed, output_scales, bias, smoothing)
 
     def of(self, rows: Tensor) -> Tensor:
         """Outputs `[n, outputs]` of rows `[n, columns]`, in their dtype."""
-        out = rows.new_empty(len(rows), len(self.scales))
-        source = self._source(rounded := self._rounded(rows))
-        kernels().dequantize(source, rounded.steps, *self._shape(), as_array(out))
+        out = rows.new_empty(len(rows), len(self.output_scales))
+        source = self._source(quantized := self._quantized(rows))
+        kernels().dequantize(source, quantized.scales, *self._shape(), as_array(out))
         return out
 
-    def gelu_of(self, rows: Tensor, taker: Int8Product) -> Rounded:
-        """The exact GELU of the outputs, rounded as the layer that takes it wants them."""
-        source = self._source(rounded := self._rounded(rows))
-        found = taker._room(len(rows))
+    def gelu_of(self, rows: Tensor, following: Int8Product) -> QuantizedRows:
+        """The exact GELU of the outputs, quantised as the product that follows takes them."""
+        source = self._source(quantized := self._quantized(rows))
+        found = following._empty(len(rows))
         kernels().gelu_and_quantize(
             source,
-            rounded.steps,
+            quantized.scales,
             *self._shape(),
-            *(taker.evening.numpy(), taker._zero, found.codes.numpy(), found.steps),
+            *(following.smoothing.numpy(), following._zero, found.values.numpy(), found.scales),
         )
         return found
 
-    def norm_of_sum(self, rows: Tensor | Rounded, others: Tensor, norm: Int8Norm) -> Tensor:
-        """Layer norm of the outputs and of other rows, `[n, outputs]`, in the dtype of those."""
-        others = others.contiguous()
-        out = torch.empty_like(others)
-        rounded = rows if isinstance(rows, Rounded) else self._rounded(rows)
+    def norm_of_sum(self, rows: Tensor | QuantizedRows, residual: Tensor, norm: Int8Norm) -> Tensor:
+        """Layer norm of the outputs and the residual `[n, outputs]`, in the residual's dtype."""
+        residual = residual.contiguous()
+        out = torch.empty_like(residual)
+        quantized = rows if isinstance(rows, QuantizedRows) else self._quantized(rows)
         kernels().add_and_norm(
-            self._source(rounded),
-            rounded.steps,
+            self._source(quantized),
+            quantized.scales,
             *self._shape(),
-            *(as_array(others), norm.weight.numpy(), norm.shift.numpy(), norm.epsilon),
+            *(as_array(residual), norm.weight.numpy(), norm.shift.numpy(), norm.epsilon),
             as_array(out),
         )
         return out
@@ -115,31 +117,31 @@ class Int8Product:
         return np.float32(0 if self._is_tiled else ZERO)
 
     def _shape(self) -> tuple[Array, Array]:
-        return self.scales.numpy(), self.bias.numpy()
+        return self.output_scales.numpy(), self.bias.numpy()
 
-    def _room(self, count: int) -> Rounded:
+    def _empty(self, count: int) -> QuantizedRows:
         rows = count
         if self._is_tiled:
             rows = -(-count // kernels().ROWS_AT_ONCE) * kernels().ROWS_AT_ONCE
-        codes = torch.empty(rows, len(self.evening), dtype=torch.uint8)
-        return Rounded(codes, np.empty(count, np.float32))
+        values = torch.empty(rows, len(self.smoothing), dtype=torch.uint8)
+        return QuantizedRows(values, np.empty(count, np.float32))
 
-    def _rounded(self, rows: Tensor) -> Rounded:
-        found = self._room(len(rows))
-        numbers = as_array(rows.contiguous()), self.evening.numpy()
-        kernels().quantize(*numbers, self._zero, found.codes.numpy(), found.steps)
+    def _quantized(self, rows: Tensor) -> QuantizedRows:
+        found = self._empty(len(rows))
+        taken = as_array(rows.contiguous()), self.smoothing.numpy()
+        kernels().quantize(*taken, self._zero, found.values.numpy(), found.scales)
         return found
 
-    def _source(self, rounded: Rounded) -> Any:
+    def _source(self, quantized: QuantizedRows) -> Any:
         """Sums of whole numbers, or what is needed to compute them block by block."""
         yield_to_queries()
         if not self._is_tiled:
-            return _sums(rounded.codes, self.packed, len(self.scales)).numpy()
+            return _sums(quantized.values, self.packed, len(self.output_scales)).numpy()
         compiled = kernels()
         # Rows that are a power of two apart would share few lines of the cache.
-        room = torch.empty(compiled.ROWS_AT_ONCE, len(self.scales) + 16, dtype=torch.int32)
+        sums = torch.empty(compiled.ROWS_AT_ONCE, len(self.output_scales) + 16, dtype=torch.int32)
         return compiled.Tiles(
-            rounded.codes.numpy(), self.packed.numpy(), room.numpy(), compiled.PALETTE
+            quantized.values.numpy(), self.packed.numpy(), sums.numpy(), compiled.PALETTE
         )
 
 
@@ -160,11 +162,11 @@ class Int8Norm:
         return cls(weight, shift, np.float32(norm.eps))
 
 
-def _sums(codes: Tensor, packed: Tensor, outputs: int) -> Tensor:
+def _sums(values: Tensor, packed: Tensor, outputs: int) -> Tensor:
     """Sums of whole numbers, float32 `[n, outputs]`, by torch."""
     ones, zeros = torch.ones(outputs), torch.zeros(outputs, dtype=torch.int64)
     out = _operators().qlinear_pointwise(
-        codes, 1.0, ZERO, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        values, 1.0, ZERO, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
     )
     assert isinstance(out, Tensor)
     return out
@@ -190,7 +192,7 @@ def _is_exact() -> bool:
         return False
     random = torch.Generator().manual_seed(0)
     rows = torch.randint(0, 2, (17, 192), generator=random) * 254 - 127
-    rows[:, 0] = 127  # so that numbers are codes, too
+    rows[:, 0] = 127  # so that elements are their own quantised values
     weight = torch.randint(0, 2, (48, 192), generator=random) * 254 - 127
     expected = (rows @ weight.t()).float()
     try:
@@ -203,6 +205,6 @@ def _is_exact() -> bool:
 def _tried(rows: Tensor, weight: Tensor) -> Tensor:
     ones = torch.ones(max(weight.shape))
     outputs, columns = weight.shape
-    scales, bias, evening = ones[:outputs], torch.zeros(outputs), ones[:columns]
-    product = Int8Product.of_codes(weight.to(torch.int8), scales, bias, evening)
+    scales, bias, smoothing = ones[:outputs], torch.zeros(outputs), ones[:columns]
+    product = Int8Product.of_quantized(weight.to(torch.int8), scales, bias, smoothing)
     return product.of(rows.float())

@@ -1,8 +1,8 @@
 """Which linear layers run in int8, with what smoothing: SmoothQuant.
 
 Some columns of a layer's input are much larger than the others, in every token, and would leave
-these few levels. Where that shows, columns are evened out before, and the weights make up for it
-(Xiao et al., 2023, equation 4, with an exponent of one half).
+the others few levels. Where that shows, columns are smoothed: divided by factors that the weights
+are multiplied with (Xiao et al., 2023, equation 4, with an exponent of one half).
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def quantize_linears(
 ) -> int:
     """Replace the linear layers of a model on the CPU but those to `keep`; how many is returned.
 
-    By `inputs`, of texts as they come, it is found out which layers are better with their columns
-    evened out. Raises `InvalidOption` where the processor or torch cannot do it.
+    By `inputs`, of texts as they come, it is found out which layers are better with smoothing.
+    Raises `InvalidOption` where the processor or torch cannot do it.
     """
     check_int8()
 
@@ -61,21 +61,21 @@ def quantize_linears(
 
 
 def in_int8(linear: nn.Linear, passes: Sequence[Tensor]) -> Int8Linear:
-    """The closer one, on every other pass, of the plain layer and the one evened by the rest."""
+    """The closer one, on every other pass, of the plain layer and the one smoothed by the rest."""
     plain = Int8Linear.of(linear)
     if len(passes) < 2:
         return plain
     rows = torch.cat(tuple(passes[1::2]))
     expected = linear(rows).float()
-    evened = Int8Linear.of(linear, _sizes(linear, torch.cat(tuple(passes[::2]))))
-    distances = [(layer(rows).float() - expected).norm() for layer in (plain, evened)]
-    return evened if distances[1] < distances[0] else plain
+    smoothed = Int8Linear.of(linear, _smoothing_factors(linear, torch.cat(tuple(passes[::2]))))
+    distances = [(layer(rows).float() - expected).norm() for layer in (plain, smoothed)]
+    return smoothed if distances[1] < distances[0] else plain
 
 
-def _sizes(linear: nn.Linear, rows: Tensor) -> Tensor:
+def _smoothing_factors(linear: nn.Linear, rows: Tensor) -> Tensor:
     """The geometric mean of a column's largest input over its largest weight, by column."""
     inputs, weights = (
         x.detach().float().abs().amax(0).clamp(min=1e-5) for x in (rows, linear.weight)
     )
-    sizes = (inputs / weights).sqrt()
-    return sizes / sizes.log().mean().exp()
+    factors = (inputs / weights).sqrt()
+    return factors / factors.log().mean().exp()
