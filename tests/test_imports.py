@@ -42,7 +42,7 @@ EVERYBODY_MAY_IMPORT = {"errors", "locks"}
 TENSOR_LIBRARIES = {"torch", "transformers", "tokenizers", "safetensors", "sentence_transformers"}
 MAY_USE_TENSORS = {
     *("cpu", "attention", "layers", "pooler", "model", "runner"),
-    *("checkpoint.finite", "checkpoint.module_config", "checkpoint.quiet", "checkpoint.weights"),
+    *("checkpoint.module_config", "checkpoint.quiet", "checkpoint.weights"),
     "tokenization.backend",
 }
 MAY_IMPORT_LATE = {"cli"}

@@ -23,10 +23,10 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
 from ..checkpoint.files import find_weights, read_json_object, require_whole, safetensors_header
-from ..checkpoint.finite import non_finite, refuse_non_finite
 from ..checkpoint.modules import Module
 from ..checkpoint.quiet import quiet_transformers
 from ..checkpoint.remote_code import code_repositories, own_classes
+from ..checkpoint.weights import non_finite, refuse_non_finite
 from ..errors import (
     InvalidCheckpoint,
     ModelError,
