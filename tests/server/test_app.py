@@ -259,7 +259,6 @@ def test_pages_of_an_allowed_origin_may_call() -> None:
         headers = {"origin": "https://b.example", "x-request-id": "r-1", **preflight}
         answer = request(app, "OPTIONS", "/v1/embeddings", headers=headers)
         assert answer.status_code == 400
-        assert error_of(answer)["code"] == "cors_refused"
         assert answer.headers["x-request-id"] == "r-1"
         assert "access-control-allow-origin" not in answer.headers
         answer = embed(app, {"input": "a"}, headers={"origin": "https://a.example"})

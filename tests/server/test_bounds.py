@@ -17,7 +17,7 @@ from serving import Call, client_of, embed, error_of, fake_app, request
 
 from millpond import Engine
 from millpond.server.errors import ApiError, error_response
-from millpond.server.routes.models_tokens_status import LARGE, SMALL_AT_A_TIME
+from millpond.server.routes.tokens import LARGE, SMALL_AT_A_TIME
 from millpond.server.schemas import MAX_TOKENIZED, DetokenizeRequest, EmbeddingRequest
 
 MANY = 100_000

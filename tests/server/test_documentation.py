@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from serving import embed, fake_app, request
 
 from millpond.cli.serve import serve
-from millpond.server.app import _ABOUT, _EXPOSED_HEADERS
+from millpond.server.app import _EXPOSED_HEADERS, _STATUSES
 from millpond.server.errors import _FROM_ENGINE
 from millpond.server.schemas import EmbeddingRequest
 
@@ -64,7 +64,7 @@ def test_every_default_in_the_table_is_the_flags_own() -> None:
 def test_every_field_header_status_and_code_is_described() -> None:
     for name in (*EmbeddingRequest.model_fields, *_EXPOSED_HEADERS[:-1]):
         assert f"| `{name}` |" in PAGE
-    for status in _ABOUT:
+    for status in _STATUSES:
         assert f"| {status} |" in PAGE
     assert {"`queue_full`", "`text_failed`"} <= {f"`{row[3]}`" for row in _FROM_ENGINE}
 

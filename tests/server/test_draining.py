@@ -20,17 +20,17 @@ BODY = b'{"input": "a"}'
 
 
 @pytest.fixture
-def lifecycle() -> DrainState:
+def drain() -> DrainState:
     return DrainState()
 
 
 @pytest.fixture
-def call(lifecycle: DrainState) -> Any:
+def call(drain: DrainState) -> Any:
     """Run `act(application)` on an event loop, with an engine that answers."""
     runner = FakeRunner()
     with held_engine(runner) as engine:
         runner.let()
-        app = create_app([ServedModel.of(engine)], lifecycle=lifecycle)
+        app = create_app([ServedModel.of(engine)], drain=drain)
         yield lambda act: asyncio.run(act(app))
 
 
@@ -46,13 +46,13 @@ Act = Callable[[Callable[[FastAPI], Awaitable[None]]], None]
     ],
 )
 def test_a_request_that_has_begun_to_arrive_is_answered(
-    path: str, body: bytes, call: Act, lifecycle: DrainState
+    path: str, body: bytes, call: Act, drain: DrainState
 ) -> None:
     async def act(app: FastAPI) -> None:
         begun = Call(app, path)
         begun.send(body[:5])
         await begun.started
-        lifecycle.draining = True
+        drain.draining = True
         late = Call(app, path)
         late.send(body, last=True)
         assert (await late.over, late.error["code"]) == (503, "draining")
@@ -63,18 +63,18 @@ def test_a_request_that_has_begun_to_arrive_is_answered(
 
 
 def test_a_request_that_stops_arriving_is_told_so_at_the_end(
-    call: Act, lifecycle: DrainState, caplog: pytest.LogCaptureFixture
+    call: Act, drain: DrainState, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def act(app: FastAPI) -> None:
         stalled = Call(app)
         stalled.send(BODY[:5])
         await stalled.started
-        lifecycle.draining = True
-        lifecycle.end()
+        drain.draining = True
+        drain.end()
         assert await stalled.over == 503
         assert stalled.error["code"] == "draining"
         assert stalled.headers["connection"] == "close"
-        assert repr(lifecycle) == "DrainState(draining=True, over=True, requests=0)"
+        assert repr(drain) == "DrainState(draining=True, over=True, requests=0)"
 
     with caplog.at_level(logging.INFO):
         call(act)
@@ -82,7 +82,7 @@ def test_a_request_that_stops_arriving_is_told_so_at_the_end(
 
 
 def test_what_waits_for_the_engine_is_told_so_at_the_end_and_is_taken_out(
-    lifecycle: DrainState,
+    drain: DrainState,
 ) -> None:
     runner = FakeRunner(max_batch_tokens=1)
 
@@ -91,12 +91,12 @@ def test_what_waits_for_the_engine_is_told_so_at_the_end_and_is_taken_out(
         waiting.send(BODY, last=True)
         while engine.stats().waiting_interactive_tokens == 0:
             await asyncio.sleep(0)
-        lifecycle.draining = True
-        lifecycle.end()
+        drain.draining = True
+        drain.end()
         assert (await waiting.over, waiting.error["code"]) == (503, "draining")
 
     with held_engine(runner) as engine:
-        app = create_app([ServedModel.of(engine)], lifecycle=lifecycle)
+        app = create_app([ServedModel.of(engine)], drain=drain)
         engine.submit("first")
         runner.wait_for_batches(1)
         asyncio.run(act(app))

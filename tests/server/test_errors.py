@@ -125,9 +125,9 @@ def test_an_engine_that_failed_is_a_503_and_health_says_so() -> None:
 
 def test_a_draining_server_takes_no_more_and_health_says_so() -> None:
     with held_engine(FakeRunner()) as engine:
-        lifecycle = DrainState()
-        app = create_app([ServedModel.of(engine)], lifecycle=lifecycle)
-        lifecycle.draining = True
+        drain = DrainState()
+        app = create_app([ServedModel.of(engine)], drain=drain)
+        drain.draining = True
         for answer in (embed(app, {"input": "a"}), request(app, "GET", "/health")):
             assert answer.status_code == 503
             assert error_of(answer)["code"] == "draining"

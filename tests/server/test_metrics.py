@@ -51,7 +51,7 @@ def test_metrics_count_requests_batches_and_texts() -> None:
     assert found["millpond_engine_ready", NAME] == 1
     for priority in ("interactive", "bulk"):
         assert found["millpond_queue_tokens", *sorted((NAME, priority))] == 0
-        assert found["millpond_priority_requests", *sorted((NAME, priority))] == 0
+        assert found["millpond_engine_requests_in_progress", *sorted((NAME, priority))] == 0
 
 
 def test_metrics_tell_what_waits() -> None:
@@ -75,8 +75,8 @@ def test_metrics_tell_what_waits() -> None:
         found, status = asyncio.run(look(app))
     assert status == 200
     assert found["millpond_queue_tokens", "bulk", NAME] >= 3
-    assert found["millpond_priority_requests", "bulk", NAME] == 1
-    assert found["millpond_priority_requests", NAME, "interactive"] == 0
+    assert found["millpond_engine_requests_in_progress", "bulk", NAME] == 1
+    assert found["millpond_engine_requests_in_progress", NAME, "interactive"] == 0
 
 
 def test_two_applications_count_apart() -> None:

@@ -24,6 +24,7 @@ from server_process import ServerProcess, server_process
 from millpond import Engine
 from millpond.cli.serve import _named, _one_name_a_flag, main
 from millpond.server import process
+from millpond.server.settings import AppSettings, ListenSettings
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 CLIENTS = 12
@@ -229,6 +230,20 @@ def test_flags_reach_the_server(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def test_what_was_loaded_is_exempt_from_garbage_collections(monkeypatch: Any) -> None:
+    monkeypatch.setattr(process, "configure_logging", lambda *_: None)
+    monkeypatch.setattr(process.signal, "signal", lambda *_: None)
+    calls: list[str] = []
+    for owner, name in (
+        (process.gc, "collect"),
+        (process.gc, "freeze"),
+        (process.DrainingServer, "run"),
+    ):
+        monkeypatch.setattr(owner, name, lambda *_, name=name, **__: calls.append(name))
+    assert process.run([], AppSettings(), ListenSettings(port=0)) == 0
+    assert calls == ["collect", "freeze", "run"]
+
+
 # The command line.
 
 
@@ -248,7 +263,7 @@ def test_flags_reach_the_server(tmp_path: Path) -> None:
         (["--runner", "generate"], "generate"),
         (["--idle-timeout-s", "0"], "idle_timeout_s=0"),
         (["--header-timeout-s", "nan"], "header_timeout_s=nan"),
-        (["a", "--served-model-name", ""], "name to serve a model under is empty"),
+        (["a", "--served-model-name", ""], "--served-model-name is empty"),
         (["a", "b", "a"], "'a' would be served twice"),
         (["a", "b", "--served-model-name", "c", "--served-model-name", "c"], "'c' would be"),
         (["a", "--served-model-name", "c", "--served-model-name", "c"], "'c' would be"),
@@ -336,7 +351,7 @@ def test_vllms_command_is_understood(monkeypatch: pytest.MonkeyPatch, capsys: An
     assert plan.options["warmup"] is True
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
-        "millpond: ignored, without a meaning here: --max-num-seqs, --seed, --enforce-eager, "
+        "millpond: ignored, without an effect here: --max-num-seqs, --seed, --enforce-eager, "
         "--disable-log-requests, --disable-log-stats"
     )
 

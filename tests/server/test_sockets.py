@@ -70,7 +70,7 @@ def test_a_socket_whose_owner_accepts_nobody_is_refused_at_once(path: Path) -> N
                 caller = stack.enter_context(socket.socket(socket.AF_UNIX))
                 caller.setblocking(False)
                 caller.connect(str(path))
-        with pytest.raises(InvalidOption, match="another server has it, which accepts no"):
+        with pytest.raises(InvalidOption, match="another server has it, but accepts no"):
             bind(path)
         assert path.exists()
 
@@ -87,7 +87,7 @@ def test_a_socket_that_was_left_behind_is_replaced(path: Path) -> None:
 
 def test_a_file_that_is_no_socket_is_refused(path: Path) -> None:
     path.write_text("precious")
-    with pytest.raises(InvalidOption, match="is there already and is no socket"):
+    with pytest.raises(InvalidOption, match="the file exists and is not a socket"):
         bind(path)
     assert path.read_text() == "precious"
 
@@ -101,7 +101,7 @@ def test_a_path_that_cannot_be_is_refused(name: str, tmp_path: Path) -> None:
 def test_who_loads_longer_notices_and_takes_nothing_away(path: Path) -> None:
     with bind(path) as slow, bind(path) as quick:
         quick.require_ours()
-        with pytest.raises(InvalidOption, match="another server took it meanwhile"):
+        with pytest.raises(InvalidOption, match="another server took it in the meantime"):
             slow.require_ours()
         slow.close()
         assert path.exists()

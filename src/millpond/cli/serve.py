@@ -1,6 +1,6 @@
-"""`serve`, the command that runs the server, and `main`, which is `python -m millpond.server`.
+"""`serve`, the command that runs the server, and `main` for `python -m millpond.server`.
 
-Only flags are read here; the server and its libraries are imported when it is to run.
+The server's libraries are imported after the flags are valid.
 """
 
 from __future__ import annotations
@@ -23,11 +23,7 @@ from .engine_flags import engine_options, with_engine_flags
 __all__ = ["ServeCommand", "main", "serve"]
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-
-
 USAGE_ERROR = 2
-
-
 _NAMES_FLAG = "--served-model-name"
 
 
@@ -76,14 +72,14 @@ def serve(
     log_format: flags.LogFormat = "text",
     **engine_flags: Any,
 ) -> None:
-    """Serve models over HTTP, as OpenAI's API has embeddings.
+    """Serve models over HTTP, compatible with OpenAI's embeddings API.
 
     \b
     Example:
       millpond serve sentence-transformers/all-MiniLM-L6-v2 --served-model-name embedding-model
     """
     _require_one_device(tensor_parallel_size)
-    _tell_ignored(
+    _warn_of_ignored(
         max_num_seqs=max_num_seqs,
         seed=seed,
         enforce_eager=enforce_eager,
@@ -141,20 +137,20 @@ def _run(
 def _require_one_device(tensor_parallel_size: int) -> None:
     if tensor_parallel_size != 1:
         raise InvalidOption(
-            f"--tensor-parallel-size {tensor_parallel_size}: a model runs on one device here; "
-            "leave the flag out, or run one server a device behind a load balancer"
+            f"--tensor-parallel-size {tensor_parallel_size}: tensor parallelism is not "
+            "supported; leave the flag out, or run one server per device behind a load balancer"
         )
 
 
-def _tell_ignored(**given: object) -> None:
-    """Say which flags of vLLM's were given that do nothing here; `--help` says why."""
+def _warn_of_ignored(**given: object) -> None:
+    """Print which of the given flags have no effect; `--help` says why."""
     names = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
     if names:
-        typer.echo(f"millpond: ignored, without a meaning here: {', '.join(names)}", err=True)
+        typer.echo(f"millpond: ignored, without an effect here: {', '.join(names)}", err=True)
 
 
 class ServeCommand(TyperCommand):
-    """Takes several names behind one `--served-model-name`, as vLLM does."""
+    """Takes several names after one `--served-model-name`, as vLLM does."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         switches = {
@@ -167,9 +163,9 @@ class ServeCommand(TyperCommand):
 
 
 def _one_name_a_flag(arguments: Sequence[str], switches: Collection[str] = ()) -> list[str]:
-    """With the flag before each of its names; `switches` are the flags that take no value.
+    """Repeat the flag before each of its names; `switches` are the flags that take no value.
 
-    Where the model has not been named, what follows the first name is the model.
+    Unless the model is named before, what follows the first name is the model.
     """
     arguments = list(arguments)
     if arguments.count(_NAMES_FLAG) != 1:
@@ -188,9 +184,9 @@ def _one_name_a_flag(arguments: Sequence[str], switches: Collection[str] = ()) -
 
 
 def _named(models: Sequence[str], names: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
-    """Each model with its names: one model has them all, several have one each.
+    """Each model with its names: one model has all, several have one each.
 
-    A model without names goes by its own, so what is wrong is found before anything is loaded.
+    Raises `InvalidOption`, before any model is loaded.
     """
     if names and len(names) != len(models) > 1:
         raise InvalidOption(
@@ -199,7 +195,7 @@ def _named(models: Sequence[str], names: Sequence[str]) -> list[tuple[str, tuple
         )
     served = names or models
     if not all(name.strip() for name in served):
-        raise InvalidOption("a name to serve a model under is empty; leave the flag out instead")
+        raise InvalidOption("--served-model-name is empty; leave the flag out instead")
     twice = next((name for name in served if served.count(name) > 1), None)
     if twice is not None:
         raise InvalidOption(
@@ -213,7 +209,7 @@ def _named(models: Sequence[str], names: Sequence[str]) -> list[tuple[str, tuple
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run `serve` as the command of this process: errors in one line, exit status 2."""
+    """Entry point of `python -m millpond.server`: errors are one line, with exit status 2."""
     app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command(cls=ServeCommand, context_settings={"help_option_names": ["--help", "-h"]})(serve)
     try:

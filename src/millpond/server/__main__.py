@@ -1,4 +1,4 @@
-"""`python -m millpond.server`: `millpond serve`, for those who come with a vLLM command."""
+"""`python -m millpond.server`: `millpond serve`, with the flags of vLLM's server."""
 
 from ..cli.serve import main
 

@@ -1,45 +1,52 @@
-"""`create_app`: the ASGI application over engines that somebody else loaded and will close."""
+"""`create_app`: the ASGI application over loaded engines, which its caller closes.
+
+Its routes find what they share in `app.state`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version as installed_version
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Response
+from starlette.middleware.cors import CORSMiddleware
 
 from .drain import DrainState
 from .errors import register_handlers
 from .metrics import Metrics
 from .middleware.access_log import AccessLogMiddleware
 from .middleware.api_key import APIKeyMiddleware, declare_key
-from .middleware.body_encoding import BodyEncoding
-from .middleware.body_limit import BodyLimit
-from .middleware.cross_origin import CrossOrigin
+from .middleware.body_encoding import BodyEncodingMiddleware
+from .middleware.body_limit import BodyLimitMiddleware
+from .middleware.paths import PathMiddleware
 from .middleware.timeout import TimeoutMiddleware
 from .models import ServedModel, ServedModels
-from .paths import PlainPaths
+from .routes.body_parser import BodyParser
 from .routes.docs_page import add_docs_page
-from .routes.embeddings import EmbeddingsRoute
-from .routes.models_tokens_status import ModelRoutes, StateRoutes, TokenRoutes
-from .schemas import ErrorResponse
+from .routes.embeddings import create_embedding
+from .routes.json_body import JsonRoute
+from .routes.models import list_models, retrieve_model
+from .routes.status import health, metrics, version
+from .routes.tokens import TokenizingSlots, detokenize, tokenize
+from .schemas import DetokenizeResponse, EmbeddingResponse, ErrorResponse, TokenizeResponse
 from .settings import AppSettings
 
 __all__ = ["create_app"]
 
-_ABOUT = {
-    400: "The request cannot be meant; `param` names the field.",
+_STATUSES = {
+    400: "The request is invalid; `param` names the field.",
     401: "The API key is missing or wrong.",
     404: "The model is not served here.",
-    405: "Another method is meant.",
+    405: "The route has other methods.",
     413: "The body or the list of inputs is too large.",
-    415: "The body has a content-encoding that is not decoded here.",
+    415: "The body has a content-encoding that is not supported.",
     422: "The model could not embed a text.",
-    429: "The queue is full; `Retry-After` says when to come again.",
-    500: "The server made a mistake.",
+    429: "The queue is full; `Retry-After` says when to try again.",
+    500: "The server failed.",
     503: "The server is shutting down, or an engine has failed.",
-    504: "It took longer than the server allows.",
+    504: "The request took longer than the server allows.",
 }
 _EXPOSED_HEADERS = (
     "x-request-id",
@@ -55,23 +62,21 @@ def create_app(
     models: Sequence[ServedModel],
     settings: AppSettings | None = None,
     *,
-    lifecycle: DrainState | None = None,
+    drain: DrainState | None = None,
 ) -> FastAPI:
     """The application that serves these models. Raises `InvalidOption` for a name given twice."""
     settings = settings or AppSettings()
-    lifecycle = lifecycle or DrainState()
-    served = ServedModels(models)
-    metrics = Metrics(served)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        metrics.close()
+        app.state.metrics.close()
+        app.state.body_parser.close()
 
     app = _Application(
         settings,
         title="Millpond",
-        summary="Embeddings over HTTP, as OpenAI's API has them.",
+        summary="Embeddings over HTTP, compatible with OpenAI's API.",
         version=installed_version("millpond"),
         lifespan=lifespan,
         docs_url=None,
@@ -79,20 +84,25 @@ def create_app(
         redirect_slashes=False,
         strict_content_type=False,
     )
-    app.state.ignore_unknown_fields = settings.ignore_unknown_fields
-    # A router of our own, included, would be matched a second time for every request.
-    _add_routes(app.router, served, metrics, lifecycle, settings)
+    app.state.settings = settings
+    app.state.drain = drain or DrainState()
+    app.state.models = ServedModels(models)
+    app.state.metrics = Metrics(app.state.models)
+    app.state.body_parser = BodyParser()
+    app.state.tokenizing_slots = TokenizingSlots()
+    # Not on an included router, which would match every request a second time.
+    _add_routes(app.router)
     add_docs_page(app)
     register_handlers(app)
-    _add_middleware(app, settings, metrics, lifecycle)
+    _add_middleware(app)
     return app
 
 
 class _Application(FastAPI):
-    """FastAPI's, but that its document says where a key is needed."""
+    """FastAPI whose OpenAPI document says which routes need a key."""
 
-    def __init__(self, settings: AppSettings, **about: Any) -> None:
-        super().__init__(**about)
+    def __init__(self, settings: AppSettings, **options: Any) -> None:
+        super().__init__(**options)
         self._settings = settings
 
     def openapi(self) -> dict[str, Any]:
@@ -104,55 +114,71 @@ class _Application(FastAPI):
 
 
 def _open_paths(settings: AppSettings) -> list[str]:
-    """What needs no key where there are keys."""
+    """The paths that need no key where there are keys."""
     return ["/health"] if settings.protect_metrics else ["/health", "/metrics"]
 
 
-def _add_routes(
-    router: APIRouter,
-    models: ServedModels,
-    metrics: Metrics,
-    lifecycle: DrainState,
-    settings: AppSettings,
-) -> None:
-    EmbeddingsRoute(
-        models,
-        metrics=metrics,
-        lifecycle=lifecycle,
-        allow_raw_token_ids=settings.allow_raw_token_ids,
-    ).add_to(router, _responses(*_ABOUT))
-    ModelRoutes(models).add_to(router, _responses(401, 404, 405, 500, 504))
-    TokenRoutes(models, lifecycle=lifecycle).add_to(router, _responses(*_ABOUT))
-    state = StateRoutes(
-        models, metrics=metrics, lifecycle=lifecycle, version=installed_version("millpond")
+def _add_routes(router: APIRouter) -> None:
+    def get(path: str, endpoint: Callable[..., Any], summary: str, **options: Any) -> None:
+        responses = _responses(401, 405, 500, 503, 504) | options.pop("responses", {})
+        router.add_api_route(path, endpoint, summary=summary, responses=responses, **options)
+
+    def post(path: str, endpoint: Callable[..., Any], summary: str, answer: type) -> None:
+        router.add_api_route(
+            path,
+            endpoint,
+            methods=["POST"],
+            summary=summary,
+            response_model=answer,
+            responses=_responses(*_STATUSES),
+            route_class_override=JsonRoute,
+            operation_id=endpoint.__name__,
+        )
+
+    text = {"content": {"text/plain": {"schema": {"type": "string"}}}}
+    post("/v1/embeddings", create_embedding, "Embed one text or several", EmbeddingResponse)
+    get("/v1/models", list_models, "List the served models")
+    get(
+        "/v1/models/{model_id:path}",
+        retrieve_model,
+        "Describe a served model",
+        responses=_responses(404),
     )
-    state.add_to(router, _responses(401, 405, 500, 503, 504))
+    post("/tokenize", tokenize, "The token ids of a text", TokenizeResponse)
+    post("/detokenize", detokenize, "The text of token ids", DetokenizeResponse)
+    get("/health", health, "Whether the server is ready")
+    get("/metrics", metrics, "For Prometheus", response_class=Response, responses={200: text})
+    get("/version", version, "The version of Millpond")
 
 
 def _responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": ErrorResponse, "description": _ABOUT[status]} for status in statuses}
+    return {
+        status: {"model": ErrorResponse, "description": _STATUSES[status]} for status in statuses
+    }
 
 
-def _add_middleware(
-    app: FastAPI, settings: AppSettings, metrics: Metrics, lifecycle: DrainState
-) -> None:
+def _add_middleware(app: FastAPI) -> None:
     """The last one added is the outermost."""
-    app.add_middleware(BodyEncoding, max_bytes=settings.max_body_bytes)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    settings, drain = app.state.settings, app.state.drain
+    app.add_middleware(BodyEncodingMiddleware, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     if settings.api_keys:
         app.add_middleware(
             APIKeyMiddleware, keys=settings.api_keys, open_paths=_open_paths(settings)
         )
-    app.add_middleware(TimeoutMiddleware, lifecycle=lifecycle, timeout_s=settings.request_timeout_s)
+    app.add_middleware(TimeoutMiddleware, drain=drain, timeout_s=settings.request_timeout_s)
     if settings.cors_origins:
         app.add_middleware(
-            CrossOrigin,
+            CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
             expose_headers=_EXPOSED_HEADERS,
         )
-    app.add_middleware(PlainPaths)
+    app.add_middleware(PathMiddleware)
     app.add_middleware(
-        AccessLogMiddleware, metrics=metrics, lifecycle=lifecycle, root_path=settings.root_path
+        AccessLogMiddleware,
+        metrics=app.state.metrics,
+        drain=drain,
+        root_path=settings.root_path,
     )

@@ -1,4 +1,4 @@
-"""`DrainState`: whether the server still takes requests, and the end of those it took."""
+"""`DrainState`: whether the server takes requests, and the timeouts of those in progress."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ __all__ = ["DrainState"]
 
 
 class DrainState:
-    """Taking requests, draining, or over. Written by the process that runs the server alone."""
+    """Open, draining, or over. Written only by the process that runs the server."""
 
     def __init__(self) -> None:
         self.draining = False
         self.over = False  # the time to drain has passed
-        self.limits: set[asyncio.Timeout] = set()  # of requests being answered; AnswerGuard's
+        self.limits: set[asyncio.Timeout] = set()  # of requests in progress; TimeoutMiddleware's
 
     def require_open(self) -> None:
-        """Raises `ApiError` 503 once the server has been told to stop."""
+        """Raises `ApiError` 503 while draining."""
         if self.draining:
             raise self.refusal()
 
-    def require_accepted(self, exchange: RequestContext) -> None:
-        """Raises `ApiError` 503 for a request that began after that, however late its body is."""
-        if not exchange.accepted:
+    def require_accepted(self, context: RequestContext) -> None:
+        """Raises `ApiError` 503 for a request whose headers arrived while draining."""
+        if not context.accepted:
             raise self.refusal()
 
     @staticmethod
     def refusal() -> ApiError:
-        """What is answered instead."""
+        """The response while draining."""
         return ApiError(
             503,
             "the server is shutting down; send the request to another",
@@ -39,7 +39,7 @@ class DrainState:
         )
 
     def end(self) -> None:
-        """Cut off every request that has no answer yet. On the event loop."""
+        """Time out every request without a response. To be called on the event loop."""
         self.over = True
         now_s = asyncio.get_running_loop().time()
         for limit in self.limits:

@@ -1,7 +1,7 @@
-"""Every error answer, in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`.
+"""Every error response, in OpenAI's format: `{"error": {"message", "type", "param", "code"}}`.
 
-`ApiError` is what the server itself raises. What the engine and FastAPI raise becomes one here, so
-that official clients raise their own typed exceptions.
+The server raises `ApiError`; the errors of the engine and of FastAPI are converted to one, so that
+official clients raise their own typed exceptions.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..errors import (
     UnknownPrompt,
     UnknownTask,
 )
-from .paths import meant_path
+from .middleware.paths import meant_path
 
 __all__ = ["FOREIGN_IDS_HINT", "ApiError", "error_response", "register_handlers", "shown"]
 
@@ -40,8 +40,8 @@ FOREIGN_IDS_HINT = (
     "LangChain's OpenAIEmbeddings sends token ids of another tokenizer: give it "
     "check_embedding_ctx_length=False, and it sends texts"
 )
-_LONGEST_ECHO = 80  # characters of what a client sent that an answer repeats
-_LONGEST_MESSAGE = 2000  # whoever wrote it
+_LONGEST_ECHO = 80  # characters of what a client sent that a response repeats
+_LONGEST_MESSAGE = 2000  # characters
 _TYPES = {
     401: "authentication_error",
     429: "rate_limit_error",
@@ -55,7 +55,7 @@ _CODES = {
     413: "request_too_large",
     415: "unknown_encoding",
 }
-# The first that fits: what the engine raises -> status, param, code.
+# The first that matches: the engine's error -> status, param, code.
 _FROM_ENGINE: tuple[tuple[type[MillpondError], int, str | None, str], ...] = (
     (TextTooLong, 400, "input", "context_length_exceeded"),
     (InvalidTokenIds, 400, "input", "invalid_token_ids"),
@@ -73,7 +73,7 @@ _FROM_ENGINE: tuple[tuple[type[MillpondError], int, str | None, str], ...] = (
 
 
 class ApiError(HTTPException):
-    """An answer that is an error. Its message says what to change."""
+    """An error response. Its message says what to change."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class ApiError(HTTPException):
 
     @classmethod
     def of(cls, error: MillpondError) -> ApiError:
-        """What the engine raised, as an answer."""
+        """The response for an error of the engine."""
         for kind, status, param, code in _FROM_ENGINE:
             if isinstance(error, kind):
                 message = _several(error) if isinstance(error, TextsFailed) else str(error)
@@ -101,7 +101,7 @@ class ApiError(HTTPException):
 
     @classmethod
     def unexpected(cls) -> ApiError:
-        """Our own mistake; its details are in the log and not in the answer."""
+        """For a bug of ours; the details are in the log, not in the response."""
         return cls(500, "the server failed; its log has the details", code="internal_error")
 
 
@@ -111,12 +111,12 @@ def _several(failed: TextsFailed) -> str:
 
 
 def shown(sent: str, longest: int = _LONGEST_ECHO) -> str:
-    """A name that a client sent, as an answer repeats it: cut where it is long."""
+    """Truncated to `longest` characters."""
     return sent if len(sent) <= longest else f"{sent[:longest]}…"
 
 
 def error_response(error: ApiError) -> Response:
-    """The answer, `application/json`."""
+    """The response, `application/json`."""
     body = {
         "message": shown(error.detail, _LONGEST_MESSAGE),
         "type": _TYPES.get(error.status_code, "invalid_request_error"),
@@ -124,7 +124,7 @@ def error_response(error: ApiError) -> Response:
         "code": error.code,
     }
     return Response(
-        json.dumps({"error": body}),  # it escapes what is no Unicode, which a client may send
+        json.dumps({"error": body}),  # it escapes lone surrogates, which a client may send
         status_code=error.status_code,
         headers=dict(error.headers or {}),
         media_type="application/json",
@@ -132,7 +132,7 @@ def error_response(error: ApiError) -> Response:
 
 
 def register_handlers(app: Any) -> None:
-    """Give the application's every error this shape."""
+    """Convert every error of the application."""
     app.add_exception_handler(StarletteHTTPException, _on_http_exception)
     app.add_exception_handler(MillpondError, _on_engine_error)
 

@@ -1,7 +1,6 @@
-"""How log lines look, as text or as JSON, and the set-up of the server process's logging.
+"""Log lines as text or as JSON, and the logging configuration of the server process.
 
-Only the process calls `configure_logging`; an application made with `create_app` leaves logging
-as it finds it.
+`create_app` does not configure logging.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def _printable(text: str) -> str:
-    """With line ends and control characters escaped: a client may send them to forge a line."""
+    """With line breaks and control characters escaped, so that a client cannot forge a line."""
     if text.isprintable():
         return text
     return "".join(
@@ -37,7 +36,7 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = f"{_time(record)} {record.levelname} {record.name}: {record.getMessage()}"
         fields: dict[str, Any] = getattr(record, "fields", {})
-        # The message has them already.
+        # The message contains the others.
         shown = {name: fields[name] for name in fields if name not in ("method", "path", "status")}
         line += "".join(f" {name}={value}" for name, value in shown.items())
         line = _printable(line)

@@ -1,7 +1,6 @@
-"""`Metrics`: what Prometheus reads, in a registry of this application's own.
+"""`Metrics`: the application's Prometheus metrics, in a registry of its own.
 
-Batches are counted as the engines tell of them, through their stats hooks; what waits is read from
-the engines when Prometheus asks.
+Stats hooks count batches; totals and queues are read from the engines at each scrape.
 """
 
 from __future__ import annotations
@@ -29,34 +28,34 @@ TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65
 
 
 class Metrics:
-    """One per application. prometheus-client's own locks guard it."""
+    """One per application. Thread-safe as prometheus-client is."""
 
     def __init__(self, models: ServedModels) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "millpond_http_requests",
-            "Requests answered; status 499 where the client hung up.",
+            "Requests answered; status 499 where the client disconnected.",
             ["route", "method", "status"],
             registry=self.registry,
         )
         self._seconds = Histogram(
             "millpond_http_request_seconds",
-            "From the request's first byte to the end of its answer.",
+            "From the end of the request's headers to the end of its response.",
             ["route"],
             buckets=SECONDS,
             registry=self.registry,
         )
-        # Finding a label's own counter takes longer than counting.
-        self._of_kind: dict[tuple[str, str, int | None], tuple[Counter, Histogram]] = {}
-        self._gauges: dict[tuple[str, str], Gauge] = {}
+        # labels() takes longer than counting.
+        self._by_outcome: dict[tuple[str, str, int | None], tuple[Counter, Histogram]] = {}
+        self._by_priority: dict[tuple[str, str], Gauge] = {}
         self.in_progress = Gauge(
             "millpond_http_requests_in_progress",
-            "Requests being answered now.",
+            "Requests in progress.",
             registry=self.registry,
         )
-        self._at_priority = Gauge(
-            "millpond_priority_requests",
-            "Requests handed to an engine and not finished.",
+        self._in_engine = Gauge(
+            "millpond_engine_requests_in_progress",
+            "Requests submitted to an engine and not finished.",
             ["model", "priority"],
             registry=self.registry,
         )
@@ -76,41 +75,42 @@ class Metrics:
             (model.engine, meters.of(model.name)) for model in models
         ]
         for model in models:
-            self._rejected.labels(model.name)  # so that it is there before the first
+            self._rejected.labels(model.name)  # so that it is exported before the first
             for priority in PRIORITIES:
-                self._gauges[model.name, priority] = self._at_priority.labels(model.name, priority)
+                gauge = self._in_engine.labels(model.name, priority)
+                self._by_priority[model.name, priority] = gauge
         for engine, hook in self._hooks:
             engine.add_stats_hook(hook)
 
     def close(self) -> None:
-        """Stop listening to the engines."""
+        """Remove the stats hooks from the engines."""
         for engine, hook in self._hooks:
             engine.remove_stats_hook(hook)
 
-    def answered(self, exchange: RequestContext) -> None:
-        """Count an exchange that is over."""
-        method = exchange.scope["method"]
-        key = (exchange.route, method if method in METHODS else "other", exchange.status)
-        if key not in self._of_kind:
+    def answered(self, context: RequestContext) -> None:
+        """Count a request that is finished."""
+        method = context.scope["method"]
+        key = (context.route, method if method in METHODS else "other", context.status)
+        if key not in self._by_outcome:
             route, method, status = key
-            self._of_kind[key] = (
+            self._by_outcome[key] = (
                 self._requests.labels(route, method, str(status)),
                 self._seconds.labels(route),
             )
-        requests, seconds = self._of_kind[key]
+        requests, seconds = self._by_outcome[key]
         requests.inc()
-        seconds.observe(exchange.seconds)
+        seconds.observe(context.seconds)
 
-    def at_priority(self, model: ServedModel, priority: str) -> AbstractContextManager[None]:
-        """Count a request at its priority for as long as this is entered."""
-        return self._gauges[model.name, priority].track_inprogress()
+    def in_engine(self, model: ServedModel, priority: str) -> AbstractContextManager[None]:
+        """Count a request as one in the engine inside the `with` block."""
+        return self._by_priority[model.name, priority].track_inprogress()
 
     def rejected(self, model: ServedModel) -> None:
-        """Count a request for which the queue had no room."""
+        """Count a request refused because the queue is full."""
         self._rejected.labels(model.name).inc()
 
     def text(self) -> bytes:
-        """In Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
     def __repr__(self) -> str:
@@ -126,19 +126,23 @@ class _BatchMeters:
                 f"millpond_{name}", text, ["model"], buckets=buckets, registry=registry
             )
 
-        self._texts = histogram("batch_texts", "Texts of a forward pass.", COUNTS)
-        self._tokens = histogram("batch_tokens", "Tokens of a forward pass.", TOKENS)
+        self._texts = histogram("batch_texts", "Texts in a forward pass.", COUNTS)
+        self._tokens = histogram(
+            "batch_tokens", "Tokens in a forward pass, without padding.", TOKENS
+        )
         self._padding = histogram(
-            "batch_padded_tokens", "Tokens computed beside them and thrown away.", (0, *TOKENS)
+            "batch_padded_tokens", "Padding tokens in a forward pass.", (0, *TOKENS)
         )
         self._queue = histogram(
-            "batch_queue_seconds", "Longest wait of a ready text for the pass.", SECONDS
+            "batch_queue_seconds", "Longest wait of a tokenised text for the forward pass.", SECONDS
         )
         self._tokenize = histogram(
-            "batch_tokenize_seconds", "Tokenising the texts of the pass.", SECONDS
+            "batch_tokenize_seconds", "Time to tokenise the texts of a forward pass.", SECONDS
         )
         self._forward = histogram(
-            "batch_forward_seconds", "From the launch to the vectors on the host.", SECONDS
+            "batch_forward_seconds",
+            "From the launch of a forward pass to the vectors on the host.",
+            SECONDS,
         )
 
     def of(self, model: str) -> Callable[[BatchStats], None]:
@@ -158,30 +162,30 @@ class _BatchMeters:
         return hook
 
 
-# Name, help, and where the number stands.
+# Name, help and value.
 _TOTALS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
-    ("texts", "Texts that got a vector.", lambda stats: stats.texts),
-    ("tokens", "Tokens of texts that were run.", lambda stats: stats.tokens),
+    ("texts", "Texts embedded.", lambda stats: stats.texts),
+    ("tokens", "Tokens computed.", lambda stats: stats.tokens),
     (
         "deduplicated_texts",
-        "Texts that got the vector of an identical one in flight.",
+        "Texts that shared the result of an identical text in flight.",
         lambda stats: stats.deduplicated_texts,
     ),
     (
         "cached_tokens",
-        "Tokens that came out of the prefix cache instead of being computed.",
+        "Tokens read from the prefix cache instead of computed.",
         lambda stats: stats.cached_tokens,
     ),
-    ("padded_tokens", "Tokens computed beside them.", lambda stats: stats.padded_tokens),
-    ("truncated_texts", "Texts that were cut.", lambda stats: stats.truncated_texts),
-    ("failed_texts", "Texts the model failed on.", lambda stats: stats.failed_texts),
-    ("cancelled_texts", "Texts taken out before they ran.", lambda stats: stats.cancelled_texts),
+    ("padded_tokens", "Padding tokens computed.", lambda stats: stats.padded_tokens),
+    ("truncated_texts", "Texts truncated.", lambda stats: stats.truncated_texts),
+    ("failed_texts", "Texts that the model failed on.", lambda stats: stats.failed_texts),
+    ("cancelled_texts", "Texts cancelled before they ran.", lambda stats: stats.cancelled_texts),
 )
 
 _CACHE_TOTALS: tuple[tuple[str, str, Callable[[PrefixCacheStats], float]], ...] = (
-    ("looked_up_tokens", "Tokens of texts that were looked up.", lambda c: c.looked_up_tokens),
-    ("hit_tokens", "Tokens among them that were found.", lambda c: c.hit_tokens),
-    ("evictions", "Blocks that were forgotten for want of room.", lambda c: c.evictions),
+    ("looked_up_tokens", "Tokens looked up in the prefix cache.", lambda c: c.looked_up_tokens),
+    ("hit_tokens", "Tokens found in the prefix cache.", lambda c: c.hit_tokens),
+    ("evictions", "Blocks evicted from the prefix cache.", lambda c: c.evictions),
 )
 _CACHE_STATES: tuple[tuple[str, Callable[[PrefixCacheStats], int]], ...] = (
     ("in_use", lambda cache: cache.blocks_in_use),
@@ -191,19 +195,17 @@ _CACHE_STATES: tuple[tuple[str, Callable[[PrefixCacheStats], int]], ...] = (
 
 
 class _EngineCollector(Collector):
-    """The engines' own numbers, read when they are asked for."""
+    """Reads the engines at each scrape."""
 
     def __init__(self, models: ServedModels) -> None:
         self._models = models
 
     def collect(self) -> Iterator[Metric]:
         ready = GaugeMetricFamily(
-            "millpond_engine_ready", "1 while the engine takes calls.", labels=["model"]
+            "millpond_engine_ready", "1 while the engine takes requests.", labels=["model"]
         )
         waiting = GaugeMetricFamily(
-            "millpond_queue_tokens",
-            "Tokens accepted and not yet run.",
-            labels=["model", "priority"],
+            "millpond_queue_tokens", "Tokens queued.", labels=["model", "priority"]
         )
         totals = {
             name: CounterMetricFamily(f"millpond_{name}", text, labels=["model"])
@@ -220,13 +222,15 @@ class _EngineCollector(Collector):
         yield from self._prefix_caches()
 
     def _prefix_caches(self) -> Iterator[Metric]:
-        """Zeros for the models that have none."""
+        """Zeros for models without one."""
         totals = {
             name: CounterMetricFamily(f"millpond_prefix_cache_{name}", text, labels=["model"])
             for name, text, _ in _CACHE_TOTALS
         }
         blocks = GaugeMetricFamily(
-            "millpond_prefix_cache_blocks", "Blocks by state.", labels=["model", "state"]
+            "millpond_prefix_cache_blocks",
+            "Blocks of the prefix cache by state.",
+            labels=["model", "state"],
         )
         for model in self._models:
             cache = model.engine.stats().prefix_cache

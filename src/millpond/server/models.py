@@ -1,4 +1,4 @@
-"""`ServedModels`: the engines of a server by the names that clients know them under."""
+"""`ServedModels`: the engines of a server by the names that requests give as `model`."""
 
 from __future__ import annotations
 
@@ -8,25 +8,28 @@ from dataclasses import dataclass, field
 
 from ..engine.engine import Engine
 from ..errors import InvalidOption, UnknownPrompt
-from .errors import ApiError, shown
-from .token_check import SpecialEnds
+from .errors import FOREIGN_IDS_HINT, ApiError, shown
 
 __all__ = ["ServedModel", "ServedModels"]
+
+_PROBES = ("hello", "a", "1")
 
 
 @dataclass(frozen=True, eq=False)
 class ServedModel:
-    """An engine and its names; the first is the one it reports."""
+    """An engine and its names; the first is its name in metrics and logs."""
 
     names: tuple[str, ...]
     engine: Engine
-    special_ends: SpecialEnds
+    special_tokens: tuple[list[int], list[int]]
+    """The ids that the tokenizer adds before and after every text."""
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
     def of(cls, engine: Engine, names: Sequence[str] = ()) -> ServedModel:
         """Serve an engine under these names, or under its checkpoint's own."""
-        return cls(tuple(names) or (engine.info().model.name,), engine, SpecialEnds.of(engine))
+        names = tuple(names) or (engine.info().model.name,)
+        return cls(names, engine, _special_tokens(engine))
 
     @property
     def name(self) -> str:
@@ -46,6 +49,44 @@ class ServedModel:
                 param="prompt_name",
                 code="unknown_prompt",
             ) from error
+
+    def require_special_tokens(self, texts: Sequence[Sequence[int]]) -> None:
+        """Raises `ApiError` 400 for token ids without the special tokens around them.
+
+        They tell ids of another model's tokenizer apart, whose vectors would mean nothing.
+        """
+        first, last = self.special_tokens
+        for index, ids in enumerate(texts):
+            has_room = len(ids) >= len(first) + len(last)
+            start, end = list(ids[: len(first)]), list(ids[len(ids) - len(last) :])
+            if not has_room or (start, end) != (first, last):
+                raise ApiError(
+                    400,
+                    f"input[{index}]: these token ids are not from this model's tokenizer, which "
+                    f"{self._special_tokens_described()}. {FOREIGN_IDS_HINT}. A server started "
+                    "with --allow-raw-token-ids takes any ids",
+                    param="input",
+                    code="invalid_token_ids",
+                )
+
+    def _special_tokens_described(self) -> str:
+        parts = [
+            f"{verb} every text with {', '.join(map(str, ids))}"
+            for verb, ids in zip(("begins", "ends"), self.special_tokens, strict=True)
+            if ids
+        ]
+        return " and ".join(parts)
+
+
+def _special_tokens(engine: Engine) -> tuple[list[int], list[int]]:
+    """As a few texts show them; none where the tokenizer adds none."""
+    whole = engine.tokenize(_PROBES, prompt="")
+    bare = engine.tokenize(_PROBES, prompt="", special_tokens=False)
+    for ids, own in zip(whole, bare, strict=True):
+        for start in range(len(ids) - len(own) + 1):
+            if own and ids[start : start + len(own)] == own:
+                return ids[:start], ids[start + len(own) :]
+    return [], []
 
 
 class ServedModels:

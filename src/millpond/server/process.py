@@ -1,11 +1,12 @@
-"""`run`: the server as a process, from loading the models to the last answer.
+"""`run`: the server process, from loading the models to the last response.
 
-The application knows nothing of sockets and signals; they are here.
+Sockets, signals and the garbage collector are set up here, not by the application.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -35,12 +36,12 @@ __all__ = ["DrainingServer", "ModelPlan", "run"]
 
 logger = logging.getLogger("millpond.server")
 
-LAST_ANSWERS_S = 5.0  # for answers to be read, those to who is cut off among them
+LAST_RESPONSES_S = 5.0  # for clients to read their responses, after the drain time
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelPlan:
-    """A model to load, and the names to serve it under; none for its own."""
+    """A model to load and the names to serve it under, without any its own."""
 
     model: str
     options: EngineOptions
@@ -48,33 +49,36 @@ class ModelPlan:
 
 
 def run(plans: Sequence[ModelPlan], app_settings: AppSettings, listen: ListenSettings) -> int:
-    """Load the models, serve them until a signal comes, and give the exit status.
+    """Load the models, serve them until a signal, and return the exit status.
 
-    0 when everything accepted was answered, 1 when the drain time did not suffice. Raises
+    0 when every accepted request was answered, 1 when the drain time was too short. Raises
     `MillpondError` for a model or an option, and `OSError` for an address or a certificate.
     """
-    for plan in plans:  # mistakes in options are found before minutes of loading
+    for plan in plans:  # invalid options are reported before minutes of loading
         EngineConfig.of(plan.model, plan.options)
     configure_logging(listen.log_level, listen.log_format)
-    signal.signal(signal.SIGTERM, _stop_loading)  # the first process of a container ignores it
-    if hears_hangups := _hears_hangups():
+    signal.signal(
+        signal.SIGTERM, _stop_loading
+    )  # a container's first process has no default handler
+    if handles_sighup := _handles_sighup():
         signal.signal(signal.SIGHUP, _stop_loading)
     with ExitStack() as stack:
         listener = stack.enter_context(Listener.bind(listen))
         _require_certificate(listen)
         models = [_load(plan, stack) for plan in plans]
-        lifecycle = DrainState()
-        app = create_app(models, app_settings, lifecycle=lifecycle)
-        server = DrainingServer(_uvicorn_config(app, listen), models, lifecycle, listen)
-        if hears_hangups:
+        drain = DrainState()
+        app = create_app(models, app_settings, drain=drain)
+        server = DrainingServer(_uvicorn_config(app, listen), models, drain, listen)
+        _exempt_from_collection()
+        if handles_sighup:
             signal.signal(signal.SIGHUP, server.handle_hangup)
         listener.require_ours()
         server.run(sockets=[listener.socket])
     return 1 if server.abandoned else 0
 
 
-def _hears_hangups() -> bool:
-    """Whether its terminal's end is its own: not on Windows, and not under nohup."""
+def _handles_sighup() -> bool:
+    """Whether SIGHUP stops the server: not on Windows, and not under nohup."""
     return hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
 
 
@@ -82,10 +86,19 @@ def _stop_loading(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
 
 
+def _exempt_from_collection() -> None:
+    """Leave what exists now out of garbage collections.
+
+    A full collection of the objects of torch and transformers holds every thread for 0.2 s.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 def _load(plan: ModelPlan, stack: ExitStack) -> ServedModel:
     logger.info("loading %s", plan.model)
     engine = Engine(plan.model, **plan.options)
-    stack.callback(engine.close, drain=False)  # what was accepted has been answered by then
+    stack.callback(engine.close, drain=False)  # every request has been answered by then
     return ServedModel.of(engine, plan.names)
 
 
@@ -94,7 +107,7 @@ def _require_certificate(listen: ListenSettings) -> None:
         return
     passphrase = listen.ssl_keyfile_password
 
-    def password() -> str:  # asked for where the key is encrypted, and else on the terminal
+    def password() -> str:  # called for an encrypted key, instead of a prompt on the terminal
         if not passphrase:
             raise InvalidOption(
                 f"the key in {listen.ssl_keyfile or listen.ssl_certfile} has a passphrase: give "
@@ -125,25 +138,25 @@ def _uvicorn_config(app: object, listen: ListenSettings) -> uvicorn.Config:
         ws="none",
         http=partial(HttpConnection, header_timeout_s=listen.header_timeout_s),  # type: ignore[arg-type]
         timeout_keep_alive=listen.idle_timeout_s,  # type: ignore[arg-type]
-        # uvicorn's own end, far behind ours.
-        timeout_graceful_shutdown=int(listen.drain_timeout_s + 2 * LAST_ANSWERS_S),
+        # uvicorn's own limit, well after ours.
+        timeout_graceful_shutdown=int(listen.drain_timeout_s + 2 * LAST_RESPONSES_S),
     )
 
 
 class DrainingServer(uvicorn.Server):
-    """Told to stop, it answers what it accepted; told a second time, it is gone at once."""
+    """A signal makes it finish the accepted requests; a second one ends it at once."""
 
     def __init__(
         self,
         config: uvicorn.Config,
         models: Sequence[ServedModel],
-        lifecycle: DrainState,
+        drain: DrainState,
         listen: ListenSettings,
     ) -> None:
         super().__init__(config)
-        self.abandoned = False  # whether the drain time passed with answers owing
+        self.abandoned = False  # whether the drain time ended with requests unanswered
         self._models = tuple(models)
-        self._lifecycle = lifecycle
+        self._drain = drain
         self._listen = listen
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -161,26 +174,26 @@ class DrainingServer(uvicorn.Server):
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """uvicorn's hook for SIGTERM and SIGINT. Not noted with uvicorn, which would raise the
-        signal again at the end and so hide the exit status."""
+        """Called by uvicorn for SIGTERM and SIGINT. Not passed on to uvicorn, which would raise the
+        signal again at the end and so replace the exit status."""
         if self.should_exit:
             os._exit(128 + sig)
-        self._lifecycle.draining = True
+        self._drain.draining = True
         self.should_exit = True
 
     def handle_hangup(self, sig: int, frame: FrameType | None) -> None:
-        """Its terminal is gone. A shell sends the signal a second time, which means no more."""
-        self._lifecycle.draining = True
+        """The terminal is gone. Shells send the signal twice, so a second one changes nothing."""
+        self._drain.draining = True
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let go of the sockets and wait for the answers, for so long."""
-        logger.info("draining: no more requests are taken")
+        """Close the listening sockets and wait for the responses, up to the drain time."""
+        logger.info("draining: no new requests are accepted")
         loop = asyncio.get_running_loop()
         drain_s = self._listen.drain_timeout_s
         limits = (
             loop.call_later(drain_s, self._abandon),
-            loop.call_later(drain_s + LAST_ANSWERS_S, self._hang_up),
+            loop.call_later(drain_s + LAST_RESPONSES_S, self._disconnect),
         )
         await super().shutdown(sockets)
         for limit in limits:
@@ -188,20 +201,20 @@ class DrainingServer(uvicorn.Server):
         logger.info("stopped")
 
     def _abandon(self) -> None:
-        """Answer every request that is left with a 503, those that are still arriving too."""
+        """Answer the remaining requests with a 503, also those that are still arriving."""
         connections = [one for one in self.server_state.connections if not _is_closing(one)]
         if connections:
             self.abandoned = True
             logger.warning("the drain time is over with %d requests unanswered", len(connections))
-        self._lifecycle.end()
+        self._drain.end()
 
-    def _hang_up(self) -> None:
-        """On clients that do not read what they were answered."""
+    def _disconnect(self) -> None:
+        """Abort the connections of clients that do not read their responses."""
         connections = list(self.server_state.connections)
         if not connections:
             return
         self.abandoned = True
-        logger.warning("%d clients did not read their answers", len(connections))
+        logger.warning("%d clients did not read their responses", len(connections))
         for connection in connections:
             connection.transport.abort()
 
@@ -210,7 +223,7 @@ class DrainingServer(uvicorn.Server):
 
 
 def _is_closing(connection: Any) -> bool:
-    """Whether its last answer has been written."""
+    """Whether its last response has been written."""
     return bool(connection.transport.is_closing())
 
 

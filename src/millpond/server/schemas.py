@@ -1,12 +1,13 @@
-"""The bodies that arrive and leave, as the OpenAPI document has them.
+"""The bodies of requests and responses, as in the OpenAPI document.
 
-The embedding answer is declared here and built in `encoding`, from arrays.
+The responses to POST are only declared here; `routes.encoding` writes them from arrays.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -31,27 +32,32 @@ __all__ = [
     "HealthResponse",
     "ModelCard",
     "ModelList",
+    "RequestBody",
     "TokenizeRequest",
     "TokenizeResponse",
     "VersionResponse",
+    "input_kind",
 ]
 
 MAX_INPUTS = 2048
 MAX_TOKENIZED = 2**20  # characters of a text, or token ids
 UNKNOWN_FIELD = "unknown_field"
-"""The type of the error for a field that a request does not have; its `ctx` has the `name`."""
-# A list stops at its first bad item: a body may hold millions, and an error for each takes minutes.
+"""Type of the validation error for an unknown field; its `ctx` has the `name`."""
+# Validation stops at the first invalid item: errors for millions of items would take minutes.
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 Texts = Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
 TokenLists = Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
 
 
-def _input_kind(value: Any) -> str:
+def input_kind(value: Any) -> Literal["text", "texts", "tokens", "token_lists"]:
+    """Of what a request gives to embed, validated or not; token ids may be arrays."""
     if isinstance(value, str):
         return "text"
+    if isinstance(value, np.ndarray):
+        return "tokens"
     first = value[0] if isinstance(value, list) and value else None
-    if isinstance(first, list):
+    if isinstance(first, list | np.ndarray):
         return "token_lists"
     return "tokens" if isinstance(first, int) else "texts"
 
@@ -61,57 +67,62 @@ Input = Annotated[
     | Annotated[Texts, Tag("texts")]
     | Annotated[TokenIds, Tag("tokens")]
     | Annotated[TokenLists, Tag("token_lists")],
-    Discriminator(_input_kind),
+    Discriminator(input_kind),
 ]
 OptionalModel = Annotated[
     str | None,
-    Field(description="A name of `/v1/models`. May be left out where one model is served."),
+    Field(description="A name of `/v1/models`. Optional where one model is served."),
 ]
 InputType = Annotated[
     Literal["query", "document"] | None,
     BeforeValidator(foreign_fields.input_type),
-    Field(description="Millpond's own. Puts the prompt in front that the model saved for it."),
+    Field(description="Millpond's own. Adds the prompt that the model saved for it."),
 ]
 PromptName = Annotated[
-    str | None, Field(description="Millpond's own. Name of a prompt that the model saved.")
+    str | None, Field(description="Millpond's own. Name of a prompt saved with the model.")
 ]
 
 
-class _Request(BaseModel):
-    # A misspelt option is an error; "5" is not 5.
+class RequestBody(BaseModel):
+    """The body of a POST. A misspelt option is an error; "5" is not 5."""
+
+    LARGE_FIELD: ClassVar[str]
+    """The one whose size has no small bound."""
     model_config = ConfigDict(extra="forbid", strict=True)
 
     @model_validator(mode="before")
     @classmethod
     def _stop_at_an_unknown_field(cls, body: Any) -> Any:
-        """`extra` is for the document: pydantic would list every unknown field of a million."""
+        """`extra` is for the OpenAPI document: pydantic would report every unknown field."""
         if isinstance(body, dict):
             unknown = next((name for name in body if name not in cls.model_fields), None)
             if unknown is not None:
-                # pydantic holds no half of a surrogate pair
+                # pydantic refuses lone surrogates
                 name = unknown.encode("utf-8", "backslashreplace").decode()
                 raise PydanticCustomError(UNKNOWN_FIELD, "not known here", {"name": name})
         return body
 
 
-class EmbeddingRequest(_Request):
+class EmbeddingRequest(RequestBody):
     """OpenAI's request, with Millpond's own options beside it."""
+
+    LARGE_FIELD = "input"
 
     input: Annotated[
         Input,
         Field(
-            description="One text or several, or the model's own token ids of one or several.",
+            description="One text or several, or the token ids of one or several.",
             examples=[["Hello, world!"]],
         ),
     ]
     model: OptionalModel = None
     encoding_format: Annotated[
         Literal["float", "base64"] | None,
-        Field(description="`base64` is that of little-endian float32, and much smaller."),
+        Field(description="`base64` encodes little-endian float32, which is much smaller."),
     ] = "float"
     dimensions: Annotated[
         int | None,
-        Field(ge=1, lt=2**31, description="Keep the first so many, and restore unit length."),
+        Field(ge=1, lt=2**31, description="Keep the first N dimensions and restore unit length."),
     ] = None
     user: Annotated[str | None, Field(description="Accepted and ignored.")] = None
     input_type: InputType = None
@@ -120,20 +131,22 @@ class EmbeddingRequest(_Request):
         Literal["end", "start", "error"] | None,
         BeforeValidator(foreign_fields.truncate),
         Field(
-            description="Millpond's own. Where a text that is too long loses tokens, or `error`; "
-            "by default as the model says, the end as a rule."
+            description="Millpond's own. Where a text that is too long is truncated, or `error`; "
+            "by default the model's side, mostly the end."
         ),
     ] = None
     normalize: Annotated[
         bool | None,
-        Field(description="Millpond's own. Unit length, or not; by default as the model says."),
+        Field(
+            description="Millpond's own. Scale to unit length, or do not; by default as the model."
+        ),
     ] = None
     priority: Annotated[
         Literal["interactive", "bulk"] | None,
         BeforeValidator(lambda value: None if value == 0 and value is not False else value),
         Field(
-            description="Millpond's own. Interactive requests never wait for bulk ones; by default "
-            "a single text that is not very long, or a query, is interactive."
+            description="Millpond's own. Interactive requests do not wait for bulk ones. By "
+            "default a query, or a single text that is not very long, is interactive."
         ),
     ] = None
 
@@ -141,16 +154,18 @@ class EmbeddingRequest(_Request):
 class Embedding(BaseModel):
     object: Literal["embedding"]
     index: int
-    embedding: Annotated[list[float] | str, Field(description="A string where base64 was asked.")]
+    embedding: Annotated[list[float] | str, Field(description="A string with `base64`.")]
 
 
 class Usage(BaseModel):
-    prompt_tokens: Annotated[int, Field(description="Tokens the model read, special ones too.")]
+    prompt_tokens: Annotated[
+        int, Field(description="Tokens the model read, including special tokens.")
+    ]
     total_tokens: int
 
 
 class EmbeddingResponse(BaseModel):
-    """OpenAI's answer."""
+    """OpenAI's response."""
 
     object: Literal["list"]
     data: Annotated[list[Embedding], Field(description="In the order of the input.")]
@@ -161,14 +176,14 @@ class EmbeddingResponse(BaseModel):
 class ModelCard(BaseModel):
     id: str
     object: Literal["model"] = "model"
-    created: Annotated[int, Field(description="When the server loaded it, Unix seconds.")]
+    created: Annotated[int, Field(description="When the server loaded it, in Unix seconds.")]
     owned_by: Literal["millpond"] = "millpond"
-    root: Annotated[str, Field(description="The checkpoint behind the name.")]
+    root: Annotated[str, Field(description="Name of the checkpoint.")]
     dimension: int
     max_model_len: int | None
     device: str
     dtype: str
-    execution: Annotated[str, Field(description="`packed`, or how else it runs.")]
+    execution: Annotated[str, Field(description="`packed`, or the other way it runs.")]
 
 
 class ModelList(BaseModel):
@@ -176,12 +191,14 @@ class ModelList(BaseModel):
     data: list[ModelCard]
 
 
-class TokenizeRequest(_Request):
+class TokenizeRequest(RequestBody):
+    LARGE_FIELD = "prompt"
+
     prompt: Annotated[
         str,
         Field(
             max_length=MAX_TOKENIZED,
-            description="One text; nothing of it is cut.",
+            description="One text, which is not truncated.",
             examples=["Hello, world!"],
         ),
     ]
@@ -199,7 +216,9 @@ class TokenizeResponse(BaseModel):
     token_strs: list[str] | None = None
 
 
-class DetokenizeRequest(_Request):
+class DetokenizeRequest(RequestBody):
+    LARGE_FIELD = "tokens"
+
     tokens: Annotated[
         list[TokenId], Field(max_length=MAX_TOKENIZED, fail_fast=True, examples=[[101, 102]])
     ]

@@ -1,6 +1,6 @@
-"""What the operator asked for: `AppSettings` for the application, `ListenSettings` for its process.
+"""Options of the server: `AppSettings` of the application, `ListenSettings` of its process.
 
-They know no engine; the options of an engine are an `EngineConfig`.
+The options of an engine are an `EngineConfig`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ LogFormat = Literal["text", "json"]
 
 @dataclass(frozen=True, kw_only=True)
 class AppSettings:
-    """How requests are treated. Raises `InvalidOption` when a value cannot be meant."""
+    """Options of the application. Raises `InvalidOption` for an invalid value."""
 
     api_keys: tuple[str, ...] = field(default=(), repr=False)
-    """Any of them opens the guarded routes; none leaves every route open."""
+    """Requests must send one of them; without any, no key is needed."""
     protect_metrics: bool = False
     """Whether `/metrics` needs a key too."""
     cors_origins: tuple[str, ...] = ()
@@ -31,9 +31,9 @@ class AppSettings:
     max_body_bytes: int = 16 * 2**20
     request_timeout_s: float = 300.0
     ignore_unknown_fields: bool = False
-    """Leave out of a body what is not known, instead of refusing it."""
+    """Ignore unknown fields of a body instead of refusing them."""
     allow_raw_token_ids: bool = False
-    """Take token ids that do not look like the model's own tokenisation."""
+    """Accept token ids without the model's special tokens around them."""
 
     def __post_init__(self) -> None:
         _require(all(self.api_keys), "an API key is empty")
@@ -59,19 +59,19 @@ class ListenSettings:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    """0 for any free port; the log says which."""
+    """0 for any free port, which the log names."""
     uds: str | None = None
     """Path of a Unix domain socket, instead of host and port."""
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
     ssl_keyfile_password: str | None = field(default=None, repr=False)
     idle_timeout_s: float = 75.0
-    """Longest a connection may send nothing. Load balancers keep an idle one for 60 s as a rule,
-    and are to be the ones who close it."""
+    """Longest time a connection may be idle. Longer than the 60 s of most load balancers, which
+    should be the ones to close it."""
     header_timeout_s: float = 30.0
-    """Longest a request's headers may take, from their first byte."""
+    """Longest time the headers of a request may take, from their first byte."""
     drain_timeout_s: float = 30.0
-    """Longest the server goes on with what it accepted, once it is told to stop."""
+    """Longest time to finish the accepted requests after a signal to stop."""
     log_level: str = "info"
     log_format: LogFormat = "text"
 

@@ -1,4 +1,8 @@
-"""`Listener`: the socket of a server, bound before minutes of loading and listening after them."""
+"""`Listener`: the server's socket, bound before the models are loaded and listening after.
+
+`uvicorn.Config.bind_socket` would end the process with a log line where an address cannot be bound,
+and takes the Unix socket of a server that is running.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,11 @@ from .settings import ListenSettings
 
 __all__ = ["Listener"]
 
-_EVERYBODY = 0o666  # who may connect to a Unix domain socket; its folder can keep others out
+_MODE = 0o666  # permissions of a Unix domain socket; its folder can restrict access
 
 
 class Listener:
-    """A bound socket, and the file that it made if it is a Unix domain socket."""
+    """A bound socket, and its file if it is a Unix domain socket."""
 
     def __init__(self, sock: socket.socket, *, path: str | None = None) -> None:
         self.socket = sock
@@ -27,24 +31,26 @@ class Listener:
 
     @classmethod
     def bind(cls, listen: ListenSettings) -> Self:
-        """Not listening yet, so that nobody is kept waiting.
+        """Not listening yet, so that connections are refused rather than left waiting.
 
-        Raises `InvalidOption` for an address that cannot be had.
+        Raises `InvalidOption` for an address that cannot be bound.
         """
         if listen.uds is not None:
             return cls(_unix_socket(listen.uds), path=listen.uds)
         return cls(_internet_socket(listen.host, listen.port))
 
     def require_ours(self) -> None:
-        """Raises `InvalidOption` where another server has taken the path.
+        """Raises `InvalidOption` where another server has replaced the file.
 
-        While this one loads it does not listen, so its file looks like one that was left behind.
+        While this one loads it does not listen, so its file looks stale.
         """
         if self._path is not None and _file_at(self._path) != self._file:
-            raise InvalidOption(f"cannot listen on {self._path}: another server took it meanwhile")
+            raise InvalidOption(
+                f"cannot listen on {self._path}: another server took it in the meantime"
+            )
 
     def close(self) -> None:
-        """Take the file away, if it is still this socket's."""
+        """Remove the file, if it is still this socket's."""
         self.socket.close()
         if self._path is not None and _file_at(self._path) == self._file:
             with suppress(FileNotFoundError):
@@ -83,7 +89,7 @@ def _unix_socket(path: str) -> socket.socket:
     try:
         _clear(path)
         sock.bind(path)
-        os.chmod(path, _EVERYBODY)
+        os.chmod(path, _MODE)
     except OSError as error:
         sock.close()
         raise _refusal(path, error.strerror or str(error)) from error
@@ -94,27 +100,27 @@ def _unix_socket(path: str) -> socket.socket:
 
 
 def _clear(path: str) -> None:
-    """Remove a socket that a server left behind; anything else is not ours to remove."""
+    """Remove a stale socket. Raises `InvalidOption` for anything else."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise _refusal(path, "it is there already and is no socket")
+        raise _refusal(path, "the file exists and is not a socket")
     with socket.socket(socket.AF_UNIX) as caller:
-        caller.settimeout(0)  # or it would wait for as long as nobody accepts
+        caller.settimeout(0)  # connecting waits while the backlog is full
         try:
             caller.connect(path)
         except ConnectionRefusedError:
             os.unlink(path)
             return
         except BlockingIOError:
-            raise _refusal(path, "another server has it, which accepts no connections") from None
+            raise _refusal(path, "another server has it, but accepts no connections") from None
     raise _refusal(path, "another server answers there")
 
 
 def _file_at(path: str) -> tuple[int, int] | None:
-    """What tells a file from another that was put in its place."""
+    """Device and inode of a file."""
     try:
         found = os.lstat(path)
     except FileNotFoundError:

@@ -16,7 +16,7 @@ from serving import NAME, client_of, embed, error_of, fake_app
 
 from millpond.server.app import create_app
 from millpond.server.models import ServedModel
-from millpond.server.routes.encoding import embedding_body
+from millpond.server.routes.encoding import embedding_slices
 from millpond.server.settings import AppSettings
 
 
@@ -59,7 +59,7 @@ def test_base64_is_the_bytes_of_little_endian_float32(app: FastAPI) -> None:
 
 def test_floats_are_the_shortest_that_are_exact() -> None:
     vectors = np.random.default_rng(3).normal(size=(4, 500)).astype(np.float32) * 1e-2
-    body = embedding_body(vectors, model="m", tokens=1, as_base64=False)
+    body = b"".join(embedding_slices(vectors, model="m", tokens=1, as_base64=False))
     values = [
         text for row in json.loads(body, parse_float=str)["data"] for text in row["embedding"]
     ]

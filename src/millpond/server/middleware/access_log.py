@@ -1,7 +1,4 @@
-"""`AccessLogMiddleware`: the outermost middleware.
-
-It gives a request its id and its prefix, and tells the access log and the metrics how it went.
-"""
+"""`AccessLogMiddleware`, the outermost: request ids, root path, access log and metrics."""
 
 from __future__ import annotations
 
@@ -20,15 +17,15 @@ access_logger = logging.getLogger("millpond.access")
 
 
 class AccessLogMiddleware:
-    """Pure ASGI: a client that hangs up is still seen through it."""
+    """Pure ASGI, so that the application still sees a client that disconnects."""
 
     def __init__(
-        self, app: ASGIApp, *, metrics: Metrics, lifecycle: DrainState, root_path: str = ""
+        self, app: ASGIApp, *, metrics: Metrics, drain: DrainState, root_path: str = ""
     ) -> None:
         self._app = app
         self._root_path = root_path
         self._metrics = metrics
-        self._lifecycle = lifecycle
+        self._drain = drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -36,33 +33,33 @@ class AccessLogMiddleware:
             return
         if self._root_path:
             scope["root_path"] = self._root_path
-        exchange = RequestContext.begin(scope, accepted=not self._lifecycle.draining)
-        id_header = (b"x-request-id", exchange.request_id.encode("ascii"))
+        context = RequestContext.begin(scope, accepted=not self._drain.draining)
+        id_header = (b"x-request-id", context.request_id.encode("ascii"))
 
-        async def send_noted(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                exchange.status = message["status"]
+                context.status = message["status"]
                 message["headers"] = [*message.get("headers", ()), id_header]
             await send(message)
 
         self._metrics.in_progress.inc()
         try:
-            await self._app(scope, receive, send_noted)
+            await self._app(scope, receive, send_with_id)
         finally:
             self._metrics.in_progress.dec()
-            self._tell(exchange)
+            self._record(context)
 
-    def _tell(self, exchange: RequestContext) -> None:
-        self._metrics.answered(exchange)
+    def _record(self, context: RequestContext) -> None:
+        self._metrics.answered(context)
         if access_logger.isEnabledFor(logging.INFO):
-            fields = exchange.fields()
+            fields = context.fields()
             access_logger.info(
                 "%s %s %s",
                 fields["method"],
-                quote(fields["path"], errors="backslashreplace"),  # as it stood in the request
+                quote(fields["path"], errors="backslashreplace"),  # as in the request line
                 fields["status"],
                 extra={"fields": fields},
             )
 
     def __repr__(self) -> str:
-        return f"AccessLogMiddleware(root_path={self._root_path!r}, lifecycle={self._lifecycle!r})"
+        return f"AccessLogMiddleware(root_path={self._root_path!r}, drain={self._drain!r})"

@@ -1,4 +1,4 @@
-"""The API key: which routes it guards, and how it is compared."""
+"""`APIKeyMiddleware`: requests without a valid API key are refused, but on open paths."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _SCHEME = "bearer"
 
 
 class APIKeyMiddleware:
-    """Lets a request through that names a key as `Authorization: Bearer KEY`, or that needs none.
+    """Passes a request with `Authorization: Bearer KEY`, or to an open path.
 
-    It holds digests of the keys, so that comparing takes as long for every wrong key.
+    It compares digests of the keys in constant time.
     """
 
     def __init__(self, app: ASGIApp, *, keys: Sequence[str], open_paths: Sequence[str]) -> None:
@@ -47,9 +47,9 @@ class APIKeyMiddleware:
     def _has_key(self, scope: Scope) -> bool:
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
         given = _digest(key.strip())
-        # Every key is compared, whichever fits.
-        fits = [hmac.compare_digest(given, digest) for digest in self._digests]
-        return scheme.lower() == _SCHEME and any(fits)
+        # All are compared, also after a match.
+        matches = [hmac.compare_digest(given, digest) for digest in self._digests]
+        return scheme.lower() == _SCHEME and any(matches)
 
     def __repr__(self) -> str:
         return f"APIKeyMiddleware(keys={len(self._digests)}, open_paths={sorted(self._open_paths)})"

@@ -1,4 +1,4 @@
-"""`BodyEncoding`: request bodies that arrive compressed, decoded within the bound of all bodies."""
+"""`BodyEncodingMiddleware`: compressed request bodies, decoded up to the largest body."""
 
 from __future__ import annotations
 
@@ -9,20 +9,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import ApiError, shown
 
-__all__ = ["BodyEncoding"]
+__all__ = ["BodyEncodingMiddleware"]
 
-_GZIP, _ZLIB, _BARE = 31, 15, -15  # as zlib calls them
-
-
-_FORMATS = {"gzip": (_GZIP,), "x-gzip": (_GZIP,), "deflate": (_ZLIB, _BARE)}
-
-
-_MOST_MEMBERS = 100  # of one gzip body; finding the next copies what is left
+_GZIP, _ZLIB, _RAW = 31, 15, -15  # zlib's wbits
+_FORMATS = {"gzip": (_GZIP,), "x-gzip": (_GZIP,), "deflate": (_ZLIB, _RAW)}
+_MOST_MEMBERS = 100  # of one gzip body; each copies the rest of the body
 
 
-class BodyEncoding:
-    """Decodes what `Content-Encoding` names. Raises `ApiError` out of `receive`: 415 for a coding
-    that it does not know, 413 for a body that grows beyond the bound, 400 for a broken one."""
+class BodyEncodingMiddleware:
+    """Decodes gzip and deflate. Raises `ApiError` from `receive`: 415 for another coding, 413 for a
+    body that is larger than the limit once decoded, 400 for an invalid one."""
 
     def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
         self._app = app
@@ -55,7 +51,7 @@ def _coding(scope: Scope) -> str:
 
 
 class _Decoder:
-    """One body's. Its output never grows beyond the bound, whatever its input holds."""
+    """One body's. Its output never exceeds the limit by more than a byte."""
 
     def __init__(self, coding: str, max_bytes: int) -> None:
         self._coding = coding
@@ -66,13 +62,13 @@ class _Decoder:
         self._zlib = self._next_member()
 
     def decode(self, part: bytes, *, last: bool) -> bytes:
-        """What this part of the body adds."""
+        """The decoded bytes of the next part."""
         try:
             decoded = b"".join(self._decode(part))
         except zlib.error as error:
-            raise self._broken() from error
+            raise self._invalid() from error
         if last and not self._zlib.eof:
-            raise self._broken()
+            raise self._invalid()
         return decoded
 
     def _decode(self, part: bytes) -> list[bytes]:
@@ -99,7 +95,7 @@ class _Decoder:
         except zlib.error:
             if self._decoded or len(self._formats) == 1:
                 raise
-        # "deflate" is zlib's format; some send what is inside of it.
+        # "deflate" is zlib's format, but some clients send raw deflate.
         self._formats.pop(0)
         self._zlib = self._next_member()
         return self._zlib.decompress(part, room)
@@ -107,10 +103,10 @@ class _Decoder:
     def _next_member(self) -> zlib._Decompress:
         self._members += 1
         if self._members > _MOST_MEMBERS:
-            raise self._broken()
+            raise self._invalid()
         return zlib.decompressobj(self._formats[0])
 
-    def _broken(self) -> ApiError:
+    def _invalid(self) -> ApiError:
         return ApiError(
             400, f"the body is not {self._coding}, as content-encoding says", code="bad_encoding"
         )
@@ -119,7 +115,7 @@ class _Decoder:
 def _unknown(coding: str) -> ApiError:
     return ApiError(
         415,
-        f"content-encoding: {shown(coding)} is not decoded here; send gzip, deflate, or the body "
+        f"content-encoding: {shown(coding)} is not supported; send gzip, deflate, or the body "
         "as it is without that header",
         headers={"accept-encoding": "gzip, deflate", "connection": "close"},
     )

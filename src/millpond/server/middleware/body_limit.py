@@ -1,4 +1,8 @@
-"""`BodyLimit`: no request body grows beyond a bound, whatever its headers say."""
+"""`BodyLimitMiddleware`: the largest request body, declared or sent in chunks.
+
+Starlette's own replaces every response to a body whose declared length is too large by one in plain
+text, so its 413 could not be an error of OpenAI's kind.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import ApiError, error_response
 
-__all__ = ["BodyLimit"]
+__all__ = ["BodyLimitMiddleware"]
 
-_LENGTH = re.compile("[0-9]{1,19}")  # Python reads no number of thousands of digits
+_LENGTH = re.compile("[0-9]{1,19}")  # int() refuses thousands of digits
 
 
-class BodyLimit:
-    """Raises `ApiError` 413 out of `receive`, so that the application answers it as its own."""
+class BodyLimitMiddleware:
+    """Raises `ApiError` 413 from `receive`, for the application's error handlers."""
 
     def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
         self._app = app
@@ -55,7 +59,7 @@ class BodyLimit:
 def _no_length() -> ApiError:
     return ApiError(
         400,
-        "content-length is no number of bytes",
+        "content-length is not a number of bytes",
         code="invalid_header",
         headers={"connection": "close"},
     )

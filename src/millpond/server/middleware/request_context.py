@@ -1,4 +1,4 @@
-"""`RequestContext`: one request and its answer, as the access log and the metrics tell of them."""
+"""`RequestContext`: one request and its response, as the access log and the metrics see them."""
 
 from __future__ import annotations
 
@@ -13,21 +13,13 @@ from starlette.types import Scope
 
 from ..errors import shown
 
-__all__ = ["HUNG_UP", "RequestContext"]
+__all__ = ["CLIENT_CLOSED_REQUEST", "RequestContext"]
 
-HUNG_UP = 499  # in log and metrics, for a client that did not wait; no client sees it
-
-
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that disconnected; in log and metrics
 _LONGEST_PATH = 500  # characters of a path in a log line
-
-
-_SCOPE_KEY = "millpond.exchange"
-
-
+_SCOPE_KEY = "millpond.context"
 _USABLE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-
-
-_ids = random.Random()  # asking the system each time is slow
+_ids = random.Random()  # os.urandom for every request is slow
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_ids.seed)
 
@@ -39,30 +31,30 @@ class RequestContext:
     scope: Scope
     request_id: str
     path: str
-    """As it was sent."""
+    """As sent by the client."""
     accepted: bool = True
     """Whether it began before the server was told to stop."""
     started_s: float = field(default_factory=time.perf_counter)
     status: int | None = None
-    """None until the answer starts."""
-    notes: dict[str, Any] = field(default_factory=dict)
+    """None until the response starts."""
+    log_fields: dict[str, Any] = field(default_factory=dict)
     """What the route adds to the log line."""
 
     @classmethod
     def begin(cls, scope: Scope, *, accepted: bool) -> RequestContext:
-        """With the client's own x-request-id where it can stand in a header and a log line."""
+        """With the client's x-request-id where it is valid in a header and a log line."""
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
         usable = _USABLE_ID.fullmatch(given)
         request_id = given.decode("ascii") if usable else f"{_ids.getrandbits(128):032x}"
-        exchange = cls(scope, request_id, scope["path"], accepted)
-        scope[_SCOPE_KEY] = exchange
-        return exchange
+        context = cls(scope, request_id, scope["path"], accepted)
+        scope[_SCOPE_KEY] = context
+        return context
 
     @staticmethod
     def of(scope: Scope) -> RequestContext:
-        """The exchange that a request belongs to."""
-        exchange: RequestContext = scope[_SCOPE_KEY]
-        return exchange
+        """That of the request with this scope."""
+        context: RequestContext = scope[_SCOPE_KEY]
+        return context
 
     @property
     def seconds(self) -> float:
@@ -71,12 +63,12 @@ class RequestContext:
 
     @property
     def route(self) -> str:
-        """The path as the OpenAPI document has it: one value a route, whatever was asked."""
+        """The path template of the OpenAPI document, `unmatched` for other paths."""
         path: str = getattr(self.scope.get("route"), "path", "unmatched")
         return path
 
     def fields(self) -> dict[str, Any]:
-        """What the log line has beside its message."""
+        """The log line's fields."""
         client = self.scope.get("client")
         return {
             "request_id": self.request_id,
@@ -85,5 +77,5 @@ class RequestContext:
             "path": shown(self.path, _LONGEST_PATH),
             "status": self.status,
             "ms": round(self.seconds * 1000, 2),
-            **self.notes,
+            **self.log_fields,
         }

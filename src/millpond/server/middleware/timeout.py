@@ -1,4 +1,4 @@
-"""`TimeoutMiddleware`: every request gets an answer, in time, whatever the application raises."""
+"""`TimeoutMiddleware`: every request gets a response in time, whatever the application raises."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..drain import DrainState
 from ..errors import ApiError, error_response
-from .request_context import HUNG_UP, RequestContext
+from .request_context import CLIENT_CLOSED_REQUEST, RequestContext
 
 __all__ = ["TimeoutMiddleware"]
 
@@ -18,41 +18,41 @@ logger = logging.getLogger("millpond.server")
 
 
 class TimeoutMiddleware:
-    """Pure ASGI: a client that hangs up is still seen through it."""
+    """Pure ASGI, so that the application still sees a client that disconnects."""
 
-    def __init__(self, app: ASGIApp, *, lifecycle: DrainState, timeout_s: float) -> None:
+    def __init__(self, app: ASGIApp, *, drain: DrainState, timeout_s: float) -> None:
         self._app = app
-        self._lifecycle = lifecycle
+        self._drain = drain
         self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = RequestContext.of(scope)
+        context = RequestContext.of(scope)
         try:
             async with asyncio.timeout(self._timeout_s) as limit:
-                self._lifecycle.limits.add(limit)
+                self._drain.limits.add(limit)
                 try:
                     await self._app(scope, receive, send)
                 finally:
-                    self._lifecycle.limits.discard(limit)
+                    self._drain.limits.discard(limit)
             return
         except ClientDisconnect:
-            exchange.status = exchange.status or HUNG_UP
+            context.status = context.status or CLIENT_CLOSED_REQUEST
             return
         except Exception as error:
-            if exchange.status is not None:
+            if context.status is not None:
                 raise
-            answer = self._answer(exchange, error, late=limit.expired())
+            answer = self._answer(context, error, late=limit.expired())
         await error_response(answer)(scope, receive, send)
 
-    def _answer(self, exchange: RequestContext, error: Exception, *, late: bool) -> ApiError:
+    def _answer(self, context: RequestContext, error: Exception, *, late: bool) -> ApiError:
         if not (late and isinstance(error, TimeoutError)):
-            logger.exception("request %s failed", exchange.request_id)
+            logger.exception("request %s failed", context.request_id)
             return ApiError.unexpected()
-        if self._lifecycle.over:
-            return self._lifecycle.refusal()
+        if self._drain.over:
+            return self._drain.refusal()
         return ApiError(
             504,
             f"not done within {self._timeout_s:g} s; send fewer texts a request",
@@ -60,4 +60,4 @@ class TimeoutMiddleware:
         )
 
     def __repr__(self) -> str:
-        return f"TimeoutMiddleware(timeout_s={self._timeout_s:g}, lifecycle={self._lifecycle!r})"
+        return f"TimeoutMiddleware(timeout_s={self._timeout_s:g}, drain={self._drain!r})"

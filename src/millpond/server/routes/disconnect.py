@@ -1,4 +1,4 @@
-"""Waiting for an engine's answer while the client may hang up."""
+"""Waiting for an engine's result while the client may disconnect."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from starlette.types import Receive
 
 from ...embeddings import Embeddings
 
-__all__ = ["answer_or_hang_up"]
+__all__ = ["result_or_disconnect"]
 
 
-async def answer_or_hang_up(future: Future[Embeddings], receive: Receive) -> Embeddings:
+async def result_or_disconnect(future: Future[Embeddings], receive: Receive) -> Embeddings:
     """The result of a submitted call whose request body has been read.
 
-    Raises the call's error, and `ClientDisconnect` when the client is gone. Whatever ends the
-    wait, a call that is not done is cancelled: its texts are taken out before the next forward.
+    Raises the call's error, and `ClientDisconnect` when the client is gone. However the
+    wait ends, a call that is not done is cancelled: its texts leave the queue.
     """
     answer = asyncio.wrap_future(future)
-    watching = asyncio.ensure_future(_end_when_hung_up(receive, answer))
+    watching = asyncio.ensure_future(_cancel_when_disconnected(receive, answer))
     try:
         return await answer
     except asyncio.CancelledError:
@@ -32,7 +32,7 @@ async def answer_or_hang_up(future: Future[Embeddings], receive: Receive) -> Emb
         future.cancel()
 
 
-async def _end_when_hung_up(receive: Receive, answer: asyncio.Future[Embeddings]) -> None:
+async def _cancel_when_disconnected(receive: Receive, answer: asyncio.Future[Embeddings]) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     answer.cancel()

@@ -1,7 +1,7 @@
-"""`/docs`: the OpenAPI document as a page that needs nothing but this server.
+"""`/docs`: the OpenAPI document as a self-contained page.
 
-The page holds the document, so that who may see it needs no second request, and its own script and
-style. Its policy lets a browser load nothing else.
+The document, the script and the style are inline, and the content security policy allows nothing
+else to be loaded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PAGE = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
 
 
 def _hashes(tag: str) -> str:
-    """The page's own elements of a kind, as a policy names them."""
+    """The hashes of the page's inline elements, for the content security policy."""
     found = re.findall(f"<{tag}>(.*?)</{tag}>", _PAGE, flags=re.DOTALL)
     digests = [b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in found]
     return " ".join(f"'sha256-{digest}'" for digest in digests)
@@ -38,7 +38,7 @@ _HEADERS = {
 
 
 def add_docs_page(app: FastAPI) -> None:
-    """Serve the page of the application's own document."""
+    """Serve the application's OpenAPI document as a page."""
 
     async def docs(request: Request) -> HTMLResponse:
         return HTMLResponse(_PAGE.replace("DOCUMENT", _embedded(app.openapi())), headers=_HEADERS)
@@ -47,5 +47,5 @@ def add_docs_page(app: FastAPI) -> None:
 
 
 def _embedded(document: dict[str, Any]) -> str:
-    """JSON that ends no element of the page, whatever the document says."""
+    """JSON that cannot close the page's script element."""
     return json.dumps(document).replace("<", "\\u003c")

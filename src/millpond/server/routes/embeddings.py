@@ -2,113 +2,107 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, cast
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from ...embeddings import Embeddings
 from ...errors import QueueFull
 from ...stats import EngineStats
-from ..drain import DrainState
 from ..errors import ApiError
 from ..metrics import Metrics
 from ..middleware.request_context import RequestContext
-from ..models import ServedModel, ServedModels
-from ..schemas import EmbeddingRequest, EmbeddingResponse
-from .disconnect import answer_or_hang_up
-from .encoding import embedding_body
-from .json_body import JsonRoute
+from ..models import ServedModel
+from ..schemas import EmbeddingRequest, input_kind
+from .disconnect import result_or_disconnect
+from .encoding import SlicedResponse, embedding_slices
 
-__all__ = ["EmbeddingsRoute"]
+__all__ = ["create_embedding"]
 
 MAX_RETRY_AFTER_S = 60
+LONGEST_QUERY = 64 * 2**10  # characters, or token ids, of a text that may be a query
+MANY_TEXTS = 256  # that the engine takes in without holding up other requests for milliseconds
 
 
-LONGEST_QUERY = 64 * 2**10  # characters, or token ids, of a text that may be somebody's question
+async def create_embedding(body: EmbeddingRequest, request: Request) -> Response:
+    """OpenAI's embeddings, with a few options of Millpond's own."""
+    state, context = request.app.state, RequestContext.of(request.scope)
+    state.drain.require_accepted(context)
+    model: ServedModel = state.models.find(body.model)
+    metrics: Metrics = state.metrics
+    context.log_fields["model"] = name = body.model or model.name
+    priority = _priority(body)
 
-
-class EmbeddingsRoute:
-    """Turns requests into calls of the engines, and results into answers."""
-
-    def __init__(
-        self,
-        models: ServedModels,
-        *,
-        metrics: Metrics,
-        lifecycle: DrainState,
-        allow_raw_token_ids: bool,
-    ) -> None:
-        self._models = models
-        self._metrics = metrics
-        self._lifecycle = lifecycle
-        self._allow_raw_token_ids = allow_raw_token_ids
-
-    def add_to(self, router: APIRouter, responses: dict[int | str, dict[str, Any]]) -> None:
-        """Declare the route."""
-        router.add_api_route(
-            "/v1/embeddings",
-            self.embed,
-            methods=["POST"],
-            route_class_override=JsonRoute,
-            response_model=EmbeddingResponse,
-            responses=responses,
-            summary="Embed one text or several",
-            operation_id="create_embedding",
-        )
-
-    async def embed(self, body: EmbeddingRequest, request: Request) -> Response:
-        """OpenAI's embeddings, with a few options of Millpond's own."""
-        exchange = RequestContext.of(request.scope)
-        self._lifecycle.require_accepted(exchange)
-        model = self._models.find(body.model)
-        name = body.model or model.name
-        exchange.notes["model"] = name
-        priority = _priority(body)
-        with self._metrics.at_priority(model, priority):
-            call = self._submit(model, body, priority)
-            result = await answer_or_hang_up(call, request.receive)
-        result.raise_for_errors()
-        tokens = int(result.token_counts.sum())
-        content = embedding_body(
-            result.vectors,
-            model=name,
-            tokens=tokens,
-            as_base64=body.encoding_format == "base64",
-        )
-        timings = _timings(result)
-        exchange.notes.update(texts=len(result), tokens=tokens, **timings)
-        headers = {f"x-millpond-{part.replace('_', '-')}": str(ms) for part, ms in timings.items()}
-        headers["x-millpond-truncated-texts"] = str(int(result.truncated.sum()))
-        return Response(content, headers=headers, media_type="application/json")
-
-    def _submit(self, model: ServedModel, body: EmbeddingRequest, priority: str) -> Any:
-        texts = cast(Any, body.input)
-        options: dict[str, Any] = {}
-        if _is_tokens(texts):
-            if not self._allow_raw_token_ids:
-                model.special_ends.require(texts if isinstance(texts[0], list) else [texts])
-            _require_no_prompt(model, body)
-            if body.input_type is None and body.prompt_name is None:
-                options["prompt"] = ""  # ids are whole texts, a default prompt among them
-        elif body.prompt_name is not None:
-            model.prompt(body.input_type, body.prompt_name)
+    def submit() -> Future[Embeddings]:
         try:
-            return model.engine.submit(
-                texts,
-                wait=False,
-                task=body.input_type,
-                prompt_name=body.prompt_name,
-                dimensions=body.dimensions,
-                normalize=body.normalize,
-                truncate=body.truncate,
-                priority=priority,
-                **options,
-            )
+            return _submit(model, body, priority, check_ids=not state.settings.allow_raw_token_ids)
         except QueueFull as error:
-            self._metrics.rejected(model)
+            metrics.rejected(model)
             raise _full(error, model) from error
+
+    with metrics.in_engine(model, priority):
+        has_many = isinstance(body.input, list) and len(body.input) > MANY_TEXTS
+        call = await _on_a_thread(submit) if has_many else submit()
+        result = await result_or_disconnect(call, request.receive)
+    result.raise_for_errors()
+    tokens = int(result.token_counts.sum())
+    as_base64 = body.encoding_format == "base64"
+    slices: list[bytes] = []
+    for written in embedding_slices(result.vectors, model=name, tokens=tokens, as_base64=as_base64):
+        if slices:
+            await asyncio.sleep(0)  # other requests have the event loop in between
+        slices.append(written)
+    timings = _timings(result)
+    context.log_fields.update(texts=len(result), tokens=tokens, **timings)
+    headers = {f"x-millpond-{part.replace('_', '-')}": str(ms) for part, ms in timings.items()}
+    headers["x-millpond-truncated-texts"] = str(int(result.truncated.sum()))
+    return SlicedResponse(slices, headers)
+
+
+async def _on_a_thread(submit: Callable[[], Future[Embeddings]]) -> Future[Embeddings]:
+    """The call that was submitted. If this is cancelled, so is the call."""
+    submitting = asyncio.ensure_future(asyncio.to_thread(submit))
+    try:
+        return await asyncio.shield(submitting)
+    except asyncio.CancelledError:
+        submitting.add_done_callback(_cancel_call)
+        raise
+
+
+def _cancel_call(submitted: asyncio.Future[Future[Embeddings]]) -> None:
+    if not submitted.cancelled() and submitted.exception() is None:
+        submitted.result().cancel()
+
+
+def _submit(
+    model: ServedModel, body: EmbeddingRequest, priority: str, *, check_ids: bool
+) -> Future[Embeddings]:
+    texts = cast(Any, body.input)
+    kind = input_kind(texts)
+    options: dict[str, Any] = {}
+    if kind in ("tokens", "token_lists"):
+        if check_ids:
+            model.require_special_tokens([texts] if kind == "tokens" else texts)
+        _require_no_prompt(model, body)
+        if body.input_type is None and body.prompt_name is None:
+            options["prompt"] = ""  # ids are whole texts, with the default prompt
+    elif body.prompt_name is not None:
+        model.prompt(body.input_type, body.prompt_name)
+    return model.engine.submit(
+        texts,
+        wait=False,
+        task=body.input_type,
+        prompt_name=body.prompt_name,
+        dimensions=body.dimensions,
+        normalize=body.normalize,
+        truncate=body.truncate,
+        priority=priority,
+        **options,
+    )
 
 
 def _require_no_prompt(model: ServedModel, body: EmbeddingRequest) -> None:
@@ -130,15 +124,11 @@ def _priority(body: EmbeddingRequest) -> str:
     if body.input_type == "query":
         return "interactive"
     texts = cast(Any, body.input)
-    if isinstance(texts, list) and not isinstance(texts[0], int):
+    if input_kind(texts) in ("texts", "token_lists"):
         if len(texts) > 1:
             return "bulk"
         (texts,) = texts
     return "interactive" if len(texts) <= LONGEST_QUERY else "bulk"
-
-
-def _is_tokens(texts: str | Sequence[Any]) -> bool:
-    return not isinstance(texts, str) and isinstance(texts[0], int | list)
 
 
 def _timings(result: Embeddings) -> dict[str, float]:
@@ -155,16 +145,16 @@ def _full(error: QueueFull, model: ServedModel) -> ApiError:
     seconds = _retry_after_s(stats)
     answer = ApiError.of(error)
     answer.detail = (
-        f"the queue is full: {stats.waiting_interactive_tokens} tokens of queries and "
+        f"the queue is full: {stats.waiting_interactive_tokens} tokens of interactive requests and "
         f"{stats.waiting_bulk_tokens} of bulk requests are waiting; send it again in {seconds} s. "
-        "The server's flag --max-queue-tokens is the bound"
+        "The server's flag --max-queue-tokens is the limit"
     )
     answer.headers = {"retry-after": str(seconds)}
     return answer
 
 
 def _retry_after_s(stats: EngineStats) -> int:
-    """How long what waits takes at the speed so far, in whole seconds."""
+    """How long the waiting tokens take at the mean speed so far, in whole seconds."""
     waiting = stats.waiting_interactive_tokens + stats.waiting_bulk_tokens
     seconds = waiting * stats.forward_s / stats.tokens if stats.tokens else 1.0
     return max(1, min(MAX_RETRY_AFTER_S, math.ceil(seconds)))

@@ -1,7 +1,7 @@
-"""Fields that other servers and their clients send, in the words of this one.
+"""Fields of other servers' APIs, translated to ours.
 
-What has a clear meaning here is taken. What asks for something that is not done is refused, and
-not passed over: the vectors would be others than the client thinks.
+A field with an equivalent is taken. A value that asks for something unsupported is refused rather
+than ignored: the vectors would not be what the client expects.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RENAMED = {
 }
 
 
-# What is done here anyway, and nothing else can be asked for.
+# Only the value that is the behaviour anyway.
 DEFAULT_ONLY: Mapping[str, tuple[Any, ...]] = {
     "add_special_tokens": (True,),  # vLLM
     "embed_dtype": ("float32",),  # vLLM
@@ -47,10 +47,8 @@ DEFAULT_ONLY: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-# Of bookkeeping, and without a part in the vectors.
+# They do not affect the vectors.
 IGNORED = frozenset({"cache_salt", "metadata", "request_id", "safety_identifier"})
-
-
 _INPUT_TYPES = {
     "passage": "document",  # NVIDIA, and models of E5's kind
     "search_query": "query",  # Cohere
@@ -61,23 +59,21 @@ _INPUT_TYPES = {
     "retrieval_document": "document",
     "text": None,  # Azure: no type
 }
-
-
 _TRUNCATE = {"left": "start", "right": "end", "none": "error"}
 
 
 @dataclass(frozen=True)
 class Translated:
-    """A body in our own words, and how its client spelled them."""
+    """A body with our field names, and the names the client used for them."""
 
     body: dict[str, Any]
-    spelled: Mapping[str, str]
+    client_names: Mapping[str, str]
 
 
 def translate(body: Mapping[str, Any]) -> Translated:
-    """Raises `ApiError` 400 for what is understood and not done, or is said twice."""
+    """Raises `ApiError` 400 for an unsupported value, or a field given twice."""
     ours: dict[str, Any] = {}
-    spelled: dict[str, str] = {}
+    client_names: dict[str, str] = {}
     for name, value in body.items():
         if name in DEFAULT_ONLY:
             _require_default(name, value)
@@ -85,16 +81,16 @@ def translate(body: Mapping[str, Any]) -> Translated:
             if value is None:
                 continue
             meant = RENAMED[name]
-            if meant in spelled or body.get(meant) is not None:
-                other = spelled.get(meant, meant)
+            if meant in client_names or body.get(meant) is not None:
+                other = client_names.get(meant, meant)
                 raise ApiError(
-                    400, f"{other} and {name} say the same; send one", param=name, code=_CODE
+                    400, f"{other} and {name} mean the same; send one", param=name, code=_CODE
                 )
-            spelled[meant] = name
+            client_names[meant] = name
             ours[meant] = value
         elif name not in IGNORED:
             ours.setdefault(name, value)
-    return Translated(ours, spelled)
+    return Translated(ours, client_names)
 
 
 _CODE = "invalid_value"
@@ -115,14 +111,14 @@ def _as_json(value: Any) -> str:
 
 
 def input_type(value: Any) -> Any:
-    """Other names of `query` and `document`; what is none of them as it is."""
+    """Other names of `query` and `document`; any other value unchanged."""
     if not isinstance(value, str):
         return value
     return _INPUT_TYPES.get(value.lower(), value.lower())
 
 
 def truncate(value: Any) -> Any:
-    """Other names of the sides, and whether to cut at all; what is none of them as it is."""
+    """Other names of the sides, and of `error`; any other value unchanged."""
     if isinstance(value, bool):
         return None if value else "error"
     return _TRUNCATE.get(value.lower(), value.lower()) if isinstance(value, str) else value

@@ -1,6 +1,4 @@
-"""`PlainPaths`: the ways of writing a path and a method that mean a route; and which route a client
-looks for that asks at another path.
-"""
+"""`PathMiddleware`: redundant slashes and HEAD; and our routes for other servers' paths."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ import re
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["PlainPaths", "meant_path"]
+__all__ = ["PathMiddleware", "meant_path"]
 
 _SLASHES = re.compile("/{2,}")
 _LONGEST_GUESSED = 200
@@ -24,7 +22,7 @@ _KNOWN = (
     "/docs",
     "/openapi.json",
 )
-# What other servers have in the last part of the path, and the route that does it here.
+# The last part of a path of another server -> our route.
 _ELSEWHERE = {
     "embed": "/v1/embeddings",
     "embed_all": "/v1/embeddings",
@@ -45,10 +43,10 @@ _ELSEWHERE = {
 }
 
 
-class PlainPaths:
+class PathMiddleware:
     """Answers `/v1/embeddings/` and `//v1/embeddings` as `/v1/embeddings`, and HEAD as GET.
 
-    No redirect is made, which would name the host that the client named.
+    Without a redirect, which would repeat the client's Host header.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -68,7 +66,7 @@ class PlainPaths:
                 message = {**message, "body": b""}
             await send(message)
 
-        as_get = {**scope, "method": "GET"}  # the server reads the method of its own scope
+        as_get = {**scope, "method": "GET"}  # uvicorn reads the method of its own scope
         try:
             await self._app(as_get, receive, send_no_body)
         finally:
@@ -77,7 +75,7 @@ class PlainPaths:
 
 
 def meant_path(path: str) -> str | None:
-    """The route that a client looks for at a path where there is none, or None."""
+    """Our route for an unknown path, or None."""
     if len(path) > _LONGEST_GUESSED:
         return None
     last = path.lower().rstrip("/").rpartition("/")[2]
