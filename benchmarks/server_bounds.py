@@ -1,12 +1,16 @@
-"""What a few bad clients cost the others: times of answers, and memory, with and without them.
+"""What large and endless requests cost the others: response times, and memory.
 
     python benchmarks/server_bounds.py
+    python benchmarks/server_bounds.py --bulk
 
-200 connections ask for a query each, again and again, with pauses. In every second round 20
+200 connections send a query each, again and again, with pauses. In every second round 20
 connections send a header that never ends and 4 send texts of 16 MiB, with pauses too; `--pause 0`
-sends as many as the server takes. Exit status 1 where the
-others' p99 is more than 3 times what it is without, where memory rises more than 1.5 GiB above
-idle, or where a good request is not answered. Flags it does not know go to the server.
+sends as many as the server takes. Exit status 1 where the others' p99 is more than 3 times what it
+is without, where memory rises more than 1.5 GiB above idle, or where a query is not answered.
+
+With `--bulk` one connection sends short texts all the time: 2,048 a request in every second round,
+and 64 in the others. Both keep the engine equally busy, so the difference is what large bodies and
+large answers cost the queries. Unknown flags are passed to the server.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ MOST_RATIO = 3.0
 MOST_MEMORY = 1.5 * 2**30
 RESIDENT = b"\nprocess_resident_memory_bytes "
 PAUSE_S = 2.0  # between two queries of a connection, on average
+FEW, MANY = 64, 2048  # texts a request
 
 
 @dataclass
@@ -46,6 +51,7 @@ class Round:
     resident: list[float] = field(default_factory=list)
     refused_headers: int = 0
     large: int = 0
+    bulk_texts: int = 0
     failed: list[str] = field(default_factory=list)
 
     def p99_s(self) -> float:
@@ -57,7 +63,7 @@ class Round:
             f" p99 {1000 * self.p99_s():.0f} ms; /health at most "
             f"{1000 * max(self.health_s):.0f} ms; at most {max(self.resident) / 2**20:.0f} MiB; "
             f"{self.large} large texts, {self.refused_headers} headers refused, "
-            f"{len(self.failed)} failed"
+            f"{self.bulk_texts} bulk texts, {len(self.failed)} failed"
         )
 
 
@@ -137,6 +143,20 @@ def large(host: str, port: int, seen: Round, end_s: float, pause_s: float) -> No
     connection.close()
 
 
+def bulk(host: str, port: int, seen: Round, end_s: float, count: int) -> None:
+    """Different texts in every request, so that none is deduplicated."""
+    texts, connection = queries(MANY), http.client.HTTPConnection(host, port)
+    while time.perf_counter() < end_s:
+        start = seen.bulk_texts % MANY
+        body = {"input": [f"{seen.bulk_texts} {text}" for text in texts[start : start + count]]}
+        connection.request("POST", "/v1/embeddings", json.dumps(body).encode())
+        answer = connection.getresponse()
+        if answer.status != 200 or not answer.read():
+            raise OSError(f"the server answered {answer.status}")
+        seen.bulk_texts += count
+    connection.close()
+
+
 async def watch(client: Client, seen: Round, end_s: float) -> None:
     while time.perf_counter() < end_s:
         began_s = time.perf_counter()
@@ -161,8 +181,14 @@ async def good_clients(host: str, port: int, bodies: list[bytes], seconds: float
     return seen
 
 
-async def bad_clients(host: str, port: int, seconds: float, pause_s: float) -> Round:
+async def other_clients(host: str, port: int, seconds: float, kind: str) -> Round:
+    """Of a kind: a pause of those that send endless headers and large texts, or texts a request."""
     seen, end_s = Round(), time.perf_counter() + seconds
+    name, _, number = kind.partition("=")
+    if name == "bulk":
+        await asyncio.to_thread(bulk, host, port, seen, end_s, int(number))
+        return seen
+    pause_s = float(number)
     await asyncio.gather(
         *(endless(host, port, seen, end_s) for _ in range(ENDLESS)),
         *(asyncio.to_thread(large, host, port, seen, end_s, pause_s) for _ in range(LARGE)),
@@ -171,40 +197,41 @@ async def bad_clients(host: str, port: int, seconds: float, pause_s: float) -> R
 
 
 async def one_round(
-    host: str, port: int, bodies: list[bytes], seconds: float, pause_s: float | None = None
+    host: str, port: int, bodies: list[bytes], seconds: float, kind: str = ""
 ) -> Round:
-    """With bad clients where they have a pause. They are a process of their own, so that their work
-    delays no good one."""
-    command = [sys.executable, __file__, "--bad", host, str(port)]
-    command += ["--seconds", str(seconds), "--pause", str(pause_s)]
-    if pause_s is None:
+    """With other clients of that kind. They are a process of their own, so that their work does not
+    delay the queries' client."""
+    command = [sys.executable, __file__, "--others", host, str(port), kind]
+    command += ["--seconds", str(seconds)]
+    if not kind:
         return await good_clients(host, port, bodies, seconds)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()  # it begins
         seen = await good_clients(host, port, bodies, seconds)
-        seen.large, seen.refused_headers = map(int, process.stdout.readline().split())
+        counts = map(int, process.stdout.readline().split())
+        seen.large, seen.refused_headers, seen.bulk_texts = counts
     return seen
 
 
-async def run(address: str, rounds: int, seconds: float, pause_s: float) -> int:
+async def run(address: str, rounds: int, seconds: float, kinds: tuple[str, str]) -> int:
     url = urlsplit(address)
     host, port = str(url.hostname), int(url.port or 80)
     bodies = [json.dumps({"input": text}).encode() for text in queries(256)]
     await one_round(host, port, bodies, seconds / 2)  # warms up
     idle = await resident(Client(host, port))
-    without, with_bad = [], []
+    before: list[Round] = []
+    after: list[Round] = []
     for _ in range(rounds):
-        for found, pause in ((without, None), (with_bad, pause_s)):
-            found.append(await one_round(host, port, bodies, seconds, pause))
-            name = "without" if pause is None else "with"
-            print(f"{name} bad clients: {found[-1]}", flush=True)
-    ratio = statistics.median(one.p99_s() for one in with_bad) / statistics.median(
-        one.p99_s() for one in without
+        for found, kind in zip((before, after), kinds, strict=True):
+            found.append(await one_round(host, port, bodies, seconds, kind))
+            print(f"{kind or 'queries alone'}: {found[-1]}", flush=True)
+    ratio = statistics.median(one.p99_s() for one in after) / statistics.median(
+        one.p99_s() for one in before
     )
-    rise = max(max(one.resident) for one in with_bad) - idle
-    failed = [message for one in (*without, *with_bad) for message in one.failed]
-    print(f"p99 {ratio:.1f} times that without, memory {rise / 2**20:.0f} MiB above idle")
+    rise = max(max(one.resident) for one in after) - idle
+    failed = [message for one in (*before, *after) for message in one.failed]
+    print(f"p99 {ratio:.1f} times, memory {rise / 2**20:.0f} MiB above idle")
     print("\n".join(sorted(set(failed))[:5]))
     return int(ratio > MOST_RATIO or rise > MOST_MEMORY or bool(failed))
 
@@ -216,16 +243,20 @@ def main() -> None:
     parser.add_argument(
         "--pause", type=float, default=2.0, help="seconds between two large texts of a client"
     )
-    parser.add_argument("--bad", nargs=2, metavar=("HOST", "PORT"), help=argparse.SUPPRESS)
+    parser.add_argument("--bulk", action="store_true", help="beside requests of 2,048 texts")
+    parser.add_argument("--others", nargs=3, help=argparse.SUPPRESS)
     arguments, flags = parser.parse_known_args()
-    if arguments.bad:
-        host, port = arguments.bad
+    if arguments.others:
+        host, port, kind = arguments.others
         print("begins", flush=True)
-        seen = asyncio.run(bad_clients(host, int(port), arguments.seconds, arguments.pause))
-        print(seen.large, seen.refused_headers)
+        seen = asyncio.run(other_clients(host, int(port), arguments.seconds, kind))
+        print(seen.large, seen.refused_headers, seen.bulk_texts)
         return
+    kinds = ("", f"pause={arguments.pause}")
+    if arguments.bulk:
+        kinds = (f"bulk={FEW}", f"bulk={MANY}")
     with server(MODEL, *flags) as address:
-        sys.exit(asyncio.run(run(address, arguments.rounds, arguments.seconds, arguments.pause)))
+        sys.exit(asyncio.run(run(address, arguments.rounds, arguments.seconds, kinds)))
 
 
 if __name__ == "__main__":
