@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+from checkpoints import reference
+from command_line import with_settings
+
+from millpond import Engine
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -44,3 +50,27 @@ def test_demo_answers_from_docstrings_and_reports(capsys: pytest.CaptureFixture[
     assert "what is a hash table?" in out
     assert "packed, padding waste" in out
     assert out.count("\n  0.") == 3
+
+
+def test_similarity_finds_the_bakery(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = ["when can I buy bread?", "The bakery\nopens at six.", "It may rain." * 10]
+    load("similarity").main(texts)
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["1", "2", "3"]
+    table = np.array([[float(number) for number in row.split()[1:4]] for row in rows])
+    assert np.diag(table) == pytest.approx(1, abs=1e-4)
+    assert table[0, 1] > table[0, 2] + 0.2
+    assert rows[1].endswith("  The bakery opens at six.")
+
+
+@pytest.mark.parametrize("function", ["cosine", "dot", "euclidean", "manhattan"])
+def test_similarity_is_that_of_the_checkpoint(
+    function: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = with_settings(checkpoint("bert"), tmp_path / "model", similarity_fn_name=function)
+    expected = reference(model)
+    with Engine(model, dtype="float32") as engine:
+        vectors = engine.embed(["bread?", "The bakery opens at six.", "It may rain."])
+        assert engine.info().model.similarity_fn_name == function
+    found = load("similarity").scores(vectors, function)
+    assert found == pytest.approx(expected.similarity(vectors, vectors).numpy(), abs=1e-3)

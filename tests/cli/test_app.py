@@ -17,7 +17,7 @@ COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-def
 
 
 def test_it_has_these_commands() -> None:
-    assert {"info", "similarity"} <= set(COMMANDS)
+    assert {"embed", "info"} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -70,7 +70,7 @@ print(status, *sorted(heavy), file=sys.stderr)
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["similarity", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["embed", "--help"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", PROGRAM.format(arguments=arguments)],

@@ -45,18 +45,6 @@ def test_every_command_is_in_the_table() -> None:
     assert {name for name in COMMANDS if f"`millpond {name}`" not in PAGE} == set()
 
 
-def test_the_similarities_shown_are_those_of_the_model() -> None:
-    _, _, block = PAGE.partition("## `millpond similarity`")
-    call, table = re.findall(r"```\w*\n(.*?)```", block, flags=re.DOTALL)[:2]
-    texts = re.findall(r'"(.*?)"', call)
-    found = run("similarity", *texts, "--device", "cpu", "--dtype", "float32").stdout
-    numbers = re.compile(r" *-?\d\.\d{4}")
-    assert numbers.sub("", found) == numbers.sub("", table)
-    assert [float(value) for value in numbers.findall(table)] == pytest.approx(
-        [float(value) for value in numbers.findall(found)], abs=2e-3
-    )
-
-
 def test_the_facts_shown_are_those_of_the_model() -> None:
     _, _, block = PAGE.partition("## `millpond info`")
     _, facts = re.findall(r"```\w*\n(.*?)```", block, flags=re.DOTALL)[:2]

@@ -176,8 +176,8 @@ def test_texts_cut_short_are_counted(embed: Callable[..., str], tmp_path: Path) 
     assert "2 texts in" in said
     assert said.count("longer than") == 1  # and no word of the log
     assert (
-        f"; 1 of them was longer than the {MAX_LENGTH} tokens the model reads and lost a part: "
-        "split such texts before, or try a higher --max-length\n"
+        f"; 1 was longer than the {MAX_LENGTH} tokens the model reads and truncated: split such "
+        "texts before, or try a higher --max-length\n"
     ) in said
 
 

@@ -193,7 +193,7 @@ def refused_output(tmp_path: Path, output: object) -> str:
 def test_what_is_no_ordinary_file_is_left_alone(name: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / name)
     line = refused_output(tmp_path, tmp_path / "out.npy")
-    assert f"{tmp_path / name} is there and is not an ordinary file" in line
+    assert f"{tmp_path / name} exists and is not a regular file" in line
     assert (tmp_path / name).is_fifo()
 
 
@@ -203,7 +203,7 @@ def test_what_a_link_points_to_is_left_alone_too(tmp_path: Path) -> None:
     (tmp_path / "out.npy").symlink_to(tmp_path / "fifo")
     assert "out.npy, which is not a file" in refused_output(tmp_path, tmp_path / "out.npy")
     (tmp_path / "loop.npy").symlink_to(tmp_path / "loop.npy")
-    assert "is not an ordinary file" in refused_output(tmp_path, tmp_path / "loop.npy")
+    assert "is not a regular file" in refused_output(tmp_path, tmp_path / "loop.npy")
     (tmp_path / "lost.npy").symlink_to(tmp_path / "no" / "out.npy")
     assert "is not a folder" in refused_output(tmp_path, tmp_path / "lost.npy")
 
@@ -229,8 +229,8 @@ def test_a_link_stays_and_what_it_points_to_is_written(
     [
         (["nothing.txt", "-o", "out.npy"], "nothing.txt: No such file or directory"),
         (["nothing.parquet", "-o", "out.npy"], "nothing.parquet: No such file or directory"),
-        (["in.doc", "-o", "out.npy"], "no format goes by '.doc'"),
-        (["in.txt", "-o", "out.csv"], "no format goes by '.csv'"),
+        (["in.doc", "-o", "out.npy"], "the suffix '.doc' is unknown"),
+        (["in.txt", "-o", "out.csv"], "the suffix '.csv' is unknown"),
         (["in.txt", "-o", "in.txt", "--output-format", "npy"], "would replace its own input"),
         (["in.txt", "-o", "."], "is a folder"),
         (["in.txt", "-o", "no/out.npy"], "no is not a folder"),
@@ -239,7 +239,7 @@ def test_a_link_stays_and_what_it_points_to_is_written(
         (["in.txt", "-o", "out.npy", "--output-dtype", "uint8"], "range from all vectors"),
         (["in.txt", "-o", "out.npy", "--chunk-size", "0"], "--chunk-size"),
         (["in.txt", "-o", "out.npy", "--resume", "--restart"], "choose one"),
-        (["-", "-o", "out.npy", "--resume"], "standard input cannot be read again"),
+        (["-", "-o", "out.npy", "--resume"], "standard input cannot be read twice"),
         (["-", "-o", "out.npy", "--input-format", "parquet"], "cannot be read from standard input"),
     ],
 )
@@ -257,7 +257,7 @@ def test_a_folder_that_is_not_to_be_written_in_is_refused(
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
     line = refused_output(tmp_path, tmp_path / "out.npy")
-    assert line == f"{tmp_path} is a folder that you may not write in: name another"
+    assert line == f"{tmp_path} is not writable: name another folder"
 
 
 def test_standard_input_is_not_replaced_either(

@@ -1,7 +1,7 @@
-"""The command line, `millpond …`: one module per command, and what `embed` is made of.
+"""The command line, `millpond …`: a module per command, and `files/` for `millpond embed`.
 
-A command turns its flags into calls of `Engine` and prints what comes back. Nothing heavy is
-imported before a command runs, so that `millpond --help` answers at once.
+A command turns its flags into calls of `Engine` and prints the results. Large libraries are
+imported only when a command runs, so that `millpond --help` is quick.
 """
 
 from .app import app, main

@@ -1,7 +1,7 @@
-"""The `millpond` command: its subcommands, and how every error of theirs is told.
+"""The `millpond` command: its subcommands and their errors.
 
-It knows no engine. A command raises what it likes from `errors`, or an `OSError`; here that
-becomes one line on stderr and exit code 2. Who reads no more ends a command without a word.
+A `MillpondError` or `OSError` becomes one line on stderr and exit code 2; a broken pipe ends the
+command silently.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from ..errors import MillpondError
 from .embed import embed
 from .info import info
 from .serve import ServeCommand, serve
-from .similarity import similarity
 
 __all__ = ["app", "main"]
 
 USAGE_ERROR = 2
-BROKEN_PIPE = 141  # 128 and the number of SIGPIPE, as shells have it
+BROKEN_PIPE = 141  # 128 + SIGPIPE, as in shells
 EXTRA_LIBRARIES = ("orjson", "pyarrow")
 
 
@@ -54,8 +53,8 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:  # `millpond … | head` has seen enough
-            _give_up_standard_output()
+        except BrokenPipeError:  # `millpond … | head`
+            _discard_standard_output()
             ctx.exit(BROKEN_PIPE)
 
     def _fail(self, message: str) -> NoReturn:
@@ -64,17 +63,17 @@ class Commands(TyperGroup):
         sys.exit(USAGE_ERROR)
 
 
-def _give_up_standard_output() -> None:
-    """Let the interpreter's end find something to write the rest to."""
+def _discard_standard_output() -> None:
+    """Redirect it, so that flushing it when the interpreter exits does not fail."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         number = sys.stdout.fileno()
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, number)
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, number)
+        os.close(null)
 
 
 def _one_line(message: str) -> str:
-    """Lines that list something are joined by semicolons."""
+    """The lines of a list are joined by semicolons."""
     lines = [" ".join(line.split()).removeprefix("- ") for line in message.splitlines()]
     joined = ""
     for line in filter(None, lines):
@@ -96,13 +95,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 app.command(short_help="Embed a file of texts into a file of vectors.")(embed)
-app.command(short_help="Show what a checkpoint says and how it would run.")(info)
+app.command(short_help="Show a checkpoint's settings and how it runs here.")(info)
 app.command(cls=ServeCommand, short_help="Serve models over HTTP.")(serve)
-app.command(short_help="Show how alike texts are.")(similarity)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         print(f"millpond {installed_version('millpond')}")
         raise typer.Exit()
 
@@ -117,10 +115,10 @@ def millpond(
 
     \b
     Example:
-      millpond similarity "when can I buy bread?" "The bakery opens at six."
+      millpond embed reviews.jsonl -o reviews.parquet
     """
 
 
 def main() -> None:
-    """Run the command line of this process."""
+    """Entry point of the `millpond` script."""
     app(prog_name="millpond")

@@ -1,6 +1,6 @@
-"""`millpond embed IN -o OUT`: a file of texts becomes a file of vectors.
+"""`millpond embed IN -o OUT`: a file of texts to a file of vectors.
 
-Here is what its flags may not be together, and what the user is told.
+Flags are validated and messages printed here.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = ["embed"]
 
-INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
+INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 
 @with_engine_flags(batch_invariant=True)  # a run that goes on meets other batches
@@ -79,7 +79,7 @@ def embed(
     """Embed a file of texts: lines, JSON lines, CSV or Parquet in; .npy, JSON lines or Parquet out.
 
     The file may be larger than memory. OUT appears when it is complete. After an interruption the
-    same command with --resume goes on, and OUT becomes the same to the byte. With -o - vectors go
+    same command with --resume continues, and OUT is the same byte for byte. With -o - vectors go
     to standard output as JSON lines.
 
     \b
@@ -87,10 +87,10 @@ def embed(
       millpond embed reviews.jsonl -o reviews.parquet --column body --task document
     """
     path = None if str(source) == "-" else source
-    _refuse_contradictions(path, output, resume=resume, restart=restart)
+    _require_consistent(path, output, resume=resume, restart=restart)
     target = output if is_stream(output) else _target(output)
     resume = _has_rows_to_resume(target, resume=resume, restart=restart)
-    layout = FileFormats.of(
+    formats = FileFormats.of(
         path,
         output,
         input_format=input_format,
@@ -108,20 +108,20 @@ def embed(
         "truncate": truncate,
         "output_dtype": output_dtype,
     }
-    run = _file_run(path, target, layout, options, chunk_rows=chunk_size)
+    run = _file_run(path, target, formats, options, chunk_rows=chunk_size)
     with open_engine(model, engine_options) as engine:
         show = _shows_progress(output) if progress is None else progress
-        _carry_out(run, engine, resume=resume, show_progress=show)
+        _run(run, engine, resume=resume, show_progress=show)
 
 
 def _file_run(
-    path: Path | None, output: Path, layout: FileFormats, options: CallOptions, *, chunk_rows: int
+    path: Path | None, output: Path, formats: FileFormats, options: CallOptions, *, chunk_rows: int
 ) -> FileRun:
-    """The run, its input read through once.
+    """The run, after a first pass over the input.
 
-    Raises `CommandError` for a row that has no text, or that the output cannot keep.
+    Raises `CommandError` for a row without a text, or one that the output format cannot hold.
     """
-    from .files.run import FileRun, survey
+    from .files.run import FileRun, scan
 
     dtype = options["output_dtype"]
     if dtype in ("int8", "uint8"):
@@ -129,28 +129,28 @@ def _file_run(
             f"{dtype} takes each dimension's range from all vectors at once: write float32 and "
             "call millpond.quantize on it"
         )
-    source, encoding = layout.source(path), layout.encoding()
-    facts = None
+    source, encoding = formats.source(path), formats.encoding()
+    input_info = None
     if path is not None and can_be_read_again(path):
-        facts = survey(path, source, encoding, chunk_rows=chunk_rows)
+        input_info = scan(path, source, encoding, chunk_rows=chunk_rows)
     return FileRun(
         source=source,
         encoding=encoding,
         output=output,
         chunk_rows=chunk_rows,
         options=options,
-        facts=facts,
-        layout=asdict(layout),
+        input_info=input_info,
+        formats=asdict(formats),
     )
 
 
-def _refuse_contradictions(path: Path | None, output: Path, *, resume: bool, restart: bool) -> None:
+def _require_consistent(path: Path | None, output: Path, *, resume: bool, restart: bool) -> None:
     if resume and restart:
-        raise CommandError("--resume goes on with a run and --restart throws it away: choose one")
+        raise CommandError("--resume continues a run and --restart discards it: choose one")
     if resume and not can_be_read_again(path):
-        raise CommandError(f"{name_of(path)} cannot be read again, so --resume needs a file as IN")
+        raise CommandError(f"{name_of(path)} cannot be read twice, so --resume needs a file as IN")
     if resume and is_stream(output):
-        raise CommandError("rows that are written to a stream are gone, so --resume needs a file")
+        raise CommandError("a stream cannot be resumed, so --resume needs a file as OUT")
     if output.is_dir():
         raise CommandError(f"{output} is a folder: name a file")
     if is_same_file(path, output):
@@ -158,54 +158,54 @@ def _refuse_contradictions(path: Path | None, output: Path, *, resume: bool, res
 
 
 def _target(output: Path) -> Path:
-    """The file to write: where the output is a symbolic link, what that points to.
+    """The file to write: the output, or the target of that symbolic link.
 
-    Raises `CommandError` for what would be replaced, or written into, and is no file.
+    Raises `CommandError` where it, or a file beside it, cannot be written.
     """
-    from .files.partial_output import note_path, part_path
+    from .files.partial_output import manifest_path, part_path
 
     if not output.parent.is_dir():
         raise CommandError(f"{output.parent} is not a folder: make it first")
     target = Path(os.path.realpath(output)) if output.is_symlink() else output
-    for path in (target, part_path(target), note_path(target)):
+    for path in (target, part_path(target), manifest_path(target)):
         if path.is_symlink() or (path.exists() and not path.is_file()):
-            raise CommandError(f"{path} is there and is not an ordinary file: name another output")
+            raise CommandError(f"{path} exists and is not a regular file: name another output")
     if not target.parent.is_dir():
         raise CommandError(f"{output} points into {target.parent}, which is not a folder")
     if not os.access(target.parent, os.W_OK):
-        raise CommandError(f"{target.parent} is a folder that you may not write in: name another")
+        raise CommandError(f"{target.parent} is not writable: name another folder")
     return target
 
 
 def _has_rows_to_resume(output: Path, *, resume: bool, restart: bool) -> bool:
-    """Whether to go on from what an earlier run left. Left rows are not thrown away unasked."""
-    from .files.partial_output import rows_left
+    """Whether to resume. Rows of an earlier run are not discarded without --restart."""
+    from .files.partial_output import rows_written
 
     if restart or is_stream(output):
         return False
-    rows = rows_left(output)
+    rows = rows_written(output)
     if rows and not resume:
         raise CommandError(
-            f"an interrupted run left {rows:,} rows of {output}: go on with --resume, or throw "
-            "them away with --restart"
+            f"an interrupted run left {rows:,} rows of {output}: continue it with --resume, or "
+            "discard them with --restart"
         )
     return resume and bool(rows)
 
 
 def _shows_progress(output: Path) -> bool:
-    """A terminal gets a bar, unless rows are shown on it."""
+    """On a terminal, unless rows are written to it."""
     if sys.stderr is None or not sys.stderr.isatty():
         return False
     return not (is_stream(output) and sys.stdout is not None and sys.stdout.isatty())
 
 
-def _carry_out(run: FileRun, engine: Engine, *, resume: bool, show_progress: bool) -> None:
-    """Embed what is left of the input, and say on stderr how it went."""
+def _run(run: FileRun, engine: Engine, *, resume: bool, show_progress: bool) -> None:
+    """Embed the rest of the input, and print a summary to stderr."""
     from .report import Report
 
     output = run.open(engine, resume=resume)
     if output is None:
-        _say(f"{run.output} was complete already")
+        _print(f"{run.output} is already complete")
         return
     report = Report(run, output, longest_tokens=engine.info().max_length)
     try:
@@ -213,14 +213,14 @@ def _carry_out(run: FileRun, engine: Engine, *, resume: bool, show_progress: boo
             run.embed(engine, output, on_rows=report.saved, progress=report.ran)
     except BaseException as error:
         if not (run.can_be_resumed and output.rows):
-            output.discard()  # there is nothing to go on from
+            output.discard()  # there is nothing to resume
         if isinstance(error, KeyboardInterrupt):
-            _say(report.interruption())
+            _print(report.interruption())
             raise typer.Exit(INTERRUPTED) from None
         raise
-    _say(report.summary())
+    _print(report.summary())
 
 
-def _say(message: str) -> None:
+def _print(message: str) -> None:
     if sys.stderr is not None:
         print(f"millpond: {message}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The flags of `millpond embed` that no other command has."""
+"""The flags of `millpond embed` alone."""
 
 from __future__ import annotations
 
@@ -31,44 +31,41 @@ InputArgument = Annotated[
 ]
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="The file to write.")]
 InputFormatOption = Annotated[
-    InputFormat | None, typer.Option(help="What IN is, where its suffix does not say.")
+    InputFormat | None, typer.Option(help="Format of IN, if not by its suffix.")
 ]
 OutputFormatOption = Annotated[
-    OutputFormat | None, typer.Option(help="What OUT is to be, where its suffix does not say.")
+    OutputFormat | None, typer.Option(help="Format of OUT, if not by its suffix.")
 ]
-ColumnOption = Annotated[str, typer.Option(help="The column that is the text.")]
+ColumnOption = Annotated[str, typer.Option(help="The column with the text.")]
 OutputColumnOption = Annotated[
     str, typer.Option(help="The column for the vectors in JSON lines and Parquet.")
 ]
 VectorsOnlyOption = Annotated[
-    bool, typer.Option("--vectors-only", help="Leave the columns of IN out of OUT.")
+    bool, typer.Option("--vectors-only", help="Do not copy the columns of IN to OUT.")
 ]
 NormalizeOption = Annotated[
     bool | None,
     typer.Option(
         "--normalize/--no-normalize",
-        help="Scale vectors to unit length, or leave them as they are; without it, as the model "
-        "says.",
+        help="Whether to scale vectors to unit length; by default as the model.",
     ),
 ]
 TruncateOption = Annotated[
     Literal["end", "start", "error"] | None,
-    typer.Option(help="Where to cut a text longer than the model reads; error stops there."),
+    typer.Option(help="Where to truncate a text that is too long; error stops instead."),
 ]
 OutputTypeOption = Annotated[
     Literal["float32", "float16", "binary", "ubinary", "int8", "uint8"],
     typer.Option("--output-dtype", help="Type of the vectors; int8 and uint8 cannot be streamed."),
 ]
 ChunkSizeOption = Annotated[
-    int, typer.Option(min=1, help="Rows to write, and make safe on the disk, at a time.")
+    int, typer.Option(min=1, help="Rows to write and sync to disk at a time.")
 ]
-ResumeOption = Annotated[
-    bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")
-]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 RestartOption = Annotated[
-    bool, typer.Option("--restart", help="Throw away what an interrupted run left.")
+    bool, typer.Option("--restart", help="Discard the rows of an interrupted run.")
 ]
 ProgressOption = Annotated[
     bool | None,
-    typer.Option("--progress/--no-progress", help="Show a progress bar; a terminal gets one."),
+    typer.Option("--progress/--no-progress", help="Show a progress bar; by default on a terminal."),
 ]

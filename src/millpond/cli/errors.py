@@ -1,4 +1,4 @@
-"""`CommandError`: what a command refuses to do, or cannot go on with."""
+"""`CommandError`: an error of a command."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ __all__ = ["CommandError"]
 
 
 class CommandError(MillpondError):
-    """The message is the line that the user reads."""
+    """Its message is printed as one line."""

@@ -1,4 +1,4 @@
-"""`millpond info MODEL`: what a checkpoint says, and how it would run here."""
+"""`millpond info MODEL`: a checkpoint's settings, and how it runs here."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def info(
     as_json: JsonOption = False,
     **engine_options: Any,
 ) -> None:
-    """Load a model and show what its checkpoint says and how it would run.
+    """Load a model and show its checkpoint's settings and how it runs here.
 
     \b
     Example:
@@ -43,10 +43,10 @@ def info(
         print(f"{name:<22} {value}")
 
 
-def _facts(about: EngineInfo) -> Facts:
-    """`engine.info()` in plain types, in the order it is read."""
-    model = about.model
-    routes = zip(about.routes, model.routes, strict=True)
+def _facts(engine_info: EngineInfo) -> Facts:
+    """`engine.info()` as JSON types, in the order shown."""
+    model = engine_info.model
+    routes = zip(engine_info.routes, model.routes, strict=True)
     return {
         "model": model.name,
         "source": model.source,
@@ -60,15 +60,17 @@ def _facts(about: EngineInfo) -> Facts:
             {"modules": [_module(module) for module in chain.modules], **_fields(route)}
             for route, chain in routes
         ],
-        **_fields(about, but=("model", "routes", "prefix_cache")),
-        "prefix_cache": None if about.prefix_cache is None else _fields(about.prefix_cache),
+        **_fields(engine_info, but=("model", "routes", "prefix_cache")),
+        "prefix_cache": None
+        if engine_info.prefix_cache is None
+        else _fields(engine_info.prefix_cache),
     }
 
 
-def _fields(about: Any, *, but: Sequence[str] = ()) -> Facts:
-    """Every field of a dataclass by its name."""
+def _fields(value: Any, *, but: Sequence[str] = ()) -> Facts:
+    """The fields of a dataclass."""
     return {
-        field.name: getattr(about, field.name) for field in fields(about) if field.name not in but
+        field.name: getattr(value, field.name) for field in fields(value) if field.name not in but
     }
 
 
@@ -78,7 +80,7 @@ def _module(module: Module) -> str:
 
 
 def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
-    """The same for a person to read: absent facts left out, a route's facts one by one."""
+    """As a table: None is left out, and a route has a line for each fact."""
     for name, value in facts.items():
         if name == "routes":
             for route in value:
@@ -87,14 +89,14 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
             yield from ((f"prompt {key}", json.dumps(text)) for key, text in value.items())
         elif name == "prefix_cache":
             reason = facts["routes"][0]["prefixes"]
-            yield "prefix cache", _room(value) if value else f"none: {reason}"
+            yield "prefix cache", _size(value) if value else f"none: {reason}"
         elif value is not None:
             yield name.replace("_", " "), str(value)
 
 
-def _room(budget: Facts) -> str:
-    tokens = budget["blocks"] * budget["block_tokens"]
-    return f"{tokens} tokens, {tokens * budget['bytes_per_token'] / 2**20:.0f} MiB"
+def _size(cache: Facts) -> str:
+    tokens = cache["blocks"] * cache["block_tokens"]
+    return f"{tokens} tokens, {tokens * cache['bytes_per_token'] / 2**20:.0f} MiB"
 
 
 def _route_lines(route: Facts, *, named: bool) -> Iterator[tuple[str, str]]:

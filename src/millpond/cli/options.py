@@ -29,12 +29,14 @@ ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="A folder, or a name on the Hugging Face hub.")
 ]
 TaskOption = Annotated[
-    str | None, typer.Option(help="query or document: adds the prompt the model saved for it.")
+    str | None, typer.Option(help="query or document: adds the model's prompt for it.")
 ]
 PromptOption = Annotated[str | None, typer.Option(help="Text to put in front of every text.")]
-PromptNameOption = Annotated[str | None, typer.Option(help="A prompt the model saved, by name.")]
+PromptNameOption = Annotated[
+    str | None, typer.Option(help="Name of a prompt saved with the model.")
+]
 DimensionsOption = Annotated[
-    int | None, typer.Option(help="Keep only the first so many dimensions, at unit length.")
+    int | None, typer.Option(help="Keep the first N dimensions, at unit length.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -1,4 +1,4 @@
-"""`Report`: how a run of `millpond embed` goes, counted and put into words."""
+"""`Report`: the progress bar and the summary of `millpond embed`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Report"]
 
 
 class Report:
-    """Hears of batches from the engine's threads, and of rows that are safe from the run's own."""
+    """`ran` is called on the engine's threads, the others on the main thread."""
 
     def __init__(
         self, run: FileRun, output: PartialOutput | StreamOutput, *, longest_tokens: int | None
@@ -28,14 +28,14 @@ class Report:
         self._started_s = time.monotonic()
         self._lock = threading.Lock()
         self._truncated = 0  # under the lock
-        self._bar: ProgressBar | None = None  # set before anything runs
+        self._bar: ProgressBar | None = None  # set before any batch
 
     def bar(self, *, show: bool) -> ProgressBar:
-        """The bar that `ran` and `saved` move, to be entered before they are called."""
-        facts = self._run.facts
+        """The progress bar; to be entered before `ran` and `saved` are called."""
+        input_info = self._run.input_info
         self._bar = ProgressBar(
             desc=self._run.output.name,
-            total=None if facts is None else facts.rows,
+            total=None if input_info is None else input_info.rows,
             initial=self._before,
             disable=not show,
         )
@@ -50,42 +50,42 @@ class Report:
 
     @property
     def _share_of_chunk(self) -> float:
-        facts = self._run.facts
-        left = 0 if facts is None else facts.rows - self._before
+        input_info = self._run.input_info
+        left = 0 if input_info is None else input_info.rows - self._before
         return min(1.0, self._run.chunk_rows / left) if left else 0.0
 
     def saved(self, rows: int) -> None:
-        """Rows are on the disk, or written."""
+        """Show the rows that are on disk, or written to the stream."""
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{self._output.rows:,} {self._safe}")
+            self._bar.set_postfix_str(f"{self._output.rows:,} {self._saved_as}")
 
     def interruption(self) -> str:
-        """What is left of a run that the user interrupted."""
-        facts, rows = self._run.facts, self._output.rows
+        """The message after Ctrl-C."""
+        input_info, rows = self._run.input_info, self._output.rows
         if isinstance(self._output, StreamOutput):
             return f"interrupted; {rows:,} rows were written"
-        if facts is None or not rows:
+        if input_info is None or not rows:
             return "interrupted; nothing was kept"
         return (
-            f"interrupted; {rows:,} of {facts.rows:,} rows are safe, and the same command "
-            "with --resume goes on from there"
+            f"interrupted; {rows:,} of {input_info.rows:,} rows are on disk; the same command "
+            "with --resume continues"
         )
 
     def summary(self) -> str:
-        """What a run that came to its end has done."""
+        """The message after a complete run."""
         texts = self._output.rows - self._before
         noun = "text" if texts == 1 else "texts"
         seconds = time.monotonic() - self._started_s
         summary = f"{texts:,} {noun} in {seconds:.1f} s → {self._name}"
         if self._before:
-            summary += f", with {self._before:,} from before"
+            summary += f", with {self._before:,} from an earlier run"
         if self._truncated:
             tokens = self._longest_tokens
             limit = "the model reads" if tokens is None else f"the {tokens} tokens the model reads"
             verb = "was" if self._truncated == 1 else "were"
             summary += (
-                f"; {self._truncated:,} of them {verb} longer than {limit} and lost a part: split "
-                "such texts before, or try a higher --max-length"
+                f"; {self._truncated:,} {verb} longer than {limit} and truncated: split such texts "
+                "before, or try a higher --max-length"
             )
         return summary
 
@@ -94,5 +94,5 @@ class Report:
         return "standard output" if str(self._run.output) == "-" else str(self._run.output)
 
     @property
-    def _safe(self) -> str:
-        return "written" if isinstance(self._output, StreamOutput) else "safe"
+    def _saved_as(self) -> str:
+        return "written" if isinstance(self._output, StreamOutput) else "on disk"

@@ -95,7 +95,7 @@ def test_a_change_amid_the_run_publishes_nothing(
 
     monkeypatch.setattr(Report, "saved", saved)
     line = refusal(*call)
-    assert line.startswith(f"{source} changed while it was read, and its rows may be mixed: ")
+    assert line.startswith(f"{source} changed while it was read, so its rows may be mixed: ")
     assert line.endswith("run this again with --restart")
     note = json.loads((tmp_path / "out.jsonl.part.json").read_text(encoding="utf-8"))
     assert note["rows"] == 4  # those from before the change

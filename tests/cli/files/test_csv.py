@@ -95,8 +95,8 @@ def test_a_field_may_be_longer_than_the_reader_takes_by_itself(
         (b"text,embedding\na,b", "in.csv has a column 'embedding' already"),
         (b"text,n\na,1\nb\n", "in.csv, line 3 has 1 fields, and the first line names 2 columns"),
         (b'text,n\n"a\nb",1\nc,2,3', "in.csv, line 4 has 3 fields, and the first line names 2"),
-        (b'text\na\n"b\nc\n', "in.csv, line 3: a quote is opened here that is not closed"),
-        (b'text\n"a"b\n', "line 2: text follows a closing quote; a quote within quotes is written"),
+        (b'text\na\n"b\nc\n', "in.csv, line 3: a quote is not closed"),
+        (b'text\n"a"b\n', "line 2: text follows a closing quote; double a quote"),
         (b"text\na\n\xff\n", "in.csv, line 3: 'utf-8' codec can't decode"),
         (b'text\n"a\n\xff"\n', "in.csv, line 3: 'utf-8' codec can't decode"),
         (b"text\ra\rb", "in.csv, line 1: new-line character seen in unquoted field"),
@@ -122,7 +122,7 @@ def test_a_quote_that_is_never_closed_does_not_take_in_the_file(
         line = refusal("embed", tmp_path / "in.csv", "-o", tmp_path / "out.npy")
     finally:
         csv.field_size_limit(before)
-    assert line.endswith("in.csv, line 2: a quote is opened here that is not closed")
+    assert line.endswith("in.csv, line 2: a quote is not closed")
 
 
 def test_an_interrupted_run_goes_on(

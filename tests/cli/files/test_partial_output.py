@@ -14,7 +14,7 @@ import pytest
 from millpond.cli.errors import CommandError
 from millpond.cli.files.npy import NpyEncoding
 from millpond.cli.files.parquet import ParquetEncoding
-from millpond.cli.files.partial_output import PartialOutput, rows_left
+from millpond.cli.files.partial_output import PartialOutput, rows_written
 from millpond.cli.files.rows import Encoding, Rows
 from millpond.cli.files.text import JsonLinesEncoding
 
@@ -36,7 +36,7 @@ def rows_from(first: int) -> Rows:
 
 def complete(output: Path, encoding: Encoding) -> None:
     """What a run does, from nothing or from what an earlier one left."""
-    if rows_left(output) is None:
+    if rows_written(output) is None:
         head = encoding.head(Rows(texts=[], columns=[]), EMPTY)
         partial = PartialOutput.start(output, head, FINGERPRINT)
     else:
@@ -133,19 +133,19 @@ def test_rows_that_are_safe_are_not_done_again(tmp_path: Path) -> None:
     partial.append(b"ab", rows=2)
     assert repr(partial) == f"PartialOutput({str(output)!r}, rows=2, size=6)"
     partial.part.write_bytes(b"headabHALF A CHUNK")  # written, but not counted
-    assert rows_left(output) == 2
+    assert rows_written(output) == 2
     resumed = PartialOutput.resume(output, FINGERPRINT, rows=3)
     assert resumed is not None
     resumed.append(b"c", rows=1)
     resumed.publish(resumed.part)
     assert output.read_bytes() == b"headabc"
-    assert rows_left(output) is None
+    assert rows_written(output) is None
 
 
 def test_another_run_is_not_gone_on_with(tmp_path: Path) -> None:
     output = tmp_path / "out.npy"
     PartialOutput.start(output, b"head", FINGERPRINT)
-    message = r'begun differently: chunk size 2, now 3; prompt null, now "x"\. Call it as before'
+    message = r'started differently: chunk size 2, now 3; prompt null, now "x"\. Run it as before'
     with pytest.raises(CommandError, match=message):
         PartialOutput.resume(output, {"input": "abc", "chunk size": 3, "prompt": "x"}, rows=3)
 
@@ -154,10 +154,10 @@ def test_a_part_file_that_lost_rows_is_an_error(tmp_path: Path) -> None:
     output = tmp_path / "out.npy"
     partial = PartialOutput.start(output, b"head", FINGERPRINT)
     partial.part.write_bytes(b"hea")
-    with pytest.raises(CommandError, match="lost rows that were in it: start again"):
+    with pytest.raises(CommandError, match="is shorter than its manifest says: start again"):
         PartialOutput.resume(output, FINGERPRINT, rows=3)
     partial.part.unlink()
-    with pytest.raises(CommandError, match="lost rows that were in it: start again"):
+    with pytest.raises(CommandError, match="is shorter than its manifest says: start again"):
         PartialOutput.resume(output, FINGERPRINT, rows=3)
 
 
@@ -167,9 +167,9 @@ def test_two_runs_at_once_are_noticed(tmp_path: Path) -> None:
     second = PartialOutput.resume(output, FINGERPRINT, rows=3)
     assert second is not None
     first.append(b"ab", rows=2)
-    with pytest.raises(CommandError, match="does another run write it"):
+    with pytest.raises(CommandError, match="is another run writing it"):
         second.append(b"ab", rows=2)
-    assert rows_left(output) == 2
+    assert rows_written(output) == 2
 
 
 def note(**changes: object) -> str:
@@ -191,7 +191,7 @@ def test_a_damaged_note_is_an_error(note: str, tmp_path: Path) -> None:
     output = tmp_path / "out.npy"
     (tmp_path / "out.npy.part.json").write_text(note, encoding="utf-8")
     with pytest.raises(CommandError, match="is damaged"):
-        rows_left(output)
+        rows_written(output)
 
 
 def test_starting_again_throws_away_what_was_left(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_starting_again_cut_off_anywhere_mixes_nothing(
         with pytest.raises(Killed):
             PartialOutput.start(output, head, FINGERPRINT).append(b"", rows=0)
         patch.undo()
-        if rows_left(output):
+        if rows_written(output):
             assert output.with_name(f"{output.name}.part").read_bytes() == b"headold rows"
         else:
             complete(output, ENCODINGS["npy"])

@@ -49,11 +49,11 @@ def arguments(folder: Path, source: Path, output: Path) -> list[str]:
 
 
 def wait_for_rows(progress: IO[bytes]) -> int:
-    """Read a progress bar until it has told of rows that are safe."""
+    """Read a progress bar until it has shown rows on disk."""
     shown = b""
     while piece := progress.read1(200):  # type: ignore[attr-defined]
         shown += piece
-        if found := re.search(rb", ([1-9][\d,]*) safe", shown):
+        if found := re.search(rb", ([1-9][\d,]*) on disk", shown):
             return int(found[1].replace(b",", b""))
     raise AssertionError(shown.decode())
 
@@ -77,7 +77,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(kind: str, folder: Path, tmp_pat
 
     resumed = run(*call, "--resume")
     assert f"{MANY_ROWS - note['rows']:,} texts in " in resumed.stderr
-    assert f"with {note['rows']:,} from before" in resumed.stderr
+    assert f"with {note['rows']:,} from an earlier run" in resumed.stderr
     assert run(*arguments(folder, source, whole)).exit_code == 0
     assert output.read_bytes() == whole.read_bytes()
     assert not list(tmp_path.glob("*.part*"))
@@ -98,7 +98,7 @@ def test_a_killed_run_of_a_real_model_goes_on_to_the_same_bytes(tmp_path: Path) 
         wait_for_rows(process.stderr)
         process.kill()
     assert process.returncode == -signal.SIGKILL
-    assert "from before" in run(*call, "--resume").stderr
+    assert "from an earlier run" in run(*call, "--resume").stderr
     assert run("embed", source, "-o", tmp_path / whole, *flags).exit_code == 0
     assert (tmp_path / output).read_bytes() == (tmp_path / whole).read_bytes()
 
@@ -141,8 +141,8 @@ def left(folder: Path, source: Path, tmp_path: Path, interrupted: Callable[..., 
     """The call of an interrupted run."""
     call = arguments(folder, source, tmp_path / "out.npy")
     assert interrupted(*call) == (
-        "millpond: interrupted; 50 of 300 rows are safe, and the same command with --resume goes "
-        "on from there"
+        "millpond: interrupted; 50 of 300 rows are on disk; the same command with --resume "
+        "continues"
     )
     return call
 
@@ -182,7 +182,7 @@ def test_a_run_that_was_cut_off_after_its_last_act_is_complete(
     run(*left, "--resume")
     whole = (tmp_path / "out.npy").read_bytes()
     note.write_text(json.dumps({**run_before, "rows": ROWS}), encoding="utf-8")
-    assert run(*left, "--resume").stderr.endswith("out.npy was complete already\n")
+    assert run(*left, "--resume").stderr.endswith("out.npy is already complete\n")
     assert (tmp_path / "out.npy").read_bytes() == whole
     assert not note.exists()
 
@@ -202,7 +202,7 @@ def test_a_run_that_was_cut_off_after_its_last_act_is_complete(
 )
 def test_other_flags_make_another_run(flags: list[str], name: str, left: list[str]) -> None:
     line = refusal(*left, *flags, "--resume")
-    assert "out.npy cannot be resumed, it was begun differently: " in line
+    assert "out.npy cannot be resumed, it was started differently: " in line
     assert name in line
 
 

@@ -48,8 +48,8 @@ def test_it_reads_no_more_than_a_few_chunks_ahead(
         output=tmp_path / "out.npy",
         chunk_rows=CHUNK,
         options={},
-        facts=None,
-        layout={},
+        input_info=None,
+        formats={},
     )
     with Engine(checkpoint("bert"), device="cpu", dtype="float32") as engine:
         partial = run.open(engine, resume=False)

@@ -113,7 +113,7 @@ def test_what_is_no_file_cannot_be_read_again(tmp_path: Path) -> None:
     ("flags", "message"),
     [
         (["--input-format", "parquet"], "Parquet cannot be read from /dev/fd/{}: name a file"),
-        (["--resume"], "/dev/fd/{} cannot be read again, so --resume needs a file as IN"),
+        (["--resume"], "/dev/fd/{} cannot be read twice, so --resume needs a file as IN"),
     ],
 )
 def test_what_takes_a_second_reading_is_refused(

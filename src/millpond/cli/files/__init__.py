@@ -1,1 +1,1 @@
-"""Files of texts in, files of vectors out."""
+"""Reading files of texts and writing files of vectors, for `millpond embed`."""

@@ -16,7 +16,7 @@ from .streams import can_be_read_again, name_of, open_input
 
 __all__ = ["CsvSource"]
 
-LONGEST_FIELD = 1 << 26  # characters; a quote that is never closed would take in all of the file
+LONGEST_FIELD = 1 << 26  # characters; an unclosed quote would read the whole file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,15 +24,15 @@ class CsvSource:
     """A file whose rows have fields between delimiters, or standard input where there is no path.
 
     A field in quotes may hold delimiters, line breaks and, doubled, quotes (RFC 4180). Blank lines
-    are no rows.
+    are skipped.
     """
 
     path: Path | None
     delimiter: str
     column: str
-    """Which column is the text."""
+    """The column with the text."""
     new_column: str | None = None
-    """What the vectors will be called where the rows are kept; the file may not have it already."""
+    """The vectors' column in the output; None where the input's columns are not kept."""
 
     def chunks(self, size: int, *, skip: int = 0) -> Iterator[Rows]:
         with open_input(self.path) as file:
@@ -69,18 +69,18 @@ class CsvSource:
 
 
 class _Lines:
-    """The fields of every row that is not blank. Raises `CommandError` with the line it is in."""
+    """The fields of every row that is not blank. Raises `CommandError` that names the line."""
 
     def __init__(self, file: BinaryIO, name: str, delimiter: str) -> None:
-        # Of this process, which is the command's own; never lowered, as others may read too.
+        # Process-wide; never lowered.
         csv.field_size_limit(max(LONGEST_FIELD, csv.field_size_limit()))
         self.name = name
         self._reader = csv.reader(map(_decoded, enumerate(file)), delimiter=delimiter, strict=True)
-        self._first_line = 1  # of the row that was read last; only __next__ changes it
+        self._first_line = 1  # of the last row; only __next__ changes it
 
     @property
     def place(self) -> str:
-        """Where the row that was read last begins."""
+        """The first line of the last row."""
         return f"{self.name}, line {self._first_line}"
 
     def __iter__(self) -> _Lines:
@@ -108,7 +108,7 @@ def _decoded(numbered: tuple[int, bytes]) -> str:
 def _explained(error: csv.Error) -> str:
     told = str(error)
     if "unexpected end of data" in told or "field larger than" in told:
-        return "a quote is opened here that is not closed"
+        return "a quote is not closed"
     if "expected after" in told:
-        return "text follows a closing quote; a quote within quotes is written twice"
+        return "text follows a closing quote; double a quote within quotes"
     return told

@@ -1,7 +1,6 @@
-"""What the rows of an output depend on, so that a resumed run can tell whether it is the same run.
+"""`run_fingerprint`: everything the rows of an output depend on, compared when a run is resumed.
 
-The input by its content, the model by what is in its files and how it runs, and the versions that
-compute.
+The input's content, the model's files, how it runs, and the versions of the libraries.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ if TYPE_CHECKING:
 
 __all__ = ["file_digest", "run_fingerprint"]
 
-SAMPLE_BYTES = 1 << 20  # of each end of a weight file: training changes every part of it
+SAMPLE_BYTES = 1 << 20  # of each end of a weight file; training changes all of it
 
 
-def run_fingerprint(about: EngineInfo, flags: Fingerprint) -> Fingerprint:
-    """Everything the rows depend on; `flags` are the input and what was asked for."""
+def run_fingerprint(engine_info: EngineInfo, flags: Fingerprint) -> Fingerprint:
+    """`flags` are the input and the options."""
     return {
         **flags,
-        "model": about.model.name,
-        "model_files": _model_digest(about),
-        "device": about.device,
-        "dtype": about.dtype,
-        "max_length": about.max_length,
+        "model": engine_info.model.name,
+        "model_files": _model_digest(engine_info),
+        "device": engine_info.device,
+        "dtype": engine_info.dtype,
+        "max_length": engine_info.max_length,
         "millpond": version("millpond"),
         "torch": version("torch"),
     }
@@ -43,12 +42,12 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _model_digest(about: EngineInfo) -> str:
-    """Of the names, sizes and both ends of the files in the folders the model is read from."""
-    modules = (module.path for route in about.model.routes for module in route.modules)
+def _model_digest(engine_info: EngineInfo) -> str:
+    """SHA-256 of the names, sizes and both ends of the model's files."""
+    modules = (module.path for route in engine_info.model.routes for module in route.modules)
     digest = hashlib.sha256()
-    for path in _files({about.model.path, *modules}):
-        name = os.path.relpath(path, about.model.path)
+    for path in _files({engine_info.model.path, *modules}):
+        name = os.path.relpath(path, engine_info.model.path)
         digest.update(f"{name}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as file:
             digest.update(file.read(SAMPLE_BYTES))
@@ -58,5 +57,5 @@ def _model_digest(about: EngineInfo) -> str:
 
 
 def _files(folders: Iterable[Path]) -> list[Path]:
-    existing = (folder for folder in folders if folder.is_dir())  # a Normalize needs none
+    existing = (folder for folder in folders if folder.is_dir())  # Normalize has none
     return sorted({path for folder in existing for path in folder.iterdir() if path.is_file()})

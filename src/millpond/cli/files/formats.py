@@ -1,4 +1,4 @@
-"""The formats of `millpond embed`, by name and by the suffix of a file."""
+"""`FileFormats`: the formats of `millpond embed`, by name or by file suffix."""
 
 from __future__ import annotations
 
@@ -15,14 +15,8 @@ if TYPE_CHECKING:
 __all__ = ["FileFormats", "InputFormat", "OutputFormat"]
 
 Name = TypeVar("Name", bound=str)
-
-
 InputFormat = Literal["text", "jsonl", "csv", "tsv", "parquet"]
-
-
 OutputFormat = Literal["npy", "jsonl", "parquet"]
-
-
 _INPUT_SUFFIXES: dict[str, InputFormat] = {
     "": "text",
     ".txt": "text",
@@ -33,11 +27,7 @@ _INPUT_SUFFIXES: dict[str, InputFormat] = {
     ".parquet": "parquet",
     ".pq": "parquet",
 }
-
-
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
-
-
 _OUTPUT_SUFFIXES: dict[str, OutputFormat] = {
     ".npy": "npy",
     ".jsonl": "jsonl",
@@ -49,16 +39,16 @@ _OUTPUT_SUFFIXES: dict[str, OutputFormat] = {
 
 @dataclass(frozen=True, kw_only=True)
 class FileFormats:
-    """How an input is read and an output written."""
+    """The formats of an input and its output."""
 
     input_format: InputFormat
     output_format: OutputFormat
     column: str
-    """The column of the input that is the text."""
+    """The column with the text."""
     output_column: str
-    """What the vectors are called in an output that has columns."""
+    """The vectors' column in an output with columns."""
     vectors_only: bool
-    """Whether the output keeps nothing of the input's columns."""
+    """Whether the input's columns are not copied."""
 
     @classmethod
     def of(
@@ -72,10 +62,10 @@ class FileFormats:
         output_column: str,
         vectors_only: bool,
     ) -> FileFormats:
-        """Formats that are not named are known by their suffixes.
+        """Formats that are not given follow from the suffixes.
 
-        Standard input is text lines and a stream takes JSON lines. Raises `CommandError` for a
-        suffix that says nothing, and for a format that a stream cannot hold.
+        Standard input is text lines, and a stream gets JSON lines. Raises `CommandError` for an
+        unknown suffix, and for a format that cannot be streamed.
         """
         if input_format is None:
             known = _INPUT_SUFFIXES
@@ -96,7 +86,7 @@ class FileFormats:
         )
 
     def source(self, path: Path | None) -> Source:
-        """The rows of a file, or of standard input where there is no path."""
+        """The rows of a file, or of standard input without a path."""
         keeps_columns = self.output_format != "npy" and not self.vectors_only
         new_column = self.output_column if keeps_columns else None
         if self.input_format == "parquet":
@@ -118,7 +108,7 @@ class FileFormats:
         return LineSource(path=path, record=record, column=self.column, new_column=new_column)
 
     def encoding(self) -> Encoding:
-        """How the output is laid down."""
+        """How the output is written."""
         if self.output_format == "parquet":
             from .parquet import ParquetEncoding
 
@@ -147,5 +137,5 @@ def _by_suffix(path: Path, suffixes: dict[str, Name], flag: str) -> Name:
     except KeyError:
         names = ", ".join(dict.fromkeys(map(str, suffixes.values())))
         raise CommandError(
-            f"{path}: no format goes by {path.suffix!r}; say with {flag} which it is: {names}"
+            f"{path}: the suffix {path.suffix!r} is unknown; give the format with {flag}: {names}"
         ) from None

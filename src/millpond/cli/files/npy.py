@@ -1,4 +1,4 @@
-"""`.npy` files, written from front to back by someone who does not know how long they will be."""
+"""`.npy` files, appended to before their number of rows is known."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["NpyEncoding"]
 
 
 class NpyEncoding:
-    """A matrix `[rows, width]`; its header counts the rows and is written again at the end.
+    """A matrix `[rows, width]`; its header has the row count and is rewritten at the end.
 
     numpy leaves room in a header for the first dimension to grow, so its length stays the same:
     https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
     """
 
     def checked(self, chunks: Iterator[Rows]) -> Iterator[Rows]:
-        return chunks  # it keeps none of their columns
+        return chunks  # no columns are kept
 
     def head(self, rows: Rows, vectors: Vectors) -> bytes:
         return _header(vectors, rows=0)

@@ -1,8 +1,7 @@
-"""Parquet files, read a slice at a time and written from a part file that can be appended to.
+"""Parquet files, read a chunk at a time and written from a part file that can be appended to.
 
-A Parquet file is readable only once its footer is written, so it cannot be the part file. That is
-a row of Arrow streams, one a chunk, each complete: cut behind any of them it is whole. At the end
-they are read back and written as Parquet.
+A Parquet file is readable only once its footer is written, so the part file is a sequence of Arrow
+streams, one per chunk, and valid after each of them. At the end it is rewritten as Parquet.
 """
 
 from __future__ import annotations
@@ -29,19 +28,19 @@ ROW_GROUP_BYTES = 64 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class ParquetSource:
-    """A Parquet file whose `column` is the text."""
+    """A Parquet file with the text in `column`."""
 
     path: Path
     column: str
     new_column: str | None = None
-    """What the vectors will be called where the rows are kept; the file may not have it already."""
+    """The vectors' column in the output; None where the input's columns are not kept."""
 
     def chunks(self, size: int, *, skip: int = 0) -> Iterator[Rows]:
         with self._open() as (file, names):
             batches = file.iter_batches(
                 batch_size=size,
                 columns=names,
-                use_threads=False,  # the processors have a model to run
+                use_threads=False,  # the cores are for the model
             )
             for number, batch in enumerate(islice(batches, skip // size, None), skip // size):
                 yield self._rows(pa.Table.from_batches([batch]), first=number * size)
@@ -72,7 +71,7 @@ class ParquetSource:
     @contextmanager
     def _open(self) -> Iterator[tuple[Any, list[str]]]:
         """The file, and the names of the columns to read."""
-        self.path.stat()  # Arrow's own error for a file that is not there is a long one
+        self.path.stat()  # for a short error if the file does not exist
         try:
             with pq.ParquetFile(self.path) as file:
                 names = file.schema_arrow.names
@@ -88,7 +87,7 @@ def _first_not_decoded(column: Any) -> int:
             value.as_py()
         except UnicodeDecodeError:
             return row
-    raise AssertionError("all of them were decoded one by one")
+    raise AssertionError("every value was decoded")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,18 +97,18 @@ class ParquetEncoding:
     new_column: str
 
     def checked(self, chunks: Iterator[Rows]) -> Iterator[Rows]:
-        """A column that is integers here and fractions there is all fractions in the end."""
+        """A column with integers in one chunk and floats in another becomes float64."""
         schema = pa.schema([])
-        large: dict[tuple[str, str], Any] = {}  # one column each that cannot become fractions
+        large: dict[tuple[str, str], Any] = {}  # columns with integers that float64 cannot hold
         for chunk in chunks:
-            # A Parquet file has one schema, which fits all of its rows.
+            # A Parquet file has one schema for all rows.
             table = _columns(chunk) if isinstance(chunk.columns, list) else None
             if table is not None:
                 schema = _unified([schema, table.schema])
                 for name in table.column_names:
                     column = table.select([name])
                     key = (name, str(column.schema.field(0).type))
-                    if key not in large and not _casts(column, _fractions(column.schema)):
+                    if key not in large and not _casts(column, _as_floats(column.schema)):
                         large[key] = column
             yield chunk
         for column in large.values():
@@ -137,7 +136,7 @@ class ParquetEncoding:
         try:
             with named_error(finished):
                 self._write(part, finished)
-        except BaseException:  # a full disk: its room is needed
+        except BaseException:  # free the space, as the disk may be full
             finished.unlink(missing_ok=True)
             raise
         return finished
@@ -156,7 +155,7 @@ class ParquetEncoding:
 
 
 def _columns(rows: Rows) -> Any:
-    """The columns of the rows as a table, or None where there are none to keep."""
+    """The columns of the rows as a table, or None without any."""
     if not isinstance(rows.columns, list):
         return rows.columns
     if rows.names:
@@ -171,23 +170,23 @@ def _columns(rows: Rows) -> Any:
 
 
 def _unified(schemas: list[Any]) -> Any:
-    """The one schema that tables of all of these fit."""
+    """The schema that tables of all of these can be cast to."""
     try:
         return pa.unify_schemas(schemas, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise _mixed(error) from None
 
 
-def _fractions(schema: Any) -> Any:
+def _as_floats(schema: Any) -> Any:
     """The schema with float64 for int64, in lists and structs too."""
-    return pa.schema([field.with_type(_fraction(field.type)) for field in schema])
+    return pa.schema([field.with_type(_as_float(field.type)) for field in schema])
 
 
-def _fraction(kind: Any) -> Any:
+def _as_float(kind: Any) -> Any:
     if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_fraction(field.type)) for field in kind])
+        return pa.struct([field.with_type(_as_float(field.type)) for field in kind])
     if pa.types.is_list(kind):
-        return pa.list_(_fraction(kind.value_type))
+        return pa.list_(_as_float(kind.value_type))
     return pa.float64() if pa.types.is_int64(kind) else kind
 
 
@@ -200,7 +199,7 @@ def _casts(table: Any, schema: Any) -> bool:
 
 
 def _schema(part: Path, *, last: str) -> Any:
-    """The one schema that all chunks fit: JSON lines need not all have the same columns."""
+    """The schema of all chunks: JSON lines may have different columns."""
     schemas: list[Any] = []
     for table in _chunks(part, mapped=True):
         if table.schema not in schemas:
@@ -212,13 +211,13 @@ def _schema(part: Path, *, last: str) -> Any:
 
 def _mixed(error: Exception) -> CommandError:
     return CommandError(
-        f"a column has values of several types, which Parquet does not take ({error}): write "
+        f"a column has values of several types, which Parquet does not support ({error}): write "
         "JSON lines, or leave the input's columns out with --vectors-only"
     )
 
 
 def _row_groups(part: Path, schema: Any) -> Iterator[Any]:
-    """The rows of a part file in tables of some 64 MiB."""
+    """The rows of a part file in tables of about 64 MiB."""
     waiting: list[Any] = []
     size = 0
     for chunk in _chunks(part):
@@ -232,7 +231,7 @@ def _row_groups(part: Path, schema: Any) -> Iterator[Any]:
 
 
 def _fitted(table: Any, schema: Any) -> Any:
-    """A chunk in the schema of all: columns it has not are null."""
+    """A chunk in the schema of all: missing columns are null."""
     for field in schema:
         if field.name not in table.column_names:
             table = table.append_column(field, pa.nulls(len(table), field.type))
@@ -243,7 +242,7 @@ def _fitted(table: Any, schema: Any) -> Any:
 
 
 def _chunks(part: Path, *, mapped: bool = False) -> Iterator[Any]:
-    """The streams of a part file; mapped, only what is looked at is read."""
+    """The streams of a part file; `mapped` reads only what is used."""
     with (pa.memory_map if mapped else pa.OSFile)(str(part)) as source:
         while source.tell() < source.size():
             with pa.ipc.open_stream(source) as stream:

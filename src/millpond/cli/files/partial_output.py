@@ -1,9 +1,8 @@
-"""`PartialOutput`: an output file that is not finished, and a note of how much of it counts.
+"""`PartialOutput`: an unfinished output file and its manifest.
 
-Beside `vectors.npy` stand `vectors.npy.part`, to which chunks are appended, and
-`vectors.npy.part.json`, which says how many rows and bytes of it are whole. A chunk is on the
-disk before the note counts it, so whatever ends the process, the note is true. It knows no format
-and no model.
+Beside `vectors.npy` are `vectors.npy.part`, to which chunks are appended, and the manifest
+`vectors.npy.part.json` with the number of complete rows and bytes. A chunk is synced to disk before
+the manifest counts it, so the manifest is correct whatever ends the process.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ from typing import IO, Any, Self
 from ..errors import CommandError
 from .streams import named_error
 
-__all__ = ["Fingerprint", "PartialOutput", "rows_left"]
+__all__ = ["Fingerprint", "PartialOutput", "rows_written"]
 
 Fingerprint = Mapping[str, object]
-"""What the rows were made of and with, in plain JSON types."""
+"""What the rows depend on, in JSON types."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """How much of a part file counts."""
+    """How much of a part file is complete."""
 
     rows: int
     size: int
@@ -35,17 +34,17 @@ class Manifest:
 
 
 class PartialOutput:
-    """The part file of `output` and its note. Made by `start` or `resume`."""
+    """The part file of `output` and its manifest. Made by `start` or `resume`."""
 
-    def __init__(self, output: Path, note: Manifest) -> None:
+    def __init__(self, output: Path, manifest: Manifest) -> None:
         self._output = output
         self._part = part_path(output)
-        self._note = note  # only _save changes it
+        self._manifest = manifest  # only _save changes it
 
     @classmethod
     def start(cls, output: Path, head: bytes, fingerprint: Fingerprint) -> Self:
-        """From nothing, whatever an earlier run may have left."""
-        note_path(output).unlink(missing_ok=True)  # before the part file it speaks of
+        """An empty one, without what an earlier run left."""
+        manifest_path(output).unlink(missing_ok=True)  # before the part file it describes
         part_path(output).write_bytes(b"")
         partial = cls(output, Manifest(rows=0, size=0, fingerprint=fingerprint))
         partial.append(head, rows=0)
@@ -53,96 +52,98 @@ class PartialOutput:
 
     @classmethod
     def resume(cls, output: Path, fingerprint: Fingerprint, *, rows: int) -> Self | None:
-        """Where an earlier run over `rows` rows was cut off; None where it had published them all.
+        """The rows of an earlier run; None where it had published all `rows`.
 
-        Raises `CommandError` where that run was about something else, or its files are damaged.
+        Raises `CommandError` where that run was a different one, or its files are damaged.
         """
-        note = _read_note(output)
-        _require_same(output, note.fingerprint, fingerprint)
+        manifest = _read_manifest(output)
+        _require_same(output, manifest.fingerprint, fingerprint)
         part = part_path(output)
-        if note.rows == rows and output.exists() and not part.exists():
-            note_path(output).unlink()  # the last thing that run would have done
+        if manifest.rows == rows and output.exists() and not part.exists():
+            manifest_path(output).unlink()  # that run's last step
             return None
-        if not part.exists() or part.stat().st_size < note.size:
-            raise CommandError(f"{part} lost rows that were in it: start again with --restart")
-        os.truncate(part, note.size)
-        return cls(output, note)
+        if not part.exists() or part.stat().st_size < manifest.size:
+            raise CommandError(
+                f"{part} is shorter than its manifest says: start again with --restart"
+            )
+        os.truncate(part, manifest.size)
+        return cls(output, manifest)
 
     @property
     def rows(self) -> int:
-        """Rows that are safe on the disk."""
-        return self._note.rows
+        """Rows that are on disk."""
+        return self._manifest.rows
 
     @property
     def part(self) -> Path:
-        """The file the rows are in."""
+        """The file with the rows."""
         return self._part
 
     def append(self, chunk: bytes, *, rows: int) -> None:
-        """Add a chunk. When this returns, it outlives the process and the machine's power."""
+        """Append a chunk and sync it to disk."""
         with named_error(self._part), self._part.open("ab") as file:
-            if file.tell() != self._note.size:
-                raise CommandError(f"{self._part} has grown by itself: does another run write it?")
+            if file.tell() != self._manifest.size:
+                raise CommandError(f"{self._part} has grown: is another run writing it?")
             file.write(chunk)
             _sync(file)
-        self._save(rows=self._note.rows + rows, size=self._note.size + len(chunk))
+        self._save(rows=self._manifest.rows + rows, size=self._manifest.size + len(chunk))
 
     def _save(self, *, rows: int, size: int) -> None:
-        note = Manifest(rows=rows, size=size, fingerprint=self._note.fingerprint)
-        path, new = note_path(self._output), _new_note_path(self._output)
+        manifest = Manifest(rows=rows, size=size, fingerprint=self._manifest.fingerprint)
+        path, new = manifest_path(self._output), _new_manifest_path(self._output)
         with named_error(new), new.open("w", encoding="utf-8") as file:
-            json.dump(asdict(note), file, indent=2)
+            json.dump(asdict(manifest), file, indent=2)
             _sync(file)
         os.replace(new, path)
         _sync_folder(path.parent)
-        self._note = note
+        self._manifest = manifest
 
     def publish(self, finished: Path) -> None:
-        """Put the finished file in the output's place, all at once, and clear the rest away."""
+        """Replace the output by the finished file atomically, and remove the other files."""
         os.replace(finished, self._output)
         _sync_folder(self._output.parent)
         self._part.unlink(missing_ok=True)
-        note_path(self._output).unlink()
+        manifest_path(self._output).unlink()
 
     def discard(self) -> None:
-        """Clear everything away."""
-        for path in (note_path(self._output), _new_note_path(self._output), self._part):
+        """Remove the part file and the manifest."""
+        for path in (manifest_path(self._output), _new_manifest_path(self._output), self._part):
             path.unlink(missing_ok=True)
 
     def __repr__(self) -> str:
-        return f"PartialOutput({str(self._output)!r}, rows={self.rows}, size={self._note.size})"
+        return f"PartialOutput({str(self._output)!r}, rows={self.rows}, size={self._manifest.size})"
 
 
 def part_path(output: Path) -> Path:
-    """Where the rows are until the output is finished."""
+    """The rows of an unfinished output."""
     return output.with_name(f"{output.name}.part")
 
 
-def note_path(output: Path) -> Path:
-    """Where it is noted how many of them count."""
+def manifest_path(output: Path) -> Path:
+    """Its manifest."""
     return output.with_name(f"{output.name}.part.json")
 
 
-def _new_note_path(output: Path) -> Path:
-    """Where a note is until it takes the place of the one before."""
+def _new_manifest_path(output: Path) -> Path:
+    """A manifest before it replaces the previous one."""
     return output.with_name(f"{output.name}.part.json.new")
 
 
-def rows_left(output: Path) -> int | None:
-    """Rows that an earlier run left, or None where it left nothing to go on from."""
-    return _read_note(output).rows if note_path(output).exists() else None
+def rows_written(output: Path) -> int | None:
+    """Rows of an unfinished earlier run, or None."""
+    return _read_manifest(output).rows if manifest_path(output).exists() else None
 
 
-def _read_note(output: Path) -> Manifest:
-    path = note_path(output)
+def _read_manifest(output: Path) -> Manifest:
+    path = manifest_path(output)
     try:
-        note = Manifest(**json.loads(path.read_text(encoding="utf-8")))
-        for count in (note.rows, note.size):
+        manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
+        for count in (manifest.rows, manifest.size):
             if not isinstance(count, int) or count < 0:
                 raise ValueError(f"{count!r} is not a count")
-        if not isinstance(note.fingerprint, dict):
-            raise ValueError("it does not say what the rows are of")
-        return note
+        if not isinstance(manifest.fingerprint, dict):
+            raise ValueError("it has no fingerprint")
+        return manifest
     except (ValueError, TypeError, RecursionError) as error:
         raise CommandError(f"{path} is damaged ({error}): start again with --restart") from None
 
@@ -151,9 +152,9 @@ def _require_same(output: Path, before: Fingerprint, now: Fingerprint) -> None:
     changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     if changed:
         raise CommandError(
-            f"{output} cannot be resumed, it was begun differently: "
+            f"{output} cannot be resumed, it was started differently: "
             + "; ".join(_change(name, before.get(name), now.get(name)) for name in changed)
-            + ". Call it as before, or start again with --restart"
+            + ". Run it as before, or start again with --restart"
         )
 
 
@@ -167,7 +168,7 @@ def _sync(file: IO[Any]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in it last; Windows has no way to, and no need."""
+    """Sync a rename in it; Windows has no need to."""
     if os.name != "nt":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,7 +1,4 @@
-"""`Rows`, a slice of an input file, and the protocols of what reads them and what writes them.
-
-No format is known here, and no model.
-"""
+"""`Rows`, a chunk of an input file, and `Source` and `Encoding`, which read and write them."""
 
 from __future__ import annotations
 
@@ -25,17 +22,15 @@ __all__ = [
     "Rows",
     "Source",
     "Vectors",
-    "column_is_taken",
+    "column_exists",
     "require_column",
     "rows_of",
 ]
 
 Record = dict[str, Any]
-"""A row by the names of its columns."""
-
-
+"""A row: column name to value."""
 Vectors = npt.NDArray[np.generic]
-"""`[n, width]`, in the type that was asked for."""
+"""`[n, width]`, of the output dtype."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,43 +39,43 @@ class Rows:
 
     texts: list[str]
     columns: list[Record] | pa.Table | None = None
-    """What the output keeps beside the vectors, a record or table row a text; None is nothing."""
+    """The columns to copy to the output, a record or table row per text; or None."""
     names: Sequence[str] = ()
-    """Of columns of strings that no rows would have."""
+    """String columns of an input without rows."""
 
     def __len__(self) -> int:
         return len(self.texts)
 
 
 class Source(Protocol):
-    """An input that can be read again from the start, unless it is a stream."""
+    """An input, which can be read repeatedly unless it is a stream."""
 
     def chunks(self, size: int, *, skip: int = 0) -> Iterator[Rows]:
-        """All rows but the first `skip`, `size` at a time; only the last chunk may be smaller.
+        """The rows after the first `skip`, `size` at a time; only the last chunk may be smaller.
 
-        `skip` is a multiple of `size`. Raises `CommandError` for a row that has no text.
+        `skip` is a multiple of `size`. Raises `CommandError` for a row without a text.
         """
 
     def empty(self) -> Rows:
-        """No rows, with the columns that rows would have."""
+        """No rows, but their columns."""
 
 
 class Encoding(Protocol):
-    """How rows and their vectors are laid down, chunk after chunk, in a part file."""
+    """How chunks of rows and their vectors are written to a part file."""
 
     def checked(self, chunks: Iterator[Rows]) -> Iterator[Rows]:
-        """All chunks of an input as they are. Raises `CommandError` for rows it cannot keep."""
+        """The chunks unchanged. Raises `CommandError` for rows that cannot be written."""
 
     def head(self, rows: Rows, vectors: Vectors) -> bytes:
-        """What the file begins with; `rows` and `vectors` are empty and have only a shape."""
+        """The start of the file; `rows` and `vectors` are empty."""
 
     def encode(self, rows: Rows, vectors: Vectors) -> bytes:
-        """A chunk, as it is appended."""
+        """The bytes of a chunk."""
 
     def finish(self, part: Path, vectors: Vectors, *, rows: int) -> Path:
-        """The finished file, made of a part file that holds `rows` rows: itself or one beside it.
+        """The finished file of a part file with `rows` rows: the same or another one.
 
-        It may be called again on the same part file. `vectors` is empty, as for `head`.
+        May be repeated on the same part file. `vectors` is empty, as for `head`.
         """
 
 
@@ -94,9 +89,9 @@ def rows_of(records: Iterator[Record], size: int, *, column: str, keep: bool) ->
 def require_column(
     place: str, names: Sequence[str], column: str, new_column: str | None, *, hint: str = ""
 ) -> None:
-    """Refuse columns, named by `names`, where the text or what is kept is not plainly one of them.
+    """Raise `CommandError` where a column that is read is missing, or its name is not unique.
 
-    `new_column` is what the vectors will be called where all columns are kept, or None.
+    `new_column` is the vectors' column in the output, or None where only the text is read.
     """
     if column not in names:
         raise CommandError(
@@ -111,11 +106,11 @@ def require_column(
             + (", or leave them out with --vectors-only" if twice != column else "")
         )
     if new_column in names:
-        raise column_is_taken(f"{place} has a column {new_column!r}")
+        raise column_exists(f"{place} has a column {new_column!r}")
 
 
-def column_is_taken(what: str) -> CommandError:
-    """`what` has a column of the name that the vectors are to have."""
+def column_exists(what: str) -> CommandError:
+    """The error where `what` has the vectors' column."""
     return CommandError(
         f"{what} already: name another with --output-column, or leave the input's columns out "
         "with --vectors-only"

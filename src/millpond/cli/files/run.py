@@ -1,7 +1,4 @@
-"""`FileRun`: the rows of an input, through an engine, into an output, a chunk at a time.
-
-It prints nothing and knows no flags; formats are behind `Source` and `Encoding`.
-"""
+"""`FileRun`: embeds the rows of an input into an output, a chunk at a time."""
 
 from __future__ import annotations
 
@@ -22,27 +19,27 @@ if TYPE_CHECKING:
     from ...engine.engine import CallOptions, Engine
     from ...stats import ProgressHook
 
-__all__ = ["FileRun", "InputFacts", "survey"]
+__all__ = ["FileRun", "InputInfo", "scan"]
 
 Stamp = tuple[int, ...] | None
-"""What changes with a file's content: its size and the times of its last changes; None is gone."""
+"""A file's size and modification times; None if it does not exist."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputFacts:
-    """What reading an input through has shown."""
+class InputInfo:
+    """What a first pass over an input has found."""
 
     path: Path
     digest: str
     rows: int
     stamp: Stamp
-    """From before it was read."""
+    """Taken before the first pass."""
 
     def require_unchanged(self) -> None:
-        """Raise `CommandError` where the file is not what it was, so that rows may be mixed."""
+        """Raise `CommandError` where the file has changed."""
         if _stamp(self.path) != self.stamp:
             raise CommandError(
-                f"{self.path} changed while it was read, and its rows may be mixed: when it no "
+                f"{self.path} changed while it was read, so its rows may be mixed: when it no "
                 "longer changes, run this again with --restart"
             )
 
@@ -55,56 +52,56 @@ def _stamp(path: Path) -> Stamp:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def survey(path: Path, source: Source, encoding: Encoding, *, chunk_rows: int) -> InputFacts:
-    """Read a file through, so that a bad row is found before any work is done."""
+def scan(path: Path, source: Source, encoding: Encoding, *, chunk_rows: int) -> InputInfo:
+    """Read a file once, so that an invalid row is found before any is embedded."""
     stamp = _stamp(path)
     rows = sum(len(chunk) for chunk in encoding.checked(source.chunks(chunk_rows)))
-    facts = InputFacts(path=path, digest=file_digest(path), rows=rows, stamp=stamp)
-    facts.require_unchanged()
-    return facts
+    input_info = InputInfo(path=path, digest=file_digest(path), rows=rows, stamp=stamp)
+    input_info.require_unchanged()
+    return input_info
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileRun:
-    """One input that becomes one output."""
+    """One input and its output."""
 
     source: Source
     encoding: Encoding
     output: Path
     chunk_rows: int
-    """Rows between two notes of how far it is."""
+    """Rows per chunk."""
     options: CallOptions
-    facts: InputFacts | None
-    """Of the input; None for one that can be read only once."""
-    layout: Fingerprint
-    """How input and output are laid out, as far as the output depends on it."""
+    input_info: InputInfo | None
+    """None for an input that can be read only once."""
+    formats: Fingerprint
+    """The formats and columns, as part of the fingerprint."""
 
     @property
     def can_be_resumed(self) -> bool:
-        """Whether rows that are safe are of use to a later run."""
-        return self.facts is not None and not is_stream(self.output)
+        """Whether a later run can use the rows on disk."""
+        return self.input_info is not None and not is_stream(self.output)
 
     def open(self, engine: Engine, *, resume: bool) -> PartialOutput | StreamOutput | None:
-        """The output, empty or with the rows of an earlier run; None where that run was complete.
+        """The output, empty or with the rows of an earlier run; None where that is complete.
 
-        Raises `CommandError` where the earlier run was about something else.
+        Raises `CommandError` where the earlier run was a different one.
         """
-        no_vectors = engine.embed([], **self.options)  # refuses bad options
+        no_vectors = engine.embed([], **self.options)  # validates the options
         if is_stream(self.output):
             return StreamOutput(self.output)
         fingerprint = run_fingerprint(
             engine.info(),
             {
-                "input": self.facts and self.facts.digest,
+                "input": self.input_info and self.input_info.digest,
                 "chunk_size": self.chunk_rows,
                 "pooling": engine.config.pooling and list(engine.config.pooling),
                 "batch_invariant": engine.config.batch_invariant,
                 **self.options,
-                **self.layout,
+                **self.formats,
             },
         )
-        if resume and self.facts is not None:
-            return PartialOutput.resume(self.output, fingerprint, rows=self.facts.rows)
+        if resume and self.input_info is not None:
+            return PartialOutput.resume(self.output, fingerprint, rows=self.input_info.rows)
         head = self.encoding.head(self.source.empty(), no_vectors)
         return PartialOutput.start(self.output, head, fingerprint)
 
@@ -116,17 +113,17 @@ class FileRun:
         on_rows: Callable[[int], object],
         progress: ProgressHook | None = None,
     ) -> None:
-        """Embed the rows that are not there yet and publish the output.
+        """Embed the remaining rows and publish the output.
 
-        `on_rows` is told of every chunk that is safe on the disk, or written to a stream, and
-        `progress` of every batch. Raises what `Engine.embed_iter` does, with the row's place in
-        the input, and `CommandError`.
+        `on_rows` is called for every chunk on disk, or written to a stream, and `progress` for
+        every batch. Raises as `Engine.embed_iter`, with the index of the row in the input, and
+        `CommandError`.
         """
         before = output.rows
         try:
             self._append(engine, output, on_rows, progress)
         except Exception as error:
-            self._require_unchanged()  # what is half rewritten need not even be rows
+            self._require_unchanged()  # which may be the cause
             if isinstance(error, InvalidInput | TextFailed):
                 raise error.at(before + error.index) from error
             raise
@@ -143,7 +140,7 @@ class FileRun:
         on_rows: Callable[[int], object],
         progress: ProgressHook | None,
     ) -> None:
-        ahead: deque[Rows] = deque()  # read, and not embedded yet
+        ahead: deque[Rows] = deque()  # read and not yet embedded
 
         def texts() -> Iterator[str]:
             for rows in self.source.chunks(self.chunk_rows, skip=output.rows):
@@ -155,11 +152,11 @@ class FileRun:
         for vectors in embedded:
             rows = ahead.popleft()
             assert len(rows) == len(vectors)
-            self._require_unchanged()  # before these rows count
+            self._require_unchanged()  # before these rows are counted
             output.append(self.encoding.encode(rows, vectors), rows=len(rows))
             on_rows(len(rows))
         self._require_unchanged()
 
     def _require_unchanged(self) -> None:
-        if self.facts is not None:
-            self.facts.require_unchanged()
+        if self.input_info is not None:
+            self.input_info.require_unchanged()

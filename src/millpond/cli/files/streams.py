@@ -1,8 +1,7 @@
-"""What can be read or written only once: pipes, terminals, and the process's own descriptors.
+"""Inputs and outputs that can be read or written only once: pipes, terminals, file descriptors.
 
-It knows no format. A name such as `/dev/stdin` stands for a descriptor and is read through it, as
-`-` is: opened by name it would begin again, share a position or not open at all, as the system has
-it.
+A name such as `/dev/stdin` is read through its descriptor, as `-` is: opened by name it would start
+from the beginning, share its position or fail, depending on the system.
 """
 
 from __future__ import annotations
@@ -29,21 +28,15 @@ __all__ = [
 ]
 
 STDIN, STDOUT, STDERR = range(3)
-
-
 STANDARD = {"/dev/stdin": STDIN, "/dev/stdout": STDOUT, "/dev/stderr": STDERR}
-
-
 DESCRIPTOR = re.compile(r"/(?:dev|proc/(?:self|thread-self|(?P<process>\d+)))/fd/(?P<number>\d+)")
-
-
 MOST_LINKS = 40
 
 
 def can_be_read_again(path: Path | None) -> bool:
-    """Whether an input is a file that begins anew when it is opened; None is standard input.
+    """Whether an input is a file that can be read from the start again; None is standard input.
 
-    What is not there counts as a file, and the error of who opens it says so.
+    A missing file counts as one; opening it raises the error.
     """
     if path is None or _descriptor(path) is not None:
         return False
@@ -55,7 +48,7 @@ def can_be_read_again(path: Path | None) -> bool:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether an output takes rows as they come, and none back."""
+    """Whether an output can only be appended to."""
     if str(path) == "-" or _descriptor(path) is not None:
         return True
     try:
@@ -66,16 +59,16 @@ def is_stream(path: Path) -> bool:
 
 
 def is_same_file(path: Path | None, output: Path) -> bool:
-    """Whether an output is what the input is read from; a terminal may be both."""
+    """Whether input and output are the same file, except for a terminal."""
     try:
         read = os.fstat(STDIN) if path is None else path.stat()
         return os.path.samestat(read, output.stat()) and not stat.S_ISCHR(read.st_mode)
-    except OSError:  # one is not there
+    except OSError:  # one does not exist
         return False
 
 
 def name_of(path: Path | None) -> str:
-    """What an input is called in a message."""
+    """An input's name in messages."""
     return "standard input" if path is None else str(path)
 
 
@@ -96,7 +89,7 @@ def open_input(path: Path | None) -> Iterator[BinaryIO]:
 
 
 def _descriptor(path: Path) -> int | None:
-    """The number of the descriptor of this process that a path, or what it links to, names."""
+    """The descriptor of this process that a path, or its link target, names."""
     name = str(path)
     for _ in range(MOST_LINKS):
         if name in STANDARD:
@@ -111,14 +104,14 @@ def _descriptor(path: Path) -> int | None:
 
 
 def _opened(number: int, path: Path, mode: Literal["rb", "wb"]) -> BinaryIO:
-    """A file of its own on the same descriptor, so that closing it leaves that open."""
+    """A file on a duplicate of the descriptor, which stays open when the file is closed."""
     with named_error(path):
         return os.fdopen(os.dup(number), mode)
 
 
 @contextlib.contextmanager
 def named_error(path: Path | str) -> Iterator[None]:
-    """An `OSError` of a write knows no name; here it gets that of the file."""
+    """Add the file name to an `OSError` of a write."""
     try:
         yield
     except OSError as error:
@@ -128,9 +121,9 @@ def named_error(path: Path | str) -> Iterator[None]:
 
 
 class StreamOutput:
-    """Standard output, a pipe or a device. What is written is gone: nothing is published or kept.
+    """Standard output, a pipe or a device: rows are written and cannot be resumed.
 
-    Raises `BrokenPipeError` when nobody reads any more.
+    Raises `BrokenPipeError` when the reader is gone.
     """
 
     def __init__(self, path: Path) -> None:
@@ -152,24 +145,24 @@ class StreamOutput:
 
     @property
     def rows(self) -> int:
-        """Rows that are written."""
+        """Rows written."""
         return self._rows
 
     def append(self, chunk: bytes, *, rows: int) -> None:
-        """Write a chunk through to whoever reads."""
+        """Write a chunk and flush it."""
         with named_error(self.name):
             self._file.write(chunk)
             self._file.flush()
         self._rows += rows
 
     def close(self) -> None:
-        """Let whoever reads know that this was all."""
+        """Close it, which ends the stream for its reader."""
         if not self._is_standard:
             with named_error(self.name):
                 self._file.close()
 
     def discard(self) -> None:
-        """Write no more, whatever is still to be written."""
+        """Close it without raising."""
         with contextlib.suppress(OSError):
             self.close()
 

@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 
 from ..errors import CommandError
-from .rows import Record, Rows, Vectors, column_is_taken, rows_of
+from .rows import Record, Rows, Vectors, column_exists, rows_of
 from .streams import name_of, open_input
 
 __all__ = ["JsonLinesEncoding", "LineSource", "json_record", "kept_json_record", "text_record"]
@@ -25,15 +25,15 @@ _LONG_NUMBER = re.compile(r"\d{19}")
 
 @dataclass(frozen=True, kw_only=True)
 class LineSource:
-    """A file with a row a line, or standard input where there is no path."""
+    """A file with one row per line, or standard input without a path."""
 
     path: Path | None
     record: Callable[[str, str], Record | None]
-    """A line and the name of the text's column in, the row out; None where there is no row."""
+    """From a line and the text's column to the row, or None for no row."""
     column: str
-    """Which column is the text."""
+    """The column with the text."""
     new_column: str | None = None
-    """What the vectors will be called where the rows are kept; no row may have it already."""
+    """The vectors' column in the output; None where the input's columns are not kept."""
 
     def chunks(self, size: int, *, skip: int = 0) -> Iterator[Rows]:
         with open_input(self.path) as file:
@@ -55,17 +55,17 @@ class LineSource:
                 continue
             if self.new_column is not None and self.new_column in record:
                 place = f"{name_of(self.path)}, line {number}"
-                raise column_is_taken(f"{place} has a {self.new_column!r}")
+                raise column_exists(f"{place} has a {self.new_column!r}")
             yield record
 
 
 def text_record(line: str, column: str) -> Record:
-    """Every line is a text, an empty one too."""
+    """Every line is a text, including empty ones."""
     return {column: line.removesuffix("\n").removesuffix("\r")}
 
 
 def json_record(line: str, column: str) -> Record | None:
-    """A JSON object with a text in `column`, or a JSON string; blank lines are no rows.
+    """A JSON object with a text in `column`, or a JSON string; None for a blank line.
 
     Raises `ValueError` for anything else.
     """
@@ -85,9 +85,9 @@ def json_record(line: str, column: str) -> Record | None:
 
 
 def kept_json_record(line: str, column: str) -> Record | None:
-    """`json_record` for a row whose other columns are kept, so that every integer must be exact.
+    """`json_record` for a row whose other columns are kept, so integers must be exact.
 
-    orjson makes a float of one beyond 64 bits. Raises `ValueError` for such a one, too.
+    orjson converts one beyond 64 bits to a float. Raises `ValueError` for that, too.
     """
     record = json_record(line, column)
     if _LONG_NUMBER.search(line):
@@ -105,7 +105,7 @@ def _require_64_bits(digits: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class JsonLinesEncoding:
-    """An object a line: the row's columns and, under `new_column`, its vector."""
+    """One object per line: the row's columns and, as `new_column`, its vector."""
 
     new_column: str
 
@@ -125,7 +125,7 @@ class JsonLinesEncoding:
 
     def encode(self, rows: Rows, vectors: Vectors) -> bytes:
         options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
-        vectors = np.ascontiguousarray(vectors)  # orjson reads nothing else
+        vectors = np.ascontiguousarray(vectors)  # which orjson requires
         try:
             return b"".join(
                 orjson.dumps({**record, self.new_column: vector}, option=options)
