@@ -79,12 +79,12 @@ test-processors: setup
 
 # The peers have virtual environments of their own, under .venv-bench.
 bench:
-	@$(PYTHON) benchmarks/environments.py
-	@.venv-bench/common/bin/python benchmarks/run.py $(ARGS)
+	@$(PYTHON) -m benchmarks.peers.environments
+	@.venv-bench/common/bin/python -m benchmarks.cpu.run $(ARGS)
 
 bench-adapters:
-	@$(PYTHON) benchmarks/environments.py common
-	@.venv-bench/common/bin/python benchmarks/adapters.py $(ARGS)
+	@$(PYTHON) -m benchmarks.peers.environments common
+	@.venv-bench/common/bin/python -m benchmarks.cpu.adapters $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -6,7 +6,7 @@ import copy
 import json
 from typing import Any
 
-import report
+from benchmarks.report import tables as report
 
 FIRST, SECOND = "sentence-transformers", "millpond auto"
 

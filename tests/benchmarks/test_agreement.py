@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from agreement import Disagrees, compare
+
+from benchmarks.peers.agreement import Disagrees, compare
 
 
 def unit_vectors(seed: int = 0) -> np.ndarray:

@@ -12,14 +12,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import gpu
 import pytest
-from gpu_callers import CALLERS, in_threads, on_a_loop
-from gpu_checks import RunningTests, report_tests
-from gpu_clock import Clock, OutOfTime
-from gpu_figures import FEWEST_ROUNDS, alternated, operations_per_token, ratio_of
-from gpu_models import SHAPES
-from gpu_report import Report
+
+from benchmarks.gpu import run as gpu
+from benchmarks.gpu.callers import CALLERS, in_threads, on_a_loop
+from benchmarks.gpu.checks import RunningTests, report_tests
+from benchmarks.gpu.clock import Clock, OutOfTime
+from benchmarks.gpu.figures import FEWEST_ROUNDS, alternated, operations_per_token, ratio_of
+from benchmarks.gpu.models import SHAPES
+from benchmarks.gpu.report import Report
 
 
 @pytest.fixture

@@ -6,18 +6,18 @@ import json
 import sys
 from pathlib import Path
 
-import environments
-import measure
-import peer
 import pytest
-from plan import Sizes, texts
-from workers import WorkerFailed
+
+from benchmarks.cpu import measure
+from benchmarks.cpu.plan import Sizes, texts
+from benchmarks.peers import environments, peer
+from benchmarks.peers.workers import WorkerFailed
 
 PEERS = '''
 import os
 from functools import partial
 import numpy as np
-from peer import Embedder, Peer
+from benchmarks.peers.peer import Embedder, Peer
 
 class Letters(Embedder):
     """How often each of eight letters occurs."""
@@ -85,7 +85,7 @@ def run(tmp_path_factory):
             environments, "error", lambda name: "pip failed" if name != "common" else None
         )
         patch.setattr(measure, "matrix_rate", lambda precision: 1.0)
-        patch.setattr("start_up.PROGRAMS", {"nothing": ""})
+        patch.setattr("benchmarks.peers.start_up.PROGRAMS", {"nothing": ""})
         measure.measure(
             made,
             peer.read_all(folder),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-import adapters_report
-import aims
-import comparisons
-import page
 import pytest
-from aims import Aim
 from made_up_results import FIRST, SECOND, made_up_results, run
-from plan import FULL, QUICK, Sizes
+
+from benchmarks.cpu.plan import FULL, QUICK, Sizes
+from benchmarks.report import adapters as adapters_report
+from benchmarks.report import aims, comparisons, page
+from benchmarks.report.aims import Aim
 
 RIVAL = "OpenVINO bfloat16 by hand"
 

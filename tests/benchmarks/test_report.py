@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.util
 import re
 
-import plots
 import pytest
-import report
-import summary
 from made_up_results import FIRST, SECOND, made_up_results
+
+from benchmarks.report import plots, summary
+from benchmarks.report import tables as report
 
 
 @pytest.fixture

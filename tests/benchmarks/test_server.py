@@ -8,15 +8,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import http_load
 import numpy as np
 import pytest
-import server_load
-from agreement import Disagrees
-from http_load import BadAnswer, Load
-from machine import machine
 
-import server
+from benchmarks.peers.agreement import Disagrees
+from benchmarks.report.machine import machine
+from benchmarks.server import http_load
+from benchmarks.server import run as server
+from benchmarks.server import soak as server_load
+from benchmarks.server.http_load import BadAnswer, Load
 
 BODIES = [b'{"input": "a"}', b'{"input": "b c"}']
 

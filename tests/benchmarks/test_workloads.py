@@ -6,7 +6,8 @@ import statistics
 
 import numpy as np
 import pytest
-import workloads
+
+from benchmarks.cpu import workloads
 
 COUNT = 2000
 

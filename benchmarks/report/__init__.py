@@ -1,0 +1,1 @@
+"""From raw results to tables, plots and the page."""

@@ -1,0 +1,1 @@
+"""What is measured of the server, over HTTP."""
