@@ -6,27 +6,40 @@
 #
 #   make demo PYTHON=python3.12        choose the interpreter (for the first run, or after clean)
 #   make test ARGS="-k scheduler -x"   pass arguments to pytest
+#   make test PARALLEL=                in one process
 
 PYTHON ?= python3
 ARGS ?=
+# A file's tests stay in one process, which makes their checkpoints and engines once.
+PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
+FAST := not slow and not model
+
+WHEEL_TESTS := tests/test_imports.py tests/test_errors.py tests/test_examples.py tests/engine \
+	tests/scheduler tests/server tests/cli tests/behaviour/test_real_model.py
 
 BIN := .venv/bin
 READY := .venv/.ready
 ADAPTERS := .venv/.adapters
+# Another environment, on top of .venv's packages, in which Millpond is the built wheel.
+WHEEL := .venv-wheel
 # OpenAI's client for Node, which the server is tested with where there is an npm.
 NODE := tests/server/node
 NODE_CLIENT := $(if $(shell command -v npm 2>/dev/null),$(NODE)/node_modules/.package-lock.json)
 # Folders too, so that a deleted file counts as a change.
 ADAPTER_SOURCES := $(shell find integrations -mindepth 2 \
 	\( -name tests -o -name __pycache__ -o -name '.*' \) -prune -o -print)
+PURELIB := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PIP_INSTALL := $(PIP) install --quiet -c constraints.txt
 
-.PHONY: help setup adapters demo test test-processors bench bench-adapters lint typecheck format check clean
+.PHONY: help setup adapters demo test test-rest test-all test-processors test-wheel \
+	bench bench-adapters lint typecheck format check clean
 
 help:
 	@echo "make demo       embed and search the standard library's documentation"
-	@echo "make test       run the test suite, the adapters' included"
+	@echo "make test       the fast tests: what needs no model and no process of its own"
+	@echo "make test-all   every test, the adapters' included"
+	@echo "make test-wheel tests against the built wheel"
 	@echo "make test-processors  the tests of vectors, as several other processors would run them"
 	@echo "make bench      measure Millpond beside its peers; ARGS=--quick for minutes"
 	@echo "make bench-adapters  the LangChain and LlamaIndex adapters beside the incumbents"
@@ -64,15 +77,31 @@ $(NODE)/node_modules/.package-lock.json: $(NODE)/package.json $(NODE)/package-lo
 	@test ! -e $@ || touch $@
 
 # The model comes from an installed package, so nothing is asked of the network.
-demo test test-processors bench bench-adapters: export HF_HUB_OFFLINE = 1
-test: export ANONYMIZED_TELEMETRY = False
-test: export LANGSMITH_TRACING = false
+demo test test-rest test-processors test-wheel bench bench-adapters: export HF_HUB_OFFLINE = 1
+test-rest: export ANONYMIZED_TELEMETRY = False
+test-rest: export LANGSMITH_TRACING = false
 
 demo: setup
 	@$(BIN)/python examples/docstrings.py
 
-test: adapters $(NODE_CLIENT)
-	@$(BIN)/python -m pytest $(ARGS)
+test: setup
+	@$(BIN)/python -m pytest tests $(PARALLEL) -m "$(FAST)" $(ARGS)
+
+# What `make test` leaves out, and the adapters.
+test-rest: adapters $(NODE_CLIENT)
+	@$(BIN)/python -m pytest $(PARALLEL) -m "slow or model or adapters" $(ARGS)
+
+test-all: test test-rest
+
+# The environment sees .venv's packages but not its editable install, so src is not on the path.
+test-wheel: setup
+	@rm -rf $(WHEEL) dist/wheel
+	@$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist/wheel .
+	@$(BIN)/python -m venv --without-pip $(WHEEL)
+	@$(PIP) --python $(WHEEL)/bin/python install --quiet --no-deps dist/wheel/*.whl
+	@$(BIN)/python -c $(PURELIB) > "$$($(WHEEL)/bin/python -c $(PURELIB))/dependencies.pth"
+	@$(WHEEL)/bin/python -c 'import millpond; assert "$(WHEEL)" in millpond.__file__, millpond.__file__'
+	@$(WHEEL)/bin/python -m pytest $(WHEEL_TESTS) $(PARALLEL) -m "not slow" $(ARGS)
 
 test-processors: setup
 	@$(BIN)/python tests/processors.py $(ARGS)
@@ -100,5 +129,5 @@ format: setup
 check: lint typecheck test
 
 clean:
-	rm -rf .venv .venv-bench $(NODE)/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-bench $(WHEEL) $(NODE)/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find src tests examples benchmarks integrations -type d -name __pycache__ -exec rm -rf {} +

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +10,38 @@ import pytest
 import torch
 from checkpoints import save_family, save_transformer
 from families import FAMILIES
+
+TESTS = Path(__file__).parent
+# What is tested with models or with torch itself. Everything else runs on fakes, or on a tiny model
+# where what is tested begins with a checkpoint.
+RUN_MODELS = (
+    *("attention", "cpu", "layers", "model", "pooler", "runner"),
+    "behaviour/test_decoders.py",
+    "behaviour/test_families.py",
+    "behaviour/test_fidelity.py",
+    "behaviour/test_prefixes_of_decoders.py",
+    "behaviour/test_real_model.py",
+    "behaviour/test_same_bits.py",
+)
+
+
+def _runs_models(path: Path) -> bool:
+    return any(path.is_relative_to(TESTS / name) for name in RUN_MODELS)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Mark the tests of whole folders, before `-m` chooses among them."""
+    for item in items:
+        if not item.path.is_relative_to(TESTS):
+            item.add_marker(pytest.mark.adapters)
+        elif _runs_models(item.path):
+            item.add_marker(pytest.mark.model)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m "not model"`, do not even import what the marker would leave out."""
+    return ("not model" in config.option.markexpr and _runs_models(collection_path)) or None
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ from command_line import with_settings
 
 from millpond import Engine
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 

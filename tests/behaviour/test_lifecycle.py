@@ -503,6 +503,7 @@ engine.close()
 """.replace("MODEL", repr(MODEL)).replace("TEXTS", repr(TEXTS))
 
 
+@pytest.mark.slow
 @needs_fork
 def test_a_pickled_engine_is_made_elsewhere_and_after_a_fork_parent_and_child_embed() -> None:
     with start_engine(FakeRunner(), spec={"name": MODEL}) as engine:
@@ -546,6 +547,7 @@ print("the end")
 """
 
 
+@pytest.mark.slow
 @needs_fork
 def test_forks_amid_work_leave_no_child_waiting_and_the_process_exits_amid_work() -> None:
     assert outcome(FORKED_AND_EXITING_AMID_WORK) == (0, "the end\n", "")
@@ -618,6 +620,7 @@ on_cuda.close()
 """
 
 
+@pytest.mark.slow
 @needs_fork
 def test_a_child_forked_while_locks_are_held_is_free_of_them_and_keeps_its_hooks() -> None:
     assert outcome(FORKED_AMID_LOCKS) == (0, "", "")
@@ -642,6 +645,7 @@ at_work.wait()
 """
 
 
+@pytest.mark.slow
 def test_a_daemon_thread_in_a_call_does_not_disturb_the_exit(bare_bert: Path) -> None:
     for _ in range(2):
         assert outcome(DAEMON_AT_EXIT, str(bare_bert)) == (0, "", "")
@@ -666,6 +670,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_the_exit_waits_for_the_threads_of_an_engine_that_is_gone() -> None:
     expected = "['MainThread'] the engine was closed before the call was finished\n"
     assert outcome(DROPPED_AMID_WORK) == (0, expected, "")
@@ -741,6 +746,7 @@ print("the end, with an engine at work")
 """.replace("MODEL", repr(MODEL)).replace("TEXTS", repr(TEXTS))
 
 
+@pytest.mark.slow
 def test_an_engine_leaves_the_process_as_it_was_prints_nothing_and_lets_it_exit() -> None:
     code, out, err = outcome(GUEST)
     lines = [line for line in err.splitlines() if line]

@@ -183,6 +183,7 @@ def measured(
     return begun
 
 
+@pytest.mark.slow
 def test_the_order_of_figures(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
     report.clock = Clock(1000)
     for name, first, absent in (

@@ -13,6 +13,8 @@ from benchmarks.cpu.plan import Sizes, texts
 from benchmarks.peers import environments, peer
 from benchmarks.peers.workers import WorkerFailed
 
+pytestmark = pytest.mark.slow
+
 PEERS = '''
 import os
 from functools import partial

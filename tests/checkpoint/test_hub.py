@@ -154,6 +154,7 @@ def load(
     return found, done.stderr
 
 
+@pytest.mark.slow
 def test_a_cache_that_transformers_filled_is_completed_once(cache: Path, hub: LocalHub) -> None:
     found, logged = load(cache, hub, HF_HUB_OFFLINE="0")
     assert found["modules"] == ["Transformer", "Pooling", "Normalize"]
@@ -167,6 +168,7 @@ def test_a_cache_that_transformers_filled_is_completed_once(cache: Path, hub: Lo
     assert hub.asked == [], "everything is known by now"
 
 
+@pytest.mark.slow
 def test_offline_a_warning_names_what_was_assumed(cache: Path, hub: LocalHub) -> None:
     found, logged = load(cache, hub, HF_HUB_OFFLINE="1")
     assert found["modules"] == ["Transformer", "Pooling"]
@@ -174,6 +176,7 @@ def test_offline_a_warning_names_what_was_assumed(cache: Path, hub: LocalHub) ->
     assert hub.asked == []
 
 
+@pytest.mark.slow
 def test_a_model_that_is_downloaded_whole_leaves_no_question(tmp_path: Path, hub: LocalHub) -> None:
     home = tmp_path / "empty"
     found, _ = load(home, hub, HF_HUB_OFFLINE="0")

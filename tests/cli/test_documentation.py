@@ -45,6 +45,7 @@ def test_every_command_is_in_the_table() -> None:
     assert {name for name in COMMANDS if f"`millpond {name}`" not in PAGE} == set()
 
 
+@pytest.mark.slow
 def test_the_facts_shown_are_those_of_the_model() -> None:
     _, _, block = PAGE.partition("## `millpond info`")
     _, facts = re.findall(r"```\w*\n(.*?)```", block, flags=re.DOTALL)[:2]

@@ -21,6 +21,8 @@ from server_process import ServerProcess, server_process
 
 from millpond import Engine
 
+pytestmark = pytest.mark.slow
+
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 NAME = "embedding-model"
 KEY = "key-of-the-tests"

@@ -26,6 +26,8 @@ from millpond.cli.serve import _named, _one_name_a_flag, main
 from millpond.server import process
 from millpond.server.settings import AppSettings, ListenSettings
 
+pytestmark = pytest.mark.slow
+
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 CLIENTS = 12
 SENTENCE = "The mill pond gathers water until the wheel of the mill can turn again."

@@ -58,6 +58,7 @@ def wait_for_rows(progress: IO[bytes]) -> int:
     raise AssertionError(shown.decode())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 @pytest.mark.parametrize("kind", ["npy", "parquet"])
 def test_a_killed_run_goes_on_to_the_same_bytes(kind: str, folder: Path, tmp_path: Path) -> None:
@@ -83,6 +84,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(kind: str, folder: Path, tmp_pat
     assert not list(tmp_path.glob("*.part*"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_a_killed_run_of_a_real_model_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     # Chunks that share batches with their neighbours, which a run that goes on has others of; in

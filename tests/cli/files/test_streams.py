@@ -229,6 +229,7 @@ def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_who_reads_no_more_ends_the_run_without_a_word(prompted: Path, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("stone\n" * 4000, encoding="utf-8")
     call = f"millpond embed in.txt -o - --chunk-size 8 --model {prompted}"
@@ -236,6 +237,7 @@ def test_who_reads_no_more_ends_the_run_without_a_word(prompted: Path, tmp_path:
     assert (result.stdout.split(), result.stderr) == (["1", "141"], "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "message"),
     [
