@@ -516,7 +516,9 @@ def test_ingestion_goes_on_under_steady_queries() -> None:
             runner.wait_for_batches(number + 1)
             assert number < 100_000
         np.testing.assert_array_equal(bulk.result().vectors, vectors_for(texts))
-        assert number > 30
+        # Two texts ran before the first query. After it, however slow the machine, a batch has room
+        # for one text beside its query.
+        assert number >= len(texts) - 2
 
 
 # Law 8: bounded.
@@ -676,6 +678,9 @@ def test_what_was_cancelled_is_not_run_again_when_its_batch_is_split() -> None:
         runner.wait_for_batches(2)
         assert len(runner.batches[1]) == 4
         cancelled.cancel()
+        taken_out = threading.Event()
+        engine._service.loop.ask_keeper(taken_out.set)  # after it took out what was cancelled
+        assert taken_out.wait(PATIENCE_S)
         runner.let()
         assert list(kept.result(PATIENCE_S).errors) == [0]
         again = [text for batch in runner.batches[2:] for text in batch.texts]
