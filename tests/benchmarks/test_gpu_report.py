@@ -22,6 +22,8 @@ from benchmarks.gpu.figures import FEWEST_ROUNDS, alternated, operations_per_tok
 from benchmarks.gpu.models import SHAPES
 from benchmarks.gpu.report import Report
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def report(tmp_path: Path) -> Report:
@@ -183,7 +185,6 @@ def measured(
     return begun
 
 
-@pytest.mark.slow
 def test_the_order_of_figures(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
     report.clock = Clock(1000)
     for name, first, absent in (

@@ -9,6 +9,8 @@ import pytest
 
 from benchmarks.cpu import workloads
 
+pytestmark = pytest.mark.slow
+
 COUNT = 2000
 
 
