@@ -598,7 +598,7 @@ if child == 0:
         engine.embed(["a", "b"])
         assert len(heard) == 1, "the hook came along"
         assert on_cuda.health == "failed"
-        assert "health='failed'" in repr(on_cuda) and "Service" in repr(on_cuda._service)
+        assert "health='failed'" in repr(on_cuda) and "ModelInstance" in repr(on_cuda._service)
         assert on_cuda.stats().batches == 0
         try:
             on_cuda.embed("a")
