@@ -39,7 +39,7 @@ def fuse_for_cuda(model: nn.Module) -> None:
 
 @cache
 def _kernels(device: torch.device) -> ModuleType | None:
-    """The module `cuda_kernels`, if Triton and what it needs are there."""
+    """The module `triton_kernels`, if Triton and what it needs are there."""
     try:
         kernels = importlib.import_module(".triton_kernels", __package__)
         rows = torch.ones(1, 8, device=device)
