@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "layers": "cpu attention",
     "pooler": "checkpoint",
     "model": "config cpu checkpoint tokenization attention layers pooler",
-    "runner": "config embeddings cpu checkpoint scheduler attention layers model",
+    "runner": "config embeddings cpu checkpoint scheduler tokenization attention layers model",
     "engine": "config stats embeddings checkpoint scheduler tokenization model runner",
     "server": "config stats embeddings engine",
     "cli": "config stats embeddings checkpoint engine server",

@@ -10,7 +10,7 @@ from itertools import count
 from typing import Any
 
 import pytest
-from fakes import PATIENCE_S, FakeRunner, fake_spec, start_engine, vectors_for
+from fakes import PATIENCE_S, FakeRunner, FakeTokenizer, fake_spec, start_engine, vectors_for
 from interrupts import interrupt
 
 from millpond import Engine, EngineConfig, EngineError
@@ -110,7 +110,7 @@ def test_who_waits_for_a_load_that_is_interrupted_anywhere_gets_an_engine_or_an_
 ) -> None:
     def load(config: EngineConfig) -> ModelInstance:
         runner = FakeRunner()
-        return ModelInstance(fake_spec(runner), runner, config)
+        return ModelInstance(fake_spec(runner), [runner], [FakeTokenizer(runner)], config)
 
     def share() -> None:
         with suppress(EngineError):  # "loading the model was interrupted"

@@ -29,6 +29,7 @@ from fakes import (
     DIMENSION,
     PATIENCE_S,
     FakeRunner,
+    FakeTokenizer,
     held_engine,
     start_engine,
     vectors_for,
@@ -341,11 +342,12 @@ def test_a_loop_that_dies_of_anything_at_all_fails_its_calls() -> None:
 
 
 def test_a_tokenizer_thread_that_dies_fails_its_calls() -> None:
-    class Leaving(FakeRunner):
-        def tokenize(self, job: Any, rows: Any) -> Any:
+    class Leaving(FakeTokenizer):
+        def encode(self, *_: Any, **__: Any) -> Any:
             raise SystemExit
 
-    with start_engine(Leaving()) as engine:
+    runner = FakeRunner()
+    with start_engine(runner, tokenizer=Leaving(runner)) as engine:
         fails_typed(lambda: engine.embed(["a", "b"]))
         assert engine.health == "failed"
 
@@ -490,14 +492,15 @@ def test_a_query_during_ingestion_is_in_the_next_batch_planned(depth: int) -> No
     with held_engine(runner) as engine:
         bulk = engine.submit([text_of(4, n) for n in range(200)], priority="bulk")
         for number in range(20):
-            runner.wait_until_held()
+            runner.wait_until_held(depth)
             launched = len(runner.batches)
             engine.submit(f"query{number}")
             runner.let(1)
             runner.wait_for_batches(launched + 1)
             assert f"query{number}" in runner.batches[launched]
-            runner.wait_until_held()
+            runner.wait_until_held(depth)
             runner.let(1)
+            runner.wait_for_batches(launched + 2)
         assert not bulk.done()
         assert any(set(batch.priorities) == {"bulk"} for batch in runner.batches[2:])
 
@@ -713,21 +716,21 @@ def test_a_passed_deadline_ends_the_call_and_is_not_run(way: str) -> None:
 
 
 def test_a_deadline_passes_without_any_other_work() -> None:
-    class Slow(FakeRunner):
+    class Slow(FakeTokenizer):
         """Its tokenizer is busy with one text for as long as the test takes."""
 
         busy = threading.Event()
 
-        def tokenize(self, job: Any, rows: Any) -> Any:
+        def encode(self, *texts: Any, **options: Any) -> Any:
             assert self.busy.wait(PATIENCE_S)
-            return super().tokenize(job, rows)
+            return super().encode(*texts, **options)
 
-    runner = Slow()
-    with start_engine(runner) as engine:
+    tokenizer = Slow(runner := FakeRunner())
+    with start_engine(runner, tokenizer=tokenizer) as engine:
         future = engine.submit(["a", "b"], timeout=0.02)
         with pytest.raises(DeadlineExceeded):
             future.result(PATIENCE_S)
-        runner.busy.set()
+        tokenizer.busy.set()
         engine.embed("after")
         assert runner.ran == ["after"]
 

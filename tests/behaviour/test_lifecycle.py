@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from fakes import (
     DIMENSION,
     PATIENCE_S,
     FakeRunner,
+    FakeTokenizer,
     fake_spec,
     start_engine,
     vectors_for,
@@ -35,8 +35,6 @@ from millpond import Engine, EngineClosed, EngineConfig, EngineFailed, ModelNotF
 from millpond.engine import instance as service
 from millpond.engine.instance import ModelInstance
 from millpond.locks import SteadyFuture
-from millpond.scheduler.request import Request
-from millpond.scheduler.token_chunk import TokenChunk
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 TEXTS = ["one text", "another", ""]
@@ -59,7 +57,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EngineConfig]]:
         if config.model == "missing":
             raise ModelNotFound("there is no such model")
         runner = FakeRunner(fatal_on=["fatal"])
-        return ModelInstance(fake_spec(runner), runner, config)
+        return ModelInstance(fake_spec(runner), [runner], [FakeTokenizer(runner)], config)
 
     monkeypatch.setattr(ModelInstance, "load", load)
     yield noted
@@ -109,13 +107,14 @@ def test_closing_finishes_what_was_accepted() -> None:
 def test_closing_ends_when_the_last_call_is_cancelled_while_it_is_tokenized(workers: int) -> None:
     tokenizing, go_on = threading.Event(), threading.Event()
 
-    class SlowTokenizer(FakeRunner):
-        def tokenize(self, job: Request, rows: npt.NDArray[np.int64]) -> TokenChunk:
+    class SlowTokenizer(FakeTokenizer):
+        def encode(self, *texts: Any, **options: Any) -> Any:
             tokenizing.set()
             assert go_on.wait(PATIENCE_S)
-            return super().tokenize(job, rows)
+            return super().encode(*texts, **options)
 
-    engine = start_engine(SlowTokenizer(workers=workers))
+    runner = FakeRunner(workers=workers)
+    engine = start_engine(runner, tokenizer=SlowTokenizer(runner))
     future = engine.submit(["a b", "c"], priority="bulk")
     assert tokenizing.wait(PATIENCE_S)
     closing = threading.Thread(target=engine.close, daemon=True)
@@ -253,7 +252,7 @@ def test_the_last_engine_to_go_takes_the_weights_with_it(
     engine.embed(["a", "b"])
     kept = engine.submit("c")
     kept.result(PATIENCE_S)
-    runner = weakref.ref(engine._service.runner)
+    runner = weakref.ref(engine._service.runners[0])
     threads = engine._service._loop._threads
     if closed:
         engine.close()

@@ -1,4 +1,4 @@
-"""The door: a call becomes a job with everything the runner and the scheduler need to know."""
+"""A call becomes a request with everything the runner and the scheduler need to know."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import FakeRunner, fake_spec
+from fakes import FakeRunner, FakeTokenizer, fake_spec
 
 from millpond import Engine, InvalidOption, Priority
 from millpond.engine.engine import CallOptions
-from millpond.engine.params import LONG_TEXT_TOKENS, EmbedParams
+from millpond.engine.inputs import LONG_TEXT_TOKENS, InputProcessor
+from millpond.engine.params import EmbedParams
 from millpond.scheduler.batch_shape import BatchShape
 from millpond.scheduler.prefix_cache import PrefixCacheConfig
 from millpond.scheduler.request import Request
@@ -19,9 +20,17 @@ from millpond.scheduler.request import Request
 RUNNER = FakeRunner(route_names=("query", "document"), shapes=(BatchShape(), BatchShape()))
 
 
+def inputs_of(runner: FakeRunner, tokenizer: FakeTokenizer | None = None) -> InputProcessor:
+    return InputProcessor(
+        fake_spec(runner),
+        runner.routes,
+        [tokenizer or FakeTokenizer(runner)] * len(runner.routes),
+        caches_prefixes=runner.prefix_budget is not None,
+    )
+
+
 def job_for(texts: Any, **options: Any) -> tuple[Request, bool]:
-    spec = fake_spec(RUNNER)
-    return EmbedParams(**options).job(texts, spec=spec, runner=RUNNER, now_s=50.0)
+    return inputs_of(RUNNER).request(texts, EmbedParams(**options), now_s=50.0)
 
 
 def test_the_options_of_a_call_are_the_same_everywhere() -> None:
@@ -46,14 +55,14 @@ def test_a_call_becomes_a_job() -> None:
 def test_the_tokens_that_texts_share_are_asked_for_with_the_task() -> None:
     """A chat template may begin with it."""
 
-    class Chatty(FakeRunner):
-        def shared_tokens(self, route: int, prompt: str, task: str | None) -> int:
+    class Chatty(FakeTokenizer):
+        def shared_prefix_length(self, prompt: str, task: str | None) -> int:
             return {"query": 3, None: 9}[task]
 
-    runner = Chatty(prefix_budget=PrefixCacheConfig(blocks=4))
-    spec = fake_spec(runner)
+    runner = FakeRunner(prefix_budget=PrefixCacheConfig(blocks=4))
+    inputs = inputs_of(runner, Chatty(runner))
     asked = EmbedParams(task="query"), EmbedParams(prompt="ask: ")
-    jobs = [request.job("a", spec=spec, runner=runner, now_s=0.0)[0] for request in asked]
+    jobs = [inputs.request("a", params, now_s=0.0)[0] for params in asked]
     assert [job.shared_tokens for job in jobs] == [3, 9]
 
 
@@ -68,7 +77,7 @@ def test_a_text_that_will_be_cut_does_not_fill_the_queue(
     runner = FakeRunner(max_length=max_length)
     text: Any = np.ones(2**20 + 2, dtype=np.int32) if tokenized else "a" * 2**22
     texts = [text, np.ones(3, dtype=np.int32) if tokenized else "abcd"]
-    job, _ = EmbedParams().job(texts, spec=fake_spec(runner), runner=runner, now_s=0.0)
+    job, _ = inputs_of(runner).request(texts, EmbedParams(), now_s=0.0)
     assert job.waiting_tokens == job.size_guesses.sum() == counted + 3
 
 

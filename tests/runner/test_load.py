@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import checkpoints
 import numpy as np
 import pytest
-from fakes import FakeRunner, fake_spec, vectors_for
+from fakes import FakeRunner, start_engine, vectors_for
 
 from millpond import Engine, InvalidOption
-from millpond.runner.load import Replicas
+from millpond.runner.load import require_one_dtype
 
 TEXTS = [f"text number {i} of the pond" for i in range(400)]
 
@@ -36,7 +35,7 @@ def test_every_device_takes_its_share_and_every_text_runs_once() -> None:
     runners = [FakeRunner(max_batch_tokens=16) for _ in range(3)]
     for runner in runners:
         runner.hold()
-    with Engine.with_runner(Replicas(runners), fake_spec()) as engine:
+    with start_engine(runners) as engine:
         future = engine.submit(TEXTS)
         for runner in runners:
             runner.wait_for_batches(1)
@@ -48,36 +47,20 @@ def test_every_device_takes_its_share_and_every_text_runs_once() -> None:
 
 def test_a_batch_that_does_not_fit_is_split_on_its_own_device() -> None:
     runners = [FakeRunner(max_batch_tokens=64, memory_tokens=limit) for limit in (20, None)]
-    with Engine.with_runner(Replicas(runners), fake_spec()) as engine:
+    with start_engine(runners) as engine:
         assert np.array_equal(engine.embed(TEXTS), vectors_for(TEXTS))
     assert runners[1].memory_freed == 0
 
 
 def test_the_budget_is_that_of_the_smallest_device() -> None:
-    small, large = FakeRunner(max_batch_tokens=8), FakeRunner(max_batch_tokens=64, depth=2)
-    both = Replicas([small, large])
-    assert (both.max_batch_tokens, both.depth, both.workers) == (8, 1, 2)
-    assert both.device_name == "fake, fake"
+    with start_engine([FakeRunner(max_batch_tokens=8), FakeRunner(max_batch_tokens=64)]) as engine:
+        assert engine.info().max_batch_tokens == 8
+        assert engine.info().device == "fake, fake"
 
 
 def test_devices_must_agree_on_the_precision() -> None:
     with pytest.raises(InvalidOption, match="float16 and float32"):
-        Replicas([FakeRunner(), FakeRunner(dtype_name="float16")])
-
-
-def test_a_thread_keeps_its_device() -> None:
-    both = Replicas([FakeRunner(), FakeRunner()])
-    seen: dict[str, list[object]] = {}
-
-    def look() -> None:
-        seen[threading.current_thread().name] = [both._runner for _ in range(3)]
-
-    threads = [threading.Thread(target=look, name=str(i)) for i in range(2)]
-    for thread in threads:
-        thread.start()
-        thread.join()
-    assert all(len(set(map(id, runners))) == 1 for runners in seen.values())
-    assert seen["0"][0] is not seen["1"][0]
+        require_one_dtype([FakeRunner(), FakeRunner(dtype_name="float16")])
 
 
 @pytest.mark.parametrize(

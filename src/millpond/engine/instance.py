@@ -15,6 +15,7 @@ import copy
 import os
 import threading
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,12 +25,13 @@ from ..config import EngineConfig
 from ..errors import EngineClosed, EngineError, EngineFailed
 from ..locks import SteadyFuture, fork_safe
 from ..runner.base import ModelRunner
-from ..runner.load import load_runner
+from ..runner.load import load_model
 from ..scheduler.prefix_cache import PrefixCache
 from ..scheduler.scheduler import Scheduler
 from . import process as ending
 from .core import EngineCore, Health
 from .info import EngineInfo
+from .inputs import InputProcessor, Tokenizer
 from .stats_hooks import StatsHooks
 
 __all__ = ["Handle", "ModelInstance"]
@@ -48,15 +50,23 @@ class ModelInstance:
     def __init__(
         self,
         spec: ModelSpec,
-        runner: ModelRunner,
+        runners: Sequence[ModelRunner],
+        tokenizers: Sequence[Tokenizer],
         config: EngineConfig,
         *,
         reloadable: bool = True,
     ) -> None:
         self.reloadable = reloadable  # whether the configuration is all it takes to load it again
         self.spec = spec
-        self.runner = runner
+        self.runners = tuple(runners)
         self.config = config
+        self.inputs = InputProcessor(
+            spec,
+            self.runners[0].routes,
+            tokenizers,
+            max_length=config.max_length,
+            caches_prefixes=self.runners[0].prefix_budget is not None,
+        )
         self.hooks = StatsHooks()
         # Under `_lock`: who holds the service, and which process the loop's threads are in.
         self._lock = fork_safe(threading.RLock())
@@ -82,7 +92,8 @@ class ModelInstance:
             prompts=prompts,
             trust_remote_code=config.trust_remote_code,
         )
-        return cls(spec, load_runner(spec, config), config)
+        loaded = load_model(spec, config)
+        return cls(spec, loaded.runners, loaded.tokenizers, config)
 
     @classmethod
     def shared(cls, config: EngineConfig) -> Handle:
@@ -117,26 +128,32 @@ class ModelInstance:
             return None
 
     def _start_loop(self, cause: BaseException | None = None) -> EngineCore:
-        config, budget = self.config, self.runner.prefix_budget
+        config, runners = self.config, self.runners
+        budget = runners[0].prefix_budget if len(runners) == 1 else None
         scheduler = Scheduler(
-            self.runner.shapes,
-            max_batch_tokens=self.runner.max_batch_tokens,
+            runners[0].shapes,
+            max_batch_tokens=self._max_batch_tokens,
             max_queue_tokens=config.max_queue_tokens,
             max_query_wait_s=config.max_query_wait_ms / 1000,
-            depth=self.runner.depth,
-            workers=self.runner.workers,
-            query_workers=self.runner.query_workers,
-            min_short_batch_tokens=self.runner.min_batch_tokens,
+            depth=min(runner.depth for runner in runners),
+            workers=sum(runner.workers for runner in runners),
+            query_workers=sum(runner.query_workers for runner in runners),
+            min_short_batch_tokens=min(runner.min_batch_tokens for runner in runners),
             prefixes=None if budget is None else PrefixCache.of(budget),
             min_saved_tokens=0 if budget is None else budget.min_saved_tokens,
             max_prefixed_tokens=None if budget is None else budget.max_batch_tokens,
         )
-        loop = EngineCore([self.runner], scheduler, hooks=self.hooks, cause=cause)
+        loop = EngineCore(runners, self.inputs, scheduler, hooks=self.hooks, cause=cause)
         # Where an interrupt keeps the service from its engine, nobody else would stop it.
         close = partial(loop.close, drain=True, wait=False)
         weakref.finalize(self, loop.ask_keeper, close).atexit = False
         loop.start()
         return loop
+
+    @property
+    def _max_batch_tokens(self) -> int:
+        """A batch may run on any of the devices."""
+        return min(runner.max_batch_tokens for runner in self.runners)
 
     @property
     def loop(self) -> EngineCore:
@@ -159,7 +176,7 @@ class ModelInstance:
         return "failed" if self._fork_failure() else "ready"
 
     def _fork_failure(self) -> BaseException | None:
-        if "cuda" not in self.runner.device_name:
+        if not any("cuda" in runner.device_name for runner in self.runners):
             return None
         return EngineFailed(
             "CUDA does not survive a fork: make the engine in the child, or start workers "
@@ -208,13 +225,13 @@ class ModelInstance:
         """What is served and how."""
         return EngineInfo(
             model=self.spec,
-            device=self.runner.device_name,
-            dtype=self.runner.dtype_name,
-            routes=tuple(self.runner.routes),
-            max_batch_tokens=self.runner.max_batch_tokens,
+            device=", ".join(runner.device_name for runner in self.runners),
+            dtype=self.runners[0].dtype_name,
+            routes=tuple(self.runners[0].routes),
+            max_batch_tokens=self._max_batch_tokens,
             max_queue_tokens=self.config.max_queue_tokens,
             max_query_wait_ms=self.config.max_query_wait_ms,
-            prefix_cache=self.runner.prefix_budget,
+            prefix_cache=self.runners[0].prefix_budget,
         )
 
     def after_fork_in_child(self) -> None:

@@ -1,4 +1,4 @@
-"""`EmbedParams`: a call's options, and the `Request` that they and its texts become."""
+"""`EmbedParams`: the options of a call, and what may be handed in as texts."""
 
 from __future__ import annotations
 
@@ -12,15 +12,12 @@ import numpy.typing as npt
 
 from ..checkpoint.spec import ModelSpec
 from ..config import require_bool
-from ..embeddings import OutputDType, OutputSpec
+from ..embeddings import OutputDType
 from ..errors import InvalidInput, InvalidOption, InvalidText, InvalidTokenIds, UnknownTask
-from ..runner.base import ModelRunner
-from ..scheduler.request import Priority, Request, TruncateSide
+from ..scheduler.request import Priority, TruncateSide
 from ..stats import ProgressHook
 
 __all__ = ["NO_TEXTS", "EmbedParams", "TextInput", "TextsInput", "require_lists_of_ids"]
-
-LONG_TEXT_TOKENS = 2**16  # that a longer text counts in the queue, if the model will not read it
 
 
 TextInput = str | Sequence[int] | npt.NDArray[np.integer[Any]]
@@ -53,84 +50,6 @@ class EmbedParams:
     progress: ProgressHook | None = None
     reports_truncation: bool = False
 
-    def job(
-        self,
-        texts: TextsInput,
-        *,
-        spec: ModelSpec,
-        runner: ModelRunner,
-        now_s: float,
-        strict: bool = True,
-        several: bool = False,
-    ) -> tuple[Request, bool]:
-        """The job, and whether the caller gave a single text.
-
-        Texts that cannot be accepted have their errors in the job or, if it is to be `strict`, the
-        first raises its own. With `several` a list of integers is no text but several bad ones.
-
-        Raises `InvalidOption` and its kin, and `InvalidText` for what holds no texts.
-        """
-        self.validate(spec)
-        taken = _taken(texts, several=several)
-        if strict and taken.refused:
-            raise next(iter(taken.refused.values()))
-        route = self._route(spec, runner)
-        prompt = self._prompt(spec, taken.are_ids)
-        longest = runner.routes[route].max_length
-        output = OutputSpec(
-            dimension=runner.routes[route].dimension,
-            dimensions=self.dimensions,
-            saved_dimensions=spec.truncate_dim,
-            normalize=self.normalize,
-            dtype=self.output_dtype,
-        )
-        output.require_enough(len(taken.items))
-        job = Request(
-            taken.items,
-            priority=self._priority(len(taken.items)),
-            output=output,
-            route=route,
-            prompt=prompt,
-            task=self.task,
-            prompt_tokens=runner.prompt_tokens(route, prompt) if prompt else 0,
-            shared_tokens=runner.shared_tokens(route, prompt, self.task) if prompt else 0,
-            is_pinned=prompt in spec.prompts.values(),
-            truncate=self.truncate,
-            max_length=spec.max_length_for(self.task),
-            most_tokens=None if longest is None else max(longest, LONG_TEXT_TOKENS),
-            reads_tokens=longest,
-            tokenized=taken.are_ids,
-            progress=self.progress,
-            reports_truncation=self.reports_truncation,
-            arrived_s=now_s,
-            deadline_s=None if self.timeout is None else now_s + float(self.timeout),
-            refused=taken.refused,
-            strict=strict,
-        )
-        return job, taken.is_single
-
-    def token_ids(
-        self, texts: Sequence[str], *, spec: ModelSpec, runner: ModelRunner, special_tokens: bool
-    ) -> list[list[int]]:
-        """What the tokenizer makes of the texts with their prompt in front, nothing cut."""
-        self.validate(spec)
-        if isinstance(texts, str):
-            raise InvalidText("expected a list of strings; put the one text into a list")
-        if not isinstance(texts, Iterable) or isinstance(texts, NO_TEXTS):
-            raise InvalidText(f"expected a list of strings, not {type(texts).__name__}")
-        prompt = self._prompt(spec, tokenized=False)
-        return runner.token_ids(
-            self._route(spec, runner),
-            _strings(texts),
-            prompt=prompt,
-            task=self.task,
-            special_tokens=special_tokens,
-        )
-
-    def _route(self, spec: ModelSpec, runner: ModelRunner) -> int:
-        name = spec.route_for(self.task).name
-        return next(index for index, info in enumerate(runner.routes) if info.name == name)
-
     def validate(self, spec: ModelSpec) -> None:
         """Raise `InvalidOption` and its kin for an option that cannot be meant."""
         if self.truncate is not None and not (
@@ -159,9 +78,10 @@ class EmbedParams:
             raise InvalidOption(
                 f"prompt={self.prompt!r}: it holds half of a surrogate pair, no Unicode text"
             )
-        self._priority(1)
+        self.priority_of(1)
 
-    def _prompt(self, spec: ModelSpec, tokenized: bool) -> str:
+    def prompt_text(self, spec: ModelSpec, tokenized: bool) -> str:
+        """What stands in front of every text. Raises `InvalidOption` before token ids."""
         prompt = spec.prompt_text(task=self.task, prompt=self.prompt, prompt_name=self.prompt_name)
         if prompt and tokenized:
             raise InvalidOption(
@@ -170,7 +90,8 @@ class EmbedParams:
             )
         return prompt
 
-    def _priority(self, texts: int) -> Priority:
+    def priority_of(self, texts: int) -> Priority:
+        """Of a call with so many texts. Raises `InvalidOption`."""
         if self.priority is None:
             return Priority.INTERACTIVE if self.task == "query" or texts == 1 else Priority.BULK
         try:
@@ -182,7 +103,7 @@ class EmbedParams:
 
 
 @dataclass(frozen=True)
-class _Texts:
+class Texts:
     """What a caller handed in, text by text."""
 
     items: Sequence[Any]
@@ -192,10 +113,10 @@ class _Texts:
     refused: Mapping[int, InvalidInput] = field(default_factory=dict)
 
 
-def _taken(texts: TextsInput, *, several: bool) -> _Texts:
+def take_texts(texts: TextsInput, *, several: bool) -> Texts:
     """Raises `InvalidText` for what holds no texts; with `several` it is not one text's ids."""
     if isinstance(texts, str):
-        return _Texts([texts], is_single=True)
+        return Texts([texts], is_single=True)
     is_sequence = isinstance(texts, Sequence) or (isinstance(texts, np.ndarray) and texts.ndim > 0)
     if isinstance(texts, NO_TEXTS) or not is_sequence:
         raise InvalidText(
@@ -205,15 +126,15 @@ def _taken(texts: TextsInput, *, several: bool) -> _Texts:
     if isinstance(texts, np.ndarray) and texts.ndim == 1 and texts.dtype.kind in "UOT":
         texts = texts.tolist()
     if len(texts) == 0:
-        return _Texts([])
+        return Texts([])
     if not several and _is_integer(texts[0]):
         items, refused = _each([texts], _token_ids, NO_IDS)
-        return _Texts(items, is_single=True, are_ids=True, refused=refused)
+        return Texts(items, is_single=True, are_ids=True, refused=refused)
     if all(isinstance(text, str) for text in texts):
-        return _Texts(list(texts))
+        return Texts(list(texts))
     are_ids = next(filter(None, map(_kind, texts)), "") == "ids"
     items, refused = _each(texts, _token_ids, NO_IDS) if are_ids else _each(texts, _string, "")
-    return _Texts(items, are_ids=are_ids, refused=refused)
+    return Texts(items, are_ids=are_ids, refused=refused)
 
 
 def _hint(texts: object) -> str:
@@ -253,7 +174,8 @@ def require_lists_of_ids(ids: object) -> None:
             raise InvalidTokenIds(f"expected a list of ids, not {type(row).__name__}", index=index)
 
 
-def _strings(texts: Any) -> list[str]:
+def take_strings(texts: Any) -> list[str]:
+    """Raises `InvalidText` for what is no string."""
     return [_string(text, index) for index, text in enumerate(texts)]
 
 

@@ -26,5 +26,7 @@ class RouteInfo:
     batch_invariant: bool = False
     """Whether a text's vector is the same to the bit whatever it is batched with, on any number
     of threads and after any cached prefix, as a check at load found on this machine."""
+    excludes_prompt: bool = False
+    """Whether pooling leaves the tokens of a prompt out, as the checkpoint says."""
     prefixes: str = ""
     """Whether prefixes can be cached, or why they cannot."""

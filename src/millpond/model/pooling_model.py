@@ -98,10 +98,6 @@ class PoolingModel:
         hidden = self.encoder.padded(ids, mask)
         return self.head(hidden, texts.starts, texts.lengths, texts.prompt_lengths)
 
-    def prompt_tokens(self, prompt: str) -> int:
-        """Tokens of the prompt that pooling leaves out: 0 unless the checkpoint excludes it."""
-        return self.tokenizer.prompt_length(prompt) if self.head.excludes_prompt else 0
-
     def has_invariant_operators(self, threads: Sequence[int]) -> bool:
         """Whether what short texts do not show is batch-invariant on this CPU.
 
@@ -145,6 +141,7 @@ class PoolingModel:
             reason="no transformer to run" if self.execution is None else self.execution.reason,
             dimension=self.head.dimension,
             max_length=self.tokenizer.max_length,
+            excludes_prompt=self.head.excludes_prompt,
             prefixes=self.prefixes.reason,
         )
 

@@ -15,8 +15,6 @@ from ..model.info import RouteInfo
 from ..scheduler.batch import Batch
 from ..scheduler.batch_shape import BatchShape
 from ..scheduler.prefix_cache import PrefixCacheConfig
-from ..scheduler.request import Request
-from ..scheduler.token_chunk import TokenChunk
 
 __all__ = ["BatchHandle", "FloatArray", "ModelRunner"]
 
@@ -70,35 +68,9 @@ class ModelRunner(Protocol):
     def query_workers(self) -> int:
         """Batches of nothing but queries that run beside those."""
 
-    def prompt_tokens(self, route: int, prompt: str) -> int:
-        """Tokens of a prompt that pooling leaves out."""
-
-    def shared_tokens(self, route: int, prompt: str, task: str | None) -> int:
-        """Leading tokens that texts with this prompt share; 0 without a prefix cache.
-
-        The task is for chat templates that ask for it.
-        """
-
     @property
     def prefix_budget(self) -> PrefixCacheConfig | None:
         """Room for a prefix cache, or None where there is none."""
-
-    def tokenize(self, job: Request, rows: npt.NDArray[np.int64]) -> TokenChunk:
-        """Turn texts of a job into ids, from any thread. Raises `InvalidInput`."""
-
-    def token_ids(
-        self,
-        route: int,
-        texts: Sequence[str],
-        *,
-        prompt: str,
-        task: str | None,
-        special_tokens: bool,
-    ) -> list[list[int]]:
-        """Token ids of texts, whole and from any thread. Raises `InvalidInput`."""
-
-    def detokenize(self, route: int, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Texts of token ids, from any thread. Raises `InvalidInput`."""
 
     def launch(self, batch: Batch) -> BatchHandle:
         """Start a forward pass, on any of the workers' threads."""

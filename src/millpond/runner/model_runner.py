@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +25,6 @@ from ..checkpoint.spec import ModelSpec
 from ..config import EngineConfig
 from ..cpu.openmp import limited_threads
 from ..cpu.row_buckets import FEWEST_ROWS, whole_rows
-from ..errors import InvalidInput
 from ..locks import fork_safe
 from ..model.build import load_models
 from ..model.device import choose_device
@@ -35,8 +33,6 @@ from ..model.transformer import Transformer
 from ..scheduler.batch import Batch
 from ..scheduler.batch_shape import BatchShape
 from ..scheduler.prefix_cache import PrefixCacheConfig
-from ..scheduler.request import Request
-from ..scheduler.token_chunk import TokenChunk
 from . import batch_invariance
 from .base import BatchHandle, FloatArray
 from .batch_invariance import is_batch_invariant
@@ -101,10 +97,8 @@ class TorchModelRunner:
         device: torch.device,
         max_batch_tokens: int,
         batch_invariant: bool = False,
-        max_length: int | None = None,
         prefixes: KVCacheConfig | None = None,
         threads: CpuWorkers | None = None,
-        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.pipelines = tuple(pipelines)
         self.routes = tuple(pipeline.info() for pipeline in pipelines)
@@ -136,8 +130,6 @@ class TorchModelRunner:
         )
         self._prefix_budget = None if prefixes is None else prefixes.budget
         self._threads = threads
-        self._max_length = max_length  # the user's; a checkpoint may set lower ones for a task
-        self._clock = clock
         if self._stream is not None:  # what is in memory by now was put there on another stream
             self._stream.wait_stream(torch.cuda.current_stream(device))
 
@@ -172,7 +164,6 @@ class TorchModelRunner:
             device=device,
             max_batch_tokens=max_batch_tokens,
             batch_invariant=config.batch_invariant,
-            max_length=config.max_length,
             prefixes=prefixes,
             threads=_cpu_threads(pipelines, device, max_batch_tokens),
         )
@@ -243,60 +234,6 @@ class TorchModelRunner:
     @property
     def dtype_name(self) -> str:
         return self.pipelines[0].dtype_name
-
-    def prompt_tokens(self, route: int, prompt: str) -> int:
-        """Tokens of a prompt that pooling leaves out; 0 for most models."""
-        return self.pipelines[route].prompt_tokens(prompt)
-
-    def shared_tokens(self, route: int, prompt: str, task: str | None) -> int:
-        """Leading tokens that texts with this prompt share; 0 without a prefix cache."""
-        if self._prefix_budget is None:
-            return 0
-        return self.pipelines[route].tokenizer.shared_prefix_length(prompt, task)
-
-    def tokenize(self, job: Request, rows: npt.NDArray[np.int64]) -> TokenChunk:
-        """Turn texts of a job into ids and note what was cut off. Raises `InvalidInput`."""
-        started_s = self._clock()
-        tokenizer = self.pipelines[job.route].tokenizer
-        texts = [job.texts[row] for row in rows.tolist()]
-        limit = job.max_length
-        if limit is not None and self._max_length is not None:
-            limit = min(limit, self._max_length)
-        try:
-            if job.tokenized:
-                tokens = tokenizer.fit_ids(texts, job.truncate, max_length=limit)
-            else:
-                tokens = tokenizer.encode(
-                    texts,
-                    prompt=job.prompt,
-                    task=job.task,
-                    truncate=job.truncate,
-                    max_length=limit,
-                )
-        except InvalidInput as error:
-            raise error.at(int(rows[error.index])) from None
-        job.token_counts[rows] = tokens.lengths
-        job.truncated[rows] = tokens.truncated
-        seconds = self._clock() - started_s
-        return TokenChunk.build(rows, tokens.ids, tokens.lengths, seconds)
-
-    def token_ids(
-        self,
-        route: int,
-        texts: Sequence[str],
-        *,
-        prompt: str,
-        task: str | None,
-        special_tokens: bool,
-    ) -> list[list[int]]:
-        """Token ids of texts, whole. Raises `InvalidInput`."""
-        return self.pipelines[route].tokenizer.token_ids(
-            texts, prompt=prompt, task=task, special_tokens=special_tokens
-        )
-
-    def detokenize(self, route: int, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Texts of token ids, special tokens spelled out. Raises `InvalidInput`."""
-        return self.pipelines[route].tokenizer.detokenize(ids)
 
     def launch(self, batch: Batch) -> _Launched:
         """Start a forward pass; on CUDA it returns before the device is done."""
