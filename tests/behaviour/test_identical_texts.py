@@ -93,15 +93,15 @@ def test_a_twin_that_is_too_long_for_its_form_fails_and_its_leader_does_not() ->
             engine, runner, {"texts": ["a"]}, {"texts": ["b", "a"], "output_dtype": "float16"}
         )
         runner.let()
-        _, leader, follower = results(futures)
+        _, leader, duplicate = results(futures)
         assert not leader.errors
-        assert follower.errors[1].index == 1
+        assert duplicate.errors[1].index == 1
         assert engine.stats().failed_texts == 2
 
 
 @pytest.mark.parametrize("word", [*FAULTS])
 @pytest.mark.parametrize("blocks", [None, 16])
-def test_twins_fail_as_their_leader_does_each_at_its_own_place(
+def test_in_flight_texts_fail_as_their_leader_does_each_at_its_own_place(
     word: str, blocks: int | None
 ) -> None:
     bad = f"a {word} b"
@@ -126,9 +126,9 @@ class CancelsWhileSplit(FakeRunner):
 
     cancelled: Future[Embeddings] | None = None
 
-    def collect(self, ticket: Any) -> Any:
+    def collect(self, handle: Any) -> Any:
         try:
-            return super().collect(ticket)
+            return super().collect(handle)
         except RuntimeError:
             if self.cancelled is not None:
                 self.cancelled.cancel()
@@ -136,7 +136,7 @@ class CancelsWhileSplit(FakeRunner):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_twins_of_a_call_that_is_cancelled_while_its_batch_is_split_are_computed(
+def test_in_flight_texts_of_a_call_that_is_cancelled_while_its_batch_is_split_are_computed(
     shape: BatchShape,
 ) -> None:
     runner = CancelsWhileSplit(shapes=(shape,), raises_on=["poison"])
@@ -151,7 +151,10 @@ def test_twins_of_a_call_that_is_cancelled_while_its_batch_is_split_are_computed
         )
         assert isinstance(futures[2].result(PATIENCE_S).errors[0], TextFailed)
     assert futures[1].cancelled()
-    assert repr(engine._service.loop._scheduler._twins) == "InFlightTexts(in_flight=0, following=0)"
+    assert (
+        repr(engine._service.loop._scheduler._in_flight_texts)
+        == "InFlightTexts(in_flight=0, following=0)"
+    )
 
 
 def test_a_call_that_only_follows_is_told_what_its_texts_took() -> None:

@@ -30,13 +30,13 @@ def settled(engine: Engine) -> None:
         engine.submit("something else").result(PATIENCE_S)
         stats = engine.stats()
         waits = stats.waiting_interactive_tokens + stats.waiting_bulk_tokens
-        if not waits and "pending_jobs=0" in repr(engine._service):
+        if not waits and "pending_requests=0" in repr(engine._service):
             break
     else:
         raise AssertionError(f"something is left: {engine._service!r}")
     with engine._service.loop._lock:
         assert (
-            repr(engine._service.loop._scheduler._twins)
+            repr(engine._service.loop._scheduler._in_flight_texts)
             == "InFlightTexts(in_flight=0, following=0)"
         )
 

@@ -123,11 +123,11 @@ def test_order_and_count_hold_from_many_threads_and_event_loops_at_once() -> Non
             asyncio.run(calls())
 
     with start_engine(runner) as engine, ThreadPoolExecutor(8) as pool:
-        jobs = [
+        requests = [
             pool.submit(in_event_loops if seed % 2 else synchronous, seed) for seed in range(16)
         ]
-        for job in jobs:
-            job.result(PATIENCE_S)
+        for request in requests:
+            request.result(PATIENCE_S)
     assert wrong == []
     assert len(runner.threads) <= runner.depth, "a thread for each batch in flight"
 
@@ -254,7 +254,7 @@ def test_every_accepted_text_ends_exactly_once_whatever_happens(seed: int) -> No
         check_ending(future, texts)
     assert set(endings.counts.values()) <= {1}
     loop = engine._service._loop
-    assert "pending_jobs=0" in repr(loop)
+    assert "pending_requests=0" in repr(loop)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -454,9 +454,9 @@ def test_the_tensors_of_a_failed_pass_are_let_go_before_the_next() -> None:
 
             activations = Tensor(self)
             assert self.held == 1, "those of the failed pass are still there"
-            ticket = super().launch(batch)
+            handle = super().launch(batch)
             del activations
-            return ticket
+            return handle
 
     runner = Hoarding(memory_error_on=["huge"])
     with start_engine(runner) as engine:
@@ -565,7 +565,7 @@ def test_an_abandoned_embed_iter_takes_its_texts_out() -> None:
         results.close()  # type: ignore[attr-defined]
         assert engine.stats().waiting_bulk_tokens == 0
         assert engine.embed("after").shape == (DIMENSION,)
-        while "pending_jobs=0" not in repr(engine._service.loop):
+        while "pending_requests=0" not in repr(engine._service.loop):
             pass  # until the keeper has dropped them
 
 

@@ -119,8 +119,8 @@ def test_closing_ends_when_the_last_call_is_cancelled_while_it_is_tokenized(work
     assert tokenizing.wait(PATIENCE_S)
     closing = threading.Thread(target=engine.close, daemon=True)
     closing.start()
-    crew = engine._service.loop._crew
-    while engine.health == "ready" or not all(worker.idle for worker in crew.workers):
+    pool = engine._service.loop._pool
+    while engine.health == "ready" or not all(worker.idle for worker in pool.workers):
         closing.join(0)  # until everyone has looked and waits again
     assert future.cancel()
     go_on.set()
@@ -529,7 +529,7 @@ for _ in range(20):
         try:
             assert (engine.embed(["x", "y z"]) == vectors_for(["x", "y z"])).all()
             assert engine.health == "ready"
-            assert "pending_jobs=0" in repr(engine._service)
+            assert "pending_requests=0" in repr(engine._service)
             engine.close()
             code = 0
         finally:

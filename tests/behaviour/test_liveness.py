@@ -155,8 +155,8 @@ def collected_amid_planning(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Garbage is collected at every text that is planned, and at no other time."""
     take = plan.BatchBuilder.take
 
-    def collecting(self: Any, job: Any, span: Any) -> bool:
-        taken = take(self, job, span)
+    def collecting(self: Any, request: Any, span: Any) -> bool:
+        taken = take(self, request, span)
         gc.collect(0)
         return taken
 
@@ -276,7 +276,7 @@ def test_an_engine_fails_everybody_though_its_own_books_are_broken(
         futures = [engine.submit(few, priority="bulk") for few in texts]
         runner.wait_for_batches(1)
 
-        def broken(job: object) -> None:
+        def broken(request: object) -> None:
             raise AssertionError("the books do not agree")
 
         monkeypatch.setattr(engine._service.loop._scheduler, "forget", broken)
@@ -291,8 +291,8 @@ def test_an_engine_fails_everybody_though_its_own_books_are_broken(
 class Wrong(FakeRunner):
     """Gives the vectors of other texts than it was asked for."""
 
-    def collect(self, ticket: Any) -> Any:
-        vectors = super().collect(ticket)
+    def collect(self, handle: Any) -> Any:
+        vectors = super().collect(handle)
         shapes = {
             "fewer": lambda: vectors[:-1],
             "more": lambda: np.concatenate([vectors, vectors[:1]]),
@@ -446,8 +446,11 @@ def is_through(engine: Engine) -> bool:
     """Whether no call is open and no text runs, one that was cancelled meanwhile included."""
     loop = engine._service.loop
     with loop._lock:
-        twins = repr(loop._scheduler._twins)
-    return "pending_jobs=0" in repr(loop) and twins == "InFlightTexts(in_flight=0, following=0)"
+        in_flight_texts = repr(loop._scheduler._in_flight_texts)
+    return (
+        "pending_requests=0" in repr(loop)
+        and in_flight_texts == "InFlightTexts(in_flight=0, following=0)"
+    )
 
 
 def at_rest(engine: Engine) -> None:
@@ -461,7 +464,7 @@ def at_rest(engine: Engine) -> None:
     with loop._lock:
         for queue in loop._scheduler.queues.values():
             assert (queue.waiting_tokens, queue.ready_tokens) == (0, 0), loop
-        assert repr(loop._scheduler._twins) == "InFlightTexts(in_flight=0, following=0)"
+        assert repr(loop._scheduler._in_flight_texts) == "InFlightTexts(in_flight=0, following=0)"
         loop._scheduler.check_idle()
     stats = engine.stats()
     assert (stats.waiting_interactive_tokens, stats.waiting_bulk_tokens) == (0, 0)

@@ -1,4 +1,4 @@
-"""Prefixes and twins through the engine: every text ends once, with the vector of its own tokens.
+"""Prefixes and duplicates through the engine: every text ends once, with its own vector.
 
 The runner has a memory whose every slot knows the whole beginning it was filled with.
 """
@@ -68,7 +68,7 @@ def check_at_rest(engine: Engine) -> None:
     """Nothing is held, and nobody waits for anybody, once the engine is closed."""
     scheduler = engine._service.loop._scheduler
     prefixes_of(engine).check(idle=True)
-    assert repr(scheduler._twins) == "InFlightTexts(in_flight=0, following=0)"
+    assert repr(scheduler._in_flight_texts) == "InFlightTexts(in_flight=0, following=0)"
     assert [queue.waiting_tokens for queue in scheduler.queues.values()] == [0, 0]
     assert [queue.ready_tokens for queue in scheduler.queues.values()] == [0, 0]
 
@@ -285,14 +285,14 @@ def test_a_text_that_ends_between_its_parts_holds_no_blocks(how: str) -> None:
         runner.wait_for_batches(2)
         assert prefixes_of(engine).stats.blocks_in_use > 0
         loop = engine._service.loop
-        (job,) = loop._pending.values()
+        (request,) = loop._pending.values()
         if how == "cancelled":
             future.cancel()
         elif how == "closed":
             loop.close(drain=False, wait=False)
         else:
             with loop._lock:
-                loop._scheduler._deadlines = [(0.0, 0, weakref.ref(job))]
+                loop._scheduler._deadlines = [(0.0, 0, weakref.ref(request))]
             loop.ask_keeper(bool)  # which makes it look at the clock
         runner.let()
         with pytest.raises((CancelledError, EngineError)):

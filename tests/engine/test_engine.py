@@ -655,7 +655,7 @@ def test_what_is_stateful_says_its_counts() -> None:
         assert service.startswith(
             "ModelInstance('fake/model', handles=1, EngineCore(health='ready', "
         )
-        assert "pending_jobs=2" in service
+        assert "pending_requests=2" in service
         assert "interactive=RequestQueue(waiting_tokens=10, ready_tokens=10" in service
 
 

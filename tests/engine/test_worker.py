@@ -63,14 +63,14 @@ def test_queries_take_no_more_places_than_there_are_workers() -> None:
 
 
 def test_a_worker_for_queries_has_a_place_of_its_own_only_beside_bulk() -> None:
-    crew = WorkerPool([runner_of()], clock=FakeClock())
-    for_queries, *general = crew.workers
+    pool = WorkerPool([runner_of()], clock=FakeClock())
+    for_queries, *general = pool.workers
     for worker in general:
-        assert crew.may_start(for_queries)
+        assert pool.can_start(for_queries)
         worker.busy = True
-    assert not crew.may_start(for_queries)
+    assert not pool.can_start(for_queries)
     general[1].runs_bulk = True
-    assert crew.may_start(for_queries)
+    assert pool.can_start(for_queries)
 
 
 def test_the_next_batch_is_launched_while_one_runs_also_if_its_texts_come_later() -> None:
@@ -105,12 +105,12 @@ def test_workers_of_several_devices_take_one_of_each_first() -> None:
     assert slots[1] is slots[3]
     for worker in pool.workers:
         worker.idle = True
-    assert pool.takers(pool.workers[0]) == (2, 2)
+    assert pool.shares(pool.workers[0]) == (2, 2)
     pool.workers[1].busy, pool.workers[1].idle = True, False
-    assert pool.takers(pool.workers[0]) == (1, 1)
+    assert pool.shares(pool.workers[0]) == (1, 1)
 
 
-def test_one_job_is_divided_among_free_workers() -> None:
+def test_one_request_is_divided_among_free_workers() -> None:
     with held_engine(runner := runner_of(max_batch_tokens=1000)) as engine:
         texts = [f"t{i} {words(99)}" for i in range(8)]
         future = engine.submit(texts)

@@ -22,8 +22,8 @@ TEXTS = st.builds(
 
 
 def segment_of(texts: list[Ids], *, prompt_tokens: int = 0) -> Segment:
-    job = request_of(texts, prompt_tokens=prompt_tokens)
-    return Segment(job, chunk_of(job), 0, len(texts))
+    request = request_of(texts, prompt_tokens=prompt_tokens)
+    return Segment(request, chunk_of(request), 0, len(texts))
 
 
 # Whole texts.
@@ -45,7 +45,7 @@ def test_texts_stand_longest_first_each_with_its_own_ids(
     batch = Batch(0, (made[0]._replace(start=start), *made[1:]))
     layout = InputBatch.of(batch)
     texts = [ids.tolist() for ids, _ in texts_and_ends(batch)]
-    prompts = [s.job.prompt_tokens for s in batch.segments for _ in range(s.texts)]
+    prompts = [s.request.prompt_tokens for s in batch.segments for _ in range(s.texts)]
     order = layout.order.tolist()
     assert sorted(order) == list(range(len(texts)))
     assert layout.lengths.tolist() == [len(texts[place]) for place in order]
@@ -64,7 +64,7 @@ def expected(batch: Batch, block_tokens: int) -> dict[str, list[int]]:
         claim for segment in batch.segments for claim in segment.claims or ()
     ]
     texts = list(zip(claims, texts_and_ends(batch), strict=True))
-    prompts = [s.job.prompt_tokens for s in batch.segments for _ in range(s.texts)]
+    prompts = [s.request.prompt_tokens for s in batch.segments for _ in range(s.texts)]
     places = sorted(
         range(len(texts)),
         key=lambda place: (
@@ -127,13 +127,13 @@ def test_every_token_has_its_place_its_position_and_its_slot(
     scheduler = scheduler_of(budget=budget, prefixes=cache)
     for texts, split, left_out, is_query in calls:
         priority = Priority.INTERACTIVE if is_query else Priority.BULK
-        job = request_of(texts, shared_tokens=split, prompt_tokens=left_out, priority=priority)
-        submit(scheduler, job)
+        request = request_of(texts, shared_tokens=split, prompt_tokens=left_out, priority=priority)
+        submit(scheduler, request)
         if is_query:
             continue
         while (batch := scheduler.next_batch(0.0)) is not None:
             check(batch, block_tokens)
-            scheduler.landed(batch, 0.0, keep=True)
+            scheduler.completed(batch, 0.0, keep=True)
 
 
 def claim(

@@ -151,8 +151,8 @@ def test_batches_that_are_quicker_whole_are_told_by_the_device_and_the_model(
     monkeypatch: pytest.MonkeyPatch, device: str, weights: int | None, tokens: int
 ) -> None:
     monkeypatch.setattr(prefix_memory.DeviceMemory, "of", lambda *_: DeviceMemory(GIB, GIB, 0))
-    pipelines = [pipeline_with(small_cache())]
-    pipelines[0].encoder = None if weights is None else Decoder(weights)
-    found = KVCacheConfig.of(pipelines, torch.device(device), MemoryBudget())
+    models = [pipeline_with(small_cache())]
+    models[0].encoder = None if weights is None else Decoder(weights)
+    found = KVCacheConfig.of(models, torch.device(device), MemoryBudget())
     assert found is not None
     assert found.budget.min_saved_tokens == tokens

@@ -40,27 +40,27 @@ def runner() -> TorchModelRunner:
     return TorchModelRunner.load(read_spec(resolve_checkpoint(MODEL)), config)
 
 
-def job_of(texts: list[str], **options: object) -> Request:
+def request_of(texts: list[str], **options: object) -> Request:
     return Request(texts, priority=Priority.BULK, output=OutputSpec(dimension=384), **options)  # type: ignore[arg-type]
 
 
-def chunk_of(runner: TorchModelRunner, job: Request, rows: list[int]) -> TokenChunk:
-    tokenizers = [pipeline.tokenizer for pipeline in runner.pipelines]
+def chunk_of(runner: TorchModelRunner, request: Request, rows: list[int]) -> TokenChunk:
+    tokenizers = [pipeline.tokenizer for pipeline in runner.models]
     inputs = InputProcessor(read_spec(resolve_checkpoint(MODEL)), runner.routes, tokenizers)
-    chunk = inputs.tokenize(job, np.array(rows)).chunk
+    chunk = inputs.tokenize(request, np.array(rows)).chunk
     assert chunk is not None
     return chunk
 
 
 def segment(runner: TorchModelRunner, texts: list[str]) -> Segment:
-    job = job_of(texts)
-    return Segment(job, chunk_of(runner, job, [*range(len(texts))]), 0, len(texts))
+    request = request_of(texts)
+    return Segment(request, chunk_of(runner, request, [*range(len(texts))]), 0, len(texts))
 
 
 def vectors_by_text(runner: TorchModelRunner, batch: Batch) -> list[tuple[str, np.ndarray]]:
     vectors = iter(runner.collect(runner.launch(batch)))
-    rows = [(s.job, row) for s in batch.segments for row in s.chunk.rows[s.start : s.stop]]
-    return [(job.texts[row], next(vectors)) for job, row in rows]
+    rows = [(s.request, row) for s in batch.segments for row in s.chunk.rows[s.start : s.stop]]
+    return [(request.texts[row], next(vectors)) for request, row in rows]
 
 
 def test_vectors_come_in_the_order_of_the_segments(runner: TorchModelRunner) -> None:
@@ -83,24 +83,24 @@ def test_a_batch_is_filled_up_to_one_of_few_numbers_of_rows(runner: TorchModelRu
 
 def test_tokenising_notes_counts_and_cuts_and_sorts_longest_first(runner: TorchModelRunner) -> None:
     texts = ["one", "word " * 400, "two words"]
-    job = job_of(texts)
-    chunk = chunk_of(runner, job, [2, 0, 1])
-    assert job.token_counts.tolist() == [3, 256, 4]
-    assert job.truncated.tolist() == [False, True, False]
+    request = request_of(texts)
+    chunk = chunk_of(runner, request, [2, 0, 1])
+    assert request.token_counts.tolist() == [3, 256, 4]
+    assert request.truncated.tolist() == [False, True, False]
     assert chunk.rows.tolist() == [1, 2, 0]
     assert chunk.lengths.tolist() == [256, 4, 3]
 
 
 def test_an_error_names_the_text_by_its_place_in_the_call(runner: TorchModelRunner) -> None:
-    job = job_of(["short", "also short", "word " * 400], truncate="error", strict=True)
+    request = request_of(["short", "also short", "word " * 400], truncate="error", strict=True)
     with pytest.raises(TextTooLong, match=r"text 2: .* 402 tokens") as caught:
-        chunk_of(runner, job, [1, 2])
+        chunk_of(runner, request, [1, 2])
     assert caught.value.index == 2
 
 
 def test_a_task_may_have_a_shorter_limit_than_the_model(runner: TorchModelRunner) -> None:
-    job = job_of(["word " * 100], max_length=12)
-    assert chunk_of(runner, job, [0]).lengths.tolist() == [12]
+    request = request_of(["word " * 100], max_length=12)
+    assert chunk_of(runner, request, [0]).lengths.tolist() == [12]
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def on_fake_device(
     monkeypatch.setattr(
         millpond.runner.model_runner, "PinnedBuffers", lambda *, pinned: PinnedBuffers(pinned=False)
     )
-    return TorchModelRunner(runner.pipelines, device=runner.device, max_batch_tokens=1024), log
+    return TorchModelRunner(runner.models, device=runner.device, max_batch_tokens=1024), log
 
 
 def test_a_batch_on_a_stream_is_waited_for_once_and_gives_its_buffers_back(
@@ -171,10 +171,10 @@ def test_a_batch_on_a_stream_is_waited_for_once_and_gives_its_buffers_back(
     expected = runner.collect(runner.launch(batch))
     for round in range(3):
         log.clear()
-        ticket = streamed.launch(batch)
+        handle = streamed.launch(batch)
         assert log == ["event"], "nothing is waited for"
         assert "free=0" in repr(streamed._buffers), "the device may be reading or writing"
-        assert np.array_equal(streamed.collect(ticket), expected)
+        assert np.array_equal(streamed.collect(handle), expected)
         assert log == ["event", "wait"]
         assert repr(streamed._buffers) == "PinnedBuffers(free=2, made=2)", round
 
@@ -185,7 +185,7 @@ def test_two_batches_under_way_share_no_buffer(
     streamed, _ = on_fake_device
     batches = [Batch(0, (segment(streamed, texts),)) for texts in (TEXTS, TEXTS[:2])]
     tickets = [streamed.launch(batch) for batch in batches]
-    memory = {buffer.data_ptr() for ticket in tickets for buffer in ticket.buffers}
+    memory = {buffer.data_ptr() for handle in tickets for buffer in handle.buffers}
     assert len(memory) == 4
     second = streamed.collect(tickets[1])
     assert np.array_equal(streamed.collect(tickets[0])[:2], second)
@@ -234,7 +234,7 @@ def test_the_device_of_a_runner_is_the_current_one_for_a_pass(
         current.pop()
 
     monkeypatch.setattr(torch.cuda, "device", device)
-    moved = TorchModelRunner(runner.pipelines, device=runner.device, max_batch_tokens=64)
+    moved = TorchModelRunner(runner.models, device=runner.device, max_batch_tokens=64)
     moved.device = torch.device("cuda", 1)
     monkeypatch.setattr(moved, "_launch_packed", lambda *_: seen.append(current[-1]))
     moved.launch(Batch(0, (segment(runner, ["a mill"]),)))
@@ -251,13 +251,13 @@ def test_the_device_of_a_runner_is_the_current_one_for_a_pass(
     assert seen[-1] == torch.device("cuda", 2)
 
 
-@pytest.mark.parametrize("fixed_rows", [None, 64])
+@pytest.mark.parametrize("invariant_rows", [None, 64])
 def test_padded_texts_have_fixed_shapes_too(
-    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, fixed_rows: int | None
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, invariant_rows: int | None
 ) -> None:
     config = EngineConfig(model=str(checkpoint("mpnet")), device="cpu", dtype="float32")
     padded = TorchModelRunner.load(read_spec(resolve_checkpoint(config.model)), config)
-    padded._fixed_rows = fixed_rows  # what batch_invariant=True sets on CUDA
+    padded._invariant_rows = invariant_rows  # what batch_invariant=True sets on CUDA
     shapes = set()
     forward = Transformer.padded
 
@@ -269,12 +269,12 @@ def test_padded_texts_have_fixed_shapes_too(
     for texts in (["a mill"], ["a mill"] * 3):
         piece = segment(padded, texts)
         padded.collect(padded.launch(Batch(0, (piece,), padded_length=16)))
-    assert shapes == ({(4, 16)} if fixed_rows else {(1, 16), (3, 16)})
+    assert shapes == ({(4, 16)} if invariant_rows else {(1, 16), (3, 16)})
 
 
-def test_fixed_rows_fill_to_a_multiple_with_short_sequences(runner: TorchModelRunner) -> None:
-    fixed = TorchModelRunner(runner.pipelines, device=runner.device, max_batch_tokens=64)
-    fixed._fixed_rows = 64  # what batch_invariant=True sets on CUDA
+def test_invariant_rows_fill_to_a_multiple_with_short_sequences(runner: TorchModelRunner) -> None:
+    fixed = TorchModelRunner(runner.models, device=runner.device, max_batch_tokens=64)
+    fixed._invariant_rows = 64  # what batch_invariant=True sets on CUDA
     for texts in (["a mill"], ["a mill"] * 30, TEXTS):
         piece = segment(runner, texts)
         batch = Batch(0, (piece,))

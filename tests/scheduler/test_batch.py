@@ -1,4 +1,4 @@
-"""A batch is split in halves, and rid of ended jobs, without losing or repeating a text."""
+"""A batch is split in halves, and rid of ended requests, without losing or repeating a text."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from millpond.scheduler.token_chunk import TokenChunk
 def segment_of(
     lengths: list[int], start: int, stop: int, priority: Priority = Priority.BULK
 ) -> Segment:
-    job = Request([""] * len(lengths), priority=priority, output=OutputSpec(dimension=1))
+    request = Request([""] * len(lengths), priority=priority, output=OutputSpec(dimension=1))
     ids = np.zeros(sum(lengths), dtype=np.int32)
     return Segment(
-        job, TokenChunk.build(np.arange(len(lengths)), ids, np.array(lengths)), start, stop
+        request, TokenChunk.build(np.arange(len(lengths)), ids, np.array(lengths)), start, stop
     )
 
 
@@ -34,8 +34,8 @@ def batches(draw: st.DrawFn) -> Batch:
 
 
 def places(batch: Batch) -> list[tuple[int, int]]:
-    """Every text of a batch, by its job and its place in the chunk."""
-    return [(s.job.id, place) for s in batch.segments for place in range(s.start, s.stop)]
+    """Every text of a batch, by its request and its place in the chunk."""
+    return [(s.request.id, place) for s in batch.segments for place in range(s.start, s.stop)]
 
 
 @given(batches())
@@ -65,24 +65,24 @@ def test_halving_again_and_again_ends_at_each_text_alone(batch: Batch) -> None:
 
 
 @given(batches(), st.data())
-def test_only_texts_of_jobs_that_go_on_stay_alive(batch: Batch, data: st.DataObject) -> None:
-    for job in batch.jobs:
-        job.dead = data.draw(st.booleans())
+def test_only_texts_of_requests_that_go_on_stay_alive(batch: Batch, data: st.DataObject) -> None:
+    for request in batch.requests:
+        request.dead = data.draw(st.booleans())
     alive = batch.alive()
     assert places(alive) == [
         place
         for segment in batch.segments
-        if not segment.job.dead
+        if not segment.request.dead
         for place in places(Batch(1, (segment,)))
     ]
 
 
-def test_a_batch_counts_its_texts_tokens_jobs_and_priorities() -> None:
+def test_a_batch_counts_its_texts_tokens_requests_and_priorities() -> None:
     one = segment_of([5, 3, 2], 0, 2)
     other = segment_of([4], 0, 1, Priority.INTERACTIVE)
     batch = Batch(0, (one, other, one._replace(start=2, stop=3)))
     assert (batch.texts, batch.tokens) == (4, 14)
-    assert batch.jobs == (one.job, other.job)
+    assert batch.requests == (one.request, other.request)
     assert batch.texts_at(Priority.BULK) == 3
     assert batch.texts_at(Priority.INTERACTIVE) == 1
-    assert repr(batch) == "Batch(texts=4, tokens=14, route=0, padded_length=None, jobs=2)"
+    assert repr(batch) == "Batch(texts=4, tokens=14, route=0, padded_length=None, requests=2)"

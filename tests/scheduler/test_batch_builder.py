@@ -18,7 +18,7 @@ LONG = tuple(range(1000, 1030))
 
 def land(scheduler: Scheduler, batch: Batch | None, *, keep: bool = True) -> Batch:
     assert batch is not None
-    scheduler.landed(batch, 0.0, keep=keep)
+    scheduler.completed(batch, 0.0, keep=keep)
     return batch
 
 
@@ -64,9 +64,9 @@ def test_queries_go_in_between_the_parts() -> None:
     long = submit(scheduler, request_of([LONG]))
     order = []
     for number in range(4):
-        order.append(land(scheduler, scheduler.next_batch(0.0)).jobs)
+        order.append(land(scheduler, scheduler.next_batch(0.0)).requests)
         query = submit(scheduler, request_of([(number, 7)], priority=Priority.INTERACTIVE))
-        order.append(land(scheduler, scheduler.next_batch(0.0)).jobs)
+        order.append(land(scheduler, scheduler.next_batch(0.0)).requests)
         assert order[-1] == (query,)
     assert order[::2] == [(long,)] * 4
     assert scheduler.next_batch(0.0) is None
@@ -83,8 +83,8 @@ def test_the_rest_of_a_text_is_due_like_any_that_waits() -> None:
         submit(scheduler, request_of([(number, 7)], priority=Priority.INTERACTIVE), now_s)
         batch = scheduler.next_batch(now_s)
         assert batch is not None
-        scheduler.landed(batch, now_s, keep=True)
-        ran.append(long in batch.jobs)
+        scheduler.completed(batch, now_s, keep=True)
+        ran.append(long in batch.requests)
     assert ran.count(True) == 3
 
 
@@ -92,11 +92,11 @@ def test_the_rest_of_a_text_is_due_like_any_that_waits() -> None:
 
 
 def names_in(scheduler: Scheduler, names: dict[int, str]) -> list[list[str]]:
-    """The jobs of each batch, until there is none."""
+    """The requests of each batch, until there is none."""
     order = []
     while (batch := scheduler.next_batch(0.0)) is not None:
         assert len(order) < 40, "it has no end"
-        order.append([names[job.id] for job in land(scheduler, batch).jobs])
+        order.append([names[request.id] for request in land(scheduler, batch).requests])
     return order
 
 
@@ -126,7 +126,7 @@ def test_the_rest_of_a_text_takes_turns_with_those_that_came_meanwhile(priority:
         names[submit(scheduler, request_of([short(number, 8)], priority=priority)).id] = (
             f"s{number}"
         )
-        order.append([names[job.id] for job in land(scheduler, first).jobs])
+        order.append([names[request.id] for request in land(scheduler, first).requests])
     assert order + names_in(scheduler, names) == [
         *(["long"], ["s0"], ["long"], ["s1"], ["s2"]),
         *(["long"], ["long"], ["long"]),
@@ -139,7 +139,7 @@ def test_a_long_text_is_not_kept_waiting_by_short_ones_without_end() -> None:
     for number in range(12):
         submit(scheduler, request_of([short(number, 4)], priority=Priority.INTERACTIVE))
         batch = land(scheduler, scheduler.next_batch(0.0))
-        if any(s.job is long and not s.is_unfinished for s in batch.segments):
+        if any(s.request is long and not s.is_unfinished for s in batch.segments):
             return
     raise AssertionError("it waits for ever")
 
@@ -149,7 +149,7 @@ def test_two_long_texts_share_a_batch_that_neither_may_fill() -> None:
     texts = [tuple(range(100 * n, 100 * n + 40)) for n in range(3)]
     one, two, three = (submit(scheduler, request_of([text])) for text in texts)
     batches = [land(scheduler, scheduler.next_batch(0.0)) for _ in range(3)]
-    assert [batch.jobs for batch in batches] == [(one, two), (three, one), (two, three)]
+    assert [batch.requests for batch in batches] == [(one, two), (three, one), (two, three)]
     assert [batch.computed_tokens for batch in batches] == [16, 16, 16]
 
 
@@ -159,7 +159,7 @@ def test_a_text_that_fits_into_a_batch_is_not_cut_to_be_divided(priority: Priori
     text = tuple(range(500))
     scheduler = scheduler_of(budget=1024, prefixes=PrefixCache(256))
     submit(scheduler, request_of([text], priority=priority))
-    batch = scheduler.next_batch(0.0, bulk_takers=4, query_takers=4)
+    batch = scheduler.next_batch(0.0, bulk_shares=4, query_shares=4)
     assert batch is not None
     assert (batch.tokens, batch.segments[0].is_unfinished) == (500, False)
 
@@ -173,13 +173,13 @@ def test_texts_that_go_on_from_a_long_prefix_are_bounded_by_the_keys_they_bring(
     submit(scheduler, request_of([(*prefix, 1)]))
     land(scheduler, scheduler.next_batch(0.0))
     scheduler.shrink(64)
-    job = submit(scheduler, request_of([(*prefix, 2, number) for number in range(20)]))
+    request = submit(scheduler, request_of([(*prefix, 2, number) for number in range(20)]))
     texts = []
     while (batch := scheduler.next_batch(0.0)) is not None:
         assert batch.tokens <= most_keys(64)
         texts.append(land(scheduler, batch).texts)
     assert texts == [8, 8, 4]
-    assert not job.spans
+    assert not request.spans
 
 
 def test_a_text_with_more_keys_than_a_batch_may_have_goes_in_alone() -> None:
@@ -217,24 +217,24 @@ def test_a_batch_that_fails_computes_its_text_whole() -> None:
     assert not batch.uncached().uses_prefixes
     assert not batch.uncached().segments[0].is_unfinished
     assert batch.uncached().tokens == batch.uncached().computed_tokens == len(LONG)
-    scheduler.landed(batch.uncached(), 0.0, keep=True)
+    scheduler.completed(batch.uncached(), 0.0, keep=True)
     assert scheduler.next_batch(0.0) is None
     cache.check(idle=True)
 
 
 @pytest.mark.parametrize("in_flight", [False, True])
-def test_a_job_that_ends_between_parts_lets_go_of_its_blocks(in_flight: bool) -> None:
+def test_a_request_that_ends_between_parts_lets_go_of_its_blocks(in_flight: bool) -> None:
     cache = PrefixCache(64, block_tokens=4)
     scheduler = scheduler_of(budget=8, prefixes=cache)
-    job = submit(scheduler, request_of([LONG]))
+    request = submit(scheduler, request_of([LONG]))
     first = scheduler.next_batch(0.0)
     assert first is not None
     if in_flight:
-        scheduler.forget(job)
-    scheduler.landed(first, 0.0, keep=True)
+        scheduler.forget(request)
+    scheduler.completed(first, 0.0, keep=True)
     if not in_flight:
         assert cache.stats.blocks_in_use == 2
-        scheduler.forget(job)
+        scheduler.forget(request)
     assert scheduler.next_batch(0.0) is None
     cache.check(idle=True)
 
@@ -258,7 +258,7 @@ def test_a_batch_that_saves_little_is_computed_whole_and_keeps_nothing() -> None
     batch = planned(scheduler)
     assert (batch.computed_tokens, batch.uses_prefixes) == (42, False)
     cache.check(idle=True)
-    scheduler.landed(batch, 0.0, keep=True)
+    scheduler.completed(batch, 0.0, keep=True)
     submit(scheduler, request_of([LONG, LONG[:20], (7, 8)]))
     assert planned(scheduler).uses_prefixes
 
@@ -330,14 +330,14 @@ def knowing_the_prompt(**options: Any) -> tuple[Scheduler, CountedCache]:
 def test_queries_after_one_prompt_are_looked_up_once() -> None:
     scheduler, cache = knowing_the_prompt()
     before = cache.stats
-    job = submit(scheduler, request_of(asked(40), shared_tokens=6, is_pinned=True))
+    request = submit(scheduler, request_of(asked(40), shared_tokens=6, is_pinned=True))
     batch = planned(scheduler)
     assert (batch.texts, batch.computed_tokens, batch.cached_tokens) == (40, 40, 240)
     assert cache.claims == 1
     assert cache.stats.looked_up_tokens - before.looked_up_tokens == 40 * 7
     assert cache.stats.hit_tokens - before.hit_tokens == 40 * 6
-    scheduler.landed(batch, 0.0, keep=True)
-    assert not job.spans
+    scheduler.completed(batch, 0.0, keep=True)
+    assert not request.spans
     assert cache.stats.blocks_pinned == cache.stats.blocks_in_use == 2
     cache.check(idle=True)
 
@@ -377,13 +377,13 @@ def test_texts_that_share_a_claim_stay_within_the_batch() -> None:
     cache.check(idle=True)
 
 
-def test_twins_among_texts_that_share_a_claim_are_computed_once() -> None:
+def test_in_flight_texts_among_texts_that_share_a_claim_are_computed_once() -> None:
     scheduler, cache = knowing_the_prompt()
     submit(scheduler, request_of([*asked(3), *asked(3), *asked(2, first=3)], shared_tokens=6))
     batch = planned(scheduler)
     assert (batch.texts, batch.computed_tokens, cache.claims) == (5, 5, 1)
-    followers = scheduler.landed(batch, 0.0, keep=True)
-    assert [len(texts) for texts in followers.values()] == [1, 1, 1]
+    duplicates = scheduler.completed(batch, 0.0, keep=True)
+    assert [len(texts) for texts in duplicates.values()] == [1, 1, 1]
     cache.check(idle=True)
 
 
@@ -405,7 +405,7 @@ def test_a_batch_with_a_shared_claim_that_is_no_good_lets_go_of_it(fails: bool) 
     if fails:
         scheduler.failed(batch)
     else:
-        scheduler.landed(batch, 0.0, keep=False)
+        scheduler.completed(batch, 0.0, keep=False)
     cache.check(idle=True)
 
 

@@ -1,4 +1,4 @@
-"""Plans with a prefix cache and twins, under any order of what may happen to their batches.
+"""Plans with a prefix cache and duplicates, under any order of what may happen to their batches.
 
 `Scheduler` runs alone, beside a memory whose slots know the whole beginning they were filled with.
 """
@@ -81,7 +81,7 @@ class Machine(RuleBasedStateMachine):
             max_prefixed_tokens=max_prefixed_tokens,
         )
         self.now_s = 0.0
-        self.jobs: list[Request] = []
+        self.requests: list[Request] = []
         self.claimed: list[tuple[Request, npt.NDArray[np.int64]]] = []
         self.flights: list[Flight] = []
         self.ended: Counter[tuple[int, int]] = Counter()
@@ -107,7 +107,7 @@ class Machine(RuleBasedStateMachine):
         tokenized: bool,
         deadline: float | None,
     ) -> None:
-        job = request_of(
+        request = request_of(
             texts,
             priority=priority,
             shared_tokens=split,
@@ -115,9 +115,9 @@ class Machine(RuleBasedStateMachine):
             prompt_tokens=prompt_tokens,
             deadline_s=None if deadline is None else self.now_s + deadline,
         )
-        self.jobs.append(job)
-        chunk = chunk_of(job, digests=self.digests) if tokenized else None
-        self.scheduler.submit(job, self.now_s, chunk)
+        self.requests.append(request)
+        chunk = chunk_of(request, digests=self.digests) if tokenized else None
+        self.scheduler.submit(request, self.now_s, chunk)
 
     @rule()
     def claim_some(self) -> None:
@@ -134,25 +134,25 @@ class Machine(RuleBasedStateMachine):
         self.tokenized(which)
 
     def tokenized(self, which: int) -> None:
-        job, rows = self.claimed.pop(which % len(self.claimed))
-        self.scheduler.ready(job, chunk_of(job, rows, digests=self.digests), self.now_s)
+        request, rows = self.claimed.pop(which % len(self.claimed))
+        self.scheduler.ready(request, chunk_of(request, rows, digests=self.digests), self.now_s)
 
     # Batches.
 
     @precondition(lambda self: len(self.flights) < 4)
-    @rule(queries_only=st.booleans(), takers=st.integers(1, 3))
-    def plan_one(self, queries_only: bool, takers: int) -> None:
-        self.plan(queries_only, takers)
+    @rule(queries_only=st.booleans(), shares=st.integers(1, 3))
+    def plan_one(self, queries_only: bool, shares: int) -> None:
+        self.plan(queries_only, shares)
 
-    def plan(self, queries_only: bool = False, takers: int = 1) -> bool:
+    def plan(self, queries_only: bool = False, shares: int = 1) -> bool:
         batch = self.scheduler.next_batch(
-            self.now_s, queries_only=queries_only, bulk_takers=takers, query_takers=takers
+            self.now_s, queries_only=queries_only, bulk_shares=shares, query_shares=shares
         )
         if batch is None:
             return False
-        assert all(segment.job.priority is Priority.INTERACTIVE or not queries_only
+        assert all(segment.request.priority is Priority.INTERACTIVE or not queries_only
                    for segment in batch.segments)  # fmt: skip
-        assert not any(segment.job.dead for segment in batch.segments)
+        assert not any(segment.request.dead for segment in batch.segments)
         self.check_size(batch)
         use = self.memory.launch(batch) if batch.uses_prefixes else None
         self.flights.append(Flight(batch, use))
@@ -177,31 +177,31 @@ class Machine(RuleBasedStateMachine):
             if not keep:
                 self.memory.spoil(flight.use)
             self.memory.done(flight.use)
-        self.end(flight.batch, self.scheduler.landed(flight.batch, self.now_s, keep=keep))
+        self.end(flight.batch, self.scheduler.completed(flight.batch, self.now_s, keep=keep))
 
-    def end(self, batch: Batch, followers: Any) -> None:
+    def end(self, batch: Batch, duplicates: Any) -> None:
         place = 0
         for segment in batch.segments:
             for index in range(segment.start, segment.stop):
-                leader = (segment.job, segment.chunk, index)
+                leader = (segment.request, segment.chunk, index)
                 if not segment.is_unfinished:
                     self.end_text(leader)
-                for follower in followers.get(place, ()):
+                for duplicate in duplicates.get(place, ()):
                     assert not segment.is_unfinished
-                    self.check_twins(leader, follower)
-                    self.end_text(follower)
+                    self.check_in_flight_texts(leader, duplicate)
+                    self.end_text(duplicate)
                 place += 1
 
-    def check_twins(self, leader: Duplicate, follower: Duplicate) -> None:
-        one, other = (chunk.ids_of(place).tolist() for _, chunk, place in (leader, follower))
+    def check_in_flight_texts(self, leader: Duplicate, duplicate: Duplicate) -> None:
+        one, other = (chunk.ids_of(place).tolist() for _, chunk, place in (leader, duplicate))
         assert one == other
-        assert leader[0].prompt_tokens == follower[0].prompt_tokens
-        assert follower[0].priority is Priority.BULK or leader[0].priority is Priority.INTERACTIVE
+        assert leader[0].prompt_tokens == duplicate[0].prompt_tokens
+        assert duplicate[0].priority is Priority.BULK or leader[0].priority is Priority.INTERACTIVE
 
     def end_text(self, text: Duplicate) -> None:
-        job, chunk, place = text
-        self.ended[job.id, int(chunk.rows[place])] += 1
-        job.remaining -= 1
+        request, chunk, place = text
+        self.ended[request.id, int(chunk.rows[place])] += 1
+        request.remaining -= 1
 
     @precondition(lambda self: self.flights)
     @rule(which=WHICH)
@@ -214,7 +214,7 @@ class Machine(RuleBasedStateMachine):
         batch = flight.batch.uncached()
         assert not batch.uses_prefixes
         if batch.texts == 1:
-            self.end(batch, self.scheduler.landed(batch, self.now_s, keep=False))
+            self.end(batch, self.scheduler.completed(batch, self.now_s, keep=False))
             return
         for half in batch.halves():
             alive = half.alive()
@@ -224,16 +224,16 @@ class Machine(RuleBasedStateMachine):
 
     # Ends.
 
-    @precondition(lambda self: self.jobs)
+    @precondition(lambda self: self.requests)
     @rule(which=WHICH)
     def forget(self, which: int) -> None:
-        self.scheduler.forget(self.jobs[which % len(self.jobs)])
+        self.scheduler.forget(self.requests[which % len(self.requests)])
 
     @rule(seconds=st.sampled_from([0.01, 0.2, 1.0]))
     def wait(self, seconds: float) -> None:
         self.now_s += seconds
-        for job in self.scheduler.expired(self.now_s):
-            assert job.dead
+        for request in self.scheduler.expired(self.now_s):
+            assert request.dead
 
     @invariant()
     def the_books_agree(self) -> None:
@@ -259,14 +259,16 @@ class Machine(RuleBasedStateMachine):
                 break
         else:
             raise AssertionError(f"no end: {self.scheduler!r}")
-        for job in self.jobs:
-            if not job.dead:
-                assert {row for number, row in self.ended if number == job.id} == {*range(len(job))}
+        for request in self.requests:
+            if not request.dead:
+                assert {row for number, row in self.ended if number == request.id} == {
+                    *range(len(request))
+                }
         self.check_at_rest()
 
     def check_at_rest(self) -> None:
         scheduler = self.scheduler
-        assert repr(scheduler._twins) == "InFlightTexts(in_flight=0, following=0)"
+        assert repr(scheduler._in_flight_texts) == "InFlightTexts(in_flight=0, following=0)"
         assert {queue.waiting_tokens for queue in scheduler.queues.values()} == {0}
         assert {queue.ready_tokens for queue in scheduler.queues.values()} == {0}
         if scheduler.prefixes is not None:

@@ -115,13 +115,13 @@ def test_the_check_notices_a_damaged_pool(damage: str) -> None:
     pool.allocate()
     pool.check()
     if damage == "lost":
-        pool._blank.pop()
+        pool._free.pop()
     elif damage == "twice":
-        pool._blank[0] = pool._blank[1]
+        pool._free[0] = pool._free[1]
     elif damage == "negative":
         pool._references[2] = -1
     else:
-        pool._kept[0] = None
+        pool._evictable[0] = None
     with pytest.raises(AssertionError):
         pool.check()
 

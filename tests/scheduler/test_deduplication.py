@@ -1,4 +1,4 @@
-"""Identical texts in flight are computed once; who follows whom, and what becomes of followers."""
+"""Identical texts in flight are computed once; who follows whom, and what becomes of duplicates."""
 
 from __future__ import annotations
 
@@ -48,29 +48,31 @@ def ids_in(batch: Batch) -> list[Ids]:
     ]
 
 
-def landed(scheduler: Scheduler, batch: Batch, *, keep: bool = True) -> dict[Ids, list[Request]]:
-    """Who gets the vector of which text beside its own job."""
+def completed(scheduler: Scheduler, batch: Batch, *, keep: bool = True) -> dict[Ids, list[Request]]:
+    """Who gets the vector of which text beside its own request."""
     ids = ids_in(batch)
-    found = scheduler.landed(batch, 0.0, keep=keep)
-    for place, followers in found.items():
-        for _, chunk, index in followers:
+    found = scheduler.completed(batch, 0.0, keep=keep)
+    for place, duplicates in found.items():
+        for _, chunk, index in duplicates:
             assert tuple(chunk.ids_of(index).tolist()) == ids[place]
-    return {ids[place]: [job for job, *_ in followers] for place, followers in found.items()}
+    return {
+        ids[place]: [request for request, *_ in duplicates] for place, duplicates in found.items()
+    }
 
 
 def in_flight(scheduler: Scheduler) -> str:
-    return repr(scheduler._twins)
+    return repr(scheduler._in_flight_texts)
 
 
 # Who follows.
 
 
 def test_identical_texts_of_a_call_are_computed_once(scheduler: Scheduler) -> None:
-    job = submit(scheduler, request_of([A, B, A, A, C, B]))
+    request = submit(scheduler, request_of([A, B, A, A, C, B]))
     batch = planned(scheduler)
     assert sorted(ids_in(batch)) == [A, B, C]
     assert in_flight(scheduler) == "InFlightTexts(in_flight=3, following=3)"
-    assert landed(scheduler, batch) == {A: [job, job], B: [job]}
+    assert completed(scheduler, batch) == {A: [request, request], B: [request]}
     assert in_flight(scheduler) == "InFlightTexts(in_flight=0, following=0)"
     assert scheduler.next_batch(0.0) is None
 
@@ -79,7 +81,7 @@ def test_so_are_those_of_several_calls(scheduler: Scheduler) -> None:
     one, other = submit(scheduler, request_of([A, B])), submit(scheduler, request_of([B, C]))
     batch = planned(scheduler)
     assert sorted(ids_in(batch)) == [A, B, C]
-    assert landed(scheduler, batch) == {B: [other]}
+    assert completed(scheduler, batch) == {B: [other]}
     assert one.spans == other.spans
 
 
@@ -89,8 +91,8 @@ def test_and_those_of_batches_in_flight(scheduler: Scheduler) -> None:
     later = submit(scheduler, request_of([C, B]))
     second = planned(scheduler)
     assert ids_in(second) == [C]
-    assert landed(scheduler, second) == {}
-    assert landed(scheduler, first) == {B: [later]}
+    assert completed(scheduler, second) == {}
+    assert completed(scheduler, first) == {B: [later]}
 
 
 def test_once_it_is_through_a_text_is_computed_again(scheduler: Scheduler) -> None:
@@ -98,10 +100,10 @@ def test_once_it_is_through_a_text_is_computed_again(scheduler: Scheduler) -> No
         submit(scheduler, request_of([A]))
         batch = planned(scheduler)
         assert ids_in(batch) == [A]
-        assert landed(scheduler, batch) == {}
+        assert completed(scheduler, batch) == {}
 
 
-def test_followers_take_no_room_in_a_batch() -> None:
+def test_duplicates_take_no_room_in_a_batch() -> None:
     scheduler = scheduler_of(budget=6)
     submit(scheduler, request_of([A] * 50 + [B]))
     assert sorted(ids_in(planned(scheduler))) == [A, B]
@@ -110,11 +112,14 @@ def test_followers_take_no_room_in_a_batch() -> None:
 def test_where_all_that_is_ready_follows_there_is_no_batch(scheduler: Scheduler) -> None:
     submit(scheduler, request_of([A, B]))
     first = planned(scheduler)
-    twins = submit(scheduler, request_of([B, A, B]))
+    in_flight_texts = submit(scheduler, request_of([B, A, B]))
     assert scheduler.next_batch(0.0) is None
     assert not scheduler.has_ready(Priority.BULK)
     assert scheduler.waiting_tokens(Priority.BULK) == 0
-    assert landed(scheduler, first) == {A: [twins], B: [twins, twins]}
+    assert completed(scheduler, first) == {
+        A: [in_flight_texts],
+        B: [in_flight_texts, in_flight_texts],
+    }
 
 
 def test_queries_do_not_follow_bulk_texts_and_bulk_texts_follow_queries(
@@ -124,16 +129,16 @@ def test_queries_do_not_follow_bulk_texts_and_bulk_texts_follow_queries(
     bulk_batch = planned(scheduler)
     asked = submit(scheduler, query(A))
     query_batch = planned(scheduler)
-    assert query_batch.jobs == (asked,)
-    assert landed(scheduler, query_batch) == {}
-    assert landed(scheduler, bulk_batch) == {}
+    assert query_batch.requests == (asked,)
+    assert completed(scheduler, query_batch) == {}
+    assert completed(scheduler, bulk_batch) == {}
 
     submit(scheduler, query(A))
     query_batch = planned(scheduler)
-    follower = submit(scheduler, request_of([A]))
+    duplicate = submit(scheduler, request_of([A]))
     asking_too = submit(scheduler, query(A))
     assert scheduler.next_batch(0.0) is None
-    assert set(landed(scheduler, query_batch)[A]) == {follower, asking_too}
+    assert set(completed(scheduler, query_batch)[A]) == {duplicate, asking_too}
 
 
 def test_queries_beside_an_identical_bulk_text_are_computed_once(scheduler: Scheduler) -> None:
@@ -141,9 +146,9 @@ def test_queries_beside_an_identical_bulk_text_are_computed_once(scheduler: Sche
     bulk_batch = planned(scheduler)
     first, *others = [submit(scheduler, query(A)) for _ in range(4)]
     query_batch = planned(scheduler)
-    assert (query_batch.texts, query_batch.jobs) == (1, (first,))
-    assert landed(scheduler, bulk_batch) == {}
-    assert landed(scheduler, query_batch) == {A: others}
+    assert (query_batch.texts, query_batch.requests) == (1, (first,))
+    assert completed(scheduler, bulk_batch) == {}
+    assert completed(scheduler, query_batch) == {A: others}
     assert in_flight(scheduler) == "InFlightTexts(in_flight=0, following=0)"
 
 
@@ -157,13 +162,13 @@ def test_bulk_texts_do_not_wait_behind_queries_that_follow(scheduler: Scheduler)
     assert ids_in(planned(scheduler)) == [B]
 
 
-def test_texts_with_other_prompts_left_out_are_no_twins(scheduler: Scheduler) -> None:
+def test_texts_with_other_prompts_left_out_are_no_in_flight_texts(scheduler: Scheduler) -> None:
     submit(scheduler, request_of([A], prompt_tokens=1))
     submit(scheduler, request_of([A]))
     assert ids_in(planned(scheduler)) == [A, A]
 
 
-def test_texts_of_other_routes_are_no_twins() -> None:
+def test_texts_of_other_routes_are_no_in_flight_texts() -> None:
     scheduler = Scheduler(
         [BatchShape(), BatchShape()],
         max_batch_tokens=64,
@@ -175,28 +180,28 @@ def test_texts_of_other_routes_are_no_twins() -> None:
     assert [planned(scheduler).route for _ in range(2)] == [0, 1]
 
 
-def test_texts_whose_digests_collide_are_no_twins(scheduler: Scheduler) -> None:
+def test_texts_whose_digests_collide_are_no_in_flight_texts(scheduler: Scheduler) -> None:
     first, later = request_of([A, B, A, C]), request_of([C, A, B])
-    for job in (first, later):
-        scheduler.submit(job, 0.0, chunk_of(job, digests=1))
+    for request in (first, later):
+        scheduler.submit(request, 0.0, chunk_of(request, digests=1))
     batch = planned(scheduler)
     assert set(ids_in(batch)) == {A, B, C}
-    followers = landed(scheduler, batch)
-    assert sum(map(len, followers.values())) + batch.texts == 7
+    duplicates = completed(scheduler, batch)
+    assert sum(map(len, duplicates.values())) + batch.texts == 7
     assert in_flight(scheduler) == "InFlightTexts(in_flight=0, following=0)"
 
 
 def test_a_text_that_collides_does_not_land_for_the_one_it_collides_with() -> None:
     scheduler = scheduler_of(budget=3)
-    for job in (one := request_of([A]), request_of([B])):
-        scheduler.submit(job, 0.0, chunk_of(job, digests=1))
+    for request in (one := request_of([A]), request_of([B])):
+        scheduler.submit(request, 0.0, chunk_of(request, digests=1))
     first, second = planned(scheduler), planned(scheduler)
-    assert first.jobs == (one,)
+    assert first.requests == (one,)
     twin = request_of([A])
     scheduler.submit(twin, 0.0, chunk_of(twin, digests=1))
     assert scheduler.next_batch(0.0) is None
-    assert landed(scheduler, second) == {}
-    assert landed(scheduler, first) == {A: [twin]}
+    assert completed(scheduler, second) == {}
+    assert completed(scheduler, first) == {A: [twin]}
 
 
 def test_texts_that_differ_in_length_alone_have_digests_of_their_own() -> None:
@@ -208,27 +213,27 @@ def test_texts_that_differ_in_length_alone_have_digests_of_their_own() -> None:
 def test_a_digest_depends_on_the_text_alone() -> None:
     rng = np.random.default_rng(1)
     texts = [tuple(rng.integers(0, 1 << 30, 1 + n % 9).tolist()) for n in range(40)]
-    together, job = chunk_of(request_of(texts)), request_of(texts)
+    together, request = chunk_of(request_of(texts)), request_of(texts)
     for place, row in enumerate(together.rows.tolist()):
-        alone = chunk_of(job, np.array([row]))
+        alone = chunk_of(request, np.array([row]))
         assert alone.digests[0] == together.digests[place]
 
 
-# What becomes of followers.
+# What becomes of duplicates.
 
 
-def test_a_follower_whose_leader_dies_in_its_batch_still_gets_the_vector(
+def test_a_duplicate_whose_leader_dies_in_its_batch_still_gets_the_vector(
     scheduler: Scheduler,
 ) -> None:
     dying, alive = submit(scheduler, request_of([A])), submit(scheduler, request_of([A]))
     batch = planned(scheduler)
-    assert batch.jobs == (dying,)
+    assert batch.requests == (dying,)
     scheduler.forget(dying)
-    assert landed(scheduler, batch) == {A: [alive]}
+    assert completed(scheduler, batch) == {A: [alive]}
 
 
-def test_followers_of_texts_that_do_not_run_again_are_computed(scheduler: Scheduler) -> None:
-    """The job of the leader ended while its batch, which had failed, was split."""
+def test_duplicates_of_texts_that_do_not_run_again_are_computed(scheduler: Scheduler) -> None:
+    """The request of the leader ended while its batch, which had failed, was split."""
     dying = submit(scheduler, request_of([A, B]))
     alive, dead_too = submit(scheduler, request_of([B])), submit(scheduler, request_of([B]))
     batch = planned(scheduler)
@@ -238,13 +243,13 @@ def test_followers_of_texts_that_do_not_run_again_are_computed(scheduler: Schedu
     for half in batch.uncached().halves():
         scheduler.dropped(half.left_out(half.alive()), 0.0)
     again = planned(scheduler)
-    assert again.jobs == (alive,)
+    assert again.requests == (alive,)
     assert ids_in(again) == [B]
-    assert landed(scheduler, again) == {}
+    assert completed(scheduler, again) == {}
     assert scheduler.next_batch(0.0) is None
 
 
-def test_of_followers_that_run_after_all_one_leads(scheduler: Scheduler) -> None:
+def test_of_duplicates_that_run_after_all_one_leads(scheduler: Scheduler) -> None:
     dying = submit(scheduler, request_of([A, B]))
     one, other = submit(scheduler, request_of([B])), submit(scheduler, request_of([B, B]))
     batch = planned(scheduler)
@@ -252,10 +257,10 @@ def test_of_followers_that_run_after_all_one_leads(scheduler: Scheduler) -> None
     scheduler.forget(dying)
     scheduler.dropped(batch.uncached().segments, 0.0)
     again = planned(scheduler)
-    followers = landed(scheduler, again)[B]
+    duplicates = completed(scheduler, again)[B]
     assert again.texts == 1
-    assert len(followers) == 2
-    assert {*again.jobs, *followers} == {one, other}
+    assert len(duplicates) == 2
+    assert {*again.requests, *duplicates} == {one, other}
 
 
 def test_bulk_that_waits_again_is_due_in_its_time(scheduler: Scheduler) -> None:
@@ -269,7 +274,7 @@ def test_bulk_that_waits_again_is_due_in_its_time(scheduler: Scheduler) -> None:
     asked = submit(scheduler, query(B), 100.0)
     both = scheduler.next_batch(100.0)
     assert both is not None
-    assert set(both.jobs) == {waiting, asked}
+    assert set(both.requests) == {waiting, asked}
 
 
 def test_a_text_whose_batch_fails_still_leads_while_it_is_split(scheduler: Scheduler) -> None:
@@ -279,7 +284,7 @@ def test_a_text_whose_batch_fails_still_leads_while_it_is_split(scheduler: Sched
     twin = submit(scheduler, request_of([A]))
     assert scheduler.next_batch(0.0) is None
     first, second = batch.uncached().halves()
-    assert {**landed(scheduler, first), **landed(scheduler, second)} == {A: [twin]}
+    assert {**completed(scheduler, first), **completed(scheduler, second)} == {A: [twin]}
 
 
 def test_a_text_that_is_computed_in_part_is_not_followed() -> None:
@@ -292,4 +297,4 @@ def test_a_text_that_is_computed_in_part_is_not_followed() -> None:
     assert in_flight(scheduler) == "InFlightTexts(in_flight=0, following=0)"
     submit(scheduler, request_of([long]))
     other = planned(scheduler)
-    assert landed(scheduler, part) == landed(scheduler, other) == {}
+    assert completed(scheduler, part) == completed(scheduler, other) == {}

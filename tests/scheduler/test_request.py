@@ -16,7 +16,7 @@ from millpond.stats import CallProgress
 OUTPUT = OutputSpec(dimension=2)
 
 
-def job_of(*texts: str, **options: object) -> Request:
+def request_of(*texts: str, **options: object) -> Request:
     return Request(texts, priority=Priority.BULK, output=OUTPUT, **options)  # type: ignore[arg-type]
 
 
@@ -57,12 +57,12 @@ def test_texts_of_one_length_stay_in_the_order_they_came() -> None:
 
 @given(st.lists(st.text(max_size=60), min_size=1, max_size=30), st.integers(1, 40))
 def test_every_text_is_claimed_once_longest_first(texts: list[str], most_tokens: int) -> None:
-    job = job_of(*texts)
+    request = request_of(*texts)
     claimed: list[int] = []
-    while job.untokenized:
-        rows = job.next_rows(most_tokens)
+    while request.untokenized:
+        rows = request.next_rows(most_tokens)
         assert len(rows)
-        assert len(rows) == 1 or job.size_guesses[rows].sum() <= most_tokens
+        assert len(rows) == 1 or request.size_guesses[rows].sum() <= most_tokens
         claimed.extend(rows.tolist())
 
     assert sorted(claimed) == list(range(len(texts)))
@@ -71,22 +71,22 @@ def test_every_text_is_claimed_once_longest_first(texts: list[str], most_tokens:
 
 
 def test_the_guess_for_token_ids_is_exact() -> None:
-    job = job_of([1, 2, 3], [4], tokenized=True)  # type: ignore[arg-type]
-    assert job.waiting_tokens == 4
+    request = request_of([1, 2, 3], [4], tokenized=True)  # type: ignore[arg-type]
+    assert request.waiting_tokens == 4
 
 
-def test_a_job_keeps_vectors_and_errors_by_row_and_counts_down() -> None:
+def test_a_request_keeps_vectors_and_errors_by_row_and_counts_down() -> None:
     seen: list[CallProgress] = []
-    job = job_of("a", "b", "c", progress=seen.append, arrived_s=1.0)
-    job.started_s = 2.0
-    job.write(np.array([2, 0]), np.array([[5.0, 6.0], [1.0, 2.0]], dtype=np.float32))
-    assert job.remaining == 1
+    request = request_of("a", "b", "c", progress=seen.append, arrived_s=1.0)
+    request.started_s = 2.0
+    request.write(np.array([2, 0]), np.array([[5.0, 6.0], [1.0, 2.0]], dtype=np.float32))
+    assert request.remaining == 1
     error = NonFiniteVector("it is not finite", index=1)
-    job.fail(1, error)
-    assert job.remaining == 0
+    request.fail(1, error)
+    assert request.remaining == 0
     assert [progress.texts for progress in seen] == [2, 1]
 
-    result = job.result(4.0)
+    result = request.result(4.0)
     np.testing.assert_array_equal(result.vectors, [[1, 2], [np.nan, np.nan], [5, 6]])
     assert result.errors == {1: error}
     assert (result.timings.queue_s, result.timings.total_s) == (1.0, 3.0)
@@ -97,29 +97,29 @@ def test_a_progress_bar_that_cannot_be_drawn_does_no_harm(error: BaseException) 
     def broken(progress: CallProgress) -> None:
         raise error
 
-    job = job_of("a", "b", progress=broken)
-    job.write(np.array([0]), np.zeros((1, 2), dtype=np.float32))
-    job.fail(1, NonFiniteVector("it is not finite", index=1))
-    assert job.remaining == 0
+    request = request_of("a", "b", progress=broken)
+    request.write(np.array([0]), np.zeros((1, 2), dtype=np.float32))
+    request.fail(1, NonFiniteVector("it is not finite", index=1))
+    assert request.remaining == 0
 
 
 def test_progress_is_told_before_the_texts_count_as_done_and_with_no_lock_held() -> None:
     seen: list[tuple[int, bool]] = []
 
     def look(progress: CallProgress) -> None:
-        seen.append((job.remaining, job._result_lock.locked()))
+        seen.append((request.remaining, request._result_lock.locked()))
 
-    job = job_of("a", progress=look)
-    job.write(np.array([0]), np.zeros((1, 2), dtype=np.float32))
+    request = request_of("a", progress=look)
+    request.write(np.array([0]), np.zeros((1, 2), dtype=np.float32))
     assert seen == [(1, False)]
 
 
 def test_progress_tells_what_was_cut_and_how_much_of_the_work_is_done() -> None:
     seen: list[CallProgress] = []
-    job = job_of("a" * 24, "b" * 400, "c" * 24, progress=seen.append, reads_tokens=16)
-    job.truncated[1] = True  # as the tokenizer finds
-    job.write(np.array([1]), np.zeros((1, 2), dtype=np.float32))
-    job.write(np.array([2, 0]), np.zeros((2, 2), dtype=np.float32))
+    request = request_of("a" * 24, "b" * 400, "c" * 24, progress=seen.append, reads_tokens=16)
+    request.truncated[1] = True  # as the tokenizer finds
+    request.write(np.array([1]), np.zeros((1, 2), dtype=np.float32))
+    request.write(np.array([2, 0]), np.zeros((2, 2), dtype=np.float32))
     assert seen == [
         CallProgress(texts=1, truncated=1, share=0.5),
         CallProgress(texts=2, truncated=0, share=0.5),
@@ -127,18 +127,18 @@ def test_progress_tells_what_was_cut_and_how_much_of_the_work_is_done() -> None:
 
 
 def test_the_copy_of_a_future_in_a_forked_child_fails_though_its_lock_is_lost() -> None:
-    future = job_of("a").future
+    future = request_of("a").future
     future._condition.acquire()
     error = RuntimeError("it stayed behind")
     future.fail_in_child(error)
     assert future.exception(timeout=0) is error
 
 
-def test_a_job_says_how_far_it_is() -> None:
-    job = job_of("a", "b")
-    job.next_rows(1)
-    assert repr(job).startswith(
-        f"Request(id={job.id}, priority=bulk, texts=2, untokenized=1, remaining=2"
+def test_a_request_says_how_far_it_is() -> None:
+    request = request_of("a", "b")
+    request.next_rows(1)
+    assert repr(request).startswith(
+        f"Request(id={request.id}, priority=bulk, texts=2, untokenized=1, remaining=2"
     )
 
 

@@ -20,7 +20,7 @@ from millpond.scheduler.token_chunk import TokenChunk
 PACKED = BatchShape()
 
 
-def job_of(*lengths: int, route: int = 0) -> Request:
+def request_of(*lengths: int, route: int = 0) -> Request:
     firsts = itertools.islice(_thousands, len(lengths))  # no two texts are alike
     texts = [np.arange(a, a + n, dtype=np.int32) for a, n in zip(firsts, lengths, strict=True)]
     return Request(
@@ -31,17 +31,17 @@ def job_of(*lengths: int, route: int = 0) -> Request:
 _thousands = itertools.count(0, 5000)
 
 
-def chunk_of(job: Request, rows: Sequence[int] | None = None) -> TokenChunk:
-    taken = np.arange(len(job)) if rows is None else np.asarray(rows)
-    ids = [job.texts[row] for row in taken]
+def chunk_of(request: Request, rows: Sequence[int] | None = None) -> TokenChunk:
+    taken = np.arange(len(request)) if rows is None else np.asarray(rows)
+    ids = [request.texts[row] for row in taken]
     return TokenChunk.build(taken, np.concatenate(ids), np.array([len(one) for one in ids]))
 
 
-def ready_queue(*jobs: Request, max_tokens: int = 1000) -> RequestQueue:
+def ready_queue(*requests: Request, max_tokens: int = 1000) -> RequestQueue:
     queue = RequestQueue(max_tokens)
-    for job in jobs:
-        job.adopt(chunk_of(job), 0.0)
-        queue.enter(job)
+    for request in requests:
+        request.adopt(chunk_of(request), 0.0)
+        queue.enter(request)
     return queue
 
 
@@ -52,9 +52,9 @@ def fill(queue: RequestQueue, tokens: int, *shapes: BatchShape) -> BatchBuilder:
 
 
 def taken(plan: BatchBuilder) -> list[tuple[int, list[int]]]:
-    """Job and lengths of each segment."""
+    """Request and lengths of each segment."""
     return [
-        (segment.job.id, segment.chunk.lengths[segment.start : segment.stop].tolist())
+        (segment.request.id, segment.chunk.lengths[segment.start : segment.stop].tolist())
         for segment in plan.segments
     ]
 
@@ -83,13 +83,13 @@ def test_a_packed_text_has_no_padded_length() -> None:
 # The waiting room.
 
 
-def test_a_job_is_let_in_while_there_is_room_and_in_order_of_arrival() -> None:
+def test_a_request_is_let_in_while_there_is_room_and_in_order_of_arrival() -> None:
     queue = RequestQueue(10)
-    first, large, small = job_of(6), job_of(5), job_of(1)
-    for job in (first, large, small):
-        queue.enter(job)
+    first, large, small = request_of(6), request_of(5), request_of(1)
+    for request in (first, large, small):
+        queue.enter(request)
     assert (first.admitted, large.admitted, small.admitted) == (True, False, False)
-    assert not queue.has_room_for(job_of(1)), "the small job may not overtake the large one"
+    assert not queue.has_room_for(request_of(1)), "the small request may not overtake the large one"
     assert queue.waiting_tokens == 6
 
     queue.forget(first)
@@ -98,9 +98,9 @@ def test_a_job_is_let_in_while_there_is_room_and_in_order_of_arrival() -> None:
     assert queue.waiting_tokens == 6
 
 
-def test_a_job_larger_than_the_bound_goes_in_alone() -> None:
+def test_a_request_larger_than_the_bound_goes_in_alone() -> None:
     queue = RequestQueue(10)
-    small, large = job_of(1), job_of(50, 50)
+    small, large = request_of(1), request_of(50, 50)
     queue.enter(small)
     queue.enter(large)
     assert not large.admitted
@@ -108,14 +108,14 @@ def test_a_job_larger_than_the_bound_goes_in_alone() -> None:
     queue.admit()
     assert large.admitted
     assert queue.waiting_tokens == 100
-    assert not queue.has_room_for(job_of(1))
+    assert not queue.has_room_for(request_of(1))
 
 
-def test_a_job_that_ends_in_the_waiting_room_leaves_it() -> None:
+def test_a_request_that_ends_in_the_waiting_room_leaves_it() -> None:
     queue = RequestQueue(10)
-    first, second, third = job_of(10), job_of(10), job_of(10)
-    for job in (first, second, third):
-        queue.enter(job)
+    first, second, third = request_of(10), request_of(10), request_of(10)
+    for request in (first, second, third):
+        queue.enter(request)
     queue.forget(second)
     queue.forget(first)
     queue.admit()
@@ -127,9 +127,9 @@ def test_a_job_that_ends_in_the_waiting_room_leaves_it() -> None:
 # Tokenising.
 
 
-def test_jobs_take_turns_at_being_tokenised() -> None:
+def test_requests_take_turns_at_being_tokenised() -> None:
     queue = RequestQueue(1000)
-    long, short = job_of(5, 5, 5, 5), job_of(3)
+    long, short = request_of(5, 5, 5, 5), request_of(3)
     queue.enter(long)
     queue.enter(short)
     claims = []
@@ -140,54 +140,54 @@ def test_jobs_take_turns_at_being_tokenised() -> None:
 
 def test_a_guess_is_put_right_when_the_text_is_tokenised() -> None:
     queue = RequestQueue(1000)
-    job = Request(["x" * 400], priority=Priority.BULK, output=OutputSpec(dimension=1))
-    queue.enter(job)
+    request = Request(["x" * 400], priority=Priority.BULK, output=OutputSpec(dimension=1))
+    queue.enter(request)
     assert queue.waiting_tokens == 102
     assert queue.next_to_tokenize(10) is not None
-    queue.ready(job, TokenChunk.build(np.arange(1), np.zeros(7, np.int32), np.array([7])), 0.0)
-    assert (queue.waiting_tokens, queue.ready_tokens, job.waiting_tokens) == (7, 7, 7)
+    queue.ready(request, TokenChunk.build(np.arange(1), np.zeros(7, np.int32), np.array([7])), 0.0)
+    assert (queue.waiting_tokens, queue.ready_tokens, request.waiting_tokens) == (7, 7, 7)
 
 
 # Batches.
 
 
 def test_a_batch_takes_the_longest_texts_that_fit() -> None:
-    queue = ready_queue(job := job_of(2, 5, 3, 1))
-    assert taken(fill(queue, 9)) == [(job.id, [5, 3])]
-    assert taken(fill(queue, 9)) == [(job.id, [2, 1])]
+    queue = ready_queue(request := request_of(2, 5, 3, 1))
+    assert taken(fill(queue, 9)) == [(request.id, [5, 3])]
+    assert taken(fill(queue, 9)) == [(request.id, [2, 1])]
     assert (queue.waiting_tokens, queue.ready_tokens) == (0, 0)
     assert not queue.has_ready
 
 
 def test_a_text_larger_than_the_budget_runs_alone() -> None:
-    queue = ready_queue(job := job_of(50, 2))
-    assert taken(fill(queue, 10)) == [(job.id, [50])]
-    assert taken(fill(queue, 10)) == [(job.id, [2])]
+    queue = ready_queue(request := request_of(50, 2))
+    assert taken(fill(queue, 10)) == [(request.id, [50])]
+    assert taken(fill(queue, 10)) == [(request.id, [2])]
 
 
 def test_texts_without_tokens_run_too() -> None:
-    queue = ready_queue(job := job_of(0, 0, 0))
-    assert taken(fill(queue, 10)) == [(job.id, [0])]  # for all three: they are alike
+    queue = ready_queue(request := request_of(0, 0, 0))
+    assert taken(fill(queue, 10)) == [(request.id, [0])]  # for all three: they are alike
     assert not queue.has_ready
 
 
-def test_jobs_take_turns_in_batches() -> None:
-    large, small = job_of(*[5] * 6), job_of(5)
+def test_requests_take_turns_in_batches() -> None:
+    large, small = request_of(*[5] * 6), request_of(5)
     queue = ready_queue(large, small)
     assert taken(fill(queue, 10)) == [(large.id, [5, 5])]
     assert taken(fill(queue, 10)) == [(small.id, [5]), (large.id, [5])]
     assert taken(fill(queue, 10)) == [(large.id, [5, 5])]
 
 
-def test_a_job_that_did_not_fit_goes_first_next_time() -> None:
-    first, wide, narrow, late = job_of(6, 6), job_of(8), job_of(4, 4), job_of(8)
+def test_a_request_that_did_not_fit_goes_first_next_time() -> None:
+    first, wide, narrow, late = request_of(6, 6), request_of(8), request_of(4, 4), request_of(8)
     queue = ready_queue(first, wide, narrow, late)
     assert taken(fill(queue, 10)) == [(first.id, [6]), (narrow.id, [4])]
     assert taken(fill(queue, 10))[0] == (wide.id, [8])
 
 
 def test_a_batch_holds_one_route() -> None:
-    one, other, again = job_of(3, route=0), job_of(3, route=1), job_of(3, route=0)
+    one, other, again = request_of(3, route=0), request_of(3, route=1), request_of(3, route=0)
     queue = ready_queue(one, other, again)
     plan = fill(queue, 100, PACKED, PACKED)
     assert taken(plan) == [(one.id, [3]), (again.id, [3])]
@@ -196,14 +196,14 @@ def test_a_batch_holds_one_route() -> None:
 
 
 def test_a_padded_batch_holds_texts_of_one_padded_length_and_counts_padding() -> None:
-    queue = ready_queue(job := job_of(16, 12, 9, 8, 7, 1))
+    queue = ready_queue(request := request_of(16, 12, 9, 8, 7, 1))
     shape = BatchShape(8)
     plan = fill(queue, 32, shape)
-    assert (taken(plan), plan.padded_length) == ([(job.id, [16, 12])], 16)
+    assert (taken(plan), plan.padded_length) == ([(request.id, [16, 12])], 16)
     plan = fill(queue, 32, shape)
-    assert (taken(plan), plan.padded_length) == ([(job.id, [9])], 16)
+    assert (taken(plan), plan.padded_length) == ([(request.id, [9])], 16)
     plan = fill(queue, 32, shape)
-    assert (taken(plan), plan.padded_length) == ([(job.id, [8, 7, 1])], 8)
+    assert (taken(plan), plan.padded_length) == ([(request.id, [8, 7, 1])], 8)
 
 
 @given(
@@ -212,13 +212,13 @@ def test_a_padded_batch_holds_texts_of_one_padded_length_and_counts_padding() ->
     st.sampled_from([PACKED, BatchShape(1), BatchShape(8), BatchShape(8, 20), BatchShape(16, 40)]),
 )
 def test_every_text_comes_out_once_and_no_batch_is_over_budget(
-    jobs: list[list[int]], budget: int, shape: BatchShape
+    requests: list[list[int]], budget: int, shape: BatchShape
 ) -> None:
     longest = shape.max_length or 40  # no tokenizer gives more
-    jobs = [[min(length, longest) for length in lengths] for lengths in jobs]
-    made = [job_of(*lengths) for lengths in jobs]
+    requests = [[min(length, longest) for length in lengths] for lengths in requests]
+    made = [request_of(*lengths) for lengths in requests]
     queue = ready_queue(*made, max_tokens=100_000)
-    out: dict[int, list[int]] = {job.id: [] for job in made}
+    out: dict[int, list[int]] = {request.id: [] for request in made}
     while queue.has_ready:
         plan = fill(queue, budget, shape)
         lengths = [length for _, part in taken(plan) for length in part]
@@ -229,29 +229,31 @@ def test_every_text_comes_out_once_and_no_batch_is_over_budget(
             assert padded == {plan.padded_length}
             cost = len(lengths) * (plan.padded_length or 0)
         assert cost <= budget or len(lengths) == 1
-        for job_id, part in taken(plan):
-            out[job_id].extend(part)
-    for job, lengths in zip(made, jobs, strict=True):
-        assert out[job.id] == sorted(lengths, reverse=True), "each job's texts, longest first"
+        for request_id, part in taken(plan):
+            out[request_id].extend(part)
+    for request, lengths in zip(made, requests, strict=True):
+        assert out[request.id] == sorted(lengths, reverse=True), (
+            "each request's texts, longest first"
+        )
     assert (queue.waiting_tokens, queue.ready_tokens) == (0, 0)
 
 
 @pytest.mark.parametrize("admitted", [True, False])
-def test_a_job_that_ended_is_never_planned(admitted: bool) -> None:
-    blocker, job, last = job_of(10 if not admitted else 1), job_of(2, 2), job_of(3)
-    queue = ready_queue(blocker, job, max_tokens=10)
-    assert job.admitted is admitted
-    queue.forget(job)
+def test_a_request_that_ended_is_never_planned(admitted: bool) -> None:
+    blocker, request, last = request_of(10 if not admitted else 1), request_of(2, 2), request_of(3)
+    queue = ready_queue(blocker, request, max_tokens=10)
+    assert request.admitted is admitted
+    queue.forget(request)
     queue.admit()
     queue.enter(last)
-    assert job.id not in [job_id for job_id, _ in taken(fill(queue, 100))]
+    assert request.id not in [request_id for request_id, _ in taken(fill(queue, 100))]
     assert queue.ready_tokens == 0
-    assert job.dead
-    assert not job.spans
+    assert request.dead
+    assert not request.spans
 
 
 def test_a_queue_says_how_much_waits() -> None:
-    queue = ready_queue(job_of(4), job_of(4), max_tokens=5)
+    queue = ready_queue(request_of(4), request_of(4), max_tokens=5)
     assert repr(queue) == (
         "RequestQueue(waiting_tokens=4, ready_tokens=4, waiting_room=1, untokenized=0, ready=1)"
     )

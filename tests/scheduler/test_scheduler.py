@@ -42,7 +42,7 @@ WAIT_S = 0.03
 Rows = npt.NDArray[np.int64]
 
 
-def job_of(
+def request_of(
     *lengths: int,
     priority: Priority = Priority.BULK,
     route: int = 0,
@@ -55,7 +55,7 @@ def job_of(
 
 
 def query_of(*lengths: int, **options: float) -> Request:
-    return job_of(*lengths, priority=Priority.INTERACTIVE, **options)  # type: ignore[arg-type]
+    return request_of(*lengths, priority=Priority.INTERACTIVE, **options)  # type: ignore[arg-type]
 
 
 def other_ids(count: int) -> npt.NDArray[np.int32]:
@@ -64,8 +64,10 @@ def other_ids(count: int) -> npt.NDArray[np.int32]:
     return np.arange(first, first + count, dtype=np.int32)
 
 
-def chunk_of(job: Request, lengths: npt.NDArray[np.int64], rows: Rows | None = None) -> TokenChunk:
-    taken = np.arange(len(job)) if rows is None else rows
+def chunk_of(
+    request: Request, lengths: npt.NDArray[np.int64], rows: Rows | None = None
+) -> TokenChunk:
+    taken = np.arange(len(request)) if rows is None else rows
     return TokenChunk.build(taken, other_ids(int(lengths.sum())), lengths)
 
 
@@ -87,35 +89,37 @@ def scheduler_of(
     )
 
 
-def submit_ready(scheduler: Scheduler, job: Request, now_s: float = 0.0) -> Request:
-    scheduler.submit(job, now_s, chunk_of(job, np.array([len(text) for text in job.texts])))
-    return job
+def submit_ready(scheduler: Scheduler, request: Request, now_s: float = 0.0) -> Request:
+    scheduler.submit(
+        request, now_s, chunk_of(request, np.array([len(text) for text in request.texts]))
+    )
+    return request
 
 
 def tokenize_all(scheduler: Scheduler, now_s: float = 0.0) -> None:
     while (claim := scheduler.next_to_tokenize()) is not None:
-        job, rows = claim
-        lengths = np.array([len(job.texts[row]) for row in rows])
-        scheduler.ready(job, chunk_of(job, lengths, rows), now_s)
+        request, rows = claim
+        lengths = np.array([len(request.texts[row]) for row in rows])
+        scheduler.ready(request, chunk_of(request, lengths, rows), now_s)
 
 
 def finish(batch: Batch) -> None:
     for segment in batch.segments:
-        segment.job.remaining -= segment.texts
+        segment.request.remaining -= segment.texts
 
 
-def by_job(batch: Batch | None) -> dict[Request, int]:
-    """Texts of each job."""
+def by_request(batch: Batch | None) -> dict[Request, int]:
+    """Texts of each request."""
     counts: dict[Request, int] = {}
     for segment in () if batch is None else batch.segments:
-        counts[segment.job] = counts.get(segment.job, 0) + segment.texts
+        counts[segment.request] = counts.get(segment.request, 0) + segment.texts
     return counts
 
 
 class Machine(RuleBasedStateMachine):
     """Anything may happen in any order; the books are kept a second time and compared.
 
-    `actual[job]` are the lengths its texts turn out to have, `delivered` and `taken` the rows
+    `actual[request]` are the lengths its texts turn out to have, `delivered` and `taken` the rows
     that are tokenised and in a batch.
     """
 
@@ -140,7 +144,7 @@ class Machine(RuleBasedStateMachine):
             *shapes, max_batch_tokens=batch_tokens, max_queue_tokens=queue_tokens
         )
         self.now_s = 100.0
-        self.jobs: list[Request] = []
+        self.requests: list[Request] = []
         self.actual: dict[Request, npt.NDArray[np.int64]] = {}
         self.delivered: dict[Request, set[int]] = {}
         self.taken: dict[Request, set[int]] = {}
@@ -163,7 +167,7 @@ class Machine(RuleBasedStateMachine):
         tokenized: bool,
     ) -> Request:
         route %= len(self.scheduler.shapes)
-        job = Request(
+        request = Request(
             ["x" * characters for characters, _ in texts],
             priority=priority,
             output=OUTPUT,
@@ -171,46 +175,50 @@ class Machine(RuleBasedStateMachine):
             deadline_s=None if timeout_s is None else self.now_s + timeout_s,
         )
         limit = self.scheduler.shapes[route].max_length or 30
-        self.actual[job] = np.array([min(tokens, limit) for _, tokens in texts])
-        self.delivered[job], self.taken[job] = set(), set()
+        self.actual[request] = np.array([min(tokens, limit) for _, tokens in texts])
+        self.delivered[request], self.taken[request] = set(), set()
         waiting = self.scheduler.waiting_tokens(priority)
-        chunk = chunk_of(job, self.actual[job]) if tokenized else None
+        chunk = chunk_of(request, self.actual[request]) if tokenized else None
         if tokenized:
-            self.adopted.add(job)
-            self.delivered[job] = set(range(len(job)))
-        room = self.scheduler.has_room_for(job)
-        self.scheduler.submit(job, self.now_s, chunk)
-        self.jobs.append(job)
+            self.adopted.add(request)
+            self.delivered[request] = set(range(len(request)))
+        room = self.scheduler.has_room_for(request)
+        self.scheduler.submit(request, self.now_s, chunk)
+        self.requests.append(request)
         if not tokenized:
-            assert job.admitted is room
-        if job.admitted:
-            added = self.expected_waiting(job)
+            assert request.admitted is room
+        if request.admitted:
+            added = self.expected_waiting(request)
             assert waiting == 0 or waiting + added <= self.scheduler.queues[priority].max_tokens
-        return job
+        return request
 
     @rule(target=claims)
     def claim(self) -> object:
         claim = self.scheduler.next_to_tokenize()
         if claim is None:
             return multiple()
-        job, rows = claim
-        assert not job.dead
-        assert job.admitted
+        request, rows = claim
+        assert not request.dead
+        assert request.admitted
         assert len(rows)
-        return job, rows
+        return request, rows
 
     @rule(claim=consumes(claims))
     def deliver(self, claim: tuple[Request, Rows]) -> None:
-        job, rows = claim
-        if not job.dead:
-            assert self.delivered[job].isdisjoint(rows.tolist())
-            self.delivered[job].update(rows.tolist())
-        chunk = chunk_of(job, self.actual[job][rows], rows)
-        self.scheduler.ready(job, chunk, self.now_s)
+        request, rows = claim
+        if not request.dead:
+            assert self.delivered[request].isdisjoint(rows.tolist())
+            self.delivered[request].update(rows.tolist())
+        chunk = chunk_of(request, self.actual[request][rows], rows)
+        self.scheduler.ready(request, chunk, self.now_s)
 
     @rule()
     def plan(self) -> None:
-        ready = [job for job in self.jobs if not job.dead and job.admitted and self.ready_rows(job)]
+        ready = [
+            request
+            for request in self.requests
+            if not request.dead and request.admitted and self.ready_rows(request)
+        ]
         batch = self.scheduler.next_batch(self.now_s)
         assert (batch is not None) == bool(ready)
         if batch is not None:
@@ -228,39 +236,39 @@ class Machine(RuleBasedStateMachine):
         assert cost <= self.scheduler.max_batch_tokens or batch.texts == 1
         assert batch.texts
         for segment in batch.segments:
-            job = segment.job
+            request = segment.request
             assert segment.texts
-            assert not job.dead, "a text of an ended job"
-            assert job.admitted
-            assert job.route == batch.route
+            assert not request.dead, "a text of an ended request"
+            assert request.admitted
+            assert request.route == batch.route
             assert (np.diff(segment.chunk.lengths[segment.start : segment.stop]) <= 0).all()
             for row in segment.chunk.rows[segment.start : segment.stop].tolist():
-                assert row in self.delivered[job]
-                assert row not in self.taken[job], "the same text twice"
-                self.taken[job].add(row)
-                padded = shape.padded_length(int(self.actual[job][row]))
+                assert row in self.delivered[request]
+                assert row not in self.taken[request], "the same text twice"
+                self.taken[request].add(row)
+                padded = shape.padded_length(int(self.actual[request][row]))
                 assert padded == batch.padded_length
 
-    @rule(job=submitted)
-    def forget(self, job: Request) -> None:
-        self.scheduler.forget(job)
-        assert job.dead
+    @rule(request=submitted)
+    def forget(self, request: Request) -> None:
+        self.scheduler.forget(request)
+        assert request.dead
 
     @rule(seconds=st.sampled_from([0.001, 0.02, 0.2, 6.0]))
     def wait(self, seconds: float) -> None:
         self.now_s += seconds
         due = {
-            job
-            for job in self.jobs
-            if job.deadline_s is not None
-            and job.deadline_s <= self.now_s
-            and not job.dead
-            and job.remaining
+            request
+            for request in self.requests
+            if request.deadline_s is not None
+            and request.deadline_s <= self.now_s
+            and not request.dead
+            and request.remaining
         }
         expired = self.scheduler.expired(self.now_s)
         assert set(expired) == due
         assert len(expired) == len(due), "each is named once"
-        assert all(job.dead for job in due)
+        assert all(request.dead for request in due)
         assert self.scheduler.expired(self.now_s) == []
 
     @rule(tokens=st.integers(1, 60))
@@ -269,24 +277,30 @@ class Machine(RuleBasedStateMachine):
         self.scheduler.shrink(tokens)
         assert self.scheduler.max_batch_tokens == min(before, tokens)
 
-    def ready_rows(self, job: Request) -> set[int]:
-        return self.delivered[job] - self.taken[job]
+    def ready_rows(self, request: Request) -> set[int]:
+        return self.delivered[request] - self.taken[request]
 
-    def expected_waiting(self, job: Request) -> int:
-        actual = self.actual[job]
-        ready = sum(int(actual[row]) for row in self.ready_rows(job))
-        unknown = set(range(len(job))) - self.delivered[job]
-        return ready + sum(int(job.size_guesses[row]) for row in unknown)
+    def expected_waiting(self, request: Request) -> int:
+        actual = self.actual[request]
+        ready = sum(int(actual[row]) for row in self.ready_rows(request))
+        unknown = set(range(len(request))) - self.delivered[request]
+        return ready + sum(int(request.size_guesses[row]) for row in unknown)
 
     @invariant()
     @precondition(lambda self: hasattr(self, "scheduler"))
     def the_books_agree(self) -> None:
         for priority, queue in self.scheduler.queues.items():
-            alive = [job for job in self.jobs if job.priority is priority and not job.dead]
-            admitted = [job for job in alive if job.admitted]
+            alive = [
+                request
+                for request in self.requests
+                if request.priority is priority and not request.dead
+            ]
+            admitted = [request for request in alive if request.admitted]
             assert queue.waiting_tokens == sum(map(self.expected_waiting, admitted))
             assert queue.ready_tokens == sum(
-                int(self.actual[job][row]) for job in admitted for row in self.ready_rows(job)
+                int(self.actual[request][row])
+                for request in admitted
+                for row in self.ready_rows(request)
             )
             assert self.scheduler.waiting_tokens(priority) == queue.waiting_tokens
             # First come, first let in.
@@ -296,9 +310,9 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: hasattr(self, "scheduler"))
     def the_next_deadline_is_the_earliest(self) -> None:
         deadlines = [
-            job.deadline_s
-            for job in self.jobs
-            if job.deadline_s is not None and not job.dead and job.remaining
+            request.deadline_s
+            for request in self.requests
+            if request.deadline_s is not None and not request.dead and request.remaining
         ]
         assert self.scheduler.next_deadline() == min(deadlines, default=None)
 
@@ -306,10 +320,10 @@ class Machine(RuleBasedStateMachine):
         """Everyone who is left gets through: nothing is lost and nobody waits in the room."""
         if not hasattr(self, "scheduler"):
             return
-        for job in self.jobs:
-            rows = self.claimed_rows(job) - self.delivered[job]
-            if rows and not job.dead:  # its claimed texts are on their way: deliver them
-                self.deliver((job, np.array(sorted(rows))))
+        for request in self.requests:
+            rows = self.claimed_rows(request) - self.delivered[request]
+            if rows and not request.dead:  # its claimed texts are on their way: deliver them
+                self.deliver((request, np.array(sorted(rows))))
         for _ in range(2000):
             claim = self.scheduler.next_to_tokenize()
             if claim is not None:
@@ -320,17 +334,17 @@ class Machine(RuleBasedStateMachine):
                 finish(batch)
             elif claim is None:
                 break
-        for job in self.jobs:
-            if not job.dead:
-                assert self.taken[job] == set(range(len(job))), job
-                assert job.remaining == 0
+        for request in self.requests:
+            if not request.dead:
+                assert self.taken[request] == set(range(len(request))), request
+                assert request.remaining == 0
         for queue in self.scheduler.queues.values():
             assert (queue.waiting_tokens, queue.ready_tokens) == (0, 0)
 
-    def claimed_rows(self, job: Request) -> set[int]:
-        if job in self.adopted:
-            return set(range(len(job)))
-        return set(job.order[: job.cursor].tolist())
+    def claimed_rows(self, request: Request) -> set[int]:
+        if request in self.adopted:
+            return set(range(len(request)))
+        return set(request.order[: request.cursor].tolist())
 
 
 Machine.TestCase.settings = settings(
@@ -347,29 +361,29 @@ TestMachine = Machine.TestCase
 
 def test_queries_go_first() -> None:
     scheduler = scheduler_of()
-    bulk = submit_ready(scheduler, job_of(*[10] * 30))
+    bulk = submit_ready(scheduler, request_of(*[10] * 30))
     query = submit_ready(scheduler, query_of(5))
-    assert by_job(scheduler.next_batch(0.0)) == {query: 1}
-    assert set(by_job(scheduler.next_batch(0.0))) == {bulk}
+    assert by_request(scheduler.next_batch(0.0)) == {query: 1}
+    assert set(by_request(scheduler.next_batch(0.0))) == {bulk}
 
 
 def test_a_query_that_comes_during_a_bulk_batch_is_in_the_next_one() -> None:
     scheduler = scheduler_of()
-    bulk = submit_ready(scheduler, job_of(*[10] * 30))
-    assert bulk in by_job(scheduler.next_batch(0.0))
+    bulk = submit_ready(scheduler, request_of(*[10] * 30))
+    assert bulk in by_request(scheduler.next_batch(0.0))
     query = submit_ready(scheduler, query_of(5), 0.01)
-    assert query in by_job(scheduler.next_batch(0.02))
+    assert query in by_request(scheduler.next_batch(0.02))
 
 
 @pytest.mark.parametrize("route", [0, 1])
 def test_bulk_is_never_kept_waiting_longer_than_its_patience(route: int) -> None:
     scheduler = scheduler_of(PACKED, PACKED)
-    bulk = submit_ready(scheduler, job_of(*[10] * 400, route=route))
+    bulk = submit_ready(scheduler, request_of(*[10] * 400, route=route))
     step_s, now_s, last_s, waits = 0.01, 0.0, 0.0, []
     for _ in range(200):
         submit_ready(scheduler, query_of(*[10] * 12), now_s)  # more than a batch can hold
         batch = scheduler.next_batch(now_s)
-        if bulk in by_job(batch):
+        if bulk in by_request(batch):
             waits.append(now_s - last_s)
             last_s = now_s
         now_s += step_s
@@ -380,32 +394,32 @@ def test_bulk_is_never_kept_waiting_longer_than_its_patience(route: int) -> None
 
 def test_bulk_that_is_due_takes_queries_along() -> None:
     scheduler = scheduler_of(max_batch_tokens=400)
-    bulk = submit_ready(scheduler, job_of(*[10] * 100))
+    bulk = submit_ready(scheduler, request_of(*[10] * 100))
     due_s = BULK_PATIENCE * WAIT_S
     query = submit_ready(scheduler, query_of(5), due_s)
     batch = scheduler.next_batch(due_s)
-    assert by_job(batch) == {bulk: FIRST_SHORT_BATCH_TOKENS // 10, query: 1}
+    assert by_request(batch) == {bulk: FIRST_SHORT_BATCH_TOKENS // 10, query: 1}
     assert batch is not None
     assert batch.queue_s == due_s
 
 
 def test_a_query_does_not_wait_twice_in_a_row_for_bulk_that_is_due() -> None:
     scheduler = scheduler_of(PACKED, PACKED)
-    submit_ready(scheduler, job_of(*[10] * 100, route=1))
+    submit_ready(scheduler, request_of(*[10] * 100, route=1))
     due_s = BULK_PATIENCE * WAIT_S
     query = submit_ready(scheduler, query_of(5), due_s)  # of another route: it cannot come along
-    assert query not in by_job(scheduler.next_batch(due_s))
-    assert query in by_job(scheduler.next_batch(due_s + 0.01))
+    assert query not in by_request(scheduler.next_batch(due_s))
+    assert query in by_request(scheduler.next_batch(due_s + 0.01))
 
 
 def test_bulk_that_went_away_leaves_no_impatience_behind() -> None:
     scheduler = scheduler_of()
-    gone = submit_ready(scheduler, job_of(*[10] * 30), 0.0)
+    gone = submit_ready(scheduler, request_of(*[10] * 30), 0.0)
     scheduler.forget(gone)
-    bulk = submit_ready(scheduler, job_of(*[10] * 30), 10.0)
+    bulk = submit_ready(scheduler, request_of(*[10] * 30), 10.0)
     query = submit_ready(scheduler, query_of(5), 10.0)
-    assert by_job(scheduler.next_batch(10.0)) == {query: 1}
-    assert bulk in by_job(scheduler.next_batch(10.0))
+    assert by_request(scheduler.next_batch(10.0)) == {query: 1}
+    assert bulk in by_request(scheduler.next_batch(10.0))
 
 
 # How large a bulk batch is.
@@ -418,13 +432,13 @@ def tokens(batch: Batch | None) -> int:
 
 def test_without_queries_a_bulk_batch_is_as_large_as_the_runner_allows() -> None:
     scheduler = scheduler_of(max_batch_tokens=1000)
-    submit_ready(scheduler, job_of(*[1] * 5000))
+    submit_ready(scheduler, request_of(*[1] * 5000))
     assert tokens(scheduler.next_batch(0.0)) == 1000
 
 
 def test_while_queries_come_in_a_bulk_batch_takes_half_of_the_longest_query_wait() -> None:
     scheduler = scheduler_of(max_batch_tokens=10_000)
-    submit_ready(scheduler, job_of(*[1] * 50_000))
+    submit_ready(scheduler, request_of(*[1] * 50_000))
     submit_ready(scheduler, query_of(5), 0.0)
     scheduler.next_batch(0.0)
     first = scheduler.next_batch(0.0)
@@ -437,11 +451,11 @@ def test_while_queries_come_in_a_bulk_batch_takes_half_of_the_longest_query_wait
 
 def test_the_speed_is_learnt_from_bulk_batches_and_smoothed() -> None:
     scheduler = scheduler_of(max_batch_tokens=100_000)
-    submit_ready(scheduler, job_of(*[1] * 90_000))
+    submit_ready(scheduler, request_of(*[1] * 90_000))
     query = submit_ready(scheduler, query_of(5), 0.0)
     batch = scheduler.next_batch(0.0)
     assert batch is not None
-    assert query in by_job(batch)
+    assert query in by_request(batch)
     scheduler.record(batch, 1.0)  # says nothing about bulk
     ran, seconds = 0.0, 0.0
     for tokens_per_s in (100_000, 200_000):
@@ -457,7 +471,7 @@ def test_the_speed_is_learnt_from_bulk_batches_and_smoothed() -> None:
 def test_a_batch_that_seems_to_take_no_time_makes_none_seem_quicker_than_two_are() -> None:
     """With two under way, the first may be seen to be through only when the second is, too."""
     scheduler = scheduler_of(max_batch_tokens=100_000)
-    submit_ready(scheduler, job_of(*[1] * 90_000))
+    submit_ready(scheduler, request_of(*[1] * 90_000))
     submit_ready(scheduler, query_of(5), 0.0)
     scheduler.next_batch(0.0)
     for _ in range(10):
@@ -470,7 +484,7 @@ def test_a_batch_that_seems_to_take_no_time_makes_none_seem_quicker_than_two_are
 
 def test_a_slow_model_still_gets_a_text_a_batch() -> None:
     scheduler = scheduler_of()
-    submit_ready(scheduler, job_of(*[10] * 30))
+    submit_ready(scheduler, request_of(*[10] * 30))
     submit_ready(scheduler, query_of(5))
     scheduler.next_batch(0.0)
     batch = scheduler.next_batch(0.0)
@@ -481,7 +495,7 @@ def test_a_slow_model_still_gets_a_text_a_batch() -> None:
 
 def test_after_running_out_of_memory_batches_grow_back_by_and_by() -> None:
     scheduler = scheduler_of(max_batch_tokens=100)
-    submit_ready(scheduler, job_of(*[1] * 5000))
+    submit_ready(scheduler, request_of(*[1] * 5000))
     scheduler.shrink(40)
     sizes = []
     for _ in range(60):
@@ -496,7 +510,7 @@ def test_after_running_out_of_memory_batches_grow_back_by_and_by() -> None:
 
 def test_after_running_out_of_memory_batches_are_smaller() -> None:
     scheduler = scheduler_of(max_batch_tokens=100)
-    submit_ready(scheduler, job_of(*[1] * 500))
+    submit_ready(scheduler, request_of(*[1] * 500))
     scheduler.shrink(40)
     assert tokens(scheduler.next_batch(0.0)) == 40
     scheduler.shrink(70)
@@ -510,8 +524,8 @@ def test_after_running_out_of_memory_batches_are_smaller() -> None:
 
 def test_bulk_is_tokenised_a_few_batches_ahead_and_no_more() -> None:
     scheduler = scheduler_of(max_batch_tokens=10)
-    job = job_of(*[1] * 1000)
-    scheduler.submit(job, 0.0)
+    request = request_of(*[1] * 1000)
+    scheduler.submit(request, 0.0)
     tokenize_all(scheduler)
     ahead = 10 * TOKENIZE_AHEAD_BATCHES
     assert ahead <= scheduler.queues[Priority.BULK].ready_tokens < 2 * ahead
@@ -523,7 +537,7 @@ def test_bulk_is_tokenised_a_few_batches_ahead_and_no_more() -> None:
 
 def test_queries_are_tokenised_before_bulk() -> None:
     scheduler = scheduler_of()
-    bulk, query = job_of(*[1] * 1000), query_of(3)
+    bulk, query = request_of(*[1] * 1000), query_of(3)
     scheduler.submit(bulk, 0.0)
     scheduler.submit(query, 0.0)
     claim = scheduler.next_to_tokenize()
@@ -534,32 +548,32 @@ def test_queries_are_tokenised_before_bulk() -> None:
 # Deadlines and ends.
 
 
-def test_an_expired_job_is_in_no_later_batch() -> None:
+def test_an_expired_request_is_in_no_later_batch() -> None:
     scheduler = scheduler_of(max_batch_tokens=10)
-    job = submit_ready(scheduler, job_of(*[10] * 5, deadline_s=1.0))
-    assert by_job(scheduler.next_batch(0.5)) == {job: 1}
+    request = submit_ready(scheduler, request_of(*[10] * 5, deadline_s=1.0))
+    assert by_request(scheduler.next_batch(0.5)) == {request: 1}
     assert scheduler.expired(0.999) == []
-    assert scheduler.expired(1.0) == [job]
+    assert scheduler.expired(1.0) == [request]
     assert scheduler.next_batch(1.0) is None
     assert scheduler.waiting_tokens(Priority.BULK) == 0
 
 
-def test_texts_tokenised_after_their_job_ended_are_dropped() -> None:
+def test_texts_tokenised_after_their_request_ended_are_dropped() -> None:
     scheduler = scheduler_of()
-    job = job_of(5, 5)
-    scheduler.submit(job, 0.0)
+    request = request_of(5, 5)
+    scheduler.submit(request, 0.0)
     claim = scheduler.next_to_tokenize()
     assert claim is not None
-    scheduler.forget(job)
-    scheduler.ready(job, chunk_of(job, np.array([5, 5])), 0.0)
+    scheduler.forget(request)
+    scheduler.ready(request, chunk_of(request, np.array([5, 5])), 0.0)
     assert scheduler.next_batch(0.0) is None
     assert scheduler.waiting_tokens(Priority.BULK) == 0
 
 
-def test_a_finished_job_is_not_kept_until_its_deadline() -> None:
+def test_a_finished_request_is_not_kept_until_its_deadline() -> None:
     scheduler = scheduler_of()
     for _ in range(50):
-        submit_ready(scheduler, job_of(5, deadline_s=3600.0))
+        submit_ready(scheduler, request_of(5, deadline_s=3600.0))
         scheduler.expired(0.0)  # as before every batch
         batch = scheduler.next_batch(0.0)
         assert batch is not None
@@ -567,28 +581,28 @@ def test_a_finished_job_is_not_kept_until_its_deadline() -> None:
     assert len(scheduler._deadlines) <= 2
 
 
-def test_finished_jobs_are_not_kept_behind_one_with_an_earlier_deadline() -> None:
+def test_finished_requests_are_not_kept_behind_one_with_an_earlier_deadline() -> None:
     scheduler = scheduler_of()
-    waiting = job_of(5, deadline_s=600.0)
+    waiting = request_of(5, deadline_s=600.0)
     scheduler.submit(waiting, 0.0)
     kept = []
     for _ in range(500):
-        job = submit_ready(scheduler, job_of(5, deadline_s=601.0))
+        request = submit_ready(scheduler, request_of(5, deadline_s=601.0))
         batch = scheduler.next_batch(0.0)
         assert batch is not None
         finish(batch)
-        scheduler.landed(batch, 0.0, keep=True)
-        kept.append(weakref.ref(job))
-        del job, batch
+        scheduler.completed(batch, 0.0, keep=True)
+        kept.append(weakref.ref(request))
+        del request, batch
     assert not any(ref() for ref in kept)
     assert len(scheduler._deadlines) <= 2 * 64
     assert scheduler.next_deadline() == 600.0
     assert scheduler.expired(600.0) == [waiting]
 
 
-def test_a_job_that_finished_in_time_does_not_expire() -> None:
+def test_a_request_that_finished_in_time_does_not_expire() -> None:
     scheduler = scheduler_of()
-    submit_ready(scheduler, job_of(5, deadline_s=1.0))
+    submit_ready(scheduler, request_of(5, deadline_s=1.0))
     batch = scheduler.next_batch(0.0)
     assert batch is not None
     finish(batch)
@@ -596,9 +610,9 @@ def test_a_job_that_finished_in_time_does_not_expire() -> None:
     assert scheduler.next_deadline() is None
 
 
-def test_room_that_an_ended_job_leaves_is_used_at_once() -> None:
+def test_room_that_an_ended_request_leaves_is_used_at_once() -> None:
     scheduler = scheduler_of(max_queue_tokens=10)
-    first, second = submit_ready(scheduler, job_of(10)), submit_ready(scheduler, job_of(10))
+    first, second = submit_ready(scheduler, request_of(10)), submit_ready(scheduler, request_of(10))
     assert not second.admitted
     scheduler.forget(first)
     assert second.admitted
@@ -608,8 +622,8 @@ def test_room_that_an_ended_job_leaves_is_used_at_once() -> None:
 
 def test_the_queues_are_bounded_apart() -> None:
     scheduler = scheduler_of(max_queue_tokens=10)
-    submit_ready(scheduler, job_of(10))
-    assert not scheduler.has_room_for(job_of(1))
+    submit_ready(scheduler, request_of(10))
+    assert not scheduler.has_room_for(request_of(1))
     assert scheduler.has_room_for(query_of(1))
 
 
@@ -623,10 +637,10 @@ def test_a_scheduler_says_what_waits() -> None:
 
 def test_free_workers_divide_what_waits() -> None:
     scheduler = scheduler_of(max_batch_tokens=1000)
-    submit_ready(scheduler, job_of(*[50] * 12))
+    submit_ready(scheduler, request_of(*[50] * 12))
     sizes = []
-    for takers in (3, 2, 1):
-        batch = scheduler.next_batch(0.0, bulk_takers=takers)
+    for shares in (3, 2, 1):
+        batch = scheduler.next_batch(0.0, bulk_shares=shares)
         assert batch is not None
         sizes.append(batch.texts)
     assert sizes == [4, 4, 4]
@@ -638,19 +652,19 @@ def test_free_workers_divide_what_waits() -> None:
 def test_what_is_too_little_is_not_divided(min_short_batch_tokens: int, texts: int) -> None:
     scheduler = scheduler_of(max_batch_tokens=1000, min_short_batch_tokens=min_short_batch_tokens)
     submit_ready(scheduler, query_of(*[10] * 30))
-    batch = scheduler.next_batch(0.0, query_takers=30)
+    batch = scheduler.next_batch(0.0, query_shares=30)
     assert batch is not None
     assert batch.texts == texts
 
 
 def test_a_worker_for_queries_takes_nothing_else() -> None:
     scheduler = scheduler_of()
-    bulk = submit_ready(scheduler, job_of(10))
+    bulk = submit_ready(scheduler, request_of(10))
     long_after_s = 1e6  # bulk is more than due
     assert scheduler.next_batch(long_after_s, queries_only=True) is None
     query = submit_ready(scheduler, query_of(5), long_after_s)
-    assert by_job(scheduler.next_batch(long_after_s, queries_only=True)) == {query: 1}
-    assert by_job(scheduler.next_batch(long_after_s)) == {bulk: 1}
+    assert by_request(scheduler.next_batch(long_after_s, queries_only=True)) == {query: 1}
+    assert by_request(scheduler.next_batch(long_after_s)) == {bulk: 1}
 
 
 def test_bulk_batches_stay_long_where_queries_have_a_worker() -> None:
@@ -663,7 +677,7 @@ def test_bulk_batches_stay_long_where_queries_have_a_worker() -> None:
     )
     submit_ready(scheduler, query_of(5))
     scheduler.next_batch(0.0)
-    submit_ready(scheduler, job_of(*[100] * 20))
+    submit_ready(scheduler, request_of(*[100] * 20))
     batch = scheduler.next_batch(0.0)
     assert batch is not None
     assert batch.tokens == 1000

@@ -123,7 +123,7 @@ class FakeRunner:
     depth: int = 1
     workers: int = 1
     query_workers: int = 0
-    prefix_budget: PrefixCacheConfig | None = None
+    prefix_cache_config: PrefixCacheConfig | None = None
     device_name: str = "fake"
     dtype_name: str = "float32"
     max_length: int | None = None
@@ -227,16 +227,16 @@ class FakeRunner:
         texts, priorities = [], []
         for segment in batch.segments:
             for row in segment.chunk.rows[segment.start : segment.stop].tolist():
-                text = segment.job.texts[row]
+                text = segment.request.texts[row]
                 texts.append(text if isinstance(text, str) else str(text.tolist()))
-                priorities.append(segment.job.priority.value)
+                priorities.append(segment.request.priority.value)
         with self._changed:
             self.batches.append(
                 RanBatch(batch.route, batch.padded_length, batch.tokens, (*texts,), (*priorities,))
             )
             self._changed.notify_all()
 
-    def collect(self, ticket: Any) -> npt.NDArray[np.float32]:
+    def collect(self, handle: Any) -> npt.NDArray[np.float32]:
         self.threads.add(threading.get_ident())
         with self._changed:
             self._held += 1
@@ -245,8 +245,8 @@ class FakeRunner:
             self._held -= 1
             if self._permits is not None:
                 self._permits -= 1
-        batch: Batch = ticket.batch
-        self._on_device -= ticket.tokens
+        batch: Batch = handle.batch
+        self._on_device -= handle.tokens
         self._raise_on(batch, self.fatal_on, FakeDeviceLost("the device is gone"))
         self._raise_on(batch, self.raises_on, RuntimeError("the model does not like it"))
         with self._changed:

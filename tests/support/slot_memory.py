@@ -146,7 +146,7 @@ class RememberingRunner(FakeRunner):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.memory = SlotMemory(self.block_tokens)
-        self.prefix_budget = PrefixCacheConfig(
+        self.prefix_cache_config = PrefixCacheConfig(
             blocks=self.blocks,
             block_tokens=self.block_tokens,
             min_saved_tokens=self.min_saved_tokens,
@@ -161,19 +161,19 @@ class RememberingRunner(FakeRunner):
             self.mistakes.append(mistake)
             raise
         try:
-            ticket = super().launch(batch)
+            handle = super().launch(batch)
         except Exception:
             self.memory.spoil(use)
             self.memory.done(use)
             raise
-        return RememberingTicket(ticket.padded_tokens, ticket.batch, ticket.tokens, use)
+        return RememberingTicket(handle.padded_tokens, handle.batch, handle.tokens, use)
 
-    def collect(self, ticket: Any) -> npt.NDArray[np.float32]:
-        use = getattr(ticket, "use", None)
+    def collect(self, handle: Any) -> npt.NDArray[np.float32]:
+        use = getattr(handle, "use", None)
         if use is None:
-            return super().collect(ticket)
+            return super().collect(handle)
         try:
-            vectors = super().collect(ticket)
+            vectors = super().collect(handle)
             if not np.isfinite(vectors).all():
                 self.memory.spoil(use)
         except BaseException:

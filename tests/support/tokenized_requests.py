@@ -1,4 +1,4 @@
-"""Jobs of token ids, and a scheduler that takes them: what tests of plans begin with."""
+"""Requests of token ids, and a scheduler that takes them: what tests of plans begin with."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def request_of(texts: Sequence[Ids], **options: Any) -> Request:
 
 
 def chunk_of(
-    job: Request, rows: npt.NDArray[np.int64] | None = None, *, digests: int | None = None
+    request: Request, rows: npt.NDArray[np.int64] | None = None, *, digests: int | None = None
 ) -> TokenChunk:
-    """Texts of a job, tokenised; with no more than so many `digests`."""
-    taken = np.arange(len(job)) if rows is None else rows
-    ids = [np.asarray(job.texts[row], dtype=np.int32) for row in taken.tolist()]
+    """Texts of a request, tokenised; with no more than so many `digests`."""
+    taken = np.arange(len(request)) if rows is None else rows
+    ids = [np.asarray(request.texts[row], dtype=np.int32) for row in taken.tolist()]
     chunk = TokenChunk.build(taken, np.concatenate(ids), np.array([len(one) for one in ids]))
     return chunk if digests is None else replace(chunk, digests=chunk.digests % np.uint64(digests))
 
@@ -50,6 +50,6 @@ def scheduler_of(
     return Scheduler([shape], max_batch_tokens=budget, prefixes=prefixes, **options)
 
 
-def submit(scheduler: Scheduler, job: Request, now_s: float = 0.0) -> Request:
-    scheduler.submit(job, now_s, chunk_of(job))
-    return job
+def submit(scheduler: Scheduler, request: Request, now_s: float = 0.0) -> Request:
+    scheduler.submit(request, now_s, chunk_of(request))
+    return request

@@ -108,7 +108,7 @@ def script_loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     loop.close()
 
 
-class Recorder(BaseEventHandler):
+class Capture(BaseEventHandler):
     starts: list[EmbeddingStartEvent] = Field(default_factory=list)
     ends: list[EmbeddingEndEvent] = Field(default_factory=list)
 
@@ -120,9 +120,9 @@ class Recorder(BaseEventHandler):
 
 
 @pytest.fixture
-def recorded() -> Iterator[Recorder]:
+def recorded() -> Iterator[Capture]:
     """The embedding events of the test."""
-    recorder = Recorder()
+    recorder = Capture()
     root = get_dispatcher()
     root.add_event_handler(recorder)
     yield recorder
@@ -145,7 +145,7 @@ def test_an_index_is_built_and_asked(
     show_progress: bool,
     real: MillpondEmbedding,
     nodes: list[TextNode],
-    recorded: Recorder,
+    recorded: Capture,
     script_loop: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -214,7 +214,7 @@ def test_chroma_keeps_the_vectors(
     assert best_modules(again) == ANSWERS
 
 
-# In pipelines.
+# In models.
 
 
 def pipeline(embed_model: MillpondEmbedding, **options: Any) -> IngestionPipeline:
@@ -312,7 +312,7 @@ async def every_way(model: MillpondEmbedding) -> list[list[list[float]]]:
     ]
 
 
-def test_events_are_sent_for_every_call(real: MillpondEmbedding, recorded: Recorder) -> None:
+def test_events_are_sent_for_every_call(real: MillpondEmbedding, recorded: Capture) -> None:
     given = asyncio.run(every_way(real))
     assert [event.embeddings for event in recorded.ends] == given
     assert len(recorded.starts) == len(given)

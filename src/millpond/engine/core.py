@@ -7,7 +7,7 @@ out those that were cancelled. Planning happens under the lock, work outside it.
 
 A caller's thread may be interrupted between any two steps, and a finalizer may run amid any of
 them, under the lock too. So neither touches what the threads share but by leaving word in a deque:
-a job that arrives, one that is cancelled. Only the loop's own threads, which nobody interrupts,
+a request that arrives, one that is cancelled. Only the loop's own threads, which nobody interrupts,
 carry that out; whichever takes the lock next does. Leaving word comes first and waking second, and
 whoever waits has woken somebody himself, so a caller that is interrupted in between keeps nobody
 waiting. The lock may be taken again by its holder, since a finalizer may ask for figures.
@@ -39,7 +39,7 @@ from ..scheduler.request_future import OwnThreads, this_thread
 from ..scheduler.scheduler import Scheduler
 from ..scheduler.token_chunk import TokenChunk
 from ..stats import EngineStats, Totals
-from . import process as ending
+from . import process
 from .delivery import Delivery
 from .executor import BatchResult
 from .inputs import InputProcessor
@@ -54,7 +54,7 @@ Health = Literal["ready", "closing", "closed", "failed"]
 Done = Sequence[tuple[Request, bool]]
 """Requests that are complete and out of `_pending`; and whether their truncation is logged."""
 Ended = Iterable[tuple[Request, MillpondError | None]]
-"""Jobs that are out of `_pending` and to be ended; without an error, they were cancelled."""
+"""Requests that are out of `_pending` and to be ended; without an error, they were cancelled."""
 
 
 # Queries up to so many, and up to this guess, are tokenised by their caller and not by the thread.
@@ -71,10 +71,10 @@ logger = logging.getLogger("millpond")
 
 
 class EngineCore:
-    """Accepts jobs, runs them, and ends each exactly once.
+    """Accepts requests, runs them, and ends each exactly once.
 
-    Whoever takes a job out of `_pending`, under the lock, is the one that ends its future. With a
-    `cause` it has failed from the beginning.
+    Whoever takes a request out of `_pending`, under the lock, is the one that ends its future.
+    With a `cause` it has failed from the beginning.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class EngineCore:
         self._lock = fork_safe(threading.RLock())
         self._own_threads = OwnThreads(self._lock)  # held by futures, which do not hold this
         # Left by anybody at any time, taken out by our threads under the lock.
-        self._cancelled: deque[int] = deque()  # ids of jobs
+        self._cancelled: deque[int] = deque()  # ids of requests
         self._errands: deque[Callable[[], object]] = deque()  # for the keeper
         self._keeper_wakes = Gate()
         self._tokenizer_wakes = Gate()
@@ -105,7 +105,7 @@ class EngineCore:
         self._cause = cause
         self._abandons = False  # what is pending is to be ended, not run
         self._scheduler = scheduler
-        self._crew = WorkerPool(runners, clock=clock)
+        self._pool = WorkerPool(runners, clock=clock)
         self._pending: dict[int, Request] = {}  # accepted and not ended
         self._wakes_at_s = float("inf")  # when the keeper looks at the deadlines
         self._is_kept = cause is None  # the keeper has not come to its end
@@ -113,7 +113,7 @@ class EngineCore:
         self._told_of_truncation = False
         roles: dict[str, Callable[[], None]] = {
             f"batch-{number}": partial(self._run_batches, worker)
-            for number, worker in enumerate(self._crew.workers)
+            for number, worker in enumerate(self._pool.workers)
         }
         roles |= {"tokenize": self._tokenize_all, "keeper": self._keep}
         self._threads = tuple(
@@ -126,83 +126,88 @@ class EngineCore:
         try:
             for thread in self._threads:
                 thread.start()
-            ending.note(self, self._threads)
+            process.register(self, self._threads)
         except BaseException:  # an interrupt, or no more threads to be had
             self.close(drain=False, wait=False)
             raise
 
     # Callers. They may be interrupted anywhere.
 
-    def submit(self, job: Request, *, wait: bool = True, block: bool = False) -> None:
-        """Accept a job, or raise.
+    def submit(self, request: Request, *, wait: bool = True, block: bool = False) -> None:
+        """Accept a request, or raise.
 
-        Where the queue is full, a job that may not `wait` raises `QueueFull`; one that may waits
-        its turn, and `block` keeps the caller until it is admitted.
+        Where the queue is full, a request that may not `wait` raises `QueueFull`; one that may
+        waits its turn, and `block` keeps the caller until it is admitted.
         """
         with self._lock:
             self._require_open()
             if not wait:  # before it is tokenised: a refusal is to cost little
-                self._require_room_for(job)
-        job.future.serve(self._own_threads, partial(_cancel, weakref.ref(self), job.id))
+                self._require_room_for(request)
+        request.future.serve(self._own_threads, partial(_cancel, weakref.ref(self), request.id))
         try:
-            chunk = ending.while_running(partial(self._prepare, job))
-            if job.remaining:
-                self._accept(job, chunk, wait=wait, block=block)
-            elif not job.future.done():
-                job.end(result_s=self.clock())
+            chunk = process.while_running(partial(self._prepare, request))
+            if request.remaining:
+                self._accept(request, chunk, wait=wait, block=block)
+            elif not request.future.done():
+                request.end(result_s=self.clock())
         except BaseException:  # nobody will hold the future
-            job.future.cancel()
+            request.future.cancel()
             raise
 
-    def _prepare(self, job: Request) -> TokenChunk | None:
+    def _prepare(self, request: Request) -> TokenChunk | None:
         """A short query skips the tokenising thread: two thread switches less to wait for."""
-        few = len(job) <= INLINE_TEXTS and job.waiting_tokens <= INLINE_TOKENS
-        if job.priority is Priority.BULK or not few or not job.remaining:
+        few = len(request) <= INLINE_TEXTS and request.waiting_tokens <= INLINE_TOKENS
+        if request.priority is Priority.BULK or not few or not request.remaining:
             return None
-        tokenized = self._inputs.tokenize(job, np.sort(job.order))
+        tokenized = self._inputs.tokenize(request, np.sort(request.order))
         for row, error in tokenized.refused.items():
-            job.fail(row, error)
+            request.fail(row, error)
         return tokenized.chunk
 
-    def _accept(self, job: Request, chunk: TokenChunk | None, *, wait: bool, block: bool) -> None:
+    def _accept(
+        self, request: Request, chunk: TokenChunk | None, *, wait: bool, block: bool
+    ) -> None:
         with self._lock:
             self._require_open()
             if not wait:
-                self._require_room_for(job)
-            must_wait = block and not self._has_room_for(job)
-            self._arrivals.append((job, chunk))
+                self._require_room_for(request)
+            must_wait = block and not self._has_room_for(request)
+            self._arrivals.append((request, chunk))
             if chunk is None:
                 self._tokenizer_wakes.open()
             else:
-                self._crew.wake_one(queries=True, bulk=False)
-            is_first = job.deadline_s is not None and job.deadline_s < self._wakes_at_s
+                self._pool.wake_one(queries=True, bulk=False)
+            is_first = request.deadline_s is not None and request.deadline_s < self._wakes_at_s
             if is_first or len(self._arrivals) > MOST_ARRIVALS:
                 self._keeper_wakes.open()
         if must_wait and not self._own_threads.include_this():
-            job.future.admission.wait()
+            request.future.admission.wait()
 
-    def _require_room_for(self, job: Request) -> None:
-        if not self._has_room_for(job):
-            waiting_tokens = self._scheduler.waiting_tokens(job.priority)
-            raise _queue_full(job, waiting_tokens + self._beside(job.priority))
+    def _require_room_for(self, request: Request) -> None:
+        if not self._has_room_for(request):
+            waiting_tokens = self._scheduler.waiting_tokens(request.priority)
+            raise _queue_full(request, waiting_tokens + self._beside(request.priority))
 
-    def _has_room_for(self, job: Request) -> bool:
-        return self._scheduler.has_room_for(job, beside=self._beside(job.priority))
+    def _has_room_for(self, request: Request) -> bool:
+        return self._scheduler.has_room_for(request, beside=self._beside(request.priority))
 
     def _beside(self, priority: Priority) -> int:
         """Tokens of a priority that the scheduler has not heard of, less those it is to forget."""
-        arriving = [job for job, _ in self._arrivals if job.priority is priority]
-        leaving = [job for job in self._leaving() if job.priority is priority]
-        more = sum(job.waiting_tokens for job in arriving if job not in leaving)
-        return more - sum(job.waiting_tokens for job in leaving if job.admitted)
+        arriving = [request for request, _ in self._arrivals if request.priority is priority]
+        leaving = [request for request in self._leaving() if request.priority is priority]
+        more = sum(request.waiting_tokens for request in arriving if request not in leaving)
+        return more - sum(request.waiting_tokens for request in leaving if request.admitted)
 
     def _leaving(self) -> Sequence[Request]:
-        """Jobs that are cancelled and have not been dropped."""
+        """Requests that are cancelled and have not been dropped."""
         ids = set(self._cancelled)
         if not ids:
             return ()
-        arriving = [job for job, _ in self._arrivals if job.id in ids]
-        return [*arriving, *(self._pending[job_id] for job_id in ids & self._pending.keys())]
+        arriving = [request for request, _ in self._arrivals if request.id in ids]
+        return [
+            *arriving,
+            *(self._pending[request_id] for request_id in ids & self._pending.keys()),
+        ]
 
     def _require_open(self) -> None:
         if self._health == "failed":
@@ -210,9 +215,9 @@ class EngineCore:
         if self._health != "ready":
             raise EngineClosed("the engine is closed; make a new one")
 
-    def note_cancelled(self, job_id: int) -> None:
-        """Have a job dropped. A finalizer may call it, amid anything."""
-        self._cancelled.append(job_id)
+    def note_cancelled(self, request_id: int) -> None:
+        """Have a request dropped. A finalizer may call it, amid anything."""
+        self._cancelled.append(request_id)
         self._keeper_wakes.open()
 
     def ask_keeper(self, errand: Callable[[], object]) -> bool:
@@ -250,7 +255,7 @@ class EngineCore:
         """Totals since the start, and what is waiting now."""
         with self._lock:
             prefixes = self._scheduler.prefixes
-            leaving = sum(job.remaining for job in self._leaving())
+            leaving = sum(request.remaining for request in self._leaving())
             return self._totals.snapshot(
                 leaving_texts=leaving,
                 prefix_cache=None if prefixes is None else prefixes.stats,
@@ -266,8 +271,8 @@ class EngineCore:
     def abandon_in_child(self) -> None:
         """In a forked child: the threads stayed behind, so nothing pending here will ever run."""
         error = EngineFailed("the process was forked; this call goes on in the parent only")
-        for job in self._take_all():
-            job.future.fail_in_child(error)
+        for request in self._take_all():
+            request.future.fail_in_child(error)
 
     # All threads of the loop. Nobody interrupts them.
 
@@ -284,8 +289,8 @@ class EngineCore:
         with self._lock:
             pending = self._take_all()
             self._wake_all()
-        for job in pending:
-            job.finish(engine_failure(cause))
+        for request in pending:
+            request.finish(engine_failure(cause))
 
     def _note_failure(self, cause: BaseException) -> None:
         with self._lock:
@@ -295,17 +300,17 @@ class EngineCore:
         logger.error("the engine failed: %s: %s", type(cause).__name__, cause, exc_info=cause)
 
     def _take_all(self) -> Sequence[Request]:
-        """Every accepted job, which is now the caller's to end."""
-        jobs = self._pending | {job.id: job for job, _ in self._arrivals}
+        """Every accepted request, which is now the caller's to end."""
+        requests = self._pending | {request.id: request for request, _ in self._arrivals}
         self._pending = {}
         self._arrivals.clear()
-        for job in jobs.values():
-            job.dead = True
-        return list(jobs.values())
+        for request in requests.values():
+            request.dead = True
+        return list(requests.values())
 
     @property
     def _accepted(self) -> int:
-        """Jobs that have not ended."""
+        """Requests that have not ended."""
         return len(self._pending) + len(self._arrivals)
 
     def _is_over(self) -> bool:
@@ -316,46 +321,46 @@ class EngineCore:
     def _take_in(self, now_s: float) -> Ended:
         """Under the lock: what callers left word of, and what has passed its deadline.
 
-        Returned are the jobs that come to their end by it, to be ended without the lock.
+        Returned are the requests that come to their end by it, to be ended without the lock.
         """
         while self._arrivals:
-            job, chunk = self._arrivals[0]
-            self._pending[job.id] = job
-            self._scheduler.submit(job, now_s, chunk)
+            request, chunk = self._arrivals[0]
+            self._pending[request.id] = request
+            self._scheduler.submit(request, now_s, chunk)
             self._arrivals.popleft()
         ended: list[tuple[Request, MillpondError | None]] = []
         while self._cancelled:
             found = self._pending.get(self._cancelled.popleft())
             if found is not None and self._drop(found):
                 ended.append((found, None))
-        for job in self._scheduler.expired(now_s):
-            if self._drop(job):
-                ended.append((job, job.deadline_error()))
-        for job in list(self._pending.values()) if self._abandons else ():
-            if self._drop(job):
-                ended.append((job, EngineClosed(CLOSED_EARLY)))
+        for request in self._scheduler.expired(now_s):
+            if self._drop(request):
+                ended.append((request, request.deadline_error()))
+        for request in list(self._pending.values()) if self._abandons else ():
+            if self._drop(request):
+                ended.append((request, EngineClosed(CLOSED_EARLY)))
         return ended
 
-    def _drop(self, job: Request) -> bool:
-        """Under the lock: plan nothing more of a job; whether it is the caller's to end."""
-        if self._pending.pop(job.id, None) is None:
+    def _drop(self, request: Request) -> bool:
+        """Under the lock: plan nothing more of a request; whether it is the caller's to end."""
+        if self._pending.pop(request.id, None) is None:
             return False
-        self._totals.cancelled_texts += job.remaining
-        self._scheduler.forget(job)
+        self._totals.cancelled_texts += request.remaining
+        self._scheduler.forget(request)
         return True
 
     def _end_all(self, ended: Ended) -> None:
-        for job, error in ended:
+        for request, error in ended:
             if error is None:
-                job.future.cancel()  # if it was only abandoned
-            job.finish(error)
+                request.future.cancel()  # if it was only abandoned
+            request.finish(error)
 
     def _wake(self) -> None:
         """Under the lock: whoever has something to do now. That one wakes the next."""
         if self._is_over():
             self._wake_all()
             return
-        self._crew.wake_one(
+        self._pool.wake_one(
             queries=self._scheduler.has_ready(Priority.INTERACTIVE),
             bulk=self._scheduler.has_ready(Priority.BULK),
         )
@@ -363,7 +368,7 @@ class EngineCore:
             self._tokenizer_wakes.open()
 
     def _wake_all(self) -> None:
-        self._crew.wake_all()
+        self._pool.wake_all()
         self._tokenizer_wakes.open()
         self._keeper_wakes.open()
 
@@ -391,28 +396,28 @@ class EngineCore:
 
     def _tokenize_all(self) -> None:
         while self._tokenize_next():
-            pass  # a round of its own keeps nothing of the last job while it waits for the next
+            pass  # a round of its own keeps nothing of the last request while it waits for the next
 
     def _tokenize_next(self) -> bool:
         claimed = self._next_to_tokenize()
         if claimed is None:
             return False
-        job, rows = claimed
+        request, rows = claimed
         try:
-            tokenized = self._inputs.tokenize(job, rows)
+            tokenized = self._inputs.tokenize(request, rows)
         except MillpondError as error:  # the call cannot be accepted after all
             with self._lock:
-                ours = self._drop(job)
+                ours = self._drop(request)
                 self._wake()
             if ours:
-                job.finish(error)
+                request.finish(error)
             return True
         with self._lock:
-            self._scheduler.refuse(job, tokenized.refused)
+            self._scheduler.refuse(request, tokenized.refused)
             if tokenized.chunk is not None:
-                self._scheduler.ready(job, tokenized.chunk, self.clock())
+                self._scheduler.ready(request, tokenized.chunk, self.clock())
             self._wake()
-            done = self._take_done([job])
+            done = self._take_done([request])
         self._finish(done)
         return True
 
@@ -436,8 +441,8 @@ class EngineCore:
             self.complete(worker.executor.run(batch))
             del batch  # it would keep its texts while this thread waits
         with self._lock:
-            self._crew.working -= 1
-            if self._health == "closing" and not self._crew.working:
+            self._pool.working -= 1
+            if self._health == "closing" and not self._pool.working:
                 self._health = "closed"
             self._wake_all()
 
@@ -451,7 +456,7 @@ class EngineCore:
                 batch = self._plan(worker, now_s)
                 if batch is not None:
                     worker.busy, worker.runs_bulk = True, batch.has_bulk
-                elif not self._pending and self._crew.is_idle(but=worker):
+                elif not self._pending and self._pool.is_idle(but=worker):
                     self._scheduler.check_idle()
                 is_over = self._is_over()
                 self._wake()  # all that was ready may have joined texts in flight
@@ -463,14 +468,14 @@ class EngineCore:
             worker.wait()
 
     def _plan(self, worker: Worker, now_s: float) -> Batch | None:
-        if self._health == "failed" or not self._crew.may_start(worker):
+        if self._health == "failed" or not self._pool.can_start(worker):
             return None
-        query_takers, bulk_takers = self._crew.takers(worker)
+        query_shares, bulk_shares = self._pool.shares(worker)
         return self._scheduler.next_batch(
             now_s,
             queries_only=worker.queries_only,
-            query_takers=query_takers,
-            bulk_takers=bulk_takers,
+            query_shares=query_shares,
+            bulk_shares=bulk_shares,
         )
 
     def complete(self, result: BatchResult) -> None:
@@ -501,7 +506,7 @@ class EngineCore:
             self._scheduler.failed(result.batch)
         now_s = self.clock()
         for delivery in deliveries:
-            delivery.duplicates = self._scheduler.landed(
+            delivery.duplicates = self._scheduler.completed(
                 delivery.batch, now_s, keep=delivery.is_finite
             )
         self._scheduler.dropped(result.dropped, now_s)
@@ -520,38 +525,40 @@ class EngineCore:
     def _take_done(self, requests: Iterable[Request]) -> Done:
         """Under the lock: those with nothing left to wait for, which are the caller's to finish."""
         done = []
-        for job in requests:
-            if job.remaining or self._pending.pop(job.id, None) is None:
+        for request in requests:
+            if request.remaining or self._pending.pop(request.id, None) is None:
                 continue
-            truncated = int(job.truncated.sum())
-            is_first = truncated > 0 and not (job.reports_truncation or self._told_of_truncation)
+            truncated = int(request.truncated.sum())
+            is_first = truncated > 0 and not (
+                request.reports_truncation or self._told_of_truncation
+            )
             self._told_of_truncation = self._told_of_truncation or is_first
             self._totals.truncated_texts += truncated
-            failed = [error for error in job.errors.values() if isinstance(error, TextFailed)]
+            failed = [error for error in request.errors.values() if isinstance(error, TextFailed)]
             self._totals.failed_texts += len(failed)
-            done.append((job, is_first))
+            done.append((request, is_first))
         if done and self._is_over():
             self._wake_all()
         return done
 
     def _finish(self, done: Done) -> None:
-        for job, warns in done:
+        for request, warns in done:
             if warns:
-                _warn_of_truncation(job)
-            job.finish(result_s=self.clock())
+                _warn_of_truncation(request)
+            request.finish(result_s=self.clock())
 
     def __repr__(self) -> str:
         with self._lock:
             return (
-                f"EngineCore(health={self._health!r}, pending_jobs={self._accepted}, "
-                f"in_flight={self._crew.in_flight}, {self._scheduler!r})"
+                f"EngineCore(health={self._health!r}, pending_requests={self._accepted}, "
+                f"in_flight={self._pool.in_flight}, {self._scheduler!r})"
             )
 
 
-def _cancel(found: weakref.ref[EngineCore], job_id: int) -> None:
-    """By its id: a future that held its job would be a cycle, and keep the vectors for long."""
+def _cancel(found: weakref.ref[EngineCore], request_id: int) -> None:
+    """By its id: a future that held its request would be a cycle, and keep the vectors for long."""
     if (loop := found()) is not None:
-        loop.note_cancelled(job_id)
+        loop.note_cancelled(request_id)
 
 
 def engine_failure(cause: BaseException | None) -> EngineFailed:
@@ -564,17 +571,17 @@ def engine_failure(cause: BaseException | None) -> EngineFailed:
     return error
 
 
-def _queue_full(job: Request, waiting_tokens: int) -> QueueFull:
+def _queue_full(request: Request, waiting_tokens: int) -> QueueFull:
     return QueueFull(
-        f"{waiting_tokens} tokens are waiting in the {job.priority.value} queue and this call "
-        f"brings about {job.waiting_tokens} more; try again later, or raise max_queue_tokens"
+        f"{waiting_tokens} tokens are waiting in the {request.priority.value} queue and this call "
+        f"brings about {request.waiting_tokens} more; try again later, or raise max_queue_tokens"
     )
 
 
-def _warn_of_truncation(job: Request) -> None:
+def _warn_of_truncation(request: Request) -> None:
     logger.warning(
         "%d of %d texts were longer than the model reads and were truncated "
         "(logged once; every result says which of its texts were)",
-        int(job.truncated.sum()),
-        len(job),
+        int(request.truncated.sum()),
+        len(request),
     )

@@ -43,7 +43,7 @@ class Delivery:
 
     def deliver(self) -> None:
         """Write the texts of the batch itself."""
-        for request in self.batch.jobs:
+        for request in self.batch.requests:
             _note_start(request, self._pass.launched_s)
             request.spent(forward_s=self._pass.forward_s)
         if self._pass.vectors is None:
@@ -57,7 +57,7 @@ class Delivery:
             self._fail(itertools.chain(*self.duplicates.values()))
             return
         for request in {text[0].id: text[0] for text in self._waiting()}.values():
-            if request not in self.batch.jobs:
+            if request not in self.batch.requests:
                 _note_start(request, self._pass.launched_s)
                 request.spent(forward_s=self._pass.forward_s)
         for place, texts in self.duplicates.items():
@@ -84,7 +84,7 @@ class Delivery:
     def requests(self) -> Iterable[Request]:
         """Those that texts were delivered to, each once."""
         waiting = {text[0].id: text[0] for text in self._waiting()} if self.duplicates else {}
-        return ({request.id: request for request in self.batch.jobs} | waiting).values()
+        return ({request.id: request for request in self.batch.requests} | waiting).values()
 
     @cached_property
     def stats(self) -> BatchStats | None:
@@ -109,7 +109,7 @@ class Delivery:
 def _texts_of(batch: Batch) -> Iterable[Duplicate]:
     """Each text of a batch that the batch finishes."""
     return (
-        (segment.job, segment.chunk, place)
+        (segment.request, segment.chunk, place)
         for segment in batch.segments
         for place in range(segment.start, segment.stop)
         if not segment.is_unfinished
@@ -144,8 +144,8 @@ def _deliver(batch: Batch, vectors: FloatArray) -> int:
     for segment in batch.segments:
         stop = place + segment.texts
         if not segment.is_unfinished:
-            failed += _write(segment.job, segment.chunk, segment.start, vectors[place:stop])
-        segment.job.spent(tokenize_s=_tokenize_s(segment))
+            failed += _write(segment.request, segment.chunk, segment.start, vectors[place:stop])
+        segment.request.spent(tokenize_s=_tokenize_s(segment))
         place = stop
     return failed
 

@@ -1,6 +1,6 @@
 """`Engine`, the public object: texts in, vectors out, from any thread and any event loop.
 
-It turns calls into jobs and results into arrays. The model, the queue and the threads behind it
+It turns calls into requests and results into arrays. The model, the queue and the threads behind it
 belong to a `ModelInstance`, which several engines may hold.
 """
 
@@ -26,7 +26,7 @@ from ..errors import EngineClosed, InvalidOption
 from ..runner.base import ModelRunner
 from ..scheduler.request import Priority, Request, TruncateSide
 from ..stats import EngineStats, ProgressHook, StatsHook
-from . import process as ending
+from . import process
 from .core import Health
 from .info import EngineInfo
 from .inputs import Tokenizer
@@ -153,7 +153,7 @@ class Engine:
         errors by text and the vectors of the others.
         """
         with progress_hook(texts, progress) as hook:
-            job, single = self._submit(
+            request, single = self._submit(
                 texts,
                 EmbedParams(
                     task=task,
@@ -170,7 +170,7 @@ class Engine:
                 ),
                 strict=True,
             )
-            return _vectors(self._wait(job, timeout), single)
+            return _vectors(self._wait(request, timeout), single)
 
     async def aembed(
         self,
@@ -181,22 +181,22 @@ class Engine:
     ) -> npt.NDArray[Any]:
         """`embed` for any event loop. A cancelled call is taken out before its next forward."""
         with progress_hook(texts, progress) as hook:
-            request = replace(_request(options), progress=hook, reports_truncation=hook is progress)
-            job, single = self._submit(texts, request, strict=True)
-            return _vectors(await self._await(job, options.get("timeout")), single)
+            params = replace(_params(options), progress=hook, reports_truncation=hook is progress)
+            request, single = self._submit(texts, params, strict=True)
+            return _vectors(await self._await(request, options.get("timeout")), single)
 
-    async def _await(self, job: Request, timeout: float | None) -> Embeddings:
+    async def _await(self, request: Request, timeout: float | None) -> Embeddings:
         try:
-            if not job.future.done():
+            if not request.future.done():
                 self._service.loop.require_may_wait()
-            waiting = asyncio.wrap_future(job.future)
+            waiting = asyncio.wrap_future(request.future)
             if timeout is not None:
                 done, _ = await asyncio.wait({waiting}, timeout=timeout)
-                if not done and job.future.cancel():
-                    raise job.deadline_error()
+                if not done and request.future.cancel():
+                    raise request.deadline_error()
             return await waiting
         except BaseException:
-            job.future.cancel()
+            request.future.cancel()
             raise
 
     def submit(
@@ -212,8 +212,8 @@ class Engine:
         Cancelling the future takes out the texts that have not run.
         """
         require_bool("wait", wait)
-        job, _ = self._submit(texts, _request(options), wait=wait, block=wait)
-        return job.future
+        request, _ = self._submit(texts, _params(options), wait=wait, block=wait)
+        return request.future
 
     def embed_iter(
         self,
@@ -248,23 +248,23 @@ class Engine:
                 f"progress={progress!r}: embed_iter takes a function, since it does not know how "
                 "many texts will come"
             )
-        request = replace(
-            _request({"priority": Priority.BULK, **options}),
+        params = replace(
+            _params({"priority": Priority.BULK, **options}),
             progress=progress,
             reports_truncation=progress is not None,
         )
-        request.validate(self._service.spec)
+        params.validate(self._service.spec)
 
         def submit(chunk: list[TextInput]) -> Request:
-            return self._submit(chunk, request, several=True)[0]
+            return self._submit(chunk, params, several=True)[0]
 
-        wait = partial(self._wait, timeout=request.timeout)
+        wait = partial(self._wait, timeout=params.timeout)
         return EmbeddingStream(iter(texts), chunk_size=chunk_size, submit=submit, wait=wait)
 
     def _submit(
         self,
         texts: TextsInput,
-        request: EmbedParams,
+        params: EmbedParams,
         *,
         wait: bool = True,
         block: bool = False,
@@ -275,23 +275,23 @@ class Engine:
             raise EngineClosed("the engine is closed; make a new one")
         service = self._service
         loop = service.loop
-        job, single = service.inputs.request(
-            texts, request, now_s=loop.clock(), strict=strict, several=several
+        request, single = service.inputs.request(
+            texts, params, now_s=loop.clock(), strict=strict, several=several
         )
-        loop.submit(job, wait=wait, block=block)
-        return job, single
+        loop.submit(request, wait=wait, block=block)
+        return request, single
 
-    def _wait(self, job: Request, timeout: float | None) -> Embeddings:
+    def _wait(self, request: Request, timeout: float | None) -> Embeddings:
         try:
-            if not job.future.done():
+            if not request.future.done():
                 self._service.loop.require_may_wait()
-            return job.future.result(timeout)
-        except FutureTimeout:  # an error of the job may be one too
-            if job.future.cancel():
-                raise job.deadline_error() from None
-            return job.future.result()
+            return request.future.result(timeout)
+        except FutureTimeout:  # an error of the request may be one too
+            if request.future.cancel():
+                raise request.deadline_error() from None
+            return request.future.result()
         except BaseException:
-            job.future.cancel()
+            request.future.cancel()
             raise
 
     # Tokens.
@@ -311,9 +311,9 @@ class Engine:
         `special_tokens=False` leaves out those that the tokenizer adds. Raises as `embed` does.
         """
         require_bool("special_tokens", special_tokens)
-        request = EmbedParams(task=task, prompt=prompt, prompt_name=prompt_name)
-        return ending.while_running(
-            lambda: self._service.inputs.token_ids(texts, request, special_tokens=special_tokens)
+        params = EmbedParams(task=task, prompt=prompt, prompt_name=prompt_name)
+        return process.while_running(
+            lambda: self._service.inputs.token_ids(texts, params, special_tokens=special_tokens)
         )
 
     def detokenize(self, ids: Sequence[Sequence[int]]) -> list[str]:
@@ -322,7 +322,7 @@ class Engine:
         Raises `InvalidTokenIds` for an id that the model does not know.
         """
         require_lists_of_ids(ids)
-        return ending.while_running(lambda: self._service.inputs.detokenize(ids))
+        return process.while_running(lambda: self._service.inputs.detokenize(ids))
 
     # About it.
 
@@ -418,7 +418,7 @@ def _vectors(result: Embeddings, single: bool = False) -> npt.NDArray[Any]:
     return vectors
 
 
-def _request(options: CallOptions) -> EmbedParams:
+def _params(options: CallOptions) -> EmbedParams:
     unknown = sorted(set(options) - set(CallOptions.__annotations__))
     if unknown:
         known = ", ".join(CallOptions.__annotations__)

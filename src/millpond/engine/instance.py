@@ -28,7 +28,7 @@ from ..runner.base import ModelRunner
 from ..runner.load import load_model
 from ..scheduler.prefix_cache import PrefixCache
 from ..scheduler.scheduler import Scheduler
-from . import process as ending
+from . import process
 from .core import EngineCore, Health
 from .info import EngineInfo
 from .inputs import InputProcessor, Tokenizer
@@ -65,7 +65,7 @@ class ModelInstance:
             self.runners[0].routes,
             tokenizers,
             max_length=config.max_length,
-            caches_prefixes=self.runners[0].prefix_budget is not None,
+            caches_prefixes=self.runners[0].prefix_cache_config is not None,
         )
         self.hooks = StatsHooks()
         # Under `_lock`: who holds the service, and which process the loop's threads are in.
@@ -129,7 +129,7 @@ class ModelInstance:
 
     def _start_loop(self, cause: BaseException | None = None) -> EngineCore:
         config, runners = self.config, self.runners
-        budget = runners[0].prefix_budget if len(runners) == 1 else None
+        budget = runners[0].prefix_cache_config if len(runners) == 1 else None
         scheduler = Scheduler(
             runners[0].shapes,
             max_batch_tokens=self._max_batch_tokens,
@@ -231,7 +231,7 @@ class ModelInstance:
             max_batch_tokens=self._max_batch_tokens,
             max_queue_tokens=self.config.max_queue_tokens,
             max_query_wait_ms=self.config.max_query_wait_ms,
-            prefix_cache=self.runners[0].prefix_budget,
+            prefix_cache=self.runners[0].prefix_cache_config,
         )
 
     def after_fork_in_child(self) -> None:
@@ -281,7 +281,7 @@ def _unregister(config: EngineConfig, loading: Loading) -> None:
 
 
 def _after_fork_in_child() -> None:
-    ending.forget_all()
+    process.clear()
     for config, loading in list(_registry.items()):
         if not loading.is_done_in_child():  # its loading thread stayed behind
             del _registry[config]
@@ -291,4 +291,4 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
-atexit.register(ending.stop_all)
+atexit.register(process.stop_all)

@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 from ..errors import EngineClosed
 
-__all__ = ["Stoppable", "forget_all", "note", "stop_all", "while_running"]
+__all__ = ["Stoppable", "clear", "register", "stop_all", "while_running"]
 
 Result = TypeVar("Result")
 
@@ -36,7 +36,7 @@ _at_work: set[threading.Lock] = set()  # each held by a caller's thread while it
 _process_ends = threading.Event()
 
 
-def note(owner: Stoppable, threads: Iterable[threading.Thread]) -> None:
+def register(owner: Stoppable, threads: Iterable[threading.Thread]) -> None:
     """Threads were started for `owner`, which is not kept."""
     for thread in list(_threads):
         if not thread.is_alive():
@@ -72,7 +72,7 @@ def stop_all() -> None:
         held.acquire()  # by now its thread is through, or finds that the process ends
 
 
-def forget_all() -> None:
+def clear() -> None:
     """In a forked child: the threads stayed behind."""
     _threads.clear()
     _at_work.clear()

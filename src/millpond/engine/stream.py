@@ -77,8 +77,8 @@ class EmbeddingStream(Iterator[Matrix]):
                 self._read += len(chunk)
             if not self._ahead:
                 raise StopIteration
-            start, job = self._ahead.popleft()
-            self._parts.extend(_parts(self._wait(job), start))
+            start, request = self._ahead.popleft()
+            self._parts.extend(_parts(self._wait(request), start))
         except BaseException:
             self.close()
             raise
@@ -87,8 +87,8 @@ class EmbeddingStream(Iterator[Matrix]):
         """Give up: what has not run is taken out. It needs no lock, so a collection may do it."""
         self._texts = iter(())
         while self._ahead:
-            _, job = self._ahead.popleft()
-            job.future.abandon()
+            _, request = self._ahead.popleft()
+            request.future.abandon()
 
     def __del__(self) -> None:
         if hasattr(self, "_ahead"):

@@ -70,13 +70,13 @@ class WorkerPool:
         self.working = len(self.workers)
         """Workers whose threads have not come to their end."""
 
-    def may_start(self, worker: Worker) -> bool:
+    def can_start(self, worker: Worker) -> bool:
         """Whether the worker may run a batch now."""
         if self._free_slots(worker) > 0:
             return True
         return worker.queries_only and any(other.busy and other.runs_bulk for other in self.workers)
 
-    def takers(self, worker: Worker) -> tuple[int, int]:
+    def shares(self, worker: Worker) -> tuple[int, int]:
         """Among how many devices what waits is divided: queries, and bulk."""
         idle = [other for other in self.workers if other.idle and other.slot is not worker.slot]
         busy = {id(other.slot) for other in self.workers if other.busy}
@@ -97,7 +97,7 @@ class WorkerPool:
         """Wake one for what is ready; having planned it, it has the next one woken."""
         for worker in self.workers:
             has_work = queries or (bulk and not worker.queries_only)
-            if worker.idle and not worker.woken and has_work and self.may_start(worker):
+            if worker.idle and not worker.woken and has_work and self.can_start(worker):
                 worker.wake()
                 return
 

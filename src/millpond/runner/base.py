@@ -34,7 +34,7 @@ class ModelRunner(Protocol):
 
     @property
     def routes(self) -> Sequence[RouteInfo]:
-        """The ways through the model; a job's `route` is an index into them."""
+        """The ways through the model; a request's `route` is an index into them."""
 
     @property
     def device_name(self) -> str:
@@ -69,13 +69,13 @@ class ModelRunner(Protocol):
         """Batches of nothing but queries that run beside those."""
 
     @property
-    def prefix_budget(self) -> PrefixCacheConfig | None:
+    def prefix_cache_config(self) -> PrefixCacheConfig | None:
         """Room for a prefix cache, or None where there is none."""
 
     def launch(self, batch: Batch) -> BatchHandle:
         """Start a forward pass, on any of the workers' threads."""
 
-    def collect(self, ticket: BatchHandle) -> FloatArray:
+    def collect(self, handle: BatchHandle) -> FloatArray:
         """Wait for its vectors: float32 `[texts, dimension]`, in the order of the segments."""
 
     def is_out_of_memory(self, error: BaseException) -> bool:

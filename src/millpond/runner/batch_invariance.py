@@ -116,8 +116,8 @@ def _batch(
     segments = []
     for place, ids in enumerate(texts):
         output = OutputSpec(dimension=1)
-        job = Request([ids], output=output, priority=Priority.BULK, route=route, tokenized=True)
+        request = Request([ids], output=output, priority=Priority.BULK, route=route, tokenized=True)
         chunk = TokenChunk.build(np.zeros(1, dtype=np.int64), ids, np.array([len(ids)]))
         held = None if claims is None else (claims[place],)
-        segments.append(Segment(job, chunk, 0, 1, held))
+        segments.append(Segment(request, chunk, 0, 1, held))
     return Batch(route, tuple(segments), shape.padded_length(max(map(len, texts))))

@@ -3,7 +3,7 @@
 Several forward passes on few threads each do more than one pass on all of them: inside a pass the
 threads wait for each other at every layer, and most of all while others use the processor. So
 batches run side by side, one thread each for a small model on up to 16 threads, and queries have a
-worker of their own, for which the others step aside (`right_of_way`).
+worker of their own, for which the others step aside (`preemption`).
 
 The bits of a vector do not depend on the count where `batch_invariance` found so: every thread
 computes whole rows. That takes more than the count of OpenMP's threads. MKL has one of its own,
@@ -95,7 +95,7 @@ class CpuWorkers:
         self._lock = fork_safe(threading.Lock())
         self._in_use = 0  # under the lock; by passes of `_process`
         self._process = os.getpid()
-        self._right_of_way = Preemption()
+        self._preemption = Preemption()
 
     @classmethod
     def for_models(cls, models: Sequence[nn.Module], *, max_batch_tokens: int) -> CpuWorkers | None:
@@ -144,7 +144,7 @@ class CpuWorkers:
                 self._in_use, self._process = 0, os.getpid()
             count = self.wanted(tokens, queries=queries, texts=texts)
             self._in_use += count
-        way = self._right_of_way
+        way = self._preemption
         try:
             with limited_threads(count), way.query() if queries else way.ingestion():
                 yield count

@@ -36,7 +36,7 @@ class InputBatch:
         ids = np.concatenate([c.ids[c.offsets[a] : c.offsets[b]] for c, a, b in spans])
         lengths = np.concatenate([c.lengths[a:b] for c, a, b in spans])
         prompts = np.repeat(
-            [s.job.prompt_tokens for s in batch.segments], [s.texts for s in batch.segments]
+            [s.request.prompt_tokens for s in batch.segments], [s.texts for s in batch.segments]
         )
         order = np.argsort(-lengths, kind="stable")
         ids = _gather(ids, lengths, order)
@@ -44,9 +44,9 @@ class InputBatch:
 
     @classmethod
     def _of_one(cls, segment: Segment) -> InputBatch:
-        job, chunk, start, stop, *_ = segment
+        request, chunk, start, stop, *_ = segment
         ids = chunk.ids[chunk.offsets[start] : chunk.offsets[stop]].astype(np.int64)
-        prompts = np.full(stop - start, job.prompt_tokens, dtype=np.int64)
+        prompts = np.full(stop - start, request.prompt_tokens, dtype=np.int64)
         return cls(ids, chunk.lengths[start:stop], prompts, np.arange(stop - start))
 
 
@@ -86,7 +86,7 @@ class PrefixInputBatch:
         return cls(
             ids=ids[_ranges(begins + cached, lengths)].astype(np.int64),
             lengths=lengths,
-            prompt_lengths=np.clip(_left_out(batch)[order] - cached, 0, lengths),
+            prompt_lengths=np.clip(_excluded_prompt_tokens(batch)[order] - cached, 0, lengths),
             positions=_ranges(cached, lengths),
             prefixes=cached,
             read=slots.slots[slots.positions < cached[slots.texts]],
@@ -142,10 +142,10 @@ def _claimed(
     return claims, np.concatenate(ids), np.concatenate(begins), np.concatenate(ends)
 
 
-def _left_out(batch: Batch) -> npt.NDArray[np.int64]:
+def _excluded_prompt_tokens(batch: Batch) -> npt.NDArray[np.int64]:
     """Tokens of each text's prompt that pooling leaves out; 0 where nothing is pooled yet."""
     segments = batch.segments
-    tokens = [0 if s.is_unfinished else s.job.prompt_tokens for s in segments]
+    tokens = [0 if s.is_unfinished else s.request.prompt_tokens for s in segments]
     return np.repeat(np.array(tokens, dtype=np.int64), [s.texts for s in segments])
 
 

@@ -60,16 +60,16 @@ class KVCacheConfig:
 
     @classmethod
     def of(
-        cls, pipelines: Sequence[PoolingModel], device: torch.device, memory: MemoryBudget
+        cls, models: Sequence[PoolingModel], device: torch.device, memory: MemoryBudget
     ) -> KVCacheConfig | None:
         """The room for a model's prefixes; None where they cannot be cached.
 
         Memory of a host is taken as it is first written to, that of a GPU at once.
         """
-        if len(pipelines) != 1 or pipelines[0].prefixes.cache is None:
+        if len(models) != 1 or models[0].prefixes.cache is None:
             return None
-        like = pipelines[0].prefixes.cache
-        room = memory.room_for_prefixes(DeviceMemory.of(device, pipelines))
+        like = models[0].prefixes.cache
+        room = memory.room_for_prefixes(DeviceMemory.of(device, models))
         blocks = min(MOST_BLOCKS, room // (like.bytes_per_slot * BLOCK_TOKENS))
         if blocks < FEWEST_BLOCKS:
             logger.info("no prefix cache: there is too little memory for one")
@@ -78,7 +78,7 @@ class KVCacheConfig:
             blocks=blocks,
             block_tokens=BLOCK_TOKENS,
             bytes_per_token=like.bytes_per_slot,
-            min_saved_tokens=_min_saved_tokens(pipelines[0], device, len(like.shapes)),
+            min_saved_tokens=_min_saved_tokens(models[0], device, len(like.shapes)),
             max_batch_tokens=MAX_BATCH_TOKENS.get(device.type),
         )
         return cls(like, budget)

@@ -37,25 +37,25 @@ DETERMINISTIC_ROWS = 8192
 
 
 def max_batch_tokens_for(
-    pipelines: Sequence[PoolingModel],
+    models: Sequence[PoolingModel],
     device: torch.device,
     memory: MemoryBudget,
     *,
     wanted: int | Literal["auto"],
     reserved: int,
 ) -> int:
-    static = all(pipeline.is_static for pipeline in pipelines)
+    static = all(pipeline.is_static for pipeline in models)
     most = BATCH_TOKENS["static" if static else device.type]
     if device.type == "cpu" and not static:
-        most = _cpu_batch_tokens(pipelines)
+        most = _cpu_batch_tokens(models)
     if device.type != "cuda":
         return most if wanted == "auto" else wanted
-    return tokens_that_fit(pipelines, device, memory, wanted=wanted, most=most, reserved=reserved)
+    return tokens_that_fit(models, device, memory, wanted=wanted, most=most, reserved=reserved)
 
 
-def _cpu_batch_tokens(pipelines: Sequence[PoolingModel]) -> int:
-    if any(pipeline.encoder.width > NARROW_COLUMNS for pipeline in pipelines):
+def _cpu_batch_tokens(models: Sequence[PoolingModel]) -> int:
+    if any(pipeline.encoder.width > NARROW_COLUMNS for pipeline in models):
         return BATCH_TOKENS["cpu"]
-    in_int8 = all(pipeline.dtype_name == "int8" for pipeline in pipelines)
+    in_int8 = all(pipeline.dtype_name == "int8" for pipeline in models)
     many = in_int8 and torch.get_num_threads() >= MANY_THREADS
     return NARROW_BATCH_TOKENS * (MANY_THREADS_TIMES if many else 1)

@@ -35,7 +35,7 @@ def load_model(spec: ModelSpec, config: EngineConfig) -> LoadedModel:
     configs = [replace(config, device=name, **changes) for name in names]
     runners = [TorchModelRunner.load(spec, one) for one in configs]
     require_one_dtype(runners)
-    return LoadedModel(runners, [pipeline.tokenizer for pipeline in runners[0].pipelines])
+    return LoadedModel(runners, [pipeline.tokenizer for pipeline in runners[0].models])
 
 
 def require_one_dtype(runners: Sequence[ModelRunner]) -> None:

@@ -35,13 +35,13 @@ class DeviceMemory:
     weights: int
 
     @classmethod
-    def of(cls, device: torch.device, pipelines: Sequence[PoolingModel]) -> DeviceMemory:
+    def of(cls, device: torch.device, models: Sequence[PoolingModel]) -> DeviceMemory:
         """What there is now. Nothing is known to be free where there is no way to ask."""
         if device.type == "cuda":
             free, total = torch.cuda.mem_get_info(device)
         else:
             free, total = host_memory()
-        return cls(free, total, sum(_weights(pipelines)))
+        return cls(free, total, sum(_weights(models)))
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ class MemoryBudget:
         return min(left, memory.free) if is_known else left
 
 
-def _weights(pipelines: Sequence[PoolingModel]) -> Iterator[int]:
+def _weights(models: Sequence[PoolingModel]) -> Iterator[int]:
     """Bytes of each transformer, one that routes share counted once."""
-    encoders = [p.encoder for p in pipelines if isinstance(p.encoder, Transformer)]
+    encoders = [p.encoder for p in models if isinstance(p.encoder, Transformer)]
     for model in {id(encoder.model): encoder.model for encoder in encoders}.values():
         yield sum(t.nbytes for t in (*model.parameters(), *model.buffers()))

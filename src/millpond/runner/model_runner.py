@@ -65,14 +65,14 @@ class _Launched:
     """Pinned memory the device may still be reading or writing."""
 
 
-def _cpu_threads(
-    pipelines: Sequence[PoolingModel], device: torch.device, max_batch_tokens: int
+def _cpu_workers(
+    models: Sequence[PoolingModel], device: torch.device, max_batch_tokens: int
 ) -> CpuWorkers | None:
     if device.type != "cpu":
         return None
-    encoders = [pipeline.encoder for pipeline in pipelines]
-    models = [encoder.model for encoder in encoders if isinstance(encoder, Transformer)]
-    return CpuWorkers.for_models(models, max_batch_tokens=max_batch_tokens)
+    encoders = [pipeline.encoder for pipeline in models]
+    modules = [encoder.model for encoder in encoders if isinstance(encoder, Transformer)]
+    return CpuWorkers.for_models(modules, max_batch_tokens=max_batch_tokens)
 
 
 def _new_stream(device: torch.device) -> torch.cuda.Stream | None:
@@ -88,11 +88,11 @@ def _current(device: torch.device) -> contextlib.AbstractContextManager[object]:
 
 
 class TorchModelRunner:
-    """Runs batches of a model's pipelines, one per route, on one device."""
+    """Runs batches of a model's models, one per route, on one device."""
 
     def __init__(
         self,
-        pipelines: Sequence[PoolingModel],
+        models: Sequence[PoolingModel],
         *,
         device: torch.device,
         max_batch_tokens: int,
@@ -100,16 +100,16 @@ class TorchModelRunner:
         prefixes: KVCacheConfig | None = None,
         threads: CpuWorkers | None = None,
     ) -> None:
-        self.pipelines = tuple(pipelines)
-        self.routes = tuple(pipeline.info() for pipeline in pipelines)
+        self.models = tuple(models)
+        self.routes = tuple(pipeline.info() for pipeline in models)
         self.device = device
-        self._fixed_rows = None
+        self._invariant_rows = None
         if batch_invariant and device.type == "cuda":
-            self._fixed_rows = min(DETERMINISTIC_ROWS, max_batch_tokens + 1)
-            max_batch_tokens = self._fixed_rows - 1
+            self._invariant_rows = min(DETERMINISTIC_ROWS, max_batch_tokens + 1)
+            max_batch_tokens = self._invariant_rows - 1
         self.max_batch_tokens = max_batch_tokens
         self.shapes = tuple(
-            BatchShape(pipeline.pad_to, pipeline.tokenizer.max_length) for pipeline in pipelines
+            BatchShape(pipeline.pad_to, pipeline.tokenizer.max_length) for pipeline in models
         )
         self.depth = 2 if device.type == "cuda" else 1
         self.min_batch_tokens = MIN_BATCH_TOKENS.get(device.type, 64)
@@ -121,14 +121,14 @@ class TorchModelRunner:
         self._buffers = PinnedBuffers(pinned=self._stream is not None)
         self._kv_cache = None if prefixes is None else prefixes.allocate()
         self._bucketed = bucketed_forwards(
-            self.pipelines,
+            self.models,
             device=device,
             buffers=self._buffers,
             most_tokens=max_batch_tokens,
-            fixed_rows=self._fixed_rows,
+            invariant_rows=self._invariant_rows,
             cache=self._kv_cache,
         )
-        self._prefix_budget = None if prefixes is None else prefixes.budget
+        self._prefix_cache_config = None if prefixes is None else prefixes.budget
         self._threads = threads
         if self._stream is not None:  # what is in memory by now was put there on another stream
             self._stream.wait_stream(torch.cuda.current_stream(device))
@@ -150,22 +150,22 @@ class TorchModelRunner:
         cls, device: torch.device, spec: ModelSpec, config: EngineConfig
     ) -> TorchModelRunner:
         memory = MemoryBudget(config.memory_utilization, config.memory_bytes)
-        pipelines = load_models(spec, config, device)
-        prefixes = KVCacheConfig.of(pipelines, device, memory)
+        models = load_models(spec, config, device)
+        prefixes = KVCacheConfig.of(models, device, memory)
         max_batch_tokens = max_batch_tokens_for(
-            pipelines,
+            models,
             device,
             memory,
             wanted=config.max_batch_tokens,
             reserved=0 if prefixes is None else prefixes.reserved(BATCH_TOKENS[device.type]),
         )
         runner = cls(
-            pipelines,
+            models,
             device=device,
             max_batch_tokens=max_batch_tokens,
             batch_invariant=config.batch_invariant,
             prefixes=prefixes,
-            threads=_cpu_threads(pipelines, device, max_batch_tokens),
+            threads=_cpu_workers(models, device, max_batch_tokens),
         )
         runner.check_batch_invariance(promised=config.batch_invariant)
         if config.warmup:
@@ -190,7 +190,7 @@ class TorchModelRunner:
         )
 
     def _is_batch_invariant(self, route: int) -> bool:
-        pipeline = self.pipelines[route]
+        pipeline = self.models[route]
         threads: Sequence[int | None] = (None,) if self._threads is None else self._threads.counts
         on_cpu = self.device.type == "cpu"
         if on_cpu and not pipeline.has_invariant_operators([n for n in threads if n is not None]):
@@ -201,7 +201,7 @@ class TorchModelRunner:
             route=route,
             shape=self.shapes[route],
             threads=threads,
-            prefixes=self._prefix_budget,
+            prefixes=self._prefix_cache_config,
         )
 
     def _run_on(self, batch: Batch, threads: int | None) -> FloatArray:
@@ -224,8 +224,8 @@ class TorchModelRunner:
         return 0 if self._threads is None else self._threads.query_workers
 
     @property
-    def prefix_budget(self) -> PrefixCacheConfig | None:
-        return self._prefix_budget
+    def prefix_cache_config(self) -> PrefixCacheConfig | None:
+        return self._prefix_cache_config
 
     @property
     def device_name(self) -> str:
@@ -233,7 +233,7 @@ class TorchModelRunner:
 
     @property
     def dtype_name(self) -> str:
-        return self.pipelines[0].dtype_name
+        return self.models[0].dtype_name
 
     def launch(self, batch: Batch) -> _Launched:
         """Start a forward pass; on CUDA it returns before the device is done."""
@@ -245,7 +245,7 @@ class TorchModelRunner:
         if batch.uses_prefixes:
             return self._launch_prefixed(batch)
         layout = InputBatch.of(batch)
-        if self.pipelines[batch.route].pad_to is None:
+        if self.models[batch.route].pad_to is None:
             return self._launch_packed(batch, layout)
         return self._launch_padded(batch, layout)
 
@@ -258,7 +258,7 @@ class TorchModelRunner:
         return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def _launch_packed(self, batch: Batch, layout: InputBatch) -> _Launched:
-        pipeline, bucketed = self.pipelines[batch.route], self._bucketed[batch.route]
+        pipeline, bucketed = self.models[batch.route], self._bucketed[batch.route]
         if bucketed is not None:
             run = bucketed.run(layout.ids, layout.lengths, layout.prompt_lengths)
             return self._launched(run.vectors, layout.order, run.rows - batch.tokens, run.staging)
@@ -274,16 +274,16 @@ class TorchModelRunner:
         )
         sequences = None
         if not pipeline.is_static:
-            one_by_one = self._fixed_rows is not None
+            one_by_one = self._invariant_rows is not None
             sequences = PackedSequences.of(lengths, deterministic=one_by_one)
         vectors = pipeline.packed(device_ids, device_positions, sequences, PooledRows(*texts))
         return self._launched(vectors, layout.order, missing, staging)
 
     def _launch_prefixed(self, batch: Batch) -> _Launched:
         assert self._kv_cache is not None
-        assert self._prefix_budget is not None
-        pipeline, bucketed = self.pipelines[batch.route], self._bucketed[batch.route]
-        layout = PrefixInputBatch.of(batch, self._prefix_budget.block_tokens)
+        assert self._prefix_cache_config is not None
+        pipeline, bucketed = self.models[batch.route], self._bucketed[batch.route]
+        layout = PrefixInputBatch.of(batch, self._prefix_cache_config.block_tokens)
         slots = PrefixSlots(layout.prefixes, layout.read, layout.rows, layout.written)
         if bucketed is not None:
             index = PrefixIndex.of(layout.lengths, slots, self._kv_cache)
@@ -308,10 +308,10 @@ class TorchModelRunner:
         return self._launched(vectors, layout.order, sum(fillers), staging)
 
     def _launch_padded(self, batch: Batch, layout: InputBatch) -> _Launched:
-        pipeline = self.pipelines[batch.route]
+        pipeline = self.models[batch.route]
         assert batch.padded_length is not None
         width, texts = batch.padded_length, batch.texts
-        rows = max(texts, (self._fixed_rows or 0) // width, -(-FEWEST_ROWS // width))
+        rows = max(texts, (self._invariant_rows or 0) // width, -(-FEWEST_ROWS // width))
         lengths = np.append(layout.lengths, np.full(rows - texts, width))
         mask = np.arange(width) < lengths[:, None]
         ids = np.full((rows, width), pipeline.tokenizer.pad_id, dtype=np.int64)
@@ -328,8 +328,8 @@ class TorchModelRunner:
 
     def _missing_rows(self, tokens: int) -> int:
         """Rows to add so that a pass has one of the numbers of rows that it is prepared for."""
-        if self._fixed_rows is not None:
-            return -tokens % self._fixed_rows
+        if self._invariant_rows is not None:
+            return -tokens % self._invariant_rows
         return whole_rows(tokens) - tokens if self.device.type == "cpu" else 0
 
     def _filler_lengths(self, lengths: npt.NDArray[np.int64]) -> Sequence[int]:
@@ -368,14 +368,14 @@ class TorchModelRunner:
         done.record(self._stream)
         return _Launched(on_host, order, padded_tokens, done, (staging, fetched))
 
-    def collect(self, ticket: BatchHandle) -> FloatArray:
+    def collect(self, handle: BatchHandle) -> FloatArray:
         """Wait for the vectors of a launched batch: float32 `[texts, dimension]`."""
-        assert isinstance(ticket, _Launched)
-        if ticket.done is not None:
-            ticket.done.synchronize()
-        vectors = np.empty(ticket.vectors.shape, dtype=np.float32)
-        vectors[ticket.order] = ticket.vectors.numpy()
-        for buffer in ticket.buffers:
+        assert isinstance(handle, _Launched)
+        if handle.done is not None:
+            handle.done.synchronize()
+        vectors = np.empty(handle.vectors.shape, dtype=np.float32)
+        vectors[handle.order] = handle.vectors.numpy()
+        for buffer in handle.buffers:
             self._buffers.give(buffer)
         return vectors
 
@@ -414,4 +414,4 @@ class TorchModelRunner:
     def __repr__(self) -> str:
         kinds = ", ".join(route.execution for route in self.routes)
         device = str(self.device)
-        return f"TorchModelRunner(device={device!r}, pipelines=[{kinds}], depth={self.depth})"
+        return f"TorchModelRunner(device={device!r}, models=[{kinds}], depth={self.depth})"

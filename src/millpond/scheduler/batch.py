@@ -1,4 +1,4 @@
-"""`Batch`, an immutable plan of one forward pass: which texts of which jobs."""
+"""`Batch`, an immutable plan of one forward pass: which texts of which requests."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["Batch", "Segment"]
 
 
 class Segment(NamedTuple):
-    """The texts `start:stop` of one chunk of one job."""
+    """The texts `start:stop` of one chunk of one request."""
 
-    job: Request
+    request: Request
     chunk: TokenChunk
     start: int
     stop: int
@@ -109,23 +109,23 @@ class Batch:
         return tuple(segment for segment in self.segments if segment not in alive.segments)
 
     @cached_property
-    def jobs(self) -> tuple[Request, ...]:
-        """The jobs it holds texts of, each once."""
-        return tuple({segment.job.id: segment.job for segment in self.segments}.values())
+    def requests(self) -> tuple[Request, ...]:
+        """The requests it holds texts of, each once."""
+        return tuple({segment.request.id: segment.request for segment in self.segments}.values())
 
     def texts_at(self, priority: Priority) -> int:
         """Texts of one priority, those that it does not finish left out."""
-        segments = [segment for segment in self.segments if segment.job.priority is priority]
+        segments = [segment for segment in self.segments if segment.request.priority is priority]
         return sum(segment.texts for segment in segments if not segment.is_unfinished)
 
     @property
     def has_bulk(self) -> bool:
         """Whether it is for ingestion too, texts that it does not finish included."""
-        return any(segment.job.priority is Priority.BULK for segment in self.segments)
+        return any(segment.request.priority is Priority.BULK for segment in self.segments)
 
     def alive(self) -> Batch:
-        """The plan without the texts of jobs that ended meanwhile."""
-        return self._with(segment for segment in self.segments if not segment.job.dead)
+        """The plan without the texts of requests that ended meanwhile."""
+        return self._with(segment for segment in self.segments if not segment.request.dead)
 
     def halves(self) -> tuple[Batch, Batch]:
         """Two plans with half of the texts each. Needs at least two texts."""
@@ -146,5 +146,5 @@ class Batch:
     def __repr__(self) -> str:
         return (
             f"Batch(texts={self.texts}, tokens={self.tokens}, route={self.route}, "
-            f"padded_length={self.padded_length}, jobs={len(self.jobs)})"
+            f"padded_length={self.padded_length}, requests={len(self.requests)})"
         )

@@ -1,7 +1,7 @@
 """`BatchBuilder`, a batch in the making, and `BatchShape`, how texts stand in one.
 
-It decides how much of a job's next texts goes in, and lets twins of texts in flight go by. Which
-job is next is not its business.
+It decides how much of a request's next texts goes in, and leaves out duplicates of texts in flight.
+Which request is next is not its business.
 
 Texts that go on from prefixes bring keys beside the tokens that are computed. Those are bounded
 too: a batch of short ends after one long prefix would fill the memory otherwise.
@@ -43,7 +43,7 @@ class BatchBuilder:
     shapes: tuple[BatchShape, ...]
     tokens_left: int
     now_s: float
-    twins: InFlightTexts = field(default_factory=InFlightTexts)
+    in_flight_texts: InFlightTexts = field(default_factory=InFlightTexts)
     prefixes: PrefixCache | None = None
     keys_left: int = FEWEST_KEYS
     prefixed_tokens_left: int = sys.maxsize
@@ -55,39 +55,41 @@ class BatchBuilder:
     parts_taken: int = 0
     """Texts in it that are computed in part already."""
     waiting_beside: int = 0
-    """Tokens that wait in the queue beside those of the job whose turn it is."""
+    """Tokens that wait in the queue beside those of the request whose turn it is."""
     route: int | None = None
     padded_length: int | None = None
     oldest_ready_s: float = float("inf")
     segments: list[Segment] = field(default_factory=list)
 
-    def take(self, job: Request, span: PendingSpan) -> bool:
+    def take(self, request: Request, span: PendingSpan) -> bool:
         """Move the span's first texts into the plan, as many as fit; whether any left the span.
 
         The first text of a plan always goes in, or a part of it. Twins of texts in flight take no
         room.
         """
-        if self.route not in (None, job.route) or (self.segments and self.tokens_left <= 0):
+        if self.route not in (None, request.route) or (self.segments and self.tokens_left <= 0):
             return False
-        if not self.segments and self._skips_prefixes(job, span):
+        if not self.segments and self._skips_prefixes(request, span):
             self.prefixes = None
         if self.prefixes is not None:
-            return self._take_one(job, span, self.prefixes)
-        shape = self.shapes[job.route]
+            return self._take_one(request, span, self.prefixes)
+        shape = self.shapes[request.route]
         count = self._packed_fit(span) if shape.pad_to is None else self._padded_fit(span, shape)
         count = max(count, 0 if self.segments else 1)
         padded = shape.padded_length(int(span.chunk.lengths[span.start]))
-        for start, stop in self.twins.leading(job, span.chunk, span.start, span.start + count):
-            segment = Segment(job, span.chunk, start, stop)
+        for start, stop in self.in_flight_texts.leading(
+            request, span.chunk, span.start, span.start + count
+        ):
+            segment = Segment(request, span.chunk, start, stop)
             self.padded_length = padded
             self._add(segment, span, segment.tokens if padded is None else segment.texts * padded)
         span.start += count
         return count > 0
 
-    def _skips_prefixes(self, job: Request, span: PendingSpan) -> bool:
+    def _skips_prefixes(self, request: Request, span: PendingSpan) -> bool:
         """Whether a plan that begins with this text does without: one in parts cannot."""
         fits = span.chunk.lengths[span.start] <= max(self.tokens_left, self.most_of_a_text)
-        return self.may_skip_prefixes and not job.shared_tokens and bool(fits)
+        return self.may_skip_prefixes and not request.shared_tokens and bool(fits)
 
     def _packed_fit(self, span: PendingSpan) -> int:
         offsets = span.chunk.offsets
@@ -102,24 +104,24 @@ class BatchBuilder:
         return min(_leading(lengths, padded, shape), self.tokens_left // padded)
 
     def _add(self, segment: Segment, span: PendingSpan, tokens: int) -> None:
-        self.route = segment.job.route
+        self.route = segment.request.route
         self.tokens_left -= tokens
         self.oldest_ready_s = min(self.oldest_ready_s, span.ready_s)
         self.segments.append(segment)
 
     # With prefixes, where what a text costs is known only when it is its turn.
 
-    def _take_one(self, job: Request, span: PendingSpan, prefixes: PrefixCache) -> bool:
+    def _take_one(self, request: Request, span: PendingSpan, prefixes: PrefixCache) -> bool:
         chunk, place = span.chunk, span.start
-        if span.claim is None and self.twins.follows(job, chunk, place):
+        if span.claim is None and self.in_flight_texts.follows(request, chunk, place):
             span.start += 1
             return True
         if self.segments and chunk.lengths[place] > self.keys_left:
             return False
         ids, before = chunk.ids_of(place), span.computed_tokens
         # A text that was cut may have lost its prompt, and there is no room to pin just anything.
-        pin = job.is_pinned and not job.truncated[chunk.rows[place]]
-        hold = partial(prefixes.claim, ids, owner=self, split=job.shared_tokens, pin=pin)
+        pin = request.is_pinned and not request.truncated[chunk.rows[place]]
+        hold = partial(prefixes.claim, ids, owner=self, split=request.shared_tokens, pin=pin)
         found = self._fitting(prefixes, hold, in_one_batch=span.in_one_batch)
         if found is None:
             return False
@@ -129,25 +131,29 @@ class BatchBuilder:
             span.claim = None
             self.parts_taken += 1
         if until is None:
-            self.twins.lead(job, chunk, place)
-        segment = Segment(job, chunk, place, place + 1, (claim,), until, before)
+            self.in_flight_texts.lead(request, chunk, place)
+        segment = Segment(request, chunk, place, place + 1, (claim,), until, before)
         computed = segment.tokens - segment.cached_tokens
         self._add(segment, span, computed)
         self.prefixed_tokens_left -= computed
         self.keys_left -= until or len(ids)
         span.start += 1
-        if until is None and claim.is_all_there and claim.remembered_tokens == job.shared_tokens:
-            self._take_alike(job, span, claim, prefixes)
+        if (
+            until is None
+            and claim.is_all_there
+            and claim.remembered_tokens == request.shared_tokens
+        ):
+            self._add_identical_prefix(request, span, claim, prefixes)
         return True
 
-    def _take_alike(
-        self, job: Request, span: PendingSpan, claim: BlockAllocation, prefixes: PrefixCache
+    def _add_identical_prefix(
+        self, request: Request, span: PendingSpan, claim: BlockAllocation, prefixes: PrefixCache
     ) -> None:
         """Take the texts that follow one with its prompt in the cache and no other block.
 
         They share its claim: looked up one by one, each would be given the same blocks.
         """
-        chunk, start, shared = span.chunk, span.start, job.shared_tokens
+        chunk, start, shared = span.chunk, span.start, request.shared_tokens
         lengths = chunk.lengths[start : span.stop]  # descending
         # One token more than cached is computed. Shorter ones would not add up in order below.
         lengths = lengths[: np.searchsorted(-lengths, -shared)]
@@ -162,10 +168,10 @@ class BatchBuilder:
         differs = (heads[1:] != heads[0]).any(axis=1)
         count = int(differs.argmax()) if differs.any() else count
         span.start += count
-        for first, stop in self.twins.leading(job, chunk, start, start + count):
+        for first, stop in self.in_flight_texts.leading(request, chunk, start, start + count):
             run = lengths[first - start : stop - start]
             prefixes.share(claim, run)
-            segment = Segment(job, chunk, first, stop, (claim,) * len(run))
+            segment = Segment(request, chunk, first, stop, (claim,) * len(run))
             computed = segment.tokens - segment.cached_tokens
             self._add(segment, span, computed)
             self.prefixed_tokens_left -= computed
@@ -182,13 +188,13 @@ class BatchBuilder:
             return claim, None
         until = 0
         if new > most and not in_one_batch:
-            until = _last_end(claim, self._room_for_a_part(most, prefixes.block_tokens))
+            until = _last_end(claim, self._unadmitted_for_a_part(most, prefixes.block_tokens))
         if not until and not self.segments:  # there are no blocks to keep a part in
             return claim, None
         prefixes.cancel(claim)
         return (hold(until=until), until) if until else None
 
-    def _room_for_a_part(self, most: int, block_tokens: int) -> int:
+    def _unadmitted_for_a_part(self, most: int, block_tokens: int) -> int:
         """Tokens of a text that is longer than the batch; 0 where too few are left to be worth it.
 
         Where others wait it leaves them room, but for half of the batch at most.

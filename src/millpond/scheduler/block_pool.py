@@ -27,12 +27,12 @@ class BlockPool:
         self.size = size
         self._evicted = evicted
         self._references = [0] * size
-        self._blank = list(range(size - 1, -1, -1))  # taken from the end
-        self._kept: OrderedDict[int, None] = OrderedDict()  # least recently used first
+        self._free = list(range(size - 1, -1, -1))  # taken from the end
+        self._evictable: OrderedDict[int, None] = OrderedDict()  # least recently used first
 
     @property
     def free(self) -> int:
-        return len(self._blank) + len(self._kept)
+        return len(self._free) + len(self._evictable)
 
     @property
     def in_use(self) -> int:
@@ -41,7 +41,7 @@ class BlockPool:
     @property
     def kept(self) -> int:
         """Free blocks whose content may be found again."""
-        return len(self._kept)
+        return len(self._evictable)
 
     def references(self, block: int) -> int:
         """How many hold the block; 0 if it is free."""
@@ -49,14 +49,14 @@ class BlockPool:
 
     def is_kept(self, block: int) -> bool:
         """Whether the block is free and its content may be found again."""
-        return block in self._kept
+        return block in self._evictable
 
     def allocate(self) -> int | None:
         """A block with one reference, or None when every block is in use."""
-        if self._blank:
-            block = self._blank.pop()
-        elif self._kept:
-            block, _ = self._kept.popitem(last=False)
+        if self._free:
+            block = self._free.pop()
+        elif self._evictable:
+            block, _ = self._evictable.popitem(last=False)
             self._evicted(block)
         else:
             return None
@@ -67,7 +67,7 @@ class BlockPool:
         """One more reference to a block that is in use or kept."""
         count = self._references[block]
         if count == 0:
-            del self._kept[block]
+            del self._evictable[block]
         self._references[block] = count + 1
 
     def release(self, block: int, *, keep: bool) -> None:
@@ -77,19 +77,19 @@ class BlockPool:
         self._references[block] = count
         if count == 0:
             if keep:
-                self._kept[block] = None
+                self._evictable[block] = None
             else:
-                self._blank.append(block)
+                self._free.append(block)
 
     def forget(self, block: int) -> None:
         """The block's content will not be asked for. If it is free, it is now first in line."""
-        if block in self._kept:
-            del self._kept[block]
-            self._blank.append(block)
+        if block in self._evictable:
+            del self._evictable[block]
+            self._free.append(block)
 
     def check(self) -> None:
         """Assert that every block is either in use or free, and free once."""
-        order = [*self._blank, *self._kept]
+        order = [*self._free, *self._evictable]
         free = {block for block, count in enumerate(self._references) if count == 0}
         assert min(self._references, default=0) >= 0
         assert len(order) == len(free)

@@ -1,6 +1,6 @@
 """`Request`, one call and its progress, and `TokenChunk`, some of its texts as token ids.
 
-A job is one object with one future and one array of rows, however many texts it has.
+A request is one object with one future and one array of rows, however many texts it has.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TruncateSide = Literal["end", "start", "error"]
 CHARACTERS_PER_TOKEN = 4  # a guess for the queue bound, replaced when the text is tokenised
 
 
-_job_ids = itertools.count()
+_request_ids = itertools.count()
 logger = logging.getLogger("millpond")
 
 
@@ -72,7 +72,7 @@ class Request:
 
     The queue side (`order`, `cursor`, `spans`, `waiting_tokens`, `admitted`, `dead`) belongs to
     the scheduler and changes only under the engine's lock. The result side (`rows`, `errors`,
-    `remaining`, times) is written by whichever workers run the job's batches, under its own lock.
+    `remaining`, times) is written by whichever workers run its batches, under its own lock.
     """
 
     def __init__(
@@ -101,9 +101,9 @@ class Request:
     ) -> None:
         """`refused` are the errors of texts that cannot be accepted, which are not run.
 
-        With `strict` one more of those ends the whole job.
+        With `strict` one more of those ends the whole request.
         """
-        self.id = next(_job_ids)
+        self.id = next(_request_ids)
         self.texts = texts
         self.priority = priority
         self.output = output
@@ -168,7 +168,7 @@ class Request:
         return rows
 
     def adopt(self, chunk: TokenChunk, now_s: float) -> None:
-        """Take in all texts at once, tokenised before the job was submitted."""
+        """Take in all texts at once, tokenised before the request was submitted."""
         self.cursor = len(self.order)
         self.waiting_tokens = int(chunk.offsets[-1])
         self.spans.append(PendingSpan(chunk, 0, len(chunk), now_s))

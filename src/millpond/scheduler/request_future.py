@@ -85,12 +85,12 @@ class _Callback:
 
 
 class RequestFuture(SteadyFuture[Embeddings]):
-    """The future of a job. Cancelling it takes the texts that have not run out of the queue."""
+    """The future of a request. Cancelling it takes the texts that have not run out of the queue."""
 
     def __init__(self) -> None:
         super().__init__()
         self.admission = Gate()
-        """Open when the job has been admitted to its queue, or has ended."""
+        """Open when the request has been admitted to its queue, or has ended."""
         self._waiters = _Waiters(self)
         self._threads: OwnThreads | None = None
         self._on_cancel: Callable[[], object] | None = None

@@ -1,4 +1,4 @@
-"""`Scheduler`: waiting jobs and a token budget in, the next `Batch` out.
+"""`Scheduler`: waiting requests and a token budget in, the next `Batch` out.
 
 The policy, all of it:
 
@@ -11,7 +11,7 @@ The policy, all of it:
   batches at a time. A query waits for those ahead of it, and at most as long again as one of them
   for bulk that is due in its own.
 - Bulk is due when queries have kept it waiting for `BULK_PATIENCE` times `max_query_wait_s`.
-- Jobs of one priority take turns, so a small job does not wait for a large one to end.
+- Requests of one priority take turns, so a small request does not wait for a large one to end.
 - A text that is identical to one in flight is not planned; it gets that one's vector.
 - With a prefix cache a text costs the tokens that the cache does not have, and one that is longer
   than a batch is computed in parts, others going in beside and between them.
@@ -110,18 +110,18 @@ class Scheduler:
         self.prefixes = prefixes
         self._min_saved_tokens = min_saved_tokens
         self._max_prefixed_tokens = max_prefixed_tokens or max_batch_tokens
-        self._fruitless = 0  # plans in a row whose prefixes saved too little
+        self._misses_in_a_row = 0  # plans in a row whose prefixes saved too little
         self._plans_to_skip = 0  # before texts without a prompt are looked up again
         self._parts_waiting = 0  # texts that are computed in part and hold blocks
-        self._twins = InFlightTexts()
+        self._in_flight_texts = InFlightTexts()
         self.queues = {priority: RequestQueue(max_queue_tokens) for priority in Priority}
         self._queues = (
             self.queues[Priority.INTERACTIVE],
             self.queues[Priority.BULK],
         )  # queries first
-        # A heap. Weakly: a job that has ended is not kept until its deadline.
+        # A heap. Weakly: a request that has ended is not kept until its deadline.
         self._deadlines: list[tuple[float, int, weakref.ref[Request]]] = []
-        self._most_deadlines = FEW_DEADLINES  # at so many, those of ended jobs are taken out
+        self._most_deadlines = FEW_DEADLINES  # at so many, those of ended requests are taken out
         self._tie = itertools.count()
         self._last_query_s = -float("inf")
         self._bulk_waits_since_s: float | None = None  # None while no bulk text is ready
@@ -129,28 +129,28 @@ class Scheduler:
         # may seem to take no time, because the first was seen to be through too late.
         self._bulk_tokens = self._bulk_seconds = 0.0
 
-    # Jobs in.
+    # Requests in.
 
-    def has_room_for(self, job: Request, *, beside: int = 0) -> bool:
-        """Whether the job would be admitted at once, with `beside` tokens more in its queue."""
-        return self.queues[job.priority].has_room_for(job, beside=beside)
+    def has_room_for(self, request: Request, *, beside: int = 0) -> bool:
+        """Whether the request would be admitted at once, with `beside` tokens more in its queue."""
+        return self.queues[request.priority].has_room_for(request, beside=beside)
 
-    def submit(self, job: Request, now_s: float, chunk: TokenChunk | None = None) -> None:
-        """Take a job in; `chunk` holds all of its texts when they are tokenised already."""
-        if job.deadline_s is not None:
-            self._note_deadline(job, job.deadline_s)
+    def submit(self, request: Request, now_s: float, chunk: TokenChunk | None = None) -> None:
+        """Take a request in; `chunk` holds all of its texts when they are tokenised already."""
+        if request.deadline_s is not None:
+            self._note_deadline(request, request.deadline_s)
         if chunk is not None:
-            job.adopt(chunk, now_s)
-        self.queues[job.priority].enter(job)
-        self._note_ready(job, now_s)
+            request.adopt(chunk, now_s)
+        self.queues[request.priority].enter(request)
+        self._note_ready(request, now_s)
 
-    def _note_deadline(self, job: Request, deadline_s: float) -> None:
+    def _note_deadline(self, request: Request, deadline_s: float) -> None:
         if len(self._deadlines) >= self._most_deadlines:
             kept = [entry for entry in self._deadlines if _is_open(entry[2]())]
             self._deadlines = kept
             heapq.heapify(self._deadlines)
             self._most_deadlines = max(FEW_DEADLINES, 2 * len(kept))
-        heapq.heappush(self._deadlines, (deadline_s, next(self._tie), weakref.ref(job)))
+        heapq.heappush(self._deadlines, (deadline_s, next(self._tie), weakref.ref(request)))
 
     @property
     def has_to_tokenize(self) -> bool:
@@ -170,34 +170,34 @@ class Scheduler:
                     return claimed
         return None
 
-    def ready(self, job: Request, chunk: TokenChunk, now_s: float) -> None:
-        """Texts that were claimed are tokenised. Nothing happens if the job ended meanwhile."""
-        if not job.dead:
-            self.queues[job.priority].ready(job, chunk, now_s)
-            self._note_ready(job, now_s)
+    def ready(self, request: Request, chunk: TokenChunk, now_s: float) -> None:
+        """Texts that were claimed are tokenised. Nothing happens if the request ended meanwhile."""
+        if not request.dead:
+            self.queues[request.priority].ready(request, chunk, now_s)
+            self._note_ready(request, now_s)
 
-    def refuse(self, job: Request, errors: Mapping[int, InvalidInput]) -> None:
+    def refuse(self, request: Request, errors: Mapping[int, InvalidInput]) -> None:
         """Texts that were claimed cannot be accepted after all: they have errors."""
-        if not job.dead:
+        if not request.dead:
             rows = list(errors)
-            self.queues[job.priority].refuse(job, int(job.size_guesses[rows].sum()))
+            self.queues[request.priority].refuse(request, int(request.size_guesses[rows].sum()))
             for row, error in errors.items():
-                job.fail(row, error)
-            self.queues[job.priority].admit()
+                request.fail(row, error)
+            self.queues[request.priority].admit()
 
-    def _note_ready(self, job: Request, now_s: float) -> None:
-        if job.priority is Priority.INTERACTIVE:
+    def _note_ready(self, request: Request, now_s: float) -> None:
+        if request.priority is Priority.INTERACTIVE:
             self._last_query_s = now_s
         elif self._bulk_waits_since_s is None and self.queues[Priority.BULK].has_ready:
             self._bulk_waits_since_s = now_s
 
-    # Jobs out.
+    # Requests out.
 
-    def forget(self, job: Request) -> None:
-        """A job ended early: nothing more of it is planned."""
-        if not job.dead:
-            queue = self.queues[job.priority]
-            for claim in queue.forget(job):
+    def forget(self, request: Request) -> None:
+        """A request ended early: nothing more of it is planned."""
+        if not request.dead:
+            queue = self.queues[request.priority]
+            for claim in queue.forget(request):
                 assert self.prefixes is not None
                 self.prefixes.release(claim)
                 self._parts_waiting -= 1
@@ -206,17 +206,17 @@ class Scheduler:
                 self._bulk_waits_since_s = None
 
     def expired(self, now_s: float) -> list[Request]:
-        """The jobs whose deadline has passed, each named once; nothing more of them is planned."""
+        """The requests whose deadline has passed, each once; nothing more of them is planned."""
         expired = []
         while (deadline_s := self.next_deadline()) is not None and deadline_s <= now_s:
-            job = heapq.heappop(self._deadlines)[2]()
-            if job is not None:
-                self.forget(job)
-                expired.append(job)
+            request = heapq.heappop(self._deadlines)[2]()
+            if request is not None:
+                self.forget(request)
+                expired.append(request)
         return expired
 
     def next_deadline(self) -> float | None:
-        """The earliest deadline of a job that has not ended. Lets go of those before it."""
+        """The earliest deadline of a request that has not ended. Lets go of those before it."""
         while self._deadlines:
             deadline_s, _, found = self._deadlines[0]
             if _is_open(found()):
@@ -235,12 +235,12 @@ class Scheduler:
         now_s: float,
         *,
         queries_only: bool = False,
-        bulk_takers: int = 1,
-        query_takers: int = 1,
+        bulk_shares: int = 1,
+        query_shares: int = 1,
     ) -> Batch | None:
         """Plan one forward pass, or None when no text is ready.
 
-        What waits in a queue is divided evenly among its takers, the workers that are free for it.
+        What waits in a queue is divided evenly among its shares, the workers that are free for it.
         """
         queues = [
             self.queues[priority]
@@ -248,24 +248,26 @@ class Scheduler:
             if priority is not Priority.BULK or not queries_only
         ]
         while any(queue.has_ready for queue in queues):
-            plan = self._plan(now_s, queries_only, bulk_takers, query_takers)
+            plan = self._plan(now_s, queries_only, bulk_shares, query_shares)
             if plan.segments:
                 return plan.batch()
             # All of it follows texts in flight, and something else may have waited behind it.
         return None
 
     def _plan(
-        self, now_s: float, queries_only: bool, bulk_takers: int, query_takers: int
+        self, now_s: float, queries_only: bool, bulk_shares: int, query_shares: int
     ) -> BatchBuilder:
         interactive, bulk = self.queues[Priority.INTERACTIVE], self.queues[Priority.BULK]
-        plan = BatchBuilder(self.shapes, self.max_batch_tokens, now_s, self._twins, self.prefixes)
+        plan = BatchBuilder(
+            self.shapes, self.max_batch_tokens, now_s, self._in_flight_texts, self.prefixes
+        )
         plan.may_skip_prefixes = self._may_skip_prefixes()
         plan.keys_left = most_keys(self.max_batch_tokens)
         plan.prefixed_tokens_left = self._max_prefixed_tokens
         takes_bulk = bulk.has_ready and not queries_only
         if takes_bulk and (not interactive.has_ready or self._bulk_is_due(now_s)):
             plan.most_of_a_text = self._bulk_budget(now_s)
-            bulk_budget = min(plan.most_of_a_text, self._share(bulk, bulk_takers))
+            bulk_budget = min(plan.most_of_a_text, self._share(bulk, bulk_shares))
             plan.tokens_left = bulk_budget
             bulk.fill(plan)
             bulk.admit()
@@ -273,21 +275,21 @@ class Scheduler:
             plan.tokens_left += self.max_batch_tokens - bulk_budget
         if interactive.has_ready:
             plan.most_of_a_text = self.max_batch_tokens
-            plan.tokens_left = min(plan.tokens_left, self._share(interactive, query_takers))
+            plan.tokens_left = min(plan.tokens_left, self._share(interactive, query_shares))
             interactive.fill(plan)
             interactive.admit()
-        self._weigh_prefixes(plan)
+        self._drop_unprofitable_prefixes(plan)
         return plan
 
-    def _weigh_prefixes(self, plan: BatchBuilder) -> None:
+    def _drop_unprofitable_prefixes(self, plan: BatchBuilder) -> None:
         """Let a plan whose prefixes save too little do without, and remember that it was so."""
         self._parts_waiting -= plan.parts_taken
         if plan.prefixes is None or not plan.segments:
             return
         tokens = sum(segment.tokens for segment in plan.segments)
         saved = sum(segment.cached_tokens for segment in plan.segments)
-        self._fruitless = 0 if saved >= self._min_saved_tokens else self._fruitless + 1
-        self._plans_to_skip = max(0, 2 ** min(self._fruitless, MOST_DOUBLINGS) // 2 - 1)
+        self._misses_in_a_row = 0 if saved >= self._min_saved_tokens else self._misses_in_a_row + 1
+        self._plans_to_skip = max(0, 2 ** min(self._misses_in_a_row, MOST_DOUBLINGS) // 2 - 1)
         if saved < self._min_saved_tokens and tokens <= self.max_batch_tokens:
             plan.compute_whole()
 
@@ -302,11 +304,11 @@ class Scheduler:
         self._plans_to_skip -= 1
         return True
 
-    def _share(self, queue: RequestQueue, takers: int) -> int:
-        """Tokens of one batch where `takers` divide what waits in a queue."""
-        if takers <= 1:
+    def _share(self, queue: RequestQueue, shares: int) -> int:
+        """Tokens of one batch where `shares` divide what waits in a queue."""
+        if shares <= 1:
             return self.max_batch_tokens
-        even = -(-queue.waiting_tokens // takers)
+        even = -(-queue.waiting_tokens // shares)
         least = max(MIN_SHARE_TOKENS, self._min_short_batch_tokens)
         return min(self.max_batch_tokens, max(least, even))
 
@@ -322,7 +324,7 @@ class Scheduler:
         tokens = int(self._bulk_tokens / self._bulk_seconds * self._short_batch_s)
         return min(self.max_batch_tokens, max(self._min_short_batch_tokens, tokens))
 
-    def landed(
+    def completed(
         self, batch: Batch, now_s: float, *, keep: bool
     ) -> Mapping[int, Sequence[Duplicate]]:
         """A batch ran. With `keep` its keys and values are good to go on from.
@@ -330,11 +332,11 @@ class Scheduler:
         Texts it did not finish are put back. Returned are the texts that wait for those it did,
         by their place in the batch.
         """
-        unfinished = [s for s in batch.segments if s.is_unfinished and not s.job.dead]
+        unfinished = [s for s in batch.segments if s.is_unfinished and not s.request.dead]
         self._settle(batch, keep=keep, but_hold=unfinished if keep else ())
         for segment in unfinished:
             self._put_back(segment, now_s, keep=keep)
-        return self._twins.land(segment for segment in batch.segments)
+        return self._in_flight_texts.land(segment for segment in batch.segments)
 
     def failed(self, batch: Batch) -> None:
         """A batch failed as a whole; its texts run again, in parts and without prefixes."""
@@ -342,10 +344,10 @@ class Scheduler:
 
     def dropped(self, segments: Iterable[Segment], now_s: float) -> None:
         """Texts of a failed batch do not run again: those that wait for them do so themselves."""
-        for followers in self._twins.land(segments).values():
-            for job, chunk, place in followers:
-                if not job.dead:
-                    self._wait_again(job, PendingSpan(chunk, place, place + 1, now_s), now_s)
+        for duplicates in self._in_flight_texts.land(segments).values():
+            for request, chunk, place in duplicates:
+                if not request.dead:
+                    self._wait_again(request, PendingSpan(chunk, place, place + 1, now_s), now_s)
 
     def _settle(self, batch: Batch, *, keep: bool, but_hold: Sequence[Segment] = ()) -> None:
         """Let go of what a batch held of the prefix cache, but for those texts."""
@@ -368,11 +370,11 @@ class Scheduler:
         span = PendingSpan(
             segment.chunk, segment.start, segment.stop, now_s, claim, whole, is_rest=True
         )
-        self._wait_again(segment.job, span, now_s)
+        self._wait_again(segment.request, span, now_s)
 
-    def _wait_again(self, job: Request, span: PendingSpan, now_s: float) -> None:
-        self.queues[job.priority].put_back(job, span)
-        self._note_ready(job, now_s)
+    def _wait_again(self, request: Request, span: PendingSpan, now_s: float) -> None:
+        self.queues[request.priority].put_back(request, span)
+        self._note_ready(request, now_s)
 
     def check_idle(self) -> None:
         """Where nothing is planned or running, assert that nobody holds on to a block."""
@@ -406,6 +408,6 @@ class Scheduler:
         )
 
 
-def _is_open(job: Request | None) -> bool:
-    """Whether a job may still pass its deadline."""
-    return job is not None and job.remaining > 0 and not job.dead
+def _is_open(request: Request | None) -> bool:
+    """Whether a request may still pass its deadline."""
+    return request is not None and request.remaining > 0 and not request.dead

@@ -15,9 +15,9 @@ IntArray = npt.NDArray[np.integer]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenChunk:
-    """Tokenised texts of one job, longest first.
+    """Tokenised texts of one request, longest first.
 
-    `rows[i]` is the text's index in the job and `ids[offsets[i]:offsets[i + 1]]` its tokens.
+    `rows[i]` is the text's index in the request and `ids[offsets[i]:offsets[i + 1]]` its tokens.
     """
 
     rows: npt.NDArray[np.int64]

@@ -138,15 +138,15 @@ def test_large_batches_run_plainly_and_their_graphs_take_no_memory() -> None:
             texts = texts_of(length)
             assert torch.equal(vectors(forward, buffers, texts), expected(texts))
         assert f"graphs={graphs}" in repr(forward)
-    fixed, buffers = forward_on(FakePipeline(), most_tokens=16_383, fixed_rows=16_384)
+    fixed, buffers = forward_on(FakePipeline(), most_tokens=16_383, invariant_rows=16_384)
     for _ in range(2):
         vectors(fixed, buffers, texts_of(9000))
     assert "graphs=1" in repr(fixed), "fixed rows are one size"
 
 
-def test_fixed_rows_give_every_pass_the_same_rows() -> None:
+def test_invariant_rows_give_every_pass_the_same_rows() -> None:
     pipeline = FakePipeline()
-    forward, buffers = forward_on(pipeline, fixed_rows=1024)
+    forward, buffers = forward_on(pipeline, invariant_rows=1024)
     for lengths in ((1,), (500, 3), (1,) * 700):
         vectors(forward, buffers, texts_of(*lengths))
     assert set(pipeline.rows) == {1024}

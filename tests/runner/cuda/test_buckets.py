@@ -34,24 +34,24 @@ def test_there_are_few_sizes() -> None:
 
 
 @given(LENGTHS)
-def test_fixed_rows_come_in_multiples(lengths: list[int]) -> None:
-    rows = bucket_for(sum(lengths), len(lengths), max(lengths), fixed_rows=1024).rows
+def test_invariant_rows_come_in_multiples(lengths: list[int]) -> None:
+    rows = bucket_for(sum(lengths), len(lengths), max(lengths), invariant_rows=1024).rows
     assert rows % 1024 == 0
     assert rows - 1024 <= sum(lengths) < rows
 
 
 def test_a_text_that_fits_has_the_same_rows_in_any_company() -> None:
-    assert {bucket_for(n, 1, n, fixed_rows=1024).rows for n in (1, 17, 1023)} == {1024}
+    assert {bucket_for(n, 1, n, invariant_rows=1024).rows for n in (1, 17, 1023)} == {1024}
 
 
 @pytest.mark.parametrize(
     ("max_length", "room"), [(None, 512), (8192, 512), (512, 512), (256, 256), (64, 128)]
 )
-def test_with_fixed_rows_the_room_for_a_text_is_the_same_in_any_company(
+def test_with_invariant_rows_the_room_for_a_text_is_the_same_in_any_company(
     max_length: int | None, room: int
 ) -> None:
     longest = {
-        bucket_for(600, 3, n, fixed_rows=1024, max_length=max_length).longest
+        bucket_for(600, 3, n, invariant_rows=1024, max_length=max_length).longest
         for n in range(1, min(512, max_length or 512))
     }
     assert longest == {room}

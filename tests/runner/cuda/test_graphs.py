@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from millpond.runner.cuda.buckets import Bucket
-from millpond.runner.cuda.graphs import PAUSE, CudaGraphs, Recording, record_cuda_graph
+from millpond.runner.cuda.graphs import PAUSE, CapturedGraph, CudaGraphs, record_cuda_graph
 
 SMALL, LARGE = Bucket(64, 8, 128), Bucket(128, 8, 128)
 gpu = pytest.mark.gpu
@@ -33,12 +33,12 @@ class Replay:
         self.vectors.copy_(self.work() + (1.0 if self.wrong else 0.0))
 
 
-class Recorder:
+class Capture:
     def __init__(self, *, error: Exception | None = None, wrong: bool = False) -> None:
         self.error, self.wrong = error, wrong
         self.recordings: list[Replay] = []
 
-    def __call__(self, work: Callable[[], Tensor]) -> tuple[Recording, Tensor]:
+    def __call__(self, work: Callable[[], Tensor]) -> tuple[CapturedGraph, Tensor]:
         if self.error is not None:
             raise self.error
         self.recordings.append(Replay(work, work(), self.wrong))
@@ -54,7 +54,7 @@ def run(forwards: CudaGraphs, bucket: Bucket, integers: Tensor) -> list[float]:
 
 
 def test_a_bucket_is_recorded_when_it_comes_back_and_replayed_from_then_on() -> None:
-    recorder, integers = Recorder(), torch.arange(64)
+    recorder, integers = Capture(), torch.arange(64)
     forwards = CudaGraphs(doubled, recorder)
     assert run(forwards, SMALL, integers) == doubled(SMALL, integers).tolist()
     assert not recorder.recordings
@@ -70,11 +70,11 @@ def test_a_bucket_is_recorded_when_it_comes_back_and_replayed_from_then_on() -> 
 @pytest.mark.parametrize(
     ("recorder", "reason"),
     [
-        (Recorder(error=RuntimeError("it waits for the device")), "it waits for the device"),
-        (Recorder(wrong=True), "a replay gave other vectors"),
+        (Capture(error=RuntimeError("it waits for the device")), "it waits for the device"),
+        (Capture(wrong=True), "a replay gave other vectors"),
     ],
 )
-def test_a_model_that_cannot_be_recorded_runs_plainly(recorder: Recorder, reason: str) -> None:
+def test_a_model_that_cannot_be_recorded_runs_plainly(recorder: Capture, reason: str) -> None:
     forwards, integers = CudaGraphs(doubled, recorder), torch.arange(64)
     for _ in range(4):
         assert run(forwards, SMALL, integers) == doubled(SMALL, integers).tolist()
@@ -84,7 +84,7 @@ def test_a_model_that_cannot_be_recorded_runs_plainly(recorder: Recorder, reason
 
 
 def test_the_graph_used_longest_ago_goes_when_there_are_too_many() -> None:
-    forwards = CudaGraphs(doubled, Recorder(), most_graphs=2)
+    forwards = CudaGraphs(doubled, Capture(), most_graphs=2)
     buckets = [Bucket(64 * n, 8, 128) for n in (1, 2, 3)]
     integers = torch.arange(200)
     for bucket in (*buckets[:2], *buckets[:2], buckets[0], buckets[2], buckets[2]):
@@ -94,7 +94,7 @@ def test_the_graph_used_longest_ago_goes_when_there_are_too_many() -> None:
 
 
 def test_a_graph_that_made_room_has_to_come_twice_again() -> None:
-    recorder, integers = Recorder(), torch.arange(200)
+    recorder, integers = Capture(), torch.arange(200)
     forwards = CudaGraphs(doubled, recorder, most_graphs=1)
     for bucket in (SMALL, SMALL, LARGE, LARGE):
         forwards.run(bucket, integers, 1)
@@ -113,7 +113,7 @@ def test_a_graph_that_made_room_has_to_come_twice_again() -> None:
     ],
 )
 def test_a_full_device_ends_graphs_for_a_while_and_not_for_good(error: Exception) -> None:
-    recorder, integers = Recorder(), torch.arange(200)
+    recorder, integers = Capture(), torch.arange(200)
     forwards = CudaGraphs(doubled, recorder)
     for _ in range(2):
         run(forwards, SMALL, integers)
@@ -197,14 +197,14 @@ def test_what_is_in_the_place_of_empty_texts_is_not_compared() -> None:
         vectors[3:] = torch.rand(len(vectors) - 3, generator=noise)
         return vectors
 
-    forwards, integers = CudaGraphs(noisy, Recorder()), torch.arange(64)
+    forwards, integers = CudaGraphs(noisy, Capture()), torch.arange(64)
     for _ in range(3):
         assert forwards.run(SMALL, integers, 3)[:3].tolist() == [0.0, 2.0, 4.0]
     assert len(forwards) == 1
 
 
 def test_clearing_forgets_everything() -> None:
-    forwards, integers = CudaGraphs(doubled, Recorder()), torch.arange(64)
+    forwards, integers = CudaGraphs(doubled, Capture()), torch.arange(64)
     for _ in range(2):
         forwards.run(SMALL, integers, 1)
     assert repr(forwards) == "CudaGraphs(graphs=1, seen=1)"

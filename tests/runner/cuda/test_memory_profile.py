@@ -59,7 +59,7 @@ CUDA = torch.device("cuda", 0)
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """A GPU on which a row of any pipeline takes 1 kB; the pipelines that were asked."""
+    """A GPU on which a row of any pipeline takes 1 kB; the models that were asked."""
     asked: list[Any] = []
 
     def bytes_per_row(pipeline: Any, device: torch.device) -> float:

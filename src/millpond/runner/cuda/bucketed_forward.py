@@ -20,7 +20,7 @@ from ...attention.prefix import JoinedKeys, PrefixedSequences, PrefixIndex
 from ...attention.varlen import uses_varlen
 from ...model.pooling_model import PooledRows, PoolingModel
 from .buckets import Bucket, bucket_for, query_buckets
-from .graphs import AnyBucket, CudaGraphs, Recorder, record_cuda_graph
+from .graphs import AnyBucket, Capture, CudaGraphs, record_cuda_graph
 from .pinned_buffers import PinnedBuffers
 from .prefix_buckets import PrefixBucket, prefix_bucket_for
 
@@ -50,7 +50,7 @@ class BucketRun(NamedTuple):
 
 
 class BucketedForward:
-    """Runs texts of one pipeline; `fixed_rows` makes their bits independent of company.
+    """Runs texts of one pipeline; `invariant_rows` makes their bits independent of company.
 
     With a `cache` it also runs texts that go on from what that holds. Batches beyond `most_tokens`,
     or beyond `MOST_RECORDED_ROWS` that are not fixed, run plainly, in memory of their own. So
@@ -63,19 +63,22 @@ class BucketedForward:
         *,
         device: torch.device,
         buffers: PinnedBuffers,
-        recorder: Recorder,
+        recorder: Capture,
         most_tokens: int,
-        fixed_rows: int | None = None,
+        invariant_rows: int | None = None,
         cache: KVCache | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._cache = cache
         self._device = device
         self._buffers = buffers
-        self._fixed_rows = fixed_rows
-        self._sizes = {"fixed_rows": fixed_rows, "max_length": pipeline.tokenizer.max_length}
+        self._invariant_rows = invariant_rows
+        self._sizes = {
+            "invariant_rows": invariant_rows,
+            "max_length": pipeline.tokenizer.max_length,
+        }
         self._most_rows = bucket_for(most_tokens, 1, 1, **self._sizes).rows
-        if fixed_rows is None:
+        if invariant_rows is None:
             self._most_rows = min(self._most_rows, MOST_RECORDED_ROWS)
         integers = sum(Bucket(self._most_rows, self._most_rows, 1).sizes)
         if cache is not None:
@@ -142,7 +145,7 @@ class BucketedForward:
             assert self._cache is not None
             return forward_prefixed(self._pipeline, bucket, integers, self._cache)
         return forward_bucket(
-            self._pipeline, bucket, integers, deterministic=self._fixed_rows is not None
+            self._pipeline, bucket, integers, deterministic=self._invariant_rows is not None
         )
 
     def __repr__(self) -> str:
@@ -150,7 +153,7 @@ class BucketedForward:
 
 
 def bucketed_forwards(
-    pipelines: Sequence[PoolingModel], *, device: torch.device, **options: Any
+    models: Sequence[PoolingModel], *, device: torch.device, **options: Any
 ) -> tuple[BucketedForward | None, ...]:
     """One for each pipeline that the variable-length kernel serves; `options` are the class's."""
     recorder = record_cuda_graph() if device.type == "cuda" else None
@@ -158,7 +161,7 @@ def bucketed_forwards(
         BucketedForward(pipeline, device=device, recorder=recorder, **options)
         if recorder is not None and is_bucketed(pipeline, device)
         else None
-        for pipeline in pipelines
+        for pipeline in models
     )
 
 

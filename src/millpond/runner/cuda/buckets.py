@@ -107,18 +107,18 @@ def bucket_for(
     texts: int,
     longest: int,
     *,
-    fixed_rows: int | None = None,
+    invariant_rows: int | None = None,
     max_length: int | None = None,
 ) -> Bucket:
     """The smallest bucket for a batch.
 
-    With `fixed_rows`, its rows are a multiple of them, and there is always room for a text of
+    With `invariant_rows`, its rows are a multiple of them, and there is always room for a text of
     `max_length` tokens, the longest that the model reads, or of `FIXED_LONGEST`.
     """
-    if fixed_rows is None:
+    if invariant_rows is None:
         rows = _rows(tokens + 1)
     else:
-        rows = -(-(tokens + 1) // fixed_rows) * fixed_rows
+        rows = -(-(tokens + 1) // invariant_rows) * invariant_rows
         longest = max(longest, min(FIXED_LONGEST, max_length or FIXED_LONGEST))
     return Bucket(
         rows,

@@ -21,7 +21,7 @@ from ...errors import first_line, summary
 from .buckets import Bucket
 from .prefix_buckets import PrefixBucket
 
-__all__ = ["AnyBucket", "CudaGraphs", "Recorder", "Recording", "record_cuda_graph"]
+__all__ = ["AnyBucket", "Capture", "CapturedGraph", "CudaGraphs", "record_cuda_graph"]
 
 AnyBucket = Bucket | PrefixBucket
 
@@ -38,18 +38,18 @@ PAUSE = 256  # runs without recording, after the device was full
 RELATIVE, ABSOLUTE = 1e-2, 1e-3  # half precision; a wrong tensor is further away
 
 
-class Recording(Protocol):
+class CapturedGraph(Protocol):
     """Work that was recorded."""
 
     def replay(self) -> None:
         """Do it again, on the same tensors."""
 
 
-Recorder = Callable[[Callable[[], Tensor]], tuple[Recording, Tensor]]
+Capture = Callable[[Callable[[], Tensor]], tuple[CapturedGraph, Tensor]]
 """Records work without doing it; gives the recording and the tensor that a replay fills."""
 
 
-def record_cuda_graph() -> Recorder:
+def record_cuda_graph() -> Capture:
     """A recorder of CUDA graphs on the current stream, all in one pool of memory.
 
     They share it because no two run at a time and their results are fetched in between. When the
@@ -58,7 +58,7 @@ def record_cuda_graph() -> Recorder:
     graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
     pools: list[Any] = []  # the one in use
 
-    def record(work: Callable[[], Tensor]) -> tuple[Recording, Tensor]:
+    def record(work: Callable[[], Tensor]) -> tuple[CapturedGraph, Tensor]:
         if not graphs:
             pools[:] = [torch.cuda.graph_pool_handle()]
         (pool,) = pools
@@ -106,7 +106,7 @@ class CudaGraphs:
     def __init__(
         self,
         forward: Callable[[AnyBucket, Tensor], Tensor],
-        recorder: Recorder,
+        recorder: Capture,
         *,
         most_graphs: int = MOST_GRAPHS,
     ) -> None:
@@ -114,7 +114,7 @@ class CudaGraphs:
         self._record = recorder
         self._most_graphs = most_graphs
         self._seen: set[AnyBucket] = set()
-        self._recorded: OrderedDict[AnyBucket, tuple[Recording, Tensor]] = OrderedDict()
+        self._recorded: OrderedDict[AnyBucket, tuple[CapturedGraph, Tensor]] = OrderedDict()
         self._pause = 0  # runs until recording is tried again
         self.reason_against: str | None = None
         """Why the model is not recorded, once that is known."""
@@ -154,10 +154,10 @@ class CudaGraphs:
             if "out of memory" in first_line(error):
                 self._make_room()
             else:
-                self._give_up(summary(error))
+                self._disable(summary(error))
             return
         if not close:
-            self._give_up("a replay gave other vectors than the run it was recorded from")
+            self._disable("a replay gave other vectors than the run it was recorded from")
             return
         self._recorded[bucket] = (recording, vectors)
         if len(self._recorded) > self._most_graphs:
@@ -170,7 +170,7 @@ class CudaGraphs:
         self.clear()
         self._pause = PAUSE
 
-    def _give_up(self, reason: str) -> None:
+    def _disable(self, reason: str) -> None:
         self.clear()
         self.reason_against = reason
         logger.info("the model is not recorded as CUDA graphs: %s", reason)

@@ -35,7 +35,7 @@ FEWEST_ROWS, MOST_ROWS = 256, 1 << 30
 
 
 def tokens_that_fit(
-    pipelines: Sequence[PoolingModel],
+    models: Sequence[PoolingModel],
     device: torch.device,
     memory: MemoryBudget,
     *,
@@ -48,10 +48,10 @@ def tokens_that_fit(
     `reserved` bytes of it are for something else. What is `wanted` is cut only where the memory is
     limited, too. Raises `InvalidOption` for a limit that the weights alone exceed.
     """
-    room = memory.room_for_batches(DeviceMemory.of(device, pipelines)) - reserved
+    room = memory.room_for_batches(DeviceMemory.of(device, models)) - reserved
     if wanted != "auto" and not memory.is_limited:
         return wanted
-    needs = [_bytes_per_row(p, device) for p in pipelines if not p.is_static]
+    needs = [_bytes_per_row(p, device) for p in models if not p.is_static]
     tokens = most if wanted == "auto" else wanted
     fitting = rows_within(room, max(needs, default=0.0)) - 1
     if wanted != "auto" and fitting < wanted:
