@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -25,7 +24,6 @@ from ..checkpoint.spec import ModelSpec
 from ..config import EngineConfig
 from ..cpu.openmp import limited_threads
 from ..cpu.row_buckets import FEWEST_ROWS, whole_rows
-from ..locks import fork_safe
 from ..model.build import load_models
 from ..model.device import choose_device
 from ..model.pooling_model import PooledRows, PoolingModel
@@ -38,6 +36,7 @@ from .base import BatchHandle, FloatArray
 from .batch_invariance import is_batch_invariant
 from .cpu_workers import CpuWorkers
 from .cuda.bucketed_forward import bucketed_forwards
+from .cuda.launch_thread import LaunchThread
 from .cuda.pinned_buffers import PinnedBuffers
 from .input_batch import InputBatch, PrefixInputBatch
 from .kv_cache_config import KVCacheConfig
@@ -114,10 +113,8 @@ class TorchModelRunner:
         self.depth = 2 if device.type == "cuda" else 1
         self.min_batch_tokens = MIN_BATCH_TOKENS.get(device.type, 64)
         self._stream = _new_stream(device)
-        # On a CPU passes run side by side; launches on a stream share what they write to.
-        self._launching: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-        if self.depth > 1:
-            self._launching = fork_safe(threading.Lock())
+        # On a CPU passes run side by side, each on the thread that wants it.
+        self._launches = LaunchThread() if self.depth > 1 else None
         self._buffers = PinnedBuffers(pinned=self._stream is not None)
         self._kv_cache = None if prefixes is None else prefixes.allocate()
         self._bucketed = bucketed_forwards(
@@ -237,7 +234,12 @@ class TorchModelRunner:
 
     def launch(self, batch: Batch) -> _Launched:
         """Start a forward pass; on CUDA it returns before the device is done."""
-        with self._launching, _current(self.device), self._place_of(batch):
+        if self._launches is None:
+            return self._launch_here(batch)
+        return self._launches.run(partial(self._launch_here, batch))
+
+    def _launch_here(self, batch: Batch) -> _Launched:
+        with _current(self.device), self._place_of(batch):
             return self._launch(batch)
 
     @torch.inference_mode()
