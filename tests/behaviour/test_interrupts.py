@@ -59,11 +59,12 @@ CALLS: dict[str, Callable[[Engine], Any]] = {
 }
 
 
+@pytest.mark.parametrize("inline", [False, True])
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # amid a __del__
-def test_a_caller_interrupted_anywhere_takes_nobody_along(call: str) -> None:
-    runner = FakeRunner(workers=1)
+def test_a_caller_interrupted_anywhere_takes_nobody_along(call: str, inline: bool) -> None:
+    runner = FakeRunner(workers=1, runs_on_callers=inline)
     with start_engine(runner, max_queue_tokens=4) as engine:
         for number in count(1):
             try:

@@ -479,6 +479,7 @@ def live_through(seed: int, operations: int) -> None:
     runner = FakeRunner(
         max_batch_tokens=chance.choice([8, 32]),
         depth=chance.choice([1, 2]),
+        runs_on_callers=chance.random() < 0.5,
         workers=chance.choice([1, 2]),
         query_workers=chance.choice([0, 1]),
         **FAULTS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 
 import pytest
@@ -120,6 +121,17 @@ def test_a_query_beside_busy_workers_takes_what_is_free_and_at_most_half_of_the_
 def test_a_short_query_takes_one_thread() -> None:
     with threads_for(2, MINILM).running(17, queries=True) as count:
         assert count == torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "several"), [("spawn", True), ("fork", False), ("forkserver", False), (None, False)]
+)
+def test_a_child_of_multiprocessing_takes_several_only_if_it_began_afresh(
+    monkeypatch: pytest.MonkeyPatch, method: str | None, several: bool
+) -> None:
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda **_: method)
+    assert openmp.may_use_several() is several
 
 
 def test_a_caller_has_its_own_count_back_after_a_pass() -> None:

@@ -123,6 +123,7 @@ class FakeRunner:
     depth: int = 1
     workers: int = 1
     query_workers: int = 0
+    runs_on_callers: bool = False
     prefix_cache_config: PrefixCacheConfig | None = None
     device_name: str = "fake"
     dtype_name: str = "float32"
@@ -200,6 +201,9 @@ class FakeRunner:
             )
             for name, shape in zip(self.route_names, self.shapes, strict=True)
         )
+
+    def can_run_inline(self, tokens: int) -> bool:
+        return self.runs_on_callers
 
     def count_tokenized(self, texts: int) -> None:
         """Called by its tokenizer."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -15,12 +18,31 @@ from torch import nn
 
 __all__ = [
     "limited_threads",
+    "may_use_several",
     "multiplied_parameters",
     "products_are_whole",
     "threads_for_check",
 ]
 
 QUERY_OPERATIONS_PER_THREAD = 1.5e9
+
+
+_own_process = os.getpid()
+
+
+def may_use_several() -> bool:
+    """Whether a caller's thread may take several: the main one, so one pool is all that is made.
+
+    Not after a fork: there GNU's OpenMP waits for the threads that stayed behind.
+    """
+    return threading.current_thread() is threading.main_thread() and not _is_forked()
+
+
+def _is_forked() -> bool:
+    if os.getpid() != _own_process:
+        return True
+    started = multiprocessing.get_start_method(allow_none=True)
+    return multiprocessing.parent_process() is not None and started != "spawn"
 
 
 def threads_for_check(model: nn.Module, tokens: int) -> contextlib.AbstractContextManager[None]:

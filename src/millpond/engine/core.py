@@ -33,7 +33,7 @@ import numpy.typing as npt
 from ..errors import EngineClosed, EngineFailed, MillpondError, QueueFull, TextFailed
 from ..locks import Gate, fork_safe
 from ..runner.base import ModelRunner
-from ..scheduler.batch import Batch
+from ..scheduler.batch import Batch, Segment
 from ..scheduler.request import Priority, Request
 from ..scheduler.request_future import OwnThreads, this_thread
 from ..scheduler.scheduler import Scheduler
@@ -41,7 +41,7 @@ from ..scheduler.token_chunk import TokenChunk
 from ..stats import EngineStats, Totals
 from . import process
 from .delivery import Delivery
-from .executor import BatchResult
+from .executor import BatchExecutor, BatchResult, DeviceSlot
 from .inputs import InputProcessor
 from .stats_hooks import StatsHooks
 from .worker import Worker, WorkerPool
@@ -90,6 +90,7 @@ class EngineCore:
     ) -> None:
         self.clock = clock
         self._inputs = inputs
+        self._runners = tuple(runners)
         self._hooks = StatsHooks() if hooks is None else hooks
         self._lock = fork_safe(threading.RLock())
         self._own_threads = OwnThreads(self._lock)  # held by futures, which do not hold this
@@ -98,9 +99,10 @@ class EngineCore:
         self._errands: deque[Callable[[], object]] = deque()  # for the keeper
         self._keeper_wakes = Gate()
         self._tokenizer_wakes = Gate()
-        # Everything below is under the lock; callers change `_arrivals` and, by single
-        # assignments, `_health`, `_cause` and `_abandons`.
+        # Everything below is under the lock; callers change `_arrivals`, `_inline_request`
+        # and, by single assignments, `_health`, `_cause` and `_abandons`.
         self._arrivals: deque[tuple[Request, TokenChunk | None]] = deque()
+        self._inline_request: Request | None = None  # that a caller runs, if it has not ended
         self._health: Health = "ready" if cause is None else "failed"
         self._cause = cause
         self._abandons = False  # what is pending is to be ended, not run
@@ -133,11 +135,14 @@ class EngineCore:
 
     # Callers. They may be interrupted anywhere.
 
-    def submit(self, request: Request, *, wait: bool = True, block: bool = False) -> None:
+    def submit(
+        self, request: Request, *, wait: bool = True, block: bool = False, inline: bool = False
+    ) -> None:
         """Accept a request, or raise.
 
         Where the queue is full, a request that may not `wait` raises `QueueFull`; one that may
-        waits its turn, and `block` keeps the caller until it is admitted.
+        waits and `block` keeps the caller until it is admitted. With `inline` the caller is
+        going to wait for the result, and its thread may run what it would wait for.
         """
         with self._lock:
             self._require_open()
@@ -145,7 +150,7 @@ class EngineCore:
                 self._require_room_for(request)
         request.future.serve(self._own_threads, partial(_cancel, weakref.ref(self), request.id))
         try:
-            chunk = process.while_running(partial(self._prepare, request))
+            chunk = process.while_running(partial(self._prepare, request, inline=inline))
             if request.remaining:
                 self._accept(request, chunk, wait=wait, block=block)
             elif not request.future.done():
@@ -154,7 +159,7 @@ class EngineCore:
             request.future.cancel()
             raise
 
-    def _prepare(self, request: Request) -> TokenChunk | None:
+    def _prepare(self, request: Request, *, inline: bool) -> TokenChunk | None:
         """A short query skips the tokenising thread: two thread switches less to wait for."""
         few = len(request) <= INLINE_TEXTS and request.waiting_tokens <= INLINE_TOKENS
         if request.priority is Priority.BULK or not few or not request.remaining:
@@ -162,7 +167,60 @@ class EngineCore:
         tokenized = self._inputs.tokenize(request, np.sort(request.order))
         for row, error in tokenized.refused.items():
             request.fail(row, error)
+        if inline and tokenized.chunk is not None:
+            self._run_inline(request, tokenized.chunk)
         return tokenized.chunk
+
+    def _run_inline(self, request: Request, chunk: TokenChunk) -> None:
+        """Run a request on its caller's thread, if it is alone, which saves two thread switches.
+
+        The caller may be interrupted anywhere, so nothing that others depend on is in its hands:
+        the text is in no queue and no other text waits for it. Several texts are left to the
+        workers, which divide them, and deadlines to the keeper.
+        """
+        runner, one = self._runners[0], len(request) == 1 and request.deadline_s is None
+        if not one or len(self._runners) > 1 or not runner.can_run_inline(int(chunk.lengths[0])):
+            return
+        with self._lock:
+            self._require_open()
+            other = self._inline_request
+            if self._pending or self._arrivals or not self._pool.is_idle():
+                return
+            if other is not None and not other.future.done():
+                return
+            self._inline_request = request
+        padded_length = runner.shapes[request.route].padded_length(int(chunk.lengths[0]))
+        batch = Batch(request.route, (Segment(request, chunk, 0, 1),), padded_length)
+        before = this_thread.works_for
+        try:
+            this_thread.works_for = self._own_threads
+            executor = BatchExecutor(runner, DeviceSlot(), clock=self.clock)
+            self._complete_inline(request, executor.run(batch))
+        except Exception as error:
+            self.ask_keeper(partial(self._fail, error))  # first, so that an interrupt loses nothing
+            self._note_failure(error)
+            raise engine_failure(error) from error
+        finally:
+            this_thread.works_for = before
+            with self._lock:
+                if self._inline_request is request:
+                    self._inline_request = None
+
+    def _complete_inline(self, request: Request, result: BatchResult) -> None:
+        deliveries = [Delivery(one) for one in result.passes]
+        for delivery in deliveries:
+            delivery.deliver()
+        with self._lock:
+            for delivery in deliveries:
+                if delivery.stats is not None:
+                    self._totals.add(delivery.stats)
+            warns = self._count_completed(request)
+        for delivery in deliveries:
+            if delivery.stats is not None:
+                self._hooks.tell(delivery.stats)
+        if warns:
+            _warn_of_truncation(request)
+        request.end(result_s=self.clock())
 
     def _accept(
         self, request: Request, chunk: TokenChunk | None, *, wait: bool, block: bool
@@ -528,18 +586,20 @@ class EngineCore:
         for request in requests:
             if request.remaining or self._pending.pop(request.id, None) is None:
                 continue
-            truncated = int(request.truncated.sum())
-            is_first = truncated > 0 and not (
-                request.reports_truncation or self._told_of_truncation
-            )
-            self._told_of_truncation = self._told_of_truncation or is_first
-            self._totals.truncated_texts += truncated
-            failed = [error for error in request.errors.values() if isinstance(error, TextFailed)]
-            self._totals.failed_texts += len(failed)
-            done.append((request, is_first))
+            done.append((request, self._count_completed(request)))
         if done and self._is_over():
             self._wake_all()
         return done
+
+    def _count_completed(self, request: Request) -> bool:
+        """Under the lock: whether its truncation is to be logged, as the first of the engine."""
+        truncated = int(request.truncated.sum())
+        is_first = truncated > 0 and not (request.reports_truncation or self._told_of_truncation)
+        self._told_of_truncation = self._told_of_truncation or is_first
+        self._totals.truncated_texts += truncated
+        failed = [error for error in request.errors.values() if isinstance(error, TextFailed)]
+        self._totals.failed_texts += len(failed)
+        return is_first
 
     def _finish(self, done: Done) -> None:
         for request, warns in done:

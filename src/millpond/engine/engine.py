@@ -169,6 +169,7 @@ class Engine:
                     reports_truncation=hook is progress,
                 ),
                 strict=True,
+                inline=True,
             )
             return _vectors(self._wait(request, timeout), single)
 
@@ -268,6 +269,7 @@ class Engine:
         *,
         wait: bool = True,
         block: bool = False,
+        inline: bool = False,
         strict: bool = False,
         several: bool = False,
     ) -> tuple[Request, bool]:
@@ -278,7 +280,7 @@ class Engine:
         request, single = service.inputs.request(
             texts, params, now_s=loop.clock(), strict=strict, several=several
         )
-        loop.submit(request, wait=wait, block=block)
+        loop.submit(request, wait=wait, block=block, inline=inline)
         return request, single
 
     def _wait(self, request: Request, timeout: float | None) -> Embeddings:
@@ -348,8 +350,9 @@ class Engine:
     def add_stats_hook(self, hook: StatsHook) -> None:
         """Call `hook` with a `BatchStats` after every batch, on the thread that ran it.
 
-        With several workers, two may call it at a time. Inside it the engine cannot be waited for.
-        What it raises is logged.
+        That is one of the engine's own or, for a lone query on a CPU, its caller's; with several
+        workers, two may call it at a time. Inside it the engine cannot be waited for. What it
+        raises is logged.
         """
         self._service.hooks.add(hook)
 

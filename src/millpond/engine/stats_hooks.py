@@ -38,8 +38,14 @@ class StatsHooks:
         for hook in self._hooks:
             try:
                 hook(stats)
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, KeyboardInterrupt) and _is_main_thread():
+                    raise  # Ctrl-C, during a query that its caller runs
                 logger.exception("a stats hook raised; the engine goes on")
 
     def __repr__(self) -> str:
         return f"StatsHooks({len(self._hooks)})"
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

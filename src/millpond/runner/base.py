@@ -68,6 +68,9 @@ class ModelRunner(Protocol):
     def query_workers(self) -> int:
         """Batches of nothing but queries that run beside those."""
 
+    def can_run_inline(self, tokens: int) -> bool:
+        """Whether a caller's thread may launch a text of so many tokens."""
+
     @property
     def prefix_cache_config(self) -> PrefixCacheConfig | None:
         """Room for a prefix cache, or None where there is none."""

@@ -22,7 +22,7 @@ from ..attention.packed import PackedSequences
 from ..attention.prefix import PrefixedSequences, PrefixIndex, PrefixSlots
 from ..checkpoint.spec import ModelSpec
 from ..config import EngineConfig
-from ..cpu.openmp import limited_threads
+from ..cpu.openmp import limited_threads, may_use_several
 from ..cpu.row_buckets import FEWEST_ROWS, whole_rows
 from ..model.build import load_models
 from ..model.device import choose_device
@@ -47,7 +47,7 @@ from .limits import (
     max_batch_tokens_for,
 )
 from .memory import MemoryBudget
-from .thread_state import on_plain_thread
+from .thread_state import is_plain_thread, on_plain_thread
 
 __all__ = ["TorchModelRunner"]
 
@@ -219,6 +219,14 @@ class TorchModelRunner:
     @property
     def query_workers(self) -> int:
         return 0 if self._threads is None else self._threads.query_workers
+
+    def can_run_inline(self, tokens: int) -> bool:
+        """Whether a caller's thread may launch a text of so many tokens."""
+        if self._threads is None or not self._threads.side_by_side:
+            return False
+        if self._prefix_cache_config is not None or not is_plain_thread():
+            return False
+        return may_use_several() or self._threads.wanted(tokens, queries=True) == 1
 
     @property
     def prefix_cache_config(self) -> PrefixCacheConfig | None:

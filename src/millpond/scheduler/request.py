@@ -212,7 +212,9 @@ class Request:
         )
         try:
             self.progress(done)
-        except BaseException:  # a terminal that is gone stops no one's work
+        except BaseException as error:  # a terminal that is gone stops no other's work
+            if isinstance(error, KeyboardInterrupt) and _is_main_thread():
+                raise  # Ctrl-C, during a query that its caller runs
             logger.debug("a progress function raised; the engine goes on", exc_info=True)
 
     @functools.cached_property
@@ -272,3 +274,7 @@ class Request:
             f"Request(id={self.id}, priority={self.priority.value}, texts={len(self)}, "
             f"untokenized={self.untokenized}, remaining={self.remaining}, dead={self.dead})"
         )
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

@@ -40,6 +40,8 @@ def fuse_for_cuda(model: nn.Module) -> None:
 @cache
 def _kernels(device: torch.device) -> ModuleType | None:
     """The module `triton_kernels`, if Triton and what it needs are there."""
+    if device.type != "cuda":  # where a kernel would read at an address of no meaning
+        return None
     try:
         kernels = importlib.import_module(".triton_kernels", __package__)
         rows = torch.ones(1, 8, device=device)
