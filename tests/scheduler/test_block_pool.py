@@ -78,7 +78,7 @@ def test_a_forgotten_block_is_first_in_line_and_nobody_is_told() -> None:
     pool.release(0, keep=True)
     pool.release(1, keep=True)
     pool.forget(1)
-    assert [pool.is_kept(block) for block in (0, 1)] == [True, False]
+    assert [pool.is_cached(block) for block in (0, 1)] == [True, False]
     assert pool.allocate() == 1
     assert told == []
 

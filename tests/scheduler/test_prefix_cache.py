@@ -60,7 +60,7 @@ def test_a_new_text_gets_a_block_for_every_full_node() -> None:
     claim = cache.claim(text((0, 11)), owner=BATCH)
     assert claim.sizes == [4, 4]
     assert len(set(claim.blocks)) == 2
-    assert (claim.reused, claim.cached_tokens, claim.remembered_tokens) == (0, 0, 8)
+    assert (claim.reused, claim.cached_tokens, claim.cached_so_far) == (0, 0, 8)
 
 
 def test_a_text_that_was_computed_is_found() -> None:
@@ -77,7 +77,7 @@ def test_texts_share_what_they_have_in_common_from_the_beginning() -> None:
     claim = cache.claim(text((0, 8), (200, 8)), owner=BATCH)
     assert claim.blocks[:2] == blocks[:2]
     assert not set(claim.blocks[2:]) & set(blocks)
-    assert (claim.reused, claim.cached_tokens, claim.remembered_tokens) == (2, 8, 16)
+    assert (claim.reused, claim.cached_tokens, claim.cached_so_far) == (2, 8, 16)
 
 
 def test_the_same_ids_after_another_beginning_are_not_the_same() -> None:
@@ -99,7 +99,7 @@ def test_at_least_one_token_is_computed() -> None:
     cache = PrefixCache(8, block_tokens=4)
     remember(cache, text((0, 8)))
     claim = cache.claim(text((0, 8)), owner=BATCH)
-    assert (claim.reused, claim.cached_tokens, claim.remembered_tokens) == (2, 7, 8)
+    assert (claim.reused, claim.cached_tokens, claim.cached_so_far) == (2, 7, 8)
 
 
 def test_ids_that_are_not_int32_are_our_own_bug() -> None:
@@ -159,7 +159,7 @@ def test_only_the_tail_has_no_block(length: int, split: int, block_tokens: int) 
     assert all(0 < size <= block_tokens for size in claim.sizes)
     assert sum(size < block_tokens for size in claim.sizes) <= 1
     assert min(split, length) in {0, *ends}
-    assert 0 <= length - claim.remembered_tokens < block_tokens
+    assert 0 <= length - claim.cached_so_far < block_tokens
 
 
 # Batches in the making.
@@ -293,10 +293,10 @@ def test_blocks_are_made_for_no_more_than_what_is_computed() -> None:
     cache = PrefixCache(8, block_tokens=4)
     ids = text((0, 20))
     first = cache.claim(ids, owner=BATCH, until=11)
-    assert (first.remembered_tokens, first.cached_tokens) == (8, 0)
+    assert (first.cached_so_far, first.cached_tokens) == (8, 0)
     cache.commit(first)
     second = cache.claim(ids, owner=OTHER_BATCH, until=16)
-    assert (second.reused, second.remembered_tokens, second.cached_tokens) == (2, 16, 8)
+    assert (second.reused, second.cached_so_far, second.cached_tokens) == (2, 16, 8)
     assert second.blocks[:2] == first.blocks
 
 

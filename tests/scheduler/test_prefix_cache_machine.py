@@ -171,7 +171,7 @@ class Machine(RuleBasedStateMachine):
         assert claim.sizes == [len(path[-1]) for path in use.paths]
         found = sum(claim.sizes[: claim.reused])
         assert claim.cached_tokens == max(0, min(found, len(use.tokens) - 1, end - 1))
-        assert claim.remembered_tokens == sum(claim.sizes)
+        assert claim.cached_so_far == sum(claim.sizes)
         self.looked_up += len(use.tokens)
         self.hits += claim.cached_tokens
 

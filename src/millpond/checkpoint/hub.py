@@ -16,7 +16,7 @@ from typing import Protocol
 import huggingface_hub
 from huggingface_hub import constants
 
-from .quiet import SilentBar
+from .quiet import DisabledProgressBar
 
 __all__ = ["Hub", "HuggingFaceHub", "Repository"]
 
@@ -120,6 +120,6 @@ class HuggingFaceHub:
             cache_dir=cache_dir,
             etag_timeout=_ANSWER_TIMEOUT_S,
             allow_patterns=[glob.escape(file) for file in files],
-            tqdm_class=SilentBar,
+            tqdm_class=DisabledProgressBar,
         )
         return Path(folder)

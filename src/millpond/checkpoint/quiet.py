@@ -16,13 +16,13 @@ from transformers.utils import logging as transformers_logging
 
 from ..locks import fork_safe
 
-__all__ = ["SilentBar", "quiet_transformers"]
+__all__ = ["DisabledProgressBar", "quiet_transformers"]
 
 # Held while transformers' setting for progress bars is ours.
 _LOCK = fork_safe(threading.Lock())
 
 
-class SilentBar(tqdm):  # type: ignore[misc]
+class DisabledProgressBar(tqdm):  # type: ignore[misc]
     """A progress bar that shows nothing and starts no thread."""
 
     monitor_interval = 0
@@ -76,7 +76,7 @@ def _hooked(thread: int) -> Iterator[None]:
 
     def make_bar(factory: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if threading.get_ident() == thread:
-            return SilentBar(*args, **kwargs)
+            return DisabledProgressBar(*args, **kwargs)
         return previous(factory, args, kwargs) if previous else factory(*args, **kwargs)
 
     previous = transformers_logging.set_tqdm_hook(make_bar)

@@ -23,7 +23,7 @@ class EngineInfo:
     max_queue_tokens: int
     max_query_wait_ms: float
     prefix_cache: PrefixCacheConfig | None = None
-    """Room for beginnings that texts share; None where they are not kept, see `prefix_reason`."""
+    """Room for prefixes that texts share; None where they are not kept, see `prefix_reason`."""
 
     @property
     def dimension(self) -> int:
@@ -47,7 +47,7 @@ class EngineInfo:
 
     @property
     def prefix_reason(self) -> str:
-        """Why beginnings that texts share can be kept, or why not."""
+        """Why prefixes that texts share can be kept, or why not."""
         return self.routes[0].prefixes
 
     @property

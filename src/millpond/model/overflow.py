@@ -88,7 +88,7 @@ def _is_moderate(tensor: Tensor) -> bool:
 
 @contextmanager
 def _named_modules(model: nn.Module) -> Iterator[list[str]]:
-    """The names of the modules whose forward is under way, the innermost last."""
+    """The names of the modules whose forward is running, the innermost last."""
     path: list[str] = []
 
     def enter(name: str, *_: Any) -> None:

@@ -1,7 +1,7 @@
 """`PoolingModel`: one route from token ids to vectors, and the loading of all routes of a model.
 
-ids ──▶ Transformer, packed or padded ──▶ Head ──▶ vectors
-ids ──▶ StaticEmbeddings ─────────────────▶ Head.finish ──▶ vectors
+ids ──▶ Transformer, packed or padded ──▶ Pooler ──▶ vectors
+ids ──▶ StaticEmbeddings ─────────────────▶ Pooler.finish ──▶ vectors
 """
 
 from __future__ import annotations
@@ -151,13 +151,13 @@ _Loaded = tuple[Transformer, TextTokenizer, ExecutionMode]
 
 def _does_not_run(module: Module, reason: str) -> UnsupportedModel:
     return UnsupportedModel(
-        f"{module.path} does not run ({reason}); a model of its kind may need texts of more than "
+        f"{module.path} does not run ({reason}); a model like it may need texts of more than "
         "one token, or something beside token ids"
     )
 
 
 def ordinary_ids(vocab_size: int, tokenizer: TextTokenizer) -> Sequence[int]:
-    """Ids to make the self-check's texts of: no special ones, whose presence may change a model."""
+    """Ids for the texts of the check at load: no special ones, which may change a model."""
     special = tokenizer.special_ids
     found = [i for i in range(min(vocab_size, 4096)) if i not in special]
     if not found:

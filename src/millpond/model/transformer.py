@@ -1,7 +1,7 @@
 """`Transformer`: one transformers model, called on packed or on padded rows.
 
 It turns integers into the model's own keyword arguments and gives back hidden states. Which of
-the two ways is right for the model is `selfcheck`'s to find out.
+the two ways is right for the model is `verify`'s to find out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether a text's vector has the same bits in every batch: found out at load, by real batches.
+"""Whether a text's vector is bitwise identical in every batch: found at load, by real batches.
 
 Texts run alone, all together, and after a prefix that another batch computed, on every number of
 threads that a pass may take. What they do not show is looked at by shape: products of many rows

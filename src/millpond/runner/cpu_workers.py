@@ -3,7 +3,7 @@
 Several forward passes on few threads each do more than one pass on all of them: inside a pass the
 threads wait for each other at every layer, and most of all while others use the processor. So
 batches run side by side, one thread each for a small model on up to 16 threads, and queries have a
-worker of their own, for which the others step aside (`preemption`).
+worker of their own, for which the others yield (`preemption`).
 
 The bits of a vector do not depend on the count where `batch_invariance` found so: every thread
 computes whole rows. That takes more than the count of OpenMP's threads. MKL has one of its own,

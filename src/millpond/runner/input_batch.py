@@ -111,7 +111,7 @@ class _Slots:
         counts = np.array([len(claim.blocks) for claim in claims])
         blocks = np.fromiter(chain.from_iterable(c.blocks for c in claims), np.int64)
         sizes = np.fromiter(chain.from_iterable(c.sizes for c in claims), np.int64)
-        tokens = np.array([claim.remembered_tokens for claim in claims])
+        tokens = np.array([claim.cached_so_far for claim in claims])
         reused = np.array([claim.reused for claim in claims])
         is_new = _ranges(np.zeros_like(counts), counts) >= np.repeat(reused, counts)
         return cls(

@@ -46,7 +46,7 @@ class DeviceMemory:
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """What the engine may fill, weights included; None and None for a good guest's."""
+    """What the engine may fill, weights included; None and None: half of what is free at start."""
 
     share: float | None = None
     size: int | None = None

@@ -170,7 +170,7 @@ class TorchModelRunner:
         return runner
 
     def check_batch_invariance(self, *, promised: bool) -> None:
-        """Find out on which routes a text has the same bits in every batch, and say so in `routes`.
+        """Find out which routes are batch-invariant, and say so in `routes`.
 
         On a GPU the batch decides about kernels, whatever a few of them show, unless every batch
         has one shape, which is `promised` then.

@@ -3,7 +3,7 @@
 It decides how much of a request's next texts goes in, and leaves out duplicates of texts in flight.
 Which request is next is not its business.
 
-Texts that go on from prefixes bring keys beside the tokens that are computed. Those are bounded
+Texts that continue from prefixes bring keys beside the tokens that are computed. Those are bounded
 too: a batch of short ends after one long prefix would fill the memory otherwise.
 """
 
@@ -38,7 +38,7 @@ def most_keys(max_batch_tokens: int) -> int:
 
 @dataclass(eq=False)
 class BatchBuilder:
-    """A batch in the making. With `prefixes`, its texts go on from what that cache holds."""
+    """A batch in the making. With `prefixes`, its texts continue from what that cache holds."""
 
     shapes: tuple[BatchShape, ...]
     tokens_left: int
@@ -47,7 +47,7 @@ class BatchBuilder:
     prefixes: PrefixCache | None = None
     keys_left: int = FEWEST_KEYS
     prefixed_tokens_left: int = sys.maxsize
-    """Tokens that texts which go on from prefixes may still bring; the first brings its own."""
+    """Tokens that texts which continue from prefixes may still bring; the first brings its own."""
     most_of_a_text: int = 0
     """Tokens of one text, where they are more than those left: dividing is for several texts."""
     may_skip_prefixes: bool = False
@@ -64,8 +64,8 @@ class BatchBuilder:
     def take(self, request: Request, span: PendingSpan) -> bool:
         """Move the span's first texts into the plan, as many as fit; whether any left the span.
 
-        The first text of a plan always goes in, or a part of it. Twins of texts in flight take no
-        room.
+        The first text of a plan always goes in, or a part of it. Duplicates of texts in flight
+        take no room.
         """
         if self.route not in (None, request.route) or (self.segments and self.tokens_left <= 0):
             return False
@@ -138,11 +138,7 @@ class BatchBuilder:
         self.prefixed_tokens_left -= computed
         self.keys_left -= until or len(ids)
         span.start += 1
-        if (
-            until is None
-            and claim.is_all_there
-            and claim.remembered_tokens == request.shared_tokens
-        ):
+        if until is None and claim.is_all_there and claim.cached_so_far == request.shared_tokens:
             self._add_identical_prefix(request, span, claim, prefixes)
         return True
 

@@ -13,7 +13,7 @@ class BatchShape:
 
     `pad_to=None` packs them end to end. Otherwise all texts of a batch are padded to one length:
     their own, rounded up to a multiple of `pad_to` and no more than `max_length`. It depends on
-    nothing but the text, so company cannot change the arithmetic.
+    nothing but the text, so other texts cannot change the arithmetic.
     """
 
     pad_to: int | None = None

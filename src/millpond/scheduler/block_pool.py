@@ -47,7 +47,7 @@ class BlockPool:
         """How many hold the block; 0 if it is free."""
         return self._references[block]
 
-    def is_kept(self, block: int) -> bool:
+    def is_cached(self, block: int) -> bool:
         """Whether the block is free and its content may be found again."""
         return block in self._evictable
 

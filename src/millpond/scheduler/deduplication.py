@@ -23,7 +23,7 @@ Duplicate = tuple[Request, TokenChunk, int]
 
 FOLLOWED = {
     Priority.INTERACTIVE: (Priority.INTERACTIVE,),
-    Priority.BULK: (Priority.INTERACTIVE, Priority.BULK),  # a query is home first
+    Priority.BULK: (Priority.INTERACTIVE, Priority.BULK),  # a query is done first
 }
 
 
@@ -45,7 +45,7 @@ class InFlightTexts:
         return f"InFlightTexts(in_flight={len(self)}, following={following})"
 
     def follows(self, request: Request, chunk: TokenChunk, place: int) -> bool:
-        """Let a text follow its twin, if it has one in flight."""
+        """Let a text follow an identical text, if it has one in flight."""
         digest = int(chunk.digests[place])
         return any(
             digest in self._leaders[priority]

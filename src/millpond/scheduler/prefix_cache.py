@@ -1,4 +1,4 @@
-"""`PrefixCache`: which beginnings of texts have their keys and values in which blocks.
+"""`PrefixCache`: which prefixes of texts have their keys and values in which blocks.
 
 A text is cut into nodes, one block each. The cut depends on nothing but the text's length and
 where its prompt ends, so texts with the same prompt share it to its last token:
@@ -10,7 +10,7 @@ where its prompt ends, so texts with the same prompt share it to its last token:
 Nodes are found by a digest of their ids chained to their parent's digest, and believed only when
 the ids and the parent itself agree, so a collision of digests is a miss. This is a cache and never
 working memory: a text can always be computed without it, so when there is no block, less is
-remembered and that is all.
+cached and that is all.
 
 Every method is called under the engine's lock. Tensors, the model and time are not known here.
 """
@@ -34,13 +34,13 @@ Digest = Callable[[tuple[int, bytes]], int]
 ID_BYTES = 4
 
 
-FEW_BLOCKS = 256  # whose books are read through in no time
+FEW_BLOCKS = 256  # whose counts are read through at no cost
 
 
 ROOT_KEY = 0  # what the first node's digest is chained to
 
 
-OPEN, SETTLED, RELEASED = "open", "settled", "released"
+OPEN, SETTLED, RELEASED = "open", "committed", "released"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +100,7 @@ class BlockAllocation:
     state: str = OPEN
 
     @property
-    def remembered_tokens(self) -> int:
+    def cached_so_far(self) -> int:
         """Leading tokens that have blocks."""
         return sum(self.sizes)
 
@@ -117,7 +117,7 @@ class BlockAllocation:
 
 
 class PrefixCache:
-    """Remembers the beginnings of texts in `blocks` blocks of `block_tokens` tokens.
+    """Remembers the prefixes of texts in `blocks` blocks of `block_tokens` tokens.
 
     Pinned nodes are at most the share `most_pinned` of the blocks.
     """
@@ -135,7 +135,7 @@ class PrefixCache:
         self.pool = BlockPool(blocks, evicted=self._evicted)
         self.most_pinned_blocks = int(most_pinned * blocks)
         self._digest = digest
-        self._nodes: dict[int, CachedBlock] = {}  # the remembered ones, by key
+        self._nodes: dict[int, CachedBlock] = {}  # the cached ones, by key
         self._node_of: list[CachedBlock | None] = [None] * blocks  # the same nodes, by block
         self._claims = 0  # not yet released
         self._pinned = 0
@@ -191,7 +191,7 @@ class PrefixCache:
         )
 
     def share(self, claim: BlockAllocation, lengths: npt.NDArray[np.int64]) -> None:
-        """Let further texts of these lengths, which begin with the claim's tokens, go on from it.
+        """Let further texts of these lengths, which begin with its tokens, continue from a claim.
 
         They are to have no node of their own, and more tokens than are cached.
         """
@@ -345,7 +345,7 @@ class PrefixCache:
         )
 
     def check(self, *, idle: bool = False) -> None:
-        """Assert that the books agree; when `idle`, also that only pinned blocks are in use."""
+        """Assert that the invariants hold; when `idle`, also that only pinned blocks are in use."""
         self.pool.check()
         nodes = self._nodes.values()
         assert len(nodes) == sum(node is not None for node in self._node_of)
@@ -359,7 +359,7 @@ class PrefixCache:
             assert self.pool.in_use == self._pinned
 
     def check_idle(self) -> None:
-        """Assert that nobody holds on to a block; in a small cache, that all the books agree."""
+        """Assert that nobody holds on to a block; in a small cache, that all the invariants hold."""
         assert self._claims == 0
         assert self.pool.in_use == self._pinned
         if self.pool.size <= FEW_BLOCKS:
@@ -368,7 +368,7 @@ class PrefixCache:
     def _check_node(self, node: CachedBlock) -> None:
         assert self._remembers(node)
         in_use = self.pool.references(node.block) > 0
-        assert in_use or (node.filled and self.pool.is_kept(node.block))
+        assert in_use or (node.filled and self.pool.is_cached(node.block))
         assert in_use or not node.pinned
         assert node.filled or node.owner is not None
         if node.parent is not None:

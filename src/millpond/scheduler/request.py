@@ -64,7 +64,7 @@ class PendingSpan:
     @property
     def computed_tokens(self) -> int:
         """Tokens that earlier batches have computed of a text that takes several."""
-        return 0 if self.claim is None else self.claim.remembered_tokens
+        return 0 if self.claim is None else self.claim.cached_so_far
 
 
 class Request:

@@ -66,7 +66,7 @@ TOKENIZE_AHEAD_BATCHES = 4
 FIRST_TOKENS = 8192  # tokenised at a time where nothing is ready
 
 
-MOST_DOUBLINGS = 6  # of the plans between two that look texts up in vain: 31 at most
+MOST_DOUBLINGS = 6  # of the plans between two that look texts up without a hit: 31 at most
 
 
 FEW_DEADLINES = 64
@@ -125,7 +125,7 @@ class Scheduler:
         self._tie = itertools.count()
         self._last_query_s = -float("inf")
         self._bulk_waits_since_s: float | None = None  # None while no bulk text is ready
-        # Of late. Summed before they are divided: of two batches under way at a time, the second
+        # Summed before they are divided: of two batches in flight at a time, the second
         # may seem to take no time, because the first was seen to be through too late.
         self._bulk_tokens = self._bulk_seconds = 0.0
 
@@ -297,7 +297,7 @@ class Scheduler:
         """Whether looking texts up may be left out of a plan.
 
         Where a little saved is too little, it takes its time for nothing if texts have nothing in
-        common. The longer it was in vain, the more seldom it is tried.
+        common. The longer it was without a hit, the more seldom it is tried.
         """
         if self._parts_waiting or not self._plans_to_skip:
             return False
@@ -327,7 +327,7 @@ class Scheduler:
     def completed(
         self, batch: Batch, now_s: float, *, keep: bool
     ) -> Mapping[int, Sequence[Duplicate]]:
-        """A batch ran. With `keep` its keys and values are good to go on from.
+        """A batch ran. With `keep` its keys and values are good to continue from.
 
         Texts it did not finish are put back. Returned are the texts that wait for those it did,
         by their place in the batch.

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from string import ascii_letters, digits, punctuation
 
-__all__ = ["END_CHARACTERS", "PROBE_CONTINUATIONS", "PROBE_TEXTS", "common_prefix_length"]
+__all__ = ["END_CHARACTERS", "PROBE_ENDINGS", "PROBE_TEXTS", "common_prefix_length"]
 
-PROBE_CONTINUATIONS = (
+PROBE_ENDINGS = (
     "",
     *ascii_letters,
     *digits,

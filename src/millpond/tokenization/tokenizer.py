@@ -21,7 +21,7 @@ from ..checkpoint.modules import Module
 from ..errors import InvalidCheckpoint, InvalidOption, InvalidText, InvalidTokenIds
 from .backend import NO_LIMIT, TokenizerBackend, ids_of, load_source
 from .long_texts import LONG_TEXT, enough_ids
-from .shared_prefix import END_CHARACTERS, PROBE_CONTINUATIONS, PROBE_TEXTS, common_prefix_length
+from .shared_prefix import END_CHARACTERS, PROBE_ENDINGS, PROBE_TEXTS, common_prefix_length
 from .truncation import (
     Side,
     SpecialTokens,
@@ -250,9 +250,7 @@ class TextTokenizer:
         """What stays of the prompt's tokens when any kind of text follows its end."""
         whole = self.token_ids(PROBE_TEXTS[:3], prompt=prompt, task=task)
         alone, *_ = self.token_ids([prompt], special_tokens=False)
-        ends = self.token_ids(
-            PROBE_CONTINUATIONS, prompt=prompt[-END_CHARACTERS:], special_tokens=False
-        )
+        ends = self.token_ids(PROBE_ENDINGS, prompt=prompt[-END_CHARACTERS:], special_tokens=False)
         merging = len(ends[0]) - common_prefix_length(ends)
         stays = len(self._special_tokens.prefix) + len(alone) - merging
         return max(0, min(stays, common_prefix_length(whole)))

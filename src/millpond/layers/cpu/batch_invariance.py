@@ -70,7 +70,7 @@ def is_invariant(
     *,
     prepacked: bool = True,
 ) -> bool:
-    """Whether a product gives a row the same bits for several numbers of rows and threads.
+    """Whether a product gives a row identical bits for several numbers of rows and threads.
 
     Every sum is one of pairs that cancel, in a mixed order, so what is left of it is rounding:
     summed in another order, most elements differ.

@@ -114,7 +114,7 @@ def prepack_linears(
 ) -> int:
     """Replace the linear layers of a model on the CPU but those to `keep`; how many is returned.
 
-    With `batch_invariant` a row has the same bits for every number of rows, wherever that can be.
+    With `batch_invariant` a row has identical bits for every number of rows, wherever that can be.
     """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return 0
@@ -188,7 +188,7 @@ def _transposed(layer: Conv1D) -> nn.Linear:
 def has_invariant_products(model: nn.Module, threads: Sequence[int] = (1,)) -> bool:
     """Whether the products of a model on the CPU are batch-invariant.
 
-    That is: a row has the same bits for every number of rows from 16 on, and on any of these
+    That is: a row has identical bits for every number of rows from 16 on, and on any of these
     numbers of threads.
     """
     return all(

@@ -50,9 +50,9 @@ class BucketRun(NamedTuple):
 
 
 class BucketedForward:
-    """Runs texts of one pipeline; `invariant_rows` makes their bits independent of company.
+    """Runs texts of one pipeline; `invariant_rows` makes them batch-invariant.
 
-    With a `cache` it also runs texts that go on from what that holds. Batches beyond `most_tokens`,
+    With a `cache` it also runs texts that continue from cached prefixes. Batches beyond `most_tokens`,
     or beyond `MOST_RECORDED_ROWS` that are not fixed, run plainly, in memory of their own. So
     graphs take no more than some thousand rows do.
     """
@@ -189,7 +189,7 @@ def forward_bucket(
 def forward_prefixed(
     pipeline: PoolingModel, bucket: PrefixBucket, integers: Tensor, cache: KVCache
 ) -> Tensor:
-    """The vectors `[texts, dimension]` of a bucket whose texts go on from what a cache holds."""
+    """The vectors `[texts, dimension]` of a bucket whose texts continue from what a cache holds."""
     parts = torch.split(integers[: sum(bucket.sizes)], list(bucket.sizes))
     ids, positions, starts, lengths, prompt_lengths, *edges, order, read, kept, written = parts
     query_edges, key_edges = (each.to(torch.int32) for each in edges)

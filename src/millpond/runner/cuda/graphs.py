@@ -144,7 +144,7 @@ class CudaGraphs:
         return plain
 
     def _keep(self, bucket: AnyBucket, integers: Tensor, expected: Tensor) -> None:
-        """Record a bucket and prove it on the batch that was just run."""
+        """Record a bucket and verify it on the batch that was just run."""
         try:
             recording, vectors = self._record(lambda: self._forward(bucket, integers))
             recording.replay()
@@ -173,7 +173,7 @@ class CudaGraphs:
     def _disable(self, reason: str) -> None:
         self.clear()
         self.reason_against = reason
-        logger.info("the model is not recorded as CUDA graphs: %s", reason)
+        logger.info("the model is not captured as CUDA graphs: %s", reason)
 
     def clear(self) -> None:
         """Let go of every graph and the memory it holds."""

@@ -1,4 +1,4 @@
-"""`PinnedBuffers`: page-locked host memory that copies to and from the device go through.
+"""`PinnedBuffers`: pinned host memory that copies to and from the device go through.
 
 Locking pages takes longer than a small batch, so a buffer is kept for the next one. It knows
 nothing of what is in them.

@@ -1,4 +1,4 @@
-"""`PrefixBucket`: the few sizes of a packed batch on a GPU whose texts go on from cached prefixes.
+"""`PrefixBucket`: the few sizes of a packed batch on a GPU that uses cached prefixes.
 
 Like `Bucket`, with room for the keys of prefixes too, for what is read from the cache and for what
 is kept in it. What is not needed of that room reads a slot for nobody and writes to the null slot.

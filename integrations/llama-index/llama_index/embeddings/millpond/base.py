@@ -65,7 +65,7 @@ class EmbeddingOptions(TypedDict, total=False):
     rate_limiter: Any
 
 
-# The object whose call is under way in a thread or task, which LlamaIndex divides into several, and
+# The object whose call is in flight in a thread or task, which LlamaIndex divides into several, and
 # the hook for its progress.
 _call_under_way: ContextVar[tuple[MillpondEmbedding, ProgressHook] | None] = ContextVar(
     "millpond_call", default=None
@@ -307,7 +307,7 @@ class MillpondEmbedding(BaseEmbedding):
 
     @contextlib.contextmanager
     def _reported(self, texts: int, *, show: bool = False) -> Iterator[ProgressHook]:
-        """The hook for the progress of the call under way, or of one that begins here."""
+        """The hook for the progress of the call in flight, or of one that begins here."""
         owner, hook = _call_under_way.get() or (None, None)
         if owner is self and hook is not None:
             yield hook

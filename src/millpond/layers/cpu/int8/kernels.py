@@ -2,7 +2,7 @@
 
 In operators of their own, quantising rows and undoing it takes longer than products of whole
 numbers save. Here each step reads a row once and writes it once, and on a processor with matrix
-units (Intel's AMX) a product's sums are used while they are in its cache. A row has the same bits
+units (Intel's AMX) a product's sums are used while they are in its cache. A row has identical bits
 whatever other rows there are: sums of whole numbers are exact, and a row is computed by itself.
 
 Arrays are numpy views of torch's memory, which begins at a cache line; tiles need that. Elements
