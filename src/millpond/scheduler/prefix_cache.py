@@ -359,7 +359,7 @@ class PrefixCache:
             assert self.pool.in_use == self._pinned
 
     def check_idle(self) -> None:
-        """Assert that nobody holds on to a block; in a small cache, that all the invariants hold."""
+        """Assert that no block is held; in a small cache, that all invariants hold."""
         assert self._claims == 0
         assert self.pool.in_use == self._pinned
         if self.pool.size <= FEW_BLOCKS:

@@ -2,8 +2,8 @@
 
 Each reads its input once and writes its result once, computes in float32 and rounds at the end, and
 gives a row identical bits whatever other rows there are. torch brings Triton along where it is
-built for CUDA; Triton needs a C compiler at hand when a kernel is first used. Import this module only
-where there is a use for it, and expect any error.
+built for CUDA; Triton needs a C compiler at hand when a kernel is first used. Import this module
+only where there is a use for it, and expect any error.
 
 Triton reads the annotations of kernels, too, and knows no names but its own.
 """
