@@ -53,8 +53,8 @@ class BucketedForward:
     """Runs texts of one pipeline; `invariant_rows` makes them batch-invariant.
 
     With a `cache` it also runs texts that continue from cached prefixes. Batches beyond
-    `most_tokens`, or beyond `MOST_RECORDED_ROWS` that are not fixed, run plainly, in memory of their own. So
-    graphs take no more than some thousand rows do.
+    `most_tokens`, or beyond `MOST_RECORDED_ROWS` that are not fixed, run plainly, in memory of
+    their own. So graphs take no more than some thousand rows do.
     """
 
     def __init__(
