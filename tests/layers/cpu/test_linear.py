@@ -174,6 +174,31 @@ def test_products_that_depend_on_the_batch_are_found_and_split_where_asked() -> 
     assert [len(invariant[i].packed) for i in (0, 2)] == [3, 2]
 
 
+class OtherLastRows(MatrixUnits):
+    """A processor that takes six rows at a time, and sums one to three that are left otherwise."""
+
+    def product(self, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        left = rows.shape[:-1].numel() % 6
+        out = (rows.double() @ weight.double().T).float()
+        if 0 < left < 4:
+            out[-left:] += 1e-3
+        return out
+
+
+class OtherManyRows(MatrixUnits):
+    """A processor that sums long products in pieces only where there are a thousand rows."""
+
+    most_rows_in_one = 600
+
+
+@pytest.mark.parametrize("processor", [OtherLastRows, OtherManyRows])
+def test_products_that_differ_in_some_numbers_of_rows_only_are_found(
+    processor: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onednn, "operators", processor)
+    assert not is_invariant.__wrapped__(512, 64, torch.float32)
+
+
 @pytest.mark.usefixtures("matrix_units")
 @pytest.mark.parametrize(("columns", "packed"), [(96, 96), (300, 320), (16, 32)])
 def test_narrow_products_stay_in_one(columns: int, packed: int) -> None:
