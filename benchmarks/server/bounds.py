@@ -198,7 +198,7 @@ async def one_round(
 ) -> Round:
     """With other clients of that kind. They are a process of their own, so that their work does not
     delay the queries' client."""
-    command = [sys.executable, __file__, "--others", host, str(port), kind]
+    command = [sys.executable, "-m", __spec__.name, "--others", host, str(port), kind]
     command += ["--seconds", str(seconds)]
     if not kind:
         return await good_clients(host, port, bodies, seconds)

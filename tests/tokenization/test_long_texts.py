@@ -17,8 +17,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from millpond.checkpoint.modules import Module
 from millpond.errors import InvalidText, TextTooLong
 from millpond.tokenization import long_texts
-from millpond.tokenization.long_texts import enough_ids
-from millpond.tokenization.tokenizer import TextTokenizer
+from millpond.tokenization.backend import ids_of
+from millpond.tokenization.long_texts import all_ids, enough_ids
+from millpond.tokenization.tokenizer import PROBE_CHARACTERS, TextTokenizer
 
 ROOT = Path(__file__).parents[2]
 CORPUS = [(ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/server.md")]
@@ -98,6 +99,8 @@ def short_parts() -> Any:
         patch.setattr(long_texts, "CHARACTERS", 128)
         patch.setattr(long_texts, "CHARACTERS_PER_TOKEN", 16)
         patch.setattr(long_texts, "MARGIN_TOKENS", 8)
+        patch.setattr(long_texts, "PART", 200)
+        patch.setattr(long_texts, "WINDOW", 60)
         yield
 
 
@@ -143,10 +146,10 @@ def test_of_a_text_of_words_little_is_tokenised(name: str, side: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "side"), [("7" * 10_000, "start"), ("a" * 10_000, "end"), (" " * 10_000, "end")]
+    ("text", "side"), [("ß" * 10_000, "start"), ("ß" * 10_000, "end"), (" " * 10_000, "end")]
 )
 def test_a_text_of_which_no_part_can_be_believed_is_taken_whole(text: str, side: Any) -> None:
-    # Digits that are grouped from the left; one word, and one space, whatever their length.
+    # One word, and one space, whatever their length.
     ids = enough_ids(text, limit=LIMIT, side=side, token_ids=lambda part: [1] * bool(part))
     assert ids is None
 
@@ -155,6 +158,57 @@ def test_a_part_whose_tokens_depend_on_its_length_is_not_believed() -> None:
     text = "the mill pond " * 1000
     ids = enough_ids(text, limit=LIMIT, side="end", token_ids=lambda part: [len(part)] * 99)
     assert ids is None
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(
+    words=st.lists(st.sampled_from(WORDS), min_size=1, max_size=40),
+    separator=st.sampled_from([" ", "", "\n", " \n"]),
+    times=st.integers(1, 60),
+    seed=st.integers(0, 9),
+)
+def test_the_ids_of_parts_are_those_of_the_whole(
+    name: str, words: Sequence[str], separator: str, times: int, seed: int
+) -> None:
+    many = [*words] * times
+    random.Random(seed).shuffle(many)
+    text = separator.join(many)
+
+    def token_ids(part: str) -> list[int]:
+        return list(TOKENIZERS[name].encode(part, add_special_tokens=False).ids)
+
+    found = all_ids(text, token_ids)
+    assert found is None or found == token_ids(text)
+
+
+@pytest.mark.parametrize("name", sorted({*TOKENIZERS} - {"whole_text_pairs"}))
+def test_of_a_text_of_words_all_parts_are_short(name: str) -> None:
+    lengths = []
+
+    def token_ids(part: str) -> list[int]:
+        lengths.append(len(part))
+        return list(TOKENIZERS[name].encode(part, add_special_tokens=False).ids)
+
+    text = "the mill pond " * 5000
+    assert all_ids(text, token_ids) == token_ids(text)
+    assert max(lengths[:-1]) <= 200
+    assert sum(lengths[:-1]) < 4 * len(text)
+
+
+def test_parts_that_do_not_fit_together_are_not_believed() -> None:
+    assert all_ids("the mill pond " * 1000, lambda part: [len(part)]) is None
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_words_longer_than_any_have_the_tokens_of_the_whole(name: str) -> None:
+    text = f"a mill {'x' * 20_000} and {'Z9' * 9000} pond"
+
+    def token_ids(part: str) -> list[int]:
+        return list(TOKENIZERS[name].encode(part, add_special_tokens=False).ids)
+
+    assert all_ids(text, token_ids) in (None, token_ids(text))
+    found = enough_ids(text, limit=LIMIT, side="end", token_ids=token_ids)
+    assert found is None or found[:LIMIT] == token_ids(text)[:LIMIT]
 
 
 # With the checkpoint's own tokenizer.
@@ -205,6 +259,27 @@ def test_both_ends_are_those_of_the_whole_text(
     assert end.truncated.tolist() == [False, True]
     assert start.truncated.tolist() == [True, False]
     assert sum(map(len, tokenized)) < 10_000
+
+
+@pytest.mark.parametrize("special_tokens", [True, False])
+def test_all_ids_of_a_long_text_come_from_parts(
+    tokenizer: TextTokenizer, tokenized: list[str], special_tokens: bool
+) -> None:
+    text = LONG * 3
+    (found,) = tokenizer.token_ids([text], prompt="query: ", special_tokens=special_tokens)
+    assert max(map(len, tokenized)) <= PROBE_CHARACTERS
+    (row,) = tokenizer._source.tokenize([f"query: {text}"], special_tokens)
+    assert found == ids_of(row)
+
+
+def test_little_is_tokenised_of_a_word_that_is_one_token(
+    tokenizer: TextTokenizer, tokenized: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(long_texts, "PART", 10_000)
+    text = "x" * 200_000
+    assert tokenizer.encode([text]).lengths.tolist() == [3]
+    assert len(tokenizer.token_ids([text])[0]) == 3
+    assert sum(map(len, tokenized)) < len(text) / 2
 
 
 def test_an_error_says_that_not_all_was_counted(tokenizer: TextTokenizer) -> None:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from ..checkpoint.modules import Module
 from ..errors import InvalidCheckpoint, InvalidOption, InvalidText, InvalidTokenIds
 from .backend import NO_LIMIT, TokenizerBackend, ids_of, load_source
-from .long_texts import LONG_TEXT, enough_ids
+from .long_texts import LONG_TEXT, all_ids, enough_ids
 from .shared_prefix import END_CHARACTERS, PROBE_ENDINGS, PROBE_TEXTS, common_prefix_length
 from .truncation import (
     Side,
@@ -34,6 +34,9 @@ from .truncation import (
 __all__ = ["TextTokenizer", "TokenizedTexts"]
 
 Ids = npt.NDArray[np.int32]
+
+
+PROBE_CHARACTERS = 1000  # of a long text, by which the special tokens at its ends are verified
 
 
 CACHED_PROMPTS = 256  # with what was found out for them, for each tokenizer
@@ -214,8 +217,8 @@ class TextTokenizer:
         Without `special_tokens` also without a chat template.
         """
         empty = list(self._source.empty_ids) if special_tokens else []
-        rows = self._rows(texts, prompt, task, special_tokens)
-        return [ids_of(row) or empty for row in rows]
+        strings, special = self._strings(texts, prompt, task, special_tokens)
+        return [ids or empty for ids in self._all_ids(strings, special)]
 
     def detokenize(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """The text of each list of ids, special tokens spelled out. Raises `InvalidTokenIds`."""
@@ -271,6 +274,27 @@ class TextTokenizer:
     ) -> Sequence[Any]:
         """What `ids_of` takes for each text with its prompt."""
         return self._tokenize(*self._strings(texts, prompt, task, special_tokens))
+
+    def _all_ids(self, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
+        """All token ids of each text."""
+        if all(len(text) <= LONG_TEXT for text in texts):
+            return [ids_of(row) for row in self._tokenize(texts, special_tokens)]
+        return [self._ids_in_parts(text, special_tokens) for text in texts]
+
+    def _ids_in_parts(self, text: str, special_tokens: bool) -> list[int]:
+        def token_ids(part: str, special_tokens: bool = False) -> list[int]:
+            (row,) = self._tokenize([part], special_tokens)
+            return ids_of(row)
+
+        ends, beginning = self._special_tokens, text[:PROBE_CHARACTERS]
+        before, after = (ends.prefix, ends.suffix) if special_tokens else ([], [])
+        if before + token_ids(beginning) + after == token_ids(beginning, special_tokens):
+            ids = all_ids(text, token_ids)
+            if ids is not None:
+                ids[:0] = before
+                ids += after
+                return ids
+        return token_ids(text, special_tokens)
 
     def _strings(
         self, texts: Sequence[str], prompt: str, task: str | None, special_tokens: bool
