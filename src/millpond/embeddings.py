@@ -18,10 +18,7 @@ from .errors import InvalidDimensions, InvalidInput, InvalidOption, TextFailed, 
 __all__ = ["Embeddings", "OutputDType", "OutputSpec", "Timings", "quantize"]
 
 OutputDType = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
-
-
 FloatArray = npt.NDArray[np.float32]
-
 
 _ONE_VECTOR = (
     "{dtype} takes each dimension's range from the vectors of the call, and one vector has none: "

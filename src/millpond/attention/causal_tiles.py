@@ -19,12 +19,8 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 __all__ = ["Masks", "attend_in_tiles"]
 
 TILE = 32
-
-
 # Elsewhere than on a CPU no bits are promised, and fewer calls are quicker.
 LARGEST_TILE = 160
-
-
 Masks = dict[int | None, Tensor]
 """What is added to the scores of a tile, by window: the same in every layer of a pass."""
 

@@ -33,12 +33,8 @@ __all__ = [
 ]
 
 ATTENTION_NAME = "millpond"
-
-
 # Measured on AMX with 12 heads of 32: from 6 keys beyond a step on, padding is quicker.
 KEY_STEP, LEAST_REST, MOST_PADDED_KEYS = 16, 6, 256
-
-
 # They change the scores, by too little at times for a comparison at load to notice.
 _SCORE_OPTIONS = ("softcap", "s_aux", "position_bias")
 

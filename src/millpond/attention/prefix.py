@@ -23,8 +23,6 @@ from .varlen import attend_varlen, uses_varlen
 __all__ = ["JoinedKeys", "PrefixIndex", "PrefixSlots", "PrefixedSequences"]
 
 IntArray = npt.NDArray[np.int64]
-
-
 MOST_KEYS = 32_768  # that are put end to end at a time on a CPU; a longer text's go in anyway
 
 

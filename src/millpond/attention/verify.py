@@ -21,11 +21,7 @@ __all__ = ["AttentionShape", "attention_is_invariant"]
 
 # torch's kernel takes more queries at a time from 192 and from 768 on, and keys in blocks of 512.
 LENGTHS = (200, 800)
-
-
 TEXTS = 3
-
-
 MOST_NUMBERS = 2**22  # of queries, so that a check takes milliseconds
 
 

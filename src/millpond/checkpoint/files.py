@@ -42,7 +42,6 @@ TOKENIZER_FILES = (
     "tokenizer.model",
 )
 
-
 # Files that a checkpoint may do without, and what is taken for granted then.
 ASSUMED_WITHOUT = {
     "modules.json": "plain pooling, and nothing after it",
@@ -53,24 +52,15 @@ ASSUMED_WITHOUT = {
     "chat_template.jinja": "no chat template",
 }
 
-
 ROUTER_CONFIG_FILES = ("router_config.json", "config.json")
-
-
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-
 
 _KINDS_WITH_WEIGHTS = frozenset(
     {"Transformer", "StaticEmbedding", "Dense", "LayerNorm", "WeightedLayerPooling"}
 )
 
-
 _LFS_POINTER = b"version https://git-lfs"
-
-
 _ZIP = b"PK\x03\x04"  # what torch.save writes begins like any zip file
-
-
 _LARGEST_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
 
 

@@ -15,21 +15,14 @@ from ..errors import InvalidCheckpoint, UnsupportedModel
 __all__ = ["chat_options", "length_options", "tokens"]
 
 _TEXT = frozenset({"text", "message"})
-
-
 _FORMATS = ("auto", "flat", "structured")
-
-
 _WHOLE = (True, "longest_first", "only_first")  # how a single text may be truncated
-
 
 _IGNORED_CALL_KEYS = frozenset(
     {"padding", "pad_to_multiple_of", "return_attention_mask", "return_tensors"}
 )
 
-
 _SIZE_KEYS = frozenset({"max_length", "truncation"})
-
 
 # They decide what comes back from the template, or are given by the reference itself.
 _REFUSED_CHAT_KEYS = frozenset(

@@ -22,12 +22,10 @@ __all__ = ["READ_OPTIONS", "transformer_config", "transformer_options"]
 
 logger = logging.getLogger(__name__)
 
-
 _TRANSFORMER_FILES = tuple(
     f"sentence_{name}_config.json"
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
-
 
 # In the order in which several of them are concatenated.
 _OLD_POOLING_KEYS = {
@@ -39,12 +37,8 @@ _OLD_POOLING_KEYS = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 
-
 _FEATURES = ("token_embeddings", "sentence_embedding")
-
-
 _TANH = "torch.nn.modules.activation.Tanh"
-
 
 # What a checkpoint may not decide: whose code runs, where files come from, which precision,
 # device and attention the engine uses.

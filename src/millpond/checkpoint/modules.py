@@ -20,7 +20,6 @@ __all__ = ["Chain", "Module", "Router", "chain_for", "read_chain", "routers_of"]
 
 logger = logging.getLogger(__name__)
 
-
 _OTHER_MODALITIES = frozenset({"image", "audio", "video", "message"})
 
 

@@ -28,15 +28,9 @@ __all__ = ["Checkpoint", "resolve_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
-
 _DEFAULT_ORGANISATION = "sentence-transformers"
-
-
 _NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?", re.ASCII)
-
-
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-
 
 # What configurations and tokenizers are saved as, by the classes of transformers.
 _TEXT_SUFFIXES = (
@@ -44,10 +38,7 @@ _TEXT_SUFFIXES = (
     *(".bpe", ".codes", ".merges", ".spm", ".vocab"),
 )
 
-
 _SAFETENSORS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
-
-
 _TORCH_WEIGHTS = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
 
 

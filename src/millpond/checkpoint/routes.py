@@ -19,7 +19,6 @@ __all__ = ["Route", "default_chain", "read_routes"]
 
 logger = logging.getLogger(__name__)
 
-
 _ANY_OTHER_TASK = "\0"  # no task is called that, so it finds the route of every unnamed task
 
 

@@ -20,12 +20,8 @@ from .routes import Route, default_chain, read_routes
 __all__ = ["ModelSpec", "read_spec"]
 
 _SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
-
-
 # Their checkpoints do not say that the instruction stays out of the mean; their model cards do.
 _INSTRUCTOR_MODELS = frozenset(f"hkunlp/instructor-{size}" for size in ("base", "large", "xl"))
-
-
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
 

@@ -25,11 +25,7 @@ __all__ = ["ServeCommand", "main", "serve"]
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 USAGE_ERROR = 2
 _NAMES_FLAG = "--served-model-name"
-
-
 VLLM_DTYPES: dict[str, Any] = {"float": "float32", "half": "float16"}
-
-
 _LIBRARIES = ("fastapi", "httptools", "orjson", "prometheus_client", "uvicorn")
 
 

@@ -54,7 +54,6 @@ VLLM_NAMES = {
 }
 """Options of an engine that have a flag of vLLM's name, too."""
 
-
 Models = Annotated[Names, typer.Argument(metavar="MODEL", help="Folders, or names on the hub.")]
 ModelFlags = Annotated[Names, typer.Option("--model", help="The same; may be repeated.")]
 ServedNames = Annotated[
@@ -74,7 +73,6 @@ DType = Annotated[
     typer.Option("--dtype", help="Precision of the transformer."),
 ]
 
-
 TensorParallelSize = Annotated[
     int,
     typer.Option("--tensor-parallel-size", "-tp", help="Devices per model: only 1."),
@@ -87,7 +85,6 @@ EnablePrefixCaching = Annotated[
         show_default=False,
     ),
 ]
-
 
 # Of vLLM's, with the one meaning that they have here; any other value is an error.
 Task = Annotated[
@@ -104,7 +101,6 @@ LoadFormat = Annotated[
     Literal["auto", "safetensors"],
     typer.Option("--load-format", help="vLLM's: weights are read as they are."),
 ]
-
 
 # vLLM's, without an effect here.
 MaxNumSeqs = Annotated[

@@ -25,8 +25,6 @@ __all__ = [
 ]
 
 QUERY_OPERATIONS_PER_THREAD = 1.5e9
-
-
 _own_process = os.getpid()
 
 

@@ -53,9 +53,7 @@ __all__ = ["load_models"]
 
 logger = logging.getLogger("millpond")
 
-
 MOST_ENGLISH_TOKENS = 64
-
 
 ENGLISH = (
     "The mill stands beside a pond, and its wheel turns as long as there is water.",

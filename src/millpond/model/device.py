@@ -10,14 +10,11 @@ from typing import Any
 
 import torch
 
-from ..errors import (
-    InvalidOption,
-)
+from ..errors import InvalidOption
 
 __all__ = ["choose_device", "choose_dtype"]
 
 logger = logging.getLogger(__name__)
-
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

@@ -34,24 +34,18 @@ from ..errors import (
     first_line,
     summary,
 )
-from .device import (
-    DTYPES,
-)
+from .device import DTYPES
 from .overflow import DoesNotFit
 
 __all__ = ["LoadedTransformer", "checkpoint_dtype", "load_transformer"]
 
 logger = logging.getLogger(__name__)
 
-
 _SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
+_NUMBER = re.compile(r"\d+")
 
 # Translation and summarising models of which the reference runs the encoder alone. Others of
 # the kind, BART for one, it runs whole, and their vectors are those of the decoder.
-_NUMBER = re.compile(r"\d+")
-
-
 _ENCODER_ONLY = frozenset(
     {
         "blenderbot",
@@ -66,7 +60,6 @@ _ENCODER_ONLY = frozenset(
         "t5gemma2",
     }
 )
-
 
 _POSITION_TABLES = frozenset(
     {

@@ -25,9 +25,7 @@ from ..tokenization.tokenizer import TextTokenizer
 from .info import ExecutionKind, RouteInfo
 from .static import StaticEmbeddings
 from .transformer import Transformer
-from .verify import (
-    ExecutionMode,
-)
+from .verify import ExecutionMode
 from .verify_prefix import PrefixSupport
 
 __all__ = ["PooledRows", "PoolingModel"]

@@ -40,31 +40,14 @@ __all__ = [
 
 logger = logging.getLogger("millpond")
 
-
 PAD_TO = 16
-
-
 FAR_PAD_TO = 3 * PAD_TO
-
-
 MOST_WINDOW_TOKENS = 1024  # a sliding window up to this is checked with a text longer than it
-
-
 INT8_NOISE = 4  # tokens of two runs in int8 are as many of its errors apart, at the most
-
-
 MOST_NOISE = 0.5  # a wrong mask or position is further off
-
-
 MOST_POSITIONS_TRIED = 4096  # a batch has hardly more tokens
-
-
 LENGTHS = (9, 4, 13, 1, 9, 6)
-
-
 ROWS_BESIDE = (16, 17, 23, 31, 33, 64, 100, 257, 1000)  # rows beside a text; kernels have tails
-
-
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 8e-2}
 
 

@@ -25,7 +25,6 @@ __all__ = ["PrefixSupport", "verify_prefixes"]
 
 logger = logging.getLogger("millpond")
 
-
 NO_INTEGERS = np.empty(0, dtype=np.int64)
 
 

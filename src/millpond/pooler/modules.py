@@ -27,19 +27,11 @@ from ..errors import InvalidCheckpoint, UnsupportedModel
 __all__ = ["LOADERS", "ModuleContext", "Step", "load_layer_weights", "normalizer"]
 
 Step = Callable[[Tensor], Tensor]
-
-
 # Measured on CPU: a float32 product of 16 rows gives every row the bits it has in the first place,
 # if both widths are multiples of 16; other widths need a product per row.
 _BLOCK_ROWS = 16
-
-
 _BLOCK_VECTORS = 256
-
-
 _EXACT_ACTIVATIONS = (nn.Identity, nn.ReLU)
-
-
 _LAYER_NORM_EPSILON = 1e-5
 
 

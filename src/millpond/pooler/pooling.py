@@ -18,8 +18,6 @@ __all__ = ["POOLING", "TokenRows", "pool", "weighted_layers"]
 
 # The smallest denominator, so that a text without pooled tokens gives zeros.
 _EPSILON = 1e-9
-
-
 _MODES = {"sum": 0, "max": 2}  # torch's numbers for them
 
 

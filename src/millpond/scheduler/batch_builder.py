@@ -26,8 +26,6 @@ from .request import PendingSpan, Request
 __all__ = ["BatchBuilder", "most_keys"]
 
 KEYS_PER_TOKEN = 4  # of a batch as large as may be
-
-
 FEWEST_KEYS = 32_768  # a bound below this saves no memory worth speaking of
 
 

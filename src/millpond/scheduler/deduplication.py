@@ -20,7 +20,6 @@ __all__ = ["Duplicate", "InFlightTexts"]
 Duplicate = tuple[Request, TokenChunk, int]
 """The text at a place of a chunk of a request."""
 
-
 FOLLOWED = {
     Priority.INTERACTIVE: (Priority.INTERACTIVE,),
     Priority.BULK: (Priority.INTERACTIVE, Priority.BULK),  # a query is done first

@@ -29,17 +29,9 @@ from .block_pool import BlockPool
 __all__ = ["BlockAllocation", "PrefixCache", "PrefixCacheConfig"]
 
 Digest = Callable[[tuple[int, bytes]], int]
-
-
 ID_BYTES = 4
-
-
 FEW_BLOCKS = 256  # whose counts are read through at no cost
-
-
 ROOT_KEY = 0  # what the first node's digest is chained to
-
-
 OPEN, SETTLED, RELEASED = "open", "committed", "released"
 
 

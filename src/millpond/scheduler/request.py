@@ -29,11 +29,7 @@ from .token_chunk import TokenChunk
 __all__ = ["PendingSpan", "Priority", "Request", "TruncateSide"]
 
 TruncateSide = Literal["end", "start", "error"]
-
-
 CHARACTERS_PER_TOKEN = 4  # a guess for the queue bound, replaced when the text is tokenised
-
-
 _request_ids = itertools.count()
 logger = logging.getLogger("millpond")
 

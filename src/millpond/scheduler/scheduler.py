@@ -42,36 +42,16 @@ from .token_chunk import TokenChunk
 __all__ = ["Scheduler"]
 
 BULK_PATIENCE = 4.0
-
-
 QUERY_MEMORY_S = 5.0  # how long after a query bulk batches stay short
-
-
 # Shorter ones are mostly overhead, and would make the speed they are cut by look ever lower.
 MIN_SHORT_BATCH_TOKENS = 64
-
-
 MIN_SHARE_TOKENS = 64  # fewer are not worth dividing
-
-
 FIRST_SHORT_BATCH_TOKENS = 256  # a short batch before any speed is known
-
-
 SPEED_MEMORY = 0.8  # what is left of the batches measured so far with every new one
-
-
 TOKENIZE_AHEAD_BATCHES = 4
-
-
 FIRST_TOKENS = 8192  # tokenised at a time where nothing is ready
-
-
 MOST_DOUBLINGS = 6  # of the plans between two that look texts up without a hit: 31 at most
-
-
 FEW_DEADLINES = 64
-
-
 REGROWTH = 1.02  # after running out of memory, a batch that fits lets the next be larger by this
 
 

@@ -25,10 +25,7 @@ __all__ = ["NO_LIMIT", "TokenizerBackend", "ids_of", "load_source"]
 
 # A tokenizer without a limit of its own says so with a number this large or larger.
 NO_LIMIT = 10**9
-
-
 _FEW_TOKENS = 1000  # listing a whole vocabulary takes time, and an empty one is short
-
 
 _PROBES = (
     "",

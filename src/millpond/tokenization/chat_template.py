@@ -15,11 +15,8 @@ from ..errors import InvalidCheckpoint, InvalidText, UnsupportedModel, summary
 __all__ = ["ChatTemplate"]
 
 MessageFormat = Literal["flat", "structured"]
-
-
 # As `InputFormatter` of sentence-transformers 6 guesses the format that a template expects.
 _FLAT_MODELS = frozenset({"apertus", "deepseek_v3", "gpt_oss", "seed_oss"})
-
 
 _STRUCTURED_SIGNS = (
     "content[0]",

@@ -21,10 +21,8 @@ PROBE_ENDINGS = (
 """Every kind of text that merges with what stands before it in a way of its own: a space at the
 end of a prompt and the first letters of the text are one token in many vocabularies."""
 
-
 END_CHARACTERS = 32
 """So much of a prompt's end is tried with all of them: a long one would keep its caller waiting."""
-
 
 PROBE_TEXTS = ("", "a", "The 1", " b", "\n\n", "1", ".", "(", '"', "é", "я", "東", "🦊")
 """A few of them, for what cannot be cut to its end."""

@@ -25,8 +25,6 @@ __all__ = [
 ]
 
 Side = Literal["end", "start"]
-
-
 Truncate = Literal["end", "start", "error"]
 
 

@@ -65,7 +65,6 @@ _attention_functions: Any = AttentionInterface()  # type: ignore[no-untyped-call
 NormOptions = tuple[tuple[int, ...], Tensor | None, Tensor | None, float]
 """What `torch.layer_norm` takes after the rows."""
 
-
 Attend = Callable[[Tensor, PackedSequences, int, float], Tensor]
 """Of query, key and value `[n, 3 × heads × size]`, the sequences, the size and the scaling, to
 `[n, heads × size]`: zeros for rows that belong to no sequence."""

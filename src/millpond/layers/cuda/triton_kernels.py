@@ -18,8 +18,6 @@ from torch import Tensor
 __all__ = ["rms_norm", "rotate", "silu_times"]
 
 MOST_WIDTH = 16_384  # of a row, which a program holds in registers
-
-
 NUMBERS = 2048  # that a program works on at a time, about
 
 

@@ -33,7 +33,6 @@ RENAMED = {
     "truncation_side": "truncate",  # vLLM
 }
 
-
 # Only the value that is the behaviour anyway.
 DEFAULT_ONLY: Mapping[str, tuple[Any, ...]] = {
     "add_special_tokens": (True,),  # vLLM
@@ -45,7 +44,6 @@ DEFAULT_ONLY: Mapping[str, tuple[Any, ...]] = {
     "output_dtype": ("float", "float32"),  # Voyage, Mistral
     "truncate_prompt_tokens": (-1,),  # vLLM: as many as the model reads
 }
-
 
 # They do not affect the vectors.
 IGNORED = frozenset({"cache_salt", "metadata", "request_id", "safety_identifier"})
