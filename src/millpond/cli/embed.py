@@ -9,39 +9,15 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .embed_options import (
-    ChunkSizeOption,
-    ColumnOption,
-    InputArgument,
-    InputFormatOption,
-    NormalizeOption,
-    OutputColumnOption,
-    OutputFormatOption,
-    OutputOption,
-    OutputTypeOption,
-    ProgressOption,
-    RestartOption,
-    ResumeOption,
-    TruncateOption,
-    VectorsOnlyOption,
-)
-from .engine_flags import with_engine_flags
+from ..config import EngineConfig
 from .errors import CommandError
-from .files.formats import FileFormats
+from .files.formats import FileFormats, InputFormat, OutputFormat
 from .files.streams import can_be_read_again, is_same_file, is_stream, name_of
-from .options import (
-    DEFAULT_MODEL,
-    DimensionsOption,
-    ModelOption,
-    PromptNameOption,
-    PromptOption,
-    TaskOption,
-    open_engine,
-)
+from .flags import DEFAULT_MODEL, open_engine, with_flags_of
 
 if TYPE_CHECKING:
     from ..engine.engine import CallOptions, Engine
@@ -52,28 +28,69 @@ __all__ = ["embed"]
 INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 
-@with_engine_flags(batch_invariant=True)  # a run that goes on meets other batches
+@with_flags_of(EngineConfig, batch_invariant=True)  # a run that goes on meets other batches
 def embed(
-    source: InputArgument,
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="Texts: a file, or - for standard input.")
+    ],
     *,
-    output: OutputOption,
-    input_format: InputFormatOption = None,
-    output_format: OutputFormatOption = None,
-    column: ColumnOption = "text",
-    output_column: OutputColumnOption = "embedding",
-    vectors_only: VectorsOnlyOption = False,
-    model: ModelOption = DEFAULT_MODEL,
-    task: TaskOption = None,
-    prompt: PromptOption = None,
-    prompt_name: PromptNameOption = None,
-    dimensions: DimensionsOption = None,
-    normalize: NormalizeOption = None,
-    truncate: TruncateOption = None,
-    output_dtype: OutputTypeOption = "float32",
-    chunk_size: ChunkSizeOption = 1024,
-    resume: ResumeOption = False,
-    restart: RestartOption = False,
-    progress: ProgressOption = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    input_format: Annotated[
+        InputFormat | None, typer.Option(help="Format of IN, if not by its suffix.")
+    ] = None,
+    output_format: Annotated[
+        OutputFormat | None, typer.Option(help="Format of OUT, if not by its suffix.")
+    ] = None,
+    column: Annotated[str, typer.Option(help="The column with the text.")] = "text",
+    output_column: Annotated[
+        str, typer.Option(help="The column for the vectors in JSON lines and Parquet.")
+    ] = "embedding",
+    vectors_only: Annotated[
+        bool, typer.Option("--vectors-only", help="Do not copy the columns of IN to OUT.")
+    ] = False,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A folder, or a name on the Hugging Face hub.")
+    ] = DEFAULT_MODEL,
+    task: Annotated[
+        str | None, typer.Option(help="query or document: adds the model's prompt for it.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text to put in front of every text.")] = None,
+    prompt_name: Annotated[
+        str | None, typer.Option(help="Name of a prompt saved with the model.")
+    ] = None,
+    dimensions: Annotated[
+        int | None, typer.Option(help="Keep the first N dimensions, at unit length.")
+    ] = None,
+    normalize: Annotated[
+        bool | None,
+        typer.Option(
+            "--normalize/--no-normalize",
+            help="Whether to scale vectors to unit length; by default as the model.",
+        ),
+    ] = None,
+    truncate: Annotated[
+        Literal["end", "start", "error"] | None,
+        typer.Option(help="Where to truncate a text that is too long; error stops instead."),
+    ] = None,
+    output_dtype: Annotated[
+        Literal["float32", "float16", "binary", "ubinary", "int8", "uint8"],
+        typer.Option(
+            "--output-dtype", help="Type of the vectors; int8 and uint8 cannot be streamed."
+        ),
+    ] = "float32",
+    chunk_size: Annotated[
+        int, typer.Option(min=1, help="Rows to write and sync to disk at a time.")
+    ] = 1024,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Discard the rows of an interrupted run.")
+    ] = False,
+    progress: Annotated[
+        bool | None,
+        typer.Option(
+            "--progress/--no-progress", help="Show a progress bar; by default on a terminal."
+        ),
+    ] = None,
     **engine_options: Any,
 ) -> None:
     """Embed a file of texts: lines, JSON lines, CSV or Parquet in; .npy, JSON lines or Parquet out.

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .engine_flags import with_engine_flags
-from .options import JsonOption, open_engine
+from ..config import EngineConfig
+from .flags import open_engine, with_flags_of
 
 if TYPE_CHECKING:
     from ..checkpoint.modules import Module
@@ -21,11 +21,11 @@ __all__ = ["info"]
 Facts = dict[str, Any]
 
 
-@with_engine_flags()
+@with_flags_of(EngineConfig)
 def info(
     model: Annotated[str, typer.Argument(help="A folder, or a name on the Hugging Face hub.")],
     *,
-    as_json: JsonOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     **engine_options: Any,
 ) -> None:
     """Load a model and show its checkpoint's settings and how it runs here.

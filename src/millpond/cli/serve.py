@@ -5,68 +5,100 @@ The server's libraries are imported after the flags are valid.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Sequence
+from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise, takewhile
-from typing import Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperCommand
 
-from ..config import EngineOptions
+from ..config import EngineConfig, EngineOptions
 from ..errors import InvalidOption, MillpondError
 from ..server.settings import AppSettings, ListenSettings
-from . import serve_options as flags
-from .engine_flags import engine_options, with_engine_flags
+from .errors import exit_after
+from .flags import DEFAULT_MODEL, engine_options, options_of, with_flags_of
 
 __all__ = ["ServeCommand", "main", "serve"]
 
-DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-USAGE_ERROR = 2
 _NAMES_FLAG = "--served-model-name"
 VLLM_DTYPES: dict[str, Any] = {"float": "float32", "half": "float16"}
+VLLM_NAMES = {
+    "cache_dir": ("--download-dir",),
+    "max_batch_tokens": ("--max-num-batched-tokens",),
+    "max_length": ("--max-model-len",),
+    "memory_utilization": ("--gpu-memory-utilization",),
+}
+"""Options of an engine that have a flag of vLLM's name, too."""
 _LIBRARIES = ("fastapi", "httptools", "orjson", "prometheus_client", "uvicorn")
 
 
-@with_engine_flags(flags.VLLM_NAMES, warmup=True)  # a server is ready when it is fast
+@with_flags_of(
+    ListenSettings, AppSettings, EngineConfig, other_names=VLLM_NAMES, warmup=True
+)  # a server is ready when it is fast
 def serve(
-    models: flags.Models = None,
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="MODEL", help="Folders, or names on the hub.")
+    ] = None,
     *,
-    model: flags.ModelFlags = None,
-    served_model_name: flags.ServedNames = None,
-    host: flags.Host = ListenSettings.host,
-    port: flags.Port = ListenSettings.port,
-    uds: flags.Uds = None,
-    dtype: flags.DType = "auto",
-    tensor_parallel_size: flags.TensorParallelSize = 1,
-    enable_prefix_caching: flags.EnablePrefixCaching = None,
-    task: flags.Task = "auto",
-    runner: flags.RunnerKind = "auto",
-    convert: flags.Convert = "auto",
-    load_format: flags.LoadFormat = "auto",
-    max_num_seqs: flags.MaxNumSeqs = None,
-    seed: flags.Seed = None,
-    enforce_eager: flags.EnforceEager = False,
-    disable_log_requests: flags.DisableLogRequests = False,
-    disable_log_stats: flags.DisableLogStats = False,
-    api_key: flags.ApiKey = None,
-    protect_metrics: flags.ProtectMetrics = False,
-    allow_raw_token_ids: flags.AllowRawTokenIds = False,
-    ignore_unknown_fields: flags.IgnoreUnknownFields = False,
-    cors_origin: flags.CorsOrigin = None,
-    root_path: flags.RootPath = "",
-    ssl_certfile: flags.SslCertfile = None,
-    ssl_keyfile: flags.SslKeyfile = None,
-    ssl_keyfile_password: flags.SslKeyfilePassword = None,
-    max_body_bytes: flags.MaxBodyBytes = AppSettings.max_body_bytes,
-    request_timeout_s: flags.RequestTimeout = AppSettings.request_timeout_s,
-    idle_timeout_s: flags.IdleTimeout = ListenSettings.idle_timeout_s,
-    header_timeout_s: flags.HeaderTimeout = ListenSettings.header_timeout_s,
-    drain_timeout_s: flags.DrainTimeout = ListenSettings.drain_timeout_s,
-    log_level: flags.LogLevel = "info",
-    log_format: flags.LogFormat = "text",
-    **engine_flags: Any,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="The same; may be repeated.")
+    ] = None,
+    served_model_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--served-model-name",
+            help="Names for clients: all for one model, or one for each of several.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        Literal["auto", "float32", "float16", "bfloat16", "int8", "float", "half"],
+        typer.Option("--dtype", help="Precision of the transformer."),
+    ] = "auto",
+    tensor_parallel_size: Annotated[
+        int,
+        typer.Option("--tensor-parallel-size", "-tp", help="Devices per model: only 1."),
+    ] = 1,
+    enable_prefix_caching: Annotated[
+        bool | None,
+        typer.Option(
+            "--enable-prefix-caching/--no-enable-prefix-caching",
+            help="vLLM's: --prefix-cache auto, or off.",
+            show_default=False,
+        ),
+    ] = None,
+    task: Annotated[
+        Literal["auto", "embed", "embedding"],
+        typer.Option("--task", help="vLLM's: models embed."),
+    ] = "auto",
+    runner: Annotated[
+        Literal["auto", "pooling"], typer.Option("--runner", help="vLLM's: models embed.")
+    ] = "auto",
+    convert: Annotated[
+        Literal["auto", "embed", "none"], typer.Option("--convert", help="vLLM's: models embed.")
+    ] = "auto",
+    load_format: Annotated[
+        Literal["auto", "safetensors"],
+        typer.Option("--load-format", help="vLLM's: weights are read as they are."),
+    ] = "auto",
+    max_num_seqs: Annotated[
+        int | None, typer.Option("--max-num-seqs", help="vLLM's, ignored: tokens bound a batch.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="vLLM's, ignored: nothing here is random.")
+    ] = None,
+    enforce_eager: Annotated[
+        bool, typer.Option("--enforce-eager", help="vLLM's, ignored: CUDA graphs stay.")
+    ] = False,
+    disable_log_requests: Annotated[
+        bool,
+        typer.Option("--disable-log-requests", help="vLLM's, ignored: no text is ever logged."),
+    ] = False,
+    disable_log_stats: Annotated[
+        bool, typer.Option("--disable-log-stats", help="vLLM's, ignored: no statistics are logged.")
+    ] = False,
+    **flags: Any,
 ) -> None:
     """Serve models over HTTP, compatible with OpenAI's embeddings API.
 
@@ -82,33 +114,12 @@ def serve(
         disable_log_requests=disable_log_requests,
         disable_log_stats=disable_log_stats,
     )
-    options = engine_options(engine_flags)
+    options = engine_options(flags)
     options["dtype"] = VLLM_DTYPES.get(dtype, dtype)
     if enable_prefix_caching is not None:
         options["prefix_cache"] = "auto" if enable_prefix_caching else "off"
-    app_settings = AppSettings(
-        api_keys=tuple(api_key or ()),
-        protect_metrics=protect_metrics,
-        cors_origins=tuple(cors_origin or ()),
-        root_path=root_path,
-        max_body_bytes=max_body_bytes,
-        request_timeout_s=request_timeout_s,
-        allow_raw_token_ids=allow_raw_token_ids,
-        ignore_unknown_fields=ignore_unknown_fields,
-    )
-    listen = ListenSettings(
-        host=host,
-        port=port,
-        uds=uds,
-        ssl_certfile=ssl_certfile,
-        ssl_keyfile=ssl_keyfile,
-        ssl_keyfile_password=ssl_keyfile_password,
-        idle_timeout_s=idle_timeout_s,
-        header_timeout_s=header_timeout_s,
-        drain_timeout_s=drain_timeout_s,
-        log_level=log_level,
-        log_format=log_format,
-    )
+    app_settings = AppSettings(**options_of(AppSettings, flags))
+    listen = ListenSettings(**options_of(ListenSettings, flags))
     named = _named([*(models or ()), *(model or ())] or [DEFAULT_MODEL], served_model_name or ())
     _run(named, options, app_settings, listen)
 
@@ -205,18 +216,9 @@ def _named(models: Sequence[str], names: Sequence[str]) -> list[tuple[str, tuple
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Entry point of `python -m millpond.server`: errors are one line, with exit status 2."""
+    """Entry point of `python -m millpond.server`."""
     app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command(cls=ServeCommand, context_settings={"help_option_names": ["--help", "-h"]})(serve)
-    try:
-        status = app(arguments, prog_name="python -m millpond.server", standalone_mode=False)
-    except typer.TyperException as error:
-        _fail(error.format_message())
-    except MillpondError as error:
-        _fail(str(error))
-    sys.exit(status or 0)
-
-
-def _fail(message: str) -> NoReturn:
-    print(f"millpond: error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(USAGE_ERROR)
+    exit_after(
+        partial(app, arguments, prog_name="python -m millpond.server", standalone_mode=False)
+    )

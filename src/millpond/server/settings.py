@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from ..errors import InvalidOption
 
@@ -16,24 +16,44 @@ __all__ = ["AppSettings", "ListenSettings", "LogFormat"]
 LogFormat = Literal["text", "json"]
 
 
+def _option(
+    default: Any,
+    about: str,
+    envvar: str | None = None,
+    *,
+    flag: str | None = None,
+    secret: bool = False,
+) -> Any:
+    """A field, and what the command line says of it: its help, a variable, its flag's own name."""
+    metadata = {"help": about, "envvar": envvar} | ({"flag": flag} if flag else {})
+    return field(default=default, metadata=metadata, repr=not secret)
+
+
 @dataclass(frozen=True, kw_only=True)
 class AppSettings:
     """Options of the application. Raises `InvalidOption` for an invalid value."""
 
-    api_keys: tuple[str, ...] = field(default=(), repr=False)
-    """Requests must send one of them; without any, no key is needed."""
-    protect_metrics: bool = False
-    """Whether `/metrics` needs a key too."""
-    cors_origins: tuple[str, ...] = ()
-    """Origins whose pages may call; `*` for any."""
-    root_path: str = ""
-    """The prefix under which a proxy publishes the server."""
-    max_body_bytes: int = 16 * 2**20
-    request_timeout_s: float = 300.0
-    ignore_unknown_fields: bool = False
-    """Ignore unknown fields of a body instead of refusing them."""
-    allow_raw_token_ids: bool = False
-    """Accept token ids without the model's special tokens around them."""
+    api_keys: tuple[str, ...] = _option(
+        (),
+        "Key that clients must send; without any, no key is needed. Better given in the "
+        "environment, where process lists do not show it.",
+        "MILLPOND_API_KEY",
+        flag="--api-key",
+        secret=True,
+    )
+    protect_metrics: bool = _option(False, "Require the API key at /metrics too.")
+    cors_origins: tuple[str, ...] = _option(
+        (), "Origin whose pages may call; * for any.", flag="--cors-origin"
+    )
+    root_path: str = _option("", "Prefix under which a proxy publishes the server.")
+    max_body_bytes: int = _option(16 * 2**20, "Largest request body.")
+    request_timeout_s: float = _option(300.0, "Longest time for a request.")
+    ignore_unknown_fields: bool = _option(
+        False, "Ignore unknown fields of a body instead of refusing them."
+    )
+    allow_raw_token_ids: bool = _option(
+        False, "Accept token ids without the model's special tokens around them."
+    )
 
     def __post_init__(self) -> None:
         _require(all(self.api_keys), "an API key is empty")
@@ -57,23 +77,34 @@ class AppSettings:
 class ListenSettings:
     """Where the server listens, what it logs and how it stops."""
 
-    host: str = "127.0.0.1"
-    port: int = 8000
-    """0 for any free port, which the log names."""
-    uds: str | None = None
-    """Path of a Unix domain socket, instead of host and port."""
-    ssl_certfile: str | None = None
-    ssl_keyfile: str | None = None
-    ssl_keyfile_password: str | None = field(default=None, repr=False)
-    idle_timeout_s: float = 75.0
-    """Longest time a connection may be idle. Longer than the 60 s of most load balancers, which
-    should be the ones to close it."""
-    header_timeout_s: float = 30.0
-    """Longest time the headers of a request may take, from their first byte."""
-    drain_timeout_s: float = 30.0
-    """Longest time to finish the accepted requests after a signal to stop."""
-    log_level: str = "info"
-    log_format: LogFormat = "text"
+    host: str = _option("127.0.0.1", "Address to listen on; 0.0.0.0 for every one.")
+    port: int = _option(
+        8000, "Port to listen on; 0 for any that is free, which the log names.", "MILLPOND_PORT"
+    )
+    uds: str | None = _option(None, "Unix domain socket instead of host and port.")
+    ssl_certfile: str | None = _option(None, "Certificate chain, to speak HTTPS.")
+    ssl_keyfile: str | None = _option(None, "Its private key.")
+    ssl_keyfile_password: str | None = _option(
+        None,
+        "The key's passphrase. Better given in the environment.",
+        "MILLPOND_SSL_KEYFILE_PASSWORD",
+        secret=True,
+    )
+    idle_timeout_s: float = _option(
+        75.0,
+        "Longest time a connection may be idle. Longer than the 60 s of most load balancers, "
+        "which should be the ones to close it.",
+    )
+    header_timeout_s: float = _option(
+        30.0, "Longest time for the headers of a request, from their first byte."
+    )
+    drain_timeout_s: float = _option(
+        30.0, "Longest time to finish the accepted requests after a signal to stop."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = _option(
+        "info", "Lowest level to log."
+    )
+    log_format: Literal["text", "json"] = _option("text", "Format of log lines.")
 
     def __post_init__(self) -> None:
         _require(0 <= self.port <= 65535, f"port={self.port}: choose 0 to 65535")

@@ -17,7 +17,7 @@ import pytest
 from command_line import refusal, run, with_settings
 
 from millpond import Engine
-from millpond.cli.options import open_engine
+from millpond.cli.flags import open_engine
 from millpond.cli.report import Report
 
 pytestmark = pytest.mark.usefixtures("one_thread")

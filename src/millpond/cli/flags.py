@@ -1,0 +1,142 @@
+"""Options as flags of a command, made of their declaration: `EngineConfig`'s, or the server's.
+
+Each has the name, the type, the default and the description that it has there. `prompts` has no
+flag: one line cannot say it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, fields
+from types import NoneType, UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+import typer
+
+from ..config import EngineConfig, EngineOptions
+
+if TYPE_CHECKING:
+    from ..engine.engine import Engine
+
+__all__ = ["DEFAULT_MODEL", "engine_options", "open_engine", "options_of", "with_flags_of"]
+
+DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
+Command = TypeVar("Command", bound=Callable[..., object])
+Names = Mapping[str, Sequence[str]]
+
+
+def with_flags_of(
+    *declared: type, other_names: Names | None = None, **defaults: object
+) -> Callable[[Command], Command]:
+    """Give a command a flag for every option of these dataclasses, in the place of its `**flags`.
+
+    A parameter that the command declares itself is left to it. `other_names` are further flags
+    for an option, and `defaults` those of the command where they are not the declared ones.
+    """
+
+    def decorate(command: Command) -> Command:
+        signature = inspect.signature(command, eval_str=True)
+        *own, _ = signature.parameters.values()
+        flags = [
+            parameter
+            for config in declared
+            for parameter in _parameters(config, other_names or {}, defaults)
+            if parameter.name not in signature.parameters
+        ]
+        command.__signature__ = signature.replace(parameters=[*own, *flags])  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def options_of(declared: Any, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """What the flags of a command say of the options of a dataclass."""
+    given = {option.name: flags.get(option.name) for option in fields(declared)}
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in given.items()
+        if value is not None
+    }
+
+
+def engine_options(flags: Mapping[str, Any]) -> EngineOptions:
+    """What the flags of a command say to an engine."""
+    return cast(EngineOptions, options_of(EngineConfig, flags))
+
+
+def open_engine(model: str, flags: Mapping[str, Any]) -> Engine:
+    """An engine with the options of a command's flags. Raises what `Engine` raises."""
+    from ..engine.engine import Engine
+
+    return Engine(model, **engine_options(flags))
+
+
+def _parameters(
+    declared: Any, other_names: Names, defaults: Mapping[str, object]
+) -> list[inspect.Parameter]:
+    hints = get_type_hints(declared)
+    return [
+        _parameter(option, kind, other_names.get(option.name, ()), defaults)
+        for option in fields(declared)
+        if option.name != "model" and (kind := _kind(hints[option.name])) is not None
+    ]
+
+
+def _parameter(
+    option: Field[Any], kind: Any, other_names: Sequence[str], defaults: Mapping[str, object]
+) -> inspect.Parameter:
+    default = defaults.get(option.name, option.default)
+    repeated, is_union = get_origin(kind) is list, kind is _NumberOrWord
+    flag = option.metadata.get("flag", f"--{option.name.replace('_', '-')}")
+    information = typer.Option(
+        f"{flag}/--no-{flag[2:]}" if default is True else flag,
+        *other_names,
+        help=option.metadata["help"] + " May be repeated." * repeated,
+        envvar=option.metadata.get("envvar"),
+        parser=_number_or_word if is_union else None,
+        metavar="WORD|NUMBER" if is_union else None,
+    )
+    return inspect.Parameter(
+        option.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None if repeated else default,
+        annotation=Annotated[str if is_union else kind, information],
+    )
+
+
+class _NumberOrWord:
+    """The kind of an option that takes either."""
+
+
+def _kind(hint: Any) -> Any:
+    """The type of the flag for an option of this type; None for no flag.
+
+    A flag for one or several values is repeated.
+    """
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = tuple(kind for kind in kinds if kind is not NoneType)
+    origins = [origin for kind in kinds if isinstance(origin := get_origin(kind), type)]
+    if any(issubclass(origin, Mapping) for origin in origins):
+        return None
+    if any(issubclass(origin, Sequence) for origin in origins):
+        return list[str]
+    return _NumberOrWord if len(kinds) > 1 else hint
+
+
+def _number_or_word(value: str) -> int | str:
+    try:
+        return int(value)
+    except ValueError:
+        return value
