@@ -12,6 +12,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Response
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Receive, Scope, Send
 
 from .drain import DrainState
 from .errors import register_handlers
@@ -104,6 +105,13 @@ class _Application(FastAPI):
     def __init__(self, settings: AppSettings, **options: Any) -> None:
         super().__init__(**options)
         self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Only requests go through the middleware, and not the server's start and stop."""
+        if scope["type"] == "http":
+            await super().__call__(scope, receive, send)
+        else:
+            await self.router({**scope, "app": self}, receive, send)
 
     def openapi(self) -> dict[str, Any]:
         is_new = self.openapi_schema is None

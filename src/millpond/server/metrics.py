@@ -5,8 +5,9 @@ Stats hooks count batches; totals and queues are read from the engines at each s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import fields
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -14,7 +15,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from ..engine.engine import Engine
-from ..stats import BatchStats, EngineStats, PrefixCacheStats
+from ..stats import BatchStats, PrefixCacheStats
 from .middleware.request_context import RequestContext
 from .models import ServedModel, ServedModels
 
@@ -67,9 +68,6 @@ class Metrics:
         )
         ProcessCollector(registry=self.registry)
         self.registry.register(_EngineCollector(models))
-        self._watch(models)
-
-    def _watch(self, models: Sequence[ServedModel] | ServedModels) -> None:
         meters = _BatchMeters(self.registry)
         self._hooks: list[tuple[Engine, Callable[[BatchStats], None]]] = [
             (model.engine, meters.of(model.name)) for model in models
@@ -117,81 +115,69 @@ class Metrics:
         return f"Metrics(engines={len(self._hooks)})"
 
 
+# Field of `BatchStats`, name, help and buckets.
+_OF_BATCHES = (
+    ("texts", "batch_texts", "Texts in a forward pass.", COUNTS),
+    ("tokens", "batch_tokens", "Tokens in a forward pass, without padding.", TOKENS),
+    ("padded_tokens", "batch_padded_tokens", "Padding tokens in a forward pass.", (0, *TOKENS)),
+    (
+        "queue_s",
+        "batch_queue_seconds",
+        "Longest wait of a tokenised text for the forward pass.",
+        SECONDS,
+    ),
+    (
+        "tokenize_s",
+        "batch_tokenize_seconds",
+        "Time to tokenise the texts of a forward pass.",
+        SECONDS,
+    ),
+    (
+        "forward_s",
+        "batch_forward_seconds",
+        "From the launch of a forward pass to the vectors on the host.",
+        SECONDS,
+    ),
+)
+# Fields of `EngineStats` and `PrefixCacheStats`, which are the names too, and help.
+_TOTALS = {
+    "texts": "Texts embedded.",
+    "tokens": "Tokens computed.",
+    "deduplicated_texts": "Texts that shared the result of an identical text in flight.",
+    "cached_tokens": "Tokens read from the prefix cache instead of computed.",
+    "padded_tokens": "Padding tokens computed.",
+    "truncated_texts": "Texts truncated.",
+    "failed_texts": "Texts that the model failed on.",
+    "cancelled_texts": "Texts cancelled before they ran.",
+}
+_CACHE_TOTALS = {
+    "looked_up_tokens": "Tokens looked up in the prefix cache.",
+    "hit_tokens": "Tokens found in the prefix cache.",
+    "evictions": "Blocks evicted from the prefix cache.",
+}
+_NO_CACHE = PrefixCacheStats(**{field.name: 0 for field in fields(PrefixCacheStats)})
+
+
 class _BatchMeters:
     """Histograms over forward passes, by model."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        def histogram(name: str, text: str, buckets: Sequence[float]) -> Histogram:
-            return Histogram(
+        self._histograms = {
+            field: Histogram(
                 f"millpond_{name}", text, ["model"], buckets=buckets, registry=registry
             )
-
-        self._texts = histogram("batch_texts", "Texts in a forward pass.", COUNTS)
-        self._tokens = histogram(
-            "batch_tokens", "Tokens in a forward pass, without padding.", TOKENS
-        )
-        self._padding = histogram(
-            "batch_padded_tokens", "Padding tokens in a forward pass.", (0, *TOKENS)
-        )
-        self._queue = histogram(
-            "batch_queue_seconds", "Longest wait of a tokenised text for the forward pass.", SECONDS
-        )
-        self._tokenize = histogram(
-            "batch_tokenize_seconds", "Time to tokenise the texts of a forward pass.", SECONDS
-        )
-        self._forward = histogram(
-            "batch_forward_seconds",
-            "From the launch of a forward pass to the vectors on the host.",
-            SECONDS,
-        )
+            for field, name, text, buckets in _OF_BATCHES
+        }
 
     def of(self, model: str) -> Callable[[BatchStats], None]:
         """A stats hook for a model's engine."""
-        texts, tokens = self._texts.labels(model), self._tokens.labels(model)
-        padding, queue = self._padding.labels(model), self._queue.labels(model)
-        tokenize, forward = self._tokenize.labels(model), self._forward.labels(model)
+        meters = [(field, each.labels(model)) for field, each in self._histograms.items()]
 
         def hook(batch: BatchStats) -> None:
-            texts.observe(batch.texts)
-            tokens.observe(batch.tokens)
-            padding.observe(batch.padded_tokens)
-            queue.observe(batch.queue_s)
-            tokenize.observe(batch.tokenize_s)
-            forward.observe(batch.forward_s)
+            for field, meter in meters:
+                meter.observe(getattr(batch, field))
 
         return hook
-
-
-# Name, help and value.
-_TOTALS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
-    ("texts", "Texts embedded.", lambda stats: stats.texts),
-    ("tokens", "Tokens computed.", lambda stats: stats.tokens),
-    (
-        "deduplicated_texts",
-        "Texts that shared the result of an identical text in flight.",
-        lambda stats: stats.deduplicated_texts,
-    ),
-    (
-        "cached_tokens",
-        "Tokens read from the prefix cache instead of computed.",
-        lambda stats: stats.cached_tokens,
-    ),
-    ("padded_tokens", "Padding tokens computed.", lambda stats: stats.padded_tokens),
-    ("truncated_texts", "Texts truncated.", lambda stats: stats.truncated_texts),
-    ("failed_texts", "Texts that the model failed on.", lambda stats: stats.failed_texts),
-    ("cancelled_texts", "Texts cancelled before they ran.", lambda stats: stats.cancelled_texts),
-)
-
-_CACHE_TOTALS: tuple[tuple[str, str, Callable[[PrefixCacheStats], float]], ...] = (
-    ("looked_up_tokens", "Tokens looked up in the prefix cache.", lambda c: c.looked_up_tokens),
-    ("hit_tokens", "Tokens found in the prefix cache.", lambda c: c.hit_tokens),
-    ("evictions", "Blocks evicted from the prefix cache.", lambda c: c.evictions),
-)
-_CACHE_STATES: tuple[tuple[str, Callable[[PrefixCacheStats], int]], ...] = (
-    ("in_use", lambda cache: cache.blocks_in_use),
-    ("cached", lambda cache: cache.blocks_cached),
-    ("empty", lambda cache: cache.blocks - cache.blocks_in_use - cache.blocks_cached),
-)
 
 
 class _EngineCollector(Collector):
@@ -207,35 +193,35 @@ class _EngineCollector(Collector):
         waiting = GaugeMetricFamily(
             "millpond_queue_tokens", "Tokens queued.", labels=["model", "priority"]
         )
-        totals = {
-            name: CounterMetricFamily(f"millpond_{name}", text, labels=["model"])
-            for name, text, _ in _TOTALS
-        }
-        for model in self._models:
-            stats = model.engine.stats()
-            ready.add_metric([model.name], model.engine.health == "ready")
-            waiting.add_metric([model.name, "interactive"], stats.waiting_interactive_tokens)
-            waiting.add_metric([model.name, "bulk"], stats.waiting_bulk_tokens)
-            for name, _, number in _TOTALS:
-                totals[name].add_metric([model.name], number(stats))
-        yield from (ready, waiting, *totals.values())
-        yield from self._prefix_caches()
-
-    def _prefix_caches(self) -> Iterator[Metric]:
-        """Zeros for models without one."""
-        totals = {
-            name: CounterMetricFamily(f"millpond_prefix_cache_{name}", text, labels=["model"])
-            for name, text, _ in _CACHE_TOTALS
-        }
         blocks = GaugeMetricFamily(
             "millpond_prefix_cache_blocks",
             "Blocks of the prefix cache by state.",
             labels=["model", "state"],
         )
+        totals = _counters("millpond", _TOTALS)
+        cache_totals = _counters("millpond_prefix_cache", _CACHE_TOTALS)
         for model in self._models:
-            cache = model.engine.stats().prefix_cache
-            for name, _, number in _CACHE_TOTALS:
-                totals[name].add_metric([model.name], number(cache) if cache else 0)
-            for state, count in _CACHE_STATES:
-                blocks.add_metric([model.name, state], count(cache) if cache else 0)
-        yield from (*totals.values(), blocks)
+            stats = model.engine.stats()
+            ready.add_metric([model.name], model.engine.health == "ready")
+            waiting.add_metric([model.name, "interactive"], stats.waiting_interactive_tokens)
+            waiting.add_metric([model.name, "bulk"], stats.waiting_bulk_tokens)
+            _count(totals, model, stats)
+            cache = stats.prefix_cache or _NO_CACHE
+            _count(cache_totals, model, cache)
+            empty = cache.blocks - cache.blocks_in_use - cache.blocks_cached
+            blocks.add_metric([model.name, "in_use"], cache.blocks_in_use)
+            blocks.add_metric([model.name, "cached"], cache.blocks_cached)
+            blocks.add_metric([model.name, "empty"], empty)
+        yield from (ready, waiting, *totals.values(), *cache_totals.values(), blocks)
+
+
+def _counters(prefix: str, texts: Mapping[str, str]) -> dict[str, CounterMetricFamily]:
+    return {
+        name: CounterMetricFamily(f"{prefix}_{name}", text, labels=["model"])
+        for name, text in texts.items()
+    }
+
+
+def _count(counters: Mapping[str, CounterMetricFamily], model: ServedModel, stats: object) -> None:
+    for name, counter in counters.items():
+        counter.add_metric([model.name], getattr(stats, name))

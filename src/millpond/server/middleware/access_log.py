@@ -28,9 +28,6 @@ class AccessLogMiddleware:
         self._drain = drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         if self._root_path:
             scope["root_path"] = self._root_path
         context = RequestContext.begin(scope, accepted=not self._drain.draining)

@@ -29,7 +29,7 @@ class APIKeyMiddleware:
         self._open_paths = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._is_open(scope) or self._has_key(scope):
+        if self._is_open(scope) or self._has_key(scope):
             await self._app(scope, receive, send)
             return
         refusal = ApiError(

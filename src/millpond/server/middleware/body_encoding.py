@@ -44,8 +44,6 @@ class BodyEncodingMiddleware:
 
 
 def _coding(scope: Scope) -> str:
-    if scope["type"] != "http":
-        return "identity"
     named = ",".join(Headers(scope=scope).getlist("content-encoding")).lower()
     return ", ".join(part.strip() for part in named.split(",") if part.strip()) or "identity"
 

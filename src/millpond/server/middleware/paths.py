@@ -53,12 +53,9 @@ class PathMiddleware:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            scope["path"] = _SLASHES.sub("/", scope["path"]).rstrip("/") or "/"
-            if scope["method"] == "HEAD":
-                await self._head(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        scope["path"] = _SLASHES.sub("/", scope["path"]).rstrip("/") or "/"
+        answer = self._head if scope["method"] == "HEAD" else self._app
+        await answer(scope, receive, send)
 
     async def _head(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_no_body(message: Message) -> None:

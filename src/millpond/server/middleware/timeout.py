@@ -26,9 +26,6 @@ class TimeoutMiddleware:
         self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         context = RequestContext.of(scope)
         try:
             async with asyncio.timeout(self._timeout_s) as limit:
