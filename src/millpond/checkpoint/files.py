@@ -17,7 +17,6 @@ from ..errors import InvalidCheckpoint
 
 __all__ = [
     "ASSUMED_WITHOUT",
-    "ROUTER_CONFIG_FILES",
     "TOKENIZER_FILES",
     "damage_of",
     "find_weights",
@@ -26,9 +25,11 @@ __all__ = [
     "inside",
     "iter_missing_files",
     "module_kind",
+    "own_classes",
     "read_json",
     "read_json_object",
     "require_whole",
+    "router_config",
     "safetensors_header",
 ]
 
@@ -52,7 +53,7 @@ ASSUMED_WITHOUT = {
     "chat_template.jinja": "no chat template",
 }
 
-ROUTER_CONFIG_FILES = ("router_config.json", "config.json")
+_ROUTER = "router_config.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 _KINDS_WITH_WEIGHTS = frozenset(
@@ -103,16 +104,23 @@ def _safetensors_size(path: Path, start: bytes) -> int:
     length = int.from_bytes(start[:8], "little")
     if len(start) < 8 or length > _LARGEST_HEADER_BYTES:
         return 8 if len(start) < 8 else 0
-    with path.open("rb") as file:
-        header = file.read(8 + length)[8:]
-    if len(header) < length:
+    if path.stat().st_size < 8 + length:
         return 8 + length
     try:
-        entries = json.loads(header)
-        ends = [e["data_offsets"][1] for n, e in entries.items() if n != "__metadata__"]
+        ends = [entry["data_offsets"][1] for entry in _safetensors_entries(path).values()]
         return 8 + length + max(ends, default=0)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError):
         return 0
+
+
+def _safetensors_entries(path: Path) -> dict[str, Any]:
+    """Eight bytes of little-endian length, then that many bytes of JSON."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > _LARGEST_HEADER_BYTES:
+            raise ValueError(f"a header of {length} bytes")
+        header = json.loads(file.read(length))
+    return {name: entry for name, entry in header.items() if name != "__metadata__"}
 
 
 def require_whole(paths: Iterable[Path]) -> None:
@@ -192,21 +200,15 @@ def has_tokenizer(folder: Path) -> bool:
 def safetensors_header(path: Path) -> dict[str, Any]:
     """The header of a safetensors file: tensor name to `dtype`, `shape` and `data_offsets`.
 
-    The format: eight bytes of little-endian length, then that many bytes of JSON.
     Raises `InvalidCheckpoint` when the file is cut short or is something else.
     """
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > _LARGEST_HEADER_BYTES:
-                raise ValueError(f"a header of {length} bytes")
-            header = json.loads(file.read(length))
+        return _safetensors_entries(path)
     except (OSError, ValueError, struct.error) as error:
         require_whole([path])
         raise InvalidCheckpoint(
             f"{path} is not a whole safetensors file ({error}); download the checkpoint again"
         ) from error
-    return {name: entry for name, entry in header.items() if name != "__metadata__"}
 
 
 def module_kind(class_name: str) -> str | None:
@@ -249,9 +251,9 @@ def _missing_of_module(root: Path, relative: object, class_name: str) -> Iterato
 
 
 def _missing_of_router(root: Path, folder: Path) -> Iterator[str]:
-    config = next((folder / n for n in ROUTER_CONFIG_FILES if has_file(folder / n)), None)
-    if config is None:
-        yield _shown(root, folder / ROUTER_CONFIG_FILES[0])
+    config = router_config(folder)
+    if not has_file(config):
+        yield _shown(root, config)
         return
     types = read_json_object(config).get("types")
     prefix = _shown(root, folder)
@@ -259,13 +261,28 @@ def _missing_of_router(root: Path, folder: Path) -> Iterator[str]:
         yield from _missing_of_module(root, f"{prefix}/{module_id}", str(class_name))
 
 
+def router_config(folder: Path) -> Path:
+    """The file that describes a Router, there or not."""
+    old = folder / "config.json"
+    return old if has_file(old) and not has_file(folder / _ROUTER) else folder / _ROUTER
+
+
 def _missing_code(root: Path) -> Iterator[str]:
     """The Python files that config.json's auto_map names and that live in this checkpoint."""
-    auto_map = read_json_object(root / "config.json").get("auto_map")
-    for reference in _strings(auto_map.values() if isinstance(auto_map, dict) else ()):
+    for reference in own_classes(root / "config.json"):
         name = f"{reference.split('.')[0]}.py"
         if "--" not in reference and not (root / name).is_file():
             yield name
+
+
+def own_classes(*files: Path) -> list[str]:
+    """The classes of its own that a checkpoint names, as the `auto_map`s of these files spell them:
+    `module.Class`, or `organisation/repository--module.Class`."""
+    found: set[str] = set()
+    for path in files:
+        auto_map = read_json_object(path).get("auto_map")
+        found.update(_strings(auto_map.values() if isinstance(auto_map, dict) else ()))
+    return sorted(found)
 
 
 def _strings(values: Iterable[Any]) -> Iterator[str]:

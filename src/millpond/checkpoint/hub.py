@@ -11,14 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import huggingface_hub
 from huggingface_hub import constants
 
 from .quiet import DisabledProgressBar
 
-__all__ = ["Hub", "HuggingFaceHub", "Repository"]
+__all__ = ["Hub", "Repository"]
 
 _ANSWER_TIMEOUT_S = 5.0  # without a network the answer is wanted now, not after five retries
 
@@ -35,44 +34,20 @@ class Repository:
     """Every file of it, relative to its root."""
 
 
-class Hub(Protocol):
-    """Where models come from that are on no local disk. Its methods may raise anything."""
+class Hub:
+    """Where models come from that are on no local disk. Its methods may raise anything.
+
+    It goes through `huggingface_hub`, with the cache, endpoint and token that are set for it.
+    """
 
     def offline(self) -> bool:
         """Whether the user has forbidden network access."""
+        return bool(huggingface_hub.is_offline_mode())
 
     def cached_folder(
         self, name: str, *, revision: str | None, cache_dir: str | None
     ) -> Path | None:
         """The folder of a snapshot that is on disk already, whole or not; None without one."""
-
-    def unknown_files(
-        self, name: str, files: Iterable[str], *, revision: str | None, cache_dir: str | None
-    ) -> tuple[str, ...]:
-        """Those of these files that are neither cached nor known to be absent."""
-
-    def note_absent(
-        self, repository: Repository, files: Iterable[str], *, cache_dir: str | None
-    ) -> None:
-        """Remember that the repository has none of these files, so that no call asks again."""
-
-    def find(self, name: str, *, revision: str | None) -> Repository:
-        """Ask the hub for a model, quickly or not at all."""
-
-    def fetch(self, repository: Repository, files: Sequence[str], *, cache_dir: str | None) -> Path:
-        """Download these files and return the folder that mirrors the repository's root."""
-
-
-class HuggingFaceHub:
-    """`Hub` through `huggingface_hub`, with its own cache, endpoint and token settings."""
-
-    def offline(self) -> bool:
-        is_offline = getattr(huggingface_hub, "is_offline_mode", None)
-        return bool(is_offline()) if is_offline else bool(constants.HF_HUB_OFFLINE)
-
-    def cached_folder(
-        self, name: str, *, revision: str | None, cache_dir: str | None
-    ) -> Path | None:
         for file in ("modules.json", "config.json"):
             found = huggingface_hub.try_to_load_from_cache(
                 name, file, cache_dir=cache_dir, revision=revision
@@ -84,6 +59,7 @@ class HuggingFaceHub:
     def unknown_files(
         self, name: str, files: Iterable[str], *, revision: str | None, cache_dir: str | None
     ) -> tuple[str, ...]:
+        """Those of these files that are neither cached nor known to be absent."""
         load = partial(
             huggingface_hub.try_to_load_from_cache, name, cache_dir=cache_dir, revision=revision
         )
@@ -93,6 +69,7 @@ class HuggingFaceHub:
     def note_absent(
         self, repository: Repository, files: Iterable[str], *, cache_dir: str | None
     ) -> None:
+        """Remember that the repository has none of these files, so that no call asks again."""
         if repository.commit is None:
             return
         # As huggingface_hub lays out its cache: an empty file under `.no_exist` and the commit.
@@ -105,6 +82,7 @@ class HuggingFaceHub:
                 note.touch()
 
     def find(self, name: str, *, revision: str | None) -> Repository:
+        """Ask the hub for a model, quickly or not at all."""
         answer = huggingface_hub.HfApi().model_info(
             name, revision=revision, timeout=_ANSWER_TIMEOUT_S
         )
@@ -112,6 +90,7 @@ class HuggingFaceHub:
         return Repository(name=name, revision=revision, commit=answer.sha, files=files)
 
     def fetch(self, repository: Repository, files: Sequence[str], *, cache_dir: str | None) -> Path:
+        """Download these files and return the folder that mirrors the repository's root."""
         # By the revision asked for, not the commit: only then does the cache note which
         # commit it stands for, and finds it again without a network.
         folder = huggingface_hub.snapshot_download(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidCheckpoint, UnknownTask, UnsupportedModel
-from .files import ROUTER_CONFIG_FILES, has_file, inside, module_kind, read_json, read_json_object
+from .files import inside, module_kind, read_json, read_json_object, router_config
 from .module_config import READ_OPTIONS
 
 __all__ = ["Chain", "Module", "Router", "chain_for", "read_chain", "routers_of"]
@@ -152,8 +152,7 @@ def _is_of_another_model(class_name: str) -> bool:
 
 
 def _read_router(folder: Path, *, trust_remote_code: bool) -> Router:
-    path = next((folder / n for n in ROUTER_CONFIG_FILES if has_file(folder / n)), None)
-    path = path or folder / ROUTER_CONFIG_FILES[0]
+    path = router_config(folder)
     saved = read_json_object(path, required=True)
     types, structure = saved.get("types"), saved.get("structure")
     if not isinstance(types, dict) or not isinstance(structure, dict) or not structure:

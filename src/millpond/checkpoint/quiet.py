@@ -60,18 +60,6 @@ def quiet_transformers() -> Iterator[None]:
 
 @contextmanager
 def _no_progress_bar(thread: int) -> Iterator[None]:
-    # Two at once would put each other's setting back in the wrong order.
-    with _LOCK:
-        if hasattr(transformers_logging, "set_tqdm_hook"):
-            with _hooked(thread):
-                yield
-        else:
-            with _all_bars_off():
-                yield
-
-
-@contextmanager
-def _hooked(thread: int) -> Iterator[None]:
     previous: Any = None
 
     def make_bar(factory: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -79,20 +67,10 @@ def _hooked(thread: int) -> Iterator[None]:
             return DisabledProgressBar(*args, **kwargs)
         return previous(factory, args, kwargs) if previous else factory(*args, **kwargs)
 
-    previous = transformers_logging.set_tqdm_hook(make_bar)
-    try:
-        yield
-    finally:
-        transformers_logging.set_tqdm_hook(previous)
-
-
-@contextmanager
-def _all_bars_off() -> Iterator[None]:
-    """For a transformers without that hook: its switch for the whole process, put back after."""
-    was_on = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
-    try:
-        yield
-    finally:
-        if was_on:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
+    # Two at once would put each other's setting back in the wrong order.
+    with _LOCK:
+        previous = transformers_logging.set_tqdm_hook(make_bar)
+        try:
+            yield
+        finally:
+            transformers_logging.set_tqdm_hook(previous)

@@ -6,33 +6,26 @@ knows where code is, and never runs it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..errors import ModelNotFound, summary
-from .files import read_json_object
+from .files import own_classes
 from .hub import Hub
 
-__all__ = ["code_repositories", "fetch_code", "own_classes"]
+__all__ = ["classes_of", "code_repositories", "fetch_code"]
 
 _NAMING_FILES = ("config.json", "tokenizer_config.json")
 
 
-def own_classes(folder: Path) -> list[str]:
-    """The classes of its own that a Transformer's files name, as their `auto_map`s spell them:
-    `module.Class`, or `organisation/repository--module.Class`."""
-    found: set[str] = set()
-    for name in _NAMING_FILES:
-        auto_map = read_json_object(folder / name).get("auto_map")
-        found.update(_strings(auto_map.values() if isinstance(auto_map, dict) else ()))
-    return sorted(found)
+def classes_of(folder: Path) -> list[str]:
+    """The classes of its own that a Transformer's files name."""
+    return own_classes(*(folder / name for name in _NAMING_FILES))
 
 
 def code_repositories(folder: Path) -> dict[str, set[str]]:
     """The files of each other repository that a Transformer's classes are in."""
     found: dict[str, set[str]] = {}
-    for reference in own_classes(folder):
+    for reference in classes_of(folder):
         repository, elsewhere, name = reference.partition("--")
         if elsewhere:
             found.setdefault(repository, set()).add(f"{name.split('.')[0]}.py")
@@ -58,11 +51,3 @@ def fetch_code(root: Path, hub: Hub, *, cache_dir: str | None) -> None:
                     f"{folder} runs Python code of the repository {name}, which the hub did not "
                     f"give ({summary(error)}); check the network and the name"
                 ) from error
-
-
-def _strings(values: Iterable[Any]) -> Iterator[str]:
-    for value in values:
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, Sequence):
-            yield from _strings(value)

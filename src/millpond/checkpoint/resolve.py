@@ -21,7 +21,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from ..errors import InvalidCheckpoint, ModelNotFound, summary
 from .files import ASSUMED_WITHOUT, find_weights, iter_missing_files, module_kind, read_json
-from .hub import Hub, HuggingFaceHub, Repository
+from .hub import Hub, Repository
 from .remote_code import fetch_code
 
 __all__ = ["Checkpoint", "resolve_checkpoint"]
@@ -113,7 +113,7 @@ def resolve_checkpoint(
     `InvalidCheckpoint` when an installed package does not carry the weights it should.
     """
     cache_dir = None if cache_dir is None else os.path.expanduser(cache_dir)
-    hub = hub or HuggingFaceHub()
+    hub = hub or Hub()
     checkpoint = _located(model, revision, cache_dir, trust_remote_code, hub)
     if trust_remote_code:
         fetch_code(checkpoint.path, hub, cache_dir=cache_dir)

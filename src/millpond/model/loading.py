@@ -25,7 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPI
 from ..checkpoint.files import find_weights, read_json_object, require_whole, safetensors_header
 from ..checkpoint.modules import Module
 from ..checkpoint.quiet import quiet_transformers
-from ..checkpoint.remote_code import code_repositories, own_classes
+from ..checkpoint.remote_code import classes_of, code_repositories
 from ..checkpoint.weights import non_finite, refuse_non_finite
 from ..errors import (
     InvalidCheckpoint,
@@ -228,7 +228,7 @@ def _check_complete(
     needed = sorted(name for name in missing if "pooler" not in name.split("."))
     if needed:
         shown = ", ".join(needed[:3]) + (", …" if len(needed) > 3 else "")
-        if ignores_code and own_classes(path):
+        if ignores_code and classes_of(path):
             raise UnsupportedModel(
                 f"{path}: {len(needed)} weights of transformers' own {type(model).__name__} are "
                 f"missing ({shown}), and config.json names Python code that its weights are for; "
