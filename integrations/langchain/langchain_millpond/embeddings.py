@@ -13,6 +13,7 @@ import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, TypedDict, Unpack
 
+import numpy.typing as npt
 from langchain_core.embeddings import Embeddings
 from langchain_core.utils import from_env
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
@@ -279,9 +280,7 @@ class MillpondEmbeddings(BaseModel, Embeddings):
         """
         options, strings = self._call("document"), _strings(texts)
         with self._reported(len(strings)) as call:
-            vectors = self._serving.embed(strings, progress=call, **options)
-        rows: list[list[float]] = vectors.tolist()
-        return rows
+            return _floats(self._serving.embed(strings, progress=call, **options))
 
     def embed_query(self, text: str) -> list[float]:
         """Embed a query, at interactive priority and with the query prompt.
@@ -292,24 +291,16 @@ class MillpondEmbeddings(BaseModel, Embeddings):
         Returns:
             A list of floats.
         """
-        row: list[float] = self._serving.embed(_strings([text]), **self._call("query"))[0].tolist()
-        return row
+        return _floats(self._serving.embed(_strings([text]), **self._call("query")))[0]
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
-        """`embed_documents` for an event loop, which is free meanwhile.
-
-        Args:
-            texts: The texts to embed.
-
-        Returns:
-            One list of floats for each text, in order.
-        """
+        """`embed_documents` for an event loop, which is free meanwhile."""
         options, strings = self._call("document"), _strings(texts)
         with self._reported(len(strings)) as call:
             vectors = await self._serving.aembed(strings, progress=call, **options)
         rows: list[list[float]] = []
         for start in range(0, len(vectors), ROWS_PER_TURN):
-            rows += vectors[start : start + ROWS_PER_TURN].tolist()
+            rows += _floats(vectors[start : start + ROWS_PER_TURN])
             await asyncio.sleep(0)  # thousands of lists at once would hold up the loop
         return rows
 
@@ -323,17 +314,8 @@ class MillpondEmbeddings(BaseModel, Embeddings):
                 yield hook
 
     async def aembed_query(self, text: str) -> list[float]:
-        """`embed_query` for an event loop, which is free meanwhile.
-
-        Args:
-            text: The text to embed.
-
-        Returns:
-            A list of floats.
-        """
-        vectors = await self._serving.aembed(_strings([text]), **self._call("query"))
-        row: list[float] = vectors[0].tolist()
-        return row
+        """`embed_query` for an event loop, which is free meanwhile."""
+        return _floats(await self._serving.aembed(_strings([text]), **self._call("query")))[0]
 
 
 def _advice(most_tokens: int | None) -> str:
@@ -343,6 +325,11 @@ def _advice(most_tokens: int | None) -> str:
         f"give your text splitter a chunk_size of {most_tokens * CHARACTERS_PER_TOKEN} characters, "
         f"or of {most_tokens} where it counts the model's tokens"
     )
+
+
+def _floats(vectors: npt.NDArray[Any]) -> list[list[float]]:
+    rows: list[list[float]] = vectors.tolist()
+    return rows
 
 
 def _strings(texts: Iterable[str]) -> list[str]:

@@ -84,41 +84,6 @@ class MillpondEmbedding(BaseEmbedding):
     The options that configure the engine cannot be changed afterwards. Copies use the same
     engine. A pickle holds the options, and finds or makes the shared engine where it is loaded.
 
-    Args:
-        model_name (str): A folder, the name of a model on the Hugging Face hub, or a name that an
-            installed package carries.
-        engine (Optional[Engine], optional): An engine that is already built. It is used as it is,
-            and the options of the engine are read from it. Defaults to None.
-        device (Optional[Union[str, List[str]]], optional): "auto", "cpu", "cuda", "cuda:N" or
-            "mps", or several of them. Defaults to "auto".
-        dtype (str, optional): "auto", "float32", "bfloat16", "float16" or, on a CPU, "int8".
-            Defaults to "auto".
-        revision (Optional[str], optional): Branch, tag or commit on the hub. Defaults to None.
-        trust_remote_code (bool, optional): Run Python code that comes with the checkpoint.
-            Defaults to False.
-        max_length (Optional[int], optional): Longest text in tokens. Defaults to the model's own.
-        cache_folder (Optional[str], optional): Where downloaded models are kept. Defaults to
-            Hugging Face's own cache.
-        engine_options (Dict[str, Any], optional): Any other option of `millpond.EngineConfig`, by
-            name. Defaults to none.
-        query_instruction (Optional[str], optional): Text to put in front of every query. Defaults
-            to the prompt the checkpoint saves for queries; "" for none.
-        text_instruction (Optional[str], optional): Text to put in front of every text. Defaults to
-            the prompt the checkpoint saves for documents; "" for none.
-        normalize (bool, optional): Scale vectors to unit length. False leaves them as the model
-            gives them. Defaults to True.
-        dimensions (Optional[int], optional): Keep only the first so many and restore unit length
-            (Matryoshka). Defaults to None.
-        truncate (Optional[str], optional): Cut texts that are too long at their "end" or "start",
-            or raise `TextTooLong` ("error"). Defaults to where the checkpoint says.
-        show_progress_bar (bool, optional): Whether to show a progress bar per call, which moves
-            with every batch of the engine. Defaults to False.
-        embed_batch_size (int, optional): Texts handed to the engine at a time; the engine forms
-            its own batches of them. Defaults to 2048, the most there can be.
-        callback_manager (Optional[CallbackManager], optional): Callback manager.
-        num_workers (Optional[int], optional): Calls of `embed_batch_size` texts in flight at a
-            time in async methods. Defaults to all of them.
-
     Raises:
         MillpondError: One of its kinds. Errors about one text carry its `index` in the call.
 
@@ -138,42 +103,49 @@ class MillpondEmbedding(BaseEmbedding):
 
     """
 
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)  # it may be a token
+    model_config = ConfigDict(
+        extra="forbid",
+        hide_input_in_errors=True,  # it may be a token
+        use_attribute_docstrings=True,
+    )
 
-    model_name: Annotated[str, PathText] = Field(
-        frozen=True, description="Folder or name of the model."
-    )
-    embed_batch_size: int = Field(
-        default=MAX_EMBED_BATCH_SIZE,
-        gt=0,
-        le=MAX_EMBED_BATCH_SIZE,
-        description="Texts handed to the engine at a time.",
-    )
+    model_name: Annotated[str, PathText] = Field(frozen=True)
+    """A folder, the name of a model on the Hugging Face hub, or a name that an installed package
+    carries. Without it, `engine`: an engine that is already built, whose options are read."""
+    embed_batch_size: int = Field(default=MAX_EMBED_BATCH_SIZE, gt=0, le=MAX_EMBED_BATCH_SIZE)
+    """Texts handed to the engine at a time, which forms its own batches of them; by default the
+    most there can be. `num_workers` such calls are in flight at a time in async methods, by default
+    all of them."""
 
     # The engine's: fixed once it is built.
-    device: str | list[str] | None = Field("auto", frozen=True, description="Device or devices.")
-    dtype: str = Field("auto", frozen=True, description="Precision of the transformer.")
-    revision: str | None = Field(None, frozen=True, description="Branch, tag or commit.")
-    trust_remote_code: bool = Field(
-        False, frozen=True, description="Run Python code that comes with the checkpoint."
-    )
-    max_length: int | None = Field(None, frozen=True, description="Longest text in tokens.")
-    cache_folder: Annotated[str | None, PathText] = Field(
-        None, frozen=True, description="Where downloaded models are kept."
-    )
-    engine_options: dict[str, Any] = Field(
-        {}, frozen=True, description="Any other option of `millpond.EngineConfig`, by name."
-    )
+    device: str | list[str] | None = Field("auto", frozen=True)
+    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`, or several of them."""
+    dtype: str = Field("auto", frozen=True)
+    """`auto`, `float32`, `bfloat16`, `float16` or, on a CPU, `int8`."""
+    revision: str | None = Field(None, frozen=True)
+    """Branch, tag or commit on the hub."""
+    trust_remote_code: bool = Field(False, frozen=True)
+    """Run Python code that comes with the checkpoint."""
+    max_length: int | None = Field(None, frozen=True)
+    """Longest text in tokens; None for the model's own."""
+    cache_folder: Annotated[str | None, PathText] = Field(None, frozen=True)
+    """Where downloaded models are kept; None for Hugging Face's own cache."""
+    engine_options: dict[str, Any] = Field({}, frozen=True)
+    """Any other option of `millpond.EngineConfig`, by name."""
 
     # The call's.
-    query_instruction: str | None = Field(None, description="Text in front of every query.")
-    text_instruction: str | None = Field(None, description="Text in front of every text.")
-    normalize: bool = Field(True, description="Scale vectors to unit length.")
-    dimensions: int | None = Field(None, description="Keep only the first so many.")
-    truncate: Literal["end", "start", "error"] | None = Field(
-        None, description="Where to cut texts that are too long, or to refuse them."
-    )
-    show_progress_bar: bool = Field(False, description="Whether to show a progress bar.")
+    query_instruction: str | None = None
+    """Text in front of every query; None for the prompt the checkpoint saves, "" for none."""
+    text_instruction: str | None = None
+    """Text in front of every text; None for the prompt the checkpoint saves, "" for none."""
+    normalize: bool = True
+    """Scale vectors to unit length. False leaves them as the model gives them."""
+    dimensions: int | None = None
+    """Keep only the first N dimensions and restore unit length (Matryoshka)."""
+    truncate: Literal["end", "start", "error"] | None = None
+    """Where to cut texts that are too long, or raise `TextTooLong`; None as the checkpoint says."""
+    show_progress_bar: bool = False
+    """Show a progress bar per call, which moves with every batch of the engine."""
 
     _engine: Engine | None = PrivateAttr(None)  # None only in a pickle
     _truncation: TruncationLog = PrivateAttr(default_factory=lambda: TruncationLog(_advice))
@@ -326,6 +298,12 @@ class MillpondEmbedding(BaseEmbedding):
                 _call_under_way.reset(token)
             if bar is not None:
                 bar.update(texts - totals.texts)  # those of a cache, which the engine never saw
+
+
+MillpondEmbedding.__doc__ = f"{MillpondEmbedding.__doc__}\n    Args:\n" + "\n".join(
+    f"        {name} ({inspect.formatannotation(field.annotation)}): {field.description}"
+    for name, field in MillpondEmbedding.model_fields.items()
+)
 
 
 def _advance(bar: ProgressBar, slices: float, progress: CallProgress) -> None:
