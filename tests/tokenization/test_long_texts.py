@@ -121,7 +121,7 @@ def test_the_part_begins_and_ends_with_the_tokens_of_the_whole(
     token_ids = ids_by(name)
     whole = token_ids(text)
     found = enough_ids(text, limit=LIMIT, side=side, token_ids=token_ids)
-    if found is None:
+    if found is None or found == whole:  # of a few long words all ids are found
         return
     assert len(whole) > len(found) > LIMIT
     kept = LIMIT - (name == "word_piece")  # one of its special tokens stands at the other end
