@@ -43,8 +43,7 @@ if typing.TYPE_CHECKING:
     from .embeddings import Embeddings, quantize
     from .engine.engine import Engine
     from .engine.info import EngineInfo
-    from .engine.progress import ProgressBar
-    from .engine.truncation_log import TruncationLog
+    from .engine.progress import ProgressBar, TruncationLog
     from .scheduler.request import Priority
 
 __version__ = "0.1.0"
@@ -95,7 +94,7 @@ _LAZY_NAMES = {
     "EngineInfo": "millpond.engine.info",
     "Priority": "millpond.scheduler.request",
     "ProgressBar": "millpond.engine.progress",
-    "TruncationLog": "millpond.engine.truncation_log",
+    "TruncationLog": "millpond.engine.progress",
     "quantize": "millpond.embeddings",
 }
 

@@ -5,8 +5,13 @@ Metrics systems are adapters of `StatsHook`; the engine knows none of them.
 
 from __future__ import annotations
 
+import logging
+import threading
 from dataclasses import asdict, dataclass
 from typing import Protocol
+
+from .errors import InvalidOption
+from .locks import fork_safe
 
 __all__ = [
     "BatchStats",
@@ -15,8 +20,11 @@ __all__ = [
     "PrefixCacheStats",
     "ProgressHook",
     "StatsHook",
+    "StatsHooks",
     "Totals",
 ]
+
+logger = logging.getLogger("millpond")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +116,6 @@ class Totals:
     padded_tokens: int = 0
     truncated_texts: int = 0
     failed_texts: int = 0
-    cancelled_texts: int = 0
     forward_s: float = 0.0
 
     def add(self, batch: BatchStats) -> None:
@@ -124,18 +131,15 @@ class Totals:
     def snapshot(
         self,
         *,
+        cancelled_texts: int,
         waiting_interactive_tokens: int,
         waiting_bulk_tokens: int,
         prefix_cache: PrefixCacheStats | None,
-        leaving_texts: int = 0,
     ) -> EngineStats:
-        """The sums so far, with what is waiting and remembered now.
-
-        `leaving_texts` are cancelled and not yet counted as such.
-        """
-        cancelled_texts = self.cancelled_texts + leaving_texts
+        """The sums so far, with what was cancelled, and what is waiting and cached now."""
         return EngineStats(
-            **(asdict(self) | {"cancelled_texts": cancelled_texts}),
+            **asdict(self),
+            cancelled_texts=cancelled_texts,
             waiting_interactive_tokens=waiting_interactive_tokens,
             waiting_bulk_tokens=waiting_bulk_tokens,
             prefix_cache=prefix_cache,
@@ -167,3 +171,40 @@ class StatsHook(Protocol):
     """Called after every batch, on the thread that ran it; it must be quick and not raise."""
 
     def __call__(self, batch: BatchStats, /) -> None: ...
+
+
+class StatsHooks:
+    """Any thread may add, remove and call hooks; one that raises stops nobody."""
+
+    def __init__(self) -> None:
+        self._hooks: tuple[StatsHook, ...] = ()
+        self._lock = fork_safe(threading.RLock())
+
+    def add(self, hook: StatsHook) -> None:
+        """Call `hook` after every batch from now on. Raises `InvalidOption`."""
+        if not callable(hook):
+            raise InvalidOption(f"hook={hook!r}: it must be a function of a BatchStats")
+        with self._lock:
+            self._hooks = (*self._hooks, hook)
+
+    def remove(self, hook: StatsHook) -> None:
+        """Call it no more. Nothing happens if it was not there."""
+        with self._lock:
+            self._hooks = tuple(known for known in self._hooks if known is not hook)
+
+    def call(self, stats: BatchStats) -> None:
+        """Call them all, on this thread and with no lock held, so several threads may be at it."""
+        for hook in self._hooks:
+            try:
+                hook(stats)
+            except BaseException as error:
+                if isinstance(error, KeyboardInterrupt) and _is_main_thread():
+                    raise  # Ctrl-C, during a query that its caller runs
+                logger.exception("a stats hook raised; the engine goes on")
+
+    def __repr__(self) -> str:
+        return f"StatsHooks({len(self._hooks)})"
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

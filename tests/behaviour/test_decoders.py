@@ -265,7 +265,7 @@ def test_the_shape_of_embedding_gemma(saved_gemma: Path) -> None:
         about = engine.info()
         assert (about.execution, about.prefix_cache) == ("packed", None)
         assert "not the last alone" in about.prefix_reason
-        assert engine._service.runners[0]._kv_cache is None  # type: ignore[attr-defined]
+        assert engine._instance.runners[0]._kv_cache is None  # type: ignore[attr-defined]
         assert engine.stats().prefix_cache is None
         texts = list(LENGTHY)
         for options, expected in (

@@ -152,7 +152,7 @@ def test_in_flight_texts_of_a_call_that_is_cancelled_while_its_batch_is_split_ar
         assert isinstance(futures[2].result(PATIENCE_S).errors[0], TextFailed)
     assert futures[1].cancelled()
     assert (
-        repr(engine._service.loop._scheduler._in_flight_texts)
+        repr(engine._instance.core.scheduler._in_flight_texts)
         == "InFlightTexts(in_flight=0, following=0)"
     )
 

@@ -30,13 +30,13 @@ def settled(engine: Engine) -> None:
         engine.submit("something else").result(PATIENCE_S)
         stats = engine.stats()
         waits = stats.waiting_interactive_tokens + stats.waiting_bulk_tokens
-        if not waits and "pending_requests=0" in repr(engine._service):
+        if not waits and "pending_requests=0" in repr(engine._instance):
             break
     else:
-        raise AssertionError(f"something is left: {engine._service!r}")
-    with engine._service.loop._lock:
+        raise AssertionError(f"something is left: {engine._instance!r}")
+    with engine._instance.core.lock:
         assert (
-            repr(engine._service.loop._scheduler._in_flight_texts)
+            repr(engine._instance.core.scheduler._in_flight_texts)
             == "InFlightTexts(in_flight=0, following=0)"
         )
 
@@ -98,7 +98,7 @@ def test_a_close_that_is_interrupted_anywhere_is_finished_by_the_next() -> None:
         closing.start()
         closing.join(PATIENCE_S)
         assert not closing.is_alive()
-        for thread in engine._service._loop._threads:
+        for thread in engine._instance._core._threads:
             thread.join(PATIENCE_S)
         assert engine.health == "closed"
         if not was_reached():

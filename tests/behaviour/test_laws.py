@@ -253,8 +253,8 @@ def test_every_accepted_text_ends_exactly_once_whatever_happens(seed: int) -> No
     for future, texts in accepted.items():
         check_ending(future, texts)
     assert set(endings.counts.values()) <= {1}
-    loop = engine._service._loop
-    assert "pending_requests=0" in repr(loop)
+    core = engine._instance._core
+    assert "pending_requests=0" in repr(core)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -545,7 +545,7 @@ def test_embed_iter_keeps_the_texts_in_flight_bounded_over_any_corpus() -> None:
         assert given_back == 50_000
         assert most_ahead <= 4 * 512
         assert runner.most_texts_ahead <= 4 * 512
-        assert len(engine._service.loop._scheduler._deadlines) <= 4, "finished calls are kept"
+        assert len(engine._instance.core.scheduler._deadlines) <= 4, "finished calls are kept"
 
 
 def test_embed_iter_gives_the_vectors_in_order() -> None:
@@ -565,8 +565,8 @@ def test_an_abandoned_embed_iter_takes_its_texts_out() -> None:
         results.close()  # type: ignore[attr-defined]
         assert engine.stats().waiting_bulk_tokens == 0
         assert engine.embed("after").shape == (DIMENSION,)
-        while "pending_requests=0" not in repr(engine._service.loop):
-            pass  # until the keeper has dropped them
+        while "pending_requests=0" not in repr(engine._instance.core):
+            pass  # until the background thread has dropped them
 
 
 def test_embed_iter_names_a_failed_text_by_its_place_in_the_corpus() -> None:
@@ -682,7 +682,7 @@ def test_what_was_cancelled_is_not_run_again_when_its_batch_is_split() -> None:
         assert len(runner.batches[1]) == 4
         cancelled.cancel()
         taken_out = threading.Event()
-        engine._service.loop.ask_keeper(taken_out.set)  # after it took out what was cancelled
+        engine._instance.core.run_in_background(taken_out.set)  # after what was cancelled
         assert taken_out.wait(PATIENCE_S)
         runner.let()
         assert list(kept.result(PATIENCE_S).errors) == [0]

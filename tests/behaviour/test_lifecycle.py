@@ -32,7 +32,7 @@ from fakes import (
 
 import millpond
 from millpond import Engine, EngineClosed, EngineConfig, EngineFailed, ModelNotFound
-from millpond.engine import instance as service
+from millpond.engine import process
 from millpond.engine.instance import ModelInstance
 from millpond.locks import SteadyFuture
 
@@ -119,7 +119,7 @@ def test_closing_ends_when_the_last_call_is_cancelled_while_it_is_tokenized(work
     assert tokenizing.wait(PATIENCE_S)
     closing = threading.Thread(target=engine.close, daemon=True)
     closing.start()
-    pool = engine._service.loop._pool
+    pool = engine._instance.core.pool
     while engine.health == "ready" or not all(worker.idle for worker in pool.workers):
         closing.join(0)  # until everyone has looked and waits again
     assert future.cancel()
@@ -179,7 +179,7 @@ def test_an_engine_may_be_closed_from_a_callback_with_work_left(drain: bool) -> 
     assert closed.wait(PATIENCE_S)
     for future in rest:
         assert (future.exception(PATIENCE_S) is None) is drain
-    for thread in engine._service._loop._threads:
+    for thread in engine._instance._core._threads:
         thread.join(PATIENCE_S)
     assert own_threads() == before
     assert engine.health == "closed"
@@ -189,7 +189,7 @@ def test_an_engine_may_be_closed_from_a_stats_hook() -> None:
     engine = start_engine(FakeRunner(max_batch_tokens=2))
     engine.add_stats_hook(lambda batch: engine.close())
     assert len(engine.submit(["a b", "c d", "e f"]).result(PATIENCE_S)) == 3
-    for thread in engine._service._loop._threads:
+    for thread in engine._instance._core._threads:
         thread.join(PATIENCE_S)
         assert not thread.is_alive()
 
@@ -220,7 +220,7 @@ def test_an_engine_nobody_holds_finishes_what_it_accepted_and_stops() -> None:
     runner.hold()
     engine = start_engine(runner)
     gone = weakref.ref(engine)
-    loop_threads = engine._service._loop._threads
+    loop_threads = engine._instance._core._threads
     future = engine.submit(["a b", "c d", "e f"])
     del engine
     gc.collect()
@@ -252,8 +252,8 @@ def test_the_last_engine_to_go_takes_the_weights_with_it(
     engine.embed(["a", "b"])
     kept = engine.submit("c")
     kept.result(PATIENCE_S)
-    runner = weakref.ref(engine._service.runners[0])
-    threads = engine._service._loop._threads
+    runner = weakref.ref(engine._instance.runners[0])
+    threads = engine._instance._core._threads
     if closed:
         engine.close()
     del engine
@@ -274,8 +274,8 @@ def test_equal_configurations_share_one_model_until_the_last_is_closed(
     second = Engine.shared("model", prompts={"b": "2", "a": "1"}, max_length=9)
     other = Engine.shared("model")
     assert len(loads) == 2
-    assert first._service is second._service
-    assert other._service is not first._service
+    assert first._instance is second._instance
+    assert other._instance is not first._instance
     first.close()
     with pytest.raises(EngineClosed):
         first.embed("a")
@@ -291,7 +291,7 @@ def test_equal_configurations_share_one_model_until_the_last_is_closed(
 
 def test_a_shared_engine_that_is_collected_lets_go(loads: list[EngineConfig]) -> None:
     first, second = Engine.shared("model"), Engine.shared("model")
-    threads = first._service._loop._threads
+    threads = first._instance._core._threads
     del first
     assert second.embed("a").shape == (DIMENSION,)
     del second
@@ -326,12 +326,12 @@ def test_many_threads_that_share_load_once(
         others_wait.set()
         engines = [future.result(PATIENCE_S) for future in asked]
     assert len(loads) == 1
-    assert len({id(engine._service) for engine in engines}) == 1
+    assert len({id(engine._instance) for engine in engines}) == 1
     for engine in engines[1:]:
         engine.close()
     assert engines[0].embed("a").shape == (DIMENSION,)
     engines[0].close()
-    assert engines[0]._service._loop.health == "closed"
+    assert engines[0]._instance._core.health == "closed"
 
 
 def test_a_load_that_failed_is_tried_again(loads: list[EngineConfig]) -> None:
@@ -349,7 +349,7 @@ def test_a_failed_engine_is_not_shared_any_further(loads: list[EngineConfig]) ->
     assert second.embed("a").shape == (DIMENSION,)
     first.close()
     third = Engine.shared("model")
-    assert third._service is second._service, "the failed one takes nothing with it"
+    assert third._instance is second._instance, "the failed one takes nothing with it"
     second.close()
     third.close()
 
@@ -386,7 +386,7 @@ def test_each_thread_that_waits_for_a_load_gets_an_error_of_its_own(
         first = pool.submit(Engine.shared, "missing")
         assert loading.wait(PATIENCE_S)
         asked = [pool.submit(Engine.shared, "missing") for _ in range(3)]
-        registered = service._registry[EngineConfig(model="missing")]
+        registered = process._shared[EngineConfig(model="missing")]
         while len(registered._condition._waiters) < 3:
             pass  # until all of them wait for the first one's
         fail.set()
@@ -401,13 +401,13 @@ def test_closing_is_not_disturbed_by_a_load_of_the_same_configuration_that_fails
 ) -> None:
     before = own_threads()
     engine = Engine.shared("model")
-    failed: service.Loading = SteadyFuture()
+    failed: process.Loading = SteadyFuture()
     failed.set_exception(ModelNotFound("another thread's"))
-    service._registry[engine.config] = failed
+    process._shared[engine.config] = failed
     engine.close()
     assert engine.health == "closed"
     assert own_threads() == before
-    assert service._registry.pop(engine.config) is failed
+    assert process._shared.pop(engine.config) is failed
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
@@ -416,7 +416,7 @@ def test_a_copy_is_another_handle_on_the_same_model(copied: Any) -> None:
     engine = start_engine(FakeRunner())
     other = copied(engine)
     assert other is not engine
-    assert other._service is engine._service
+    assert other._instance is engine._instance
     engine.close()
     assert other.embed("a").shape == (DIMENSION,)
     other.close()
@@ -434,9 +434,9 @@ def test_an_engine_pickles_to_its_configuration(loads: list[EngineConfig]) -> No
         data = pickle.dumps(engine)
         assert len(data) < 2000, "no weights"
         with pickle.loads(data) as same:
-            assert same._service is engine._service
+            assert same._instance is engine._instance
     with pickle.loads(data) as found:
-        assert found._service.config == EngineConfig(model="model", **options)
+        assert found._instance.config == EngineConfig(model="model", **options)
     assert len(loads) == 2
 
 
@@ -486,7 +486,7 @@ if child == 0:
             raise AssertionError("a call of the parent ended well in the child")
         assert np.array_equal(engine.embed(TEXTS), expected)
         other = pickle.loads(bytes.fromhex(sys.argv[1]))
-        assert other._service is engine._service
+        assert other._instance is engine._instance
         assert np.array_equal(other.submit(TEXTS).result(60).vectors, expected)
         engine.close()
         other.close()
@@ -506,7 +506,7 @@ engine.close()
 @needs_fork
 def test_a_pickled_engine_is_made_elsewhere_and_after_a_fork_parent_and_child_embed() -> None:
     with start_engine(FakeRunner(), spec={"name": MODEL}) as engine:
-        engine._service.reloadable = True  # spares this process the real model
+        engine._instance.reloadable = True  # spares this process the real model
         data = pickle.dumps(engine).hex()
     assert outcome(PICKLED_AND_FORKED, data) == (0, "", "")
 
@@ -529,7 +529,7 @@ for _ in range(20):
         try:
             assert (engine.embed(["x", "y z"]) == vectors_for(["x", "y z"])).all()
             assert engine.health == "ready"
-            assert "pending_requests=0" in repr(engine._service)
+            assert "pending_requests=0" in repr(engine._instance)
             engine.close()
             code = 0
         finally:
@@ -597,7 +597,7 @@ if child == 0:
         engine.embed(["a", "b"])
         assert len(heard) == 1, "the hook came along"
         assert on_cuda.health == "failed"
-        assert "health='failed'" in repr(on_cuda) and "ModelInstance" in repr(on_cuda._service)
+        assert "health='failed'" in repr(on_cuda) and "ModelInstance" in repr(on_cuda._instance)
         assert on_cuda.stats().batches == 0
         try:
             on_cuda.embed("a")

@@ -226,7 +226,7 @@ def test_a_finalizer_amid_planning_disturbs_nothing(
     other.close()
     engine.close()
     assert engine.health == "closed"
-    assert engine.stats().waiting_bulk_tokens == 0, engine._service
+    assert engine.stats().waiting_bulk_tokens == 0, engine._instance
 
 
 # Deadlines and bounds.
@@ -279,7 +279,7 @@ def test_an_engine_fails_everybody_though_its_own_books_are_broken(
         def broken(request: object) -> None:
             raise AssertionError("the books do not agree")
 
-        monkeypatch.setattr(engine._service.loop._scheduler, "forget", broken)
+        monkeypatch.setattr(engine._instance.core.scheduler, "forget", broken)
         runner.let()
         for future in futures:
             assert isinstance(future.exception(PATIENCE_S), EngineFailed)
@@ -431,7 +431,7 @@ class Chaos:
     def look(self, chance: random.Random) -> None:
         assert self.engine.stats().batches >= 0
         assert "Engine(" in repr(self.engine)
-        repr(self.engine._service)
+        repr(self.engine._instance)
 
     def share(self, chance: random.Random) -> None:
         copied = self.engine.__copy__()
@@ -444,25 +444,25 @@ class Chaos:
 
 def is_through(engine: Engine) -> bool:
     """Whether no call is open and no text runs, one that was cancelled meanwhile included."""
-    loop = engine._service.loop
-    with loop._lock:  # both at once: a call may be cancelled while its text runs
-        texts = repr(loop._scheduler._in_flight_texts)
-        return "pending_requests=0" in repr(loop) and texts.startswith("InFlightTexts(in_flight=0,")
+    core = engine._instance.core
+    with core.lock:  # both at once: a call may be cancelled while its text runs
+        texts = repr(core.scheduler._in_flight_texts)
+        return "pending_requests=0" in repr(core) and texts.startswith("InFlightTexts(in_flight=0,")
 
 
 def at_rest(engine: Engine) -> None:
     """Wait until nothing waits or runs, and see that nothing is left."""
     until_s = time.monotonic() + PATIENCE_S
     while not is_through(engine):
-        assert time.monotonic() < until_s, engine._service
+        assert time.monotonic() < until_s, engine._instance
         engine.submit("to wake everybody").result(PATIENCE_S)
     assert len(engine.submit("the last").result(PATIENCE_S)) == 1
-    loop = engine._service.loop
-    with loop._lock:
-        for queue in loop._scheduler.queues.values():
-            assert (queue.waiting_tokens, queue.ready_tokens) == (0, 0), loop
-        assert repr(loop._scheduler._in_flight_texts) == "InFlightTexts(in_flight=0, following=0)"
-        loop._scheduler.check_idle()
+    core = engine._instance.core
+    with core.lock:
+        for queue in core.scheduler.queues.values():
+            assert (queue.waiting_tokens, queue.ready_tokens) == (0, 0), core
+        assert repr(core.scheduler._in_flight_texts) == "InFlightTexts(in_flight=0, following=0)"
+        core.scheduler.check_idle()
     stats = engine.stats()
     assert (stats.waiting_interactive_tokens, stats.waiting_bulk_tokens) == (0, 0)
 
@@ -500,7 +500,7 @@ def live_through(seed: int, operations: int) -> None:
     assert engine.health == "ready", "one caller's doing is no one else's"
     gc.collect()
     engine.close()
-    for thread in engine._service._loop._threads:
+    for thread in engine._instance._core._threads:
         thread.join(PATIENCE_S)
         assert not thread.is_alive()
 

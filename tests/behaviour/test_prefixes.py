@@ -36,7 +36,7 @@ from millpond import (
     QueueFull,
     TextFailed,
 )
-from millpond.engine.core import INLINE_TEXTS
+from millpond.engine.submission import INLINE_TEXTS
 from millpond.scheduler.batch import Batch
 from millpond.scheduler.prefix_cache import PrefixCache
 from millpond.scheduler.request import Priority
@@ -59,14 +59,14 @@ def quiet_log() -> Iterator[None]:
 
 
 def prefixes_of(engine: Engine) -> PrefixCache:
-    found = engine._service.loop._scheduler.prefixes
+    found = engine._instance.core.scheduler.prefixes
     assert found is not None
     return found
 
 
 def check_at_rest(engine: Engine) -> None:
     """Nothing is held, and nobody waits for anybody, once the engine is closed."""
-    scheduler = engine._service.loop._scheduler
+    scheduler = engine._instance.core.scheduler
     prefixes_of(engine).check(idle=True)
     assert repr(scheduler._in_flight_texts) == "InFlightTexts(in_flight=0, following=0)"
     assert [queue.waiting_tokens for queue in scheduler.queues.values()] == [0, 0]
@@ -211,8 +211,8 @@ def test_texts_run_between_the_parts_of_a_long_one_of_their_priority(priority: s
         future = engine.submit(long, priority=priority)
         runner.wait_for_batches(1)
         others = [engine.submit(f"q{number} a b", priority=priority) for number in range(6)]
-        waiting = engine._service.loop._scheduler.queues[Priority(priority)]
-        engine._service.loop.ask_keeper(bool)  # so that it takes in what arrived
+        waiting = engine._instance.core.scheduler.queues[Priority(priority)]
+        engine._instance.core.run_in_background(bool)  # so that it takes in what arrived
         while waiting.ready_tokens < 18:  # all six are tokenised and may go into a batch
             assert all(not other.done() for other in others)
         for number, other in enumerate(others):
@@ -249,7 +249,7 @@ def test_a_batch_with_prefixes_that_does_not_fit_makes_the_next_ones_smaller() -
         engine.embed(long_text(36))
         assert np.array_equal(engine.embed(texts), vectors_for(texts))
         assert runner.was_full
-        assert engine._service.loop._scheduler.max_batch_tokens < 30
+        assert engine._instance.core.scheduler.max_batch_tokens < 30
     assert runner.mistakes == []
 
 
@@ -284,16 +284,16 @@ def test_a_text_that_ends_between_its_parts_holds_no_blocks(how: str) -> None:
         runner.let(1)
         runner.wait_for_batches(2)
         assert prefixes_of(engine).stats.blocks_in_use > 0
-        loop = engine._service.loop
-        (request,) = loop._pending.values()
+        core = engine._instance.core
+        (request,) = core.pending._by_id.values()
         if how == "cancelled":
             future.cancel()
         elif how == "closed":
-            loop.close(drain=False, wait=False)
+            core.close(drain=False, wait=False)
         else:
-            with loop._lock:
-                loop._scheduler._deadlines = [(0.0, 0, weakref.ref(request))]
-            loop.ask_keeper(bool)  # which makes it look at the clock
+            with core.lock:
+                core.scheduler._deadlines = [(0.0, 0, weakref.ref(request))]
+            core.run_in_background(bool)  # which makes it look at the clock
         runner.let()
         with pytest.raises((CancelledError, EngineError)):
             future.result(PATIENCE_S)

@@ -128,7 +128,7 @@ def engine_on(folder: Path, *, blocks: int | None = None, **options: Any) -> Ite
         engine = Engine(folder, **options)
     with engine:
         yield engine
-    scheduler = engine._service.loop._scheduler
+    scheduler = engine._instance.core.scheduler
     assert (scheduler.prefixes is None) == (blocks is None)
     if scheduler.prefixes is not None:
         scheduler.prefixes.check(idle=True)
@@ -191,7 +191,7 @@ def test_a_cold_cache_a_warm_one_and_a_full_one_change_nothing(
             for how, found in ways(engine).items():
                 agree(engine, found, whole(name)[how])
         stats = engine.stats()
-        cache = engine._service.loop._scheduler.prefixes
+        cache = engine._instance.core.scheduler.prefixes
         assert cache is not None
         assert (stats.cached_tokens > 0) == (blocks > 0)
         assert (cache.stats.evictions > 0) == (0 < blocks < 500)
@@ -270,7 +270,7 @@ def test_a_thousand_queries_compute_their_instruction_once(saved: Callable[[str]
     chance = random.Random(7)
     queries = [" ".join(chance.choices(STORY, k=4)) for _ in range(1000)]
     with engine_on(saved("qwen3"), blocks=2000, max_batch_tokens=512) as engine:
-        tokenizer = engine._service.runners[0].models[0].tokenizer  # type: ignore[attr-defined]
+        tokenizer = engine._instance.runners[0].models[0].tokenizer  # type: ignore[attr-defined]
         shared = tokenizer.shared_prefix_length(INSTRUCTION)
         assert shared >= 40
         engine.embed("the first of all", task="query")
@@ -289,7 +289,7 @@ def test_a_layer_that_throws_half_way_leaves_nothing_behind(
     """By then the layers before it have written keys and values for some of the texts."""
     expected = whole("qwen3")["query"]
     with engine_on(saved("qwen3"), blocks=200) as engine:
-        layer = engine._service.runners[0].models[0].encoder.model.layers[1]  # type: ignore[attr-defined]
+        layer = engine._instance.runners[0].models[0].encoder.model.layers[1]  # type: ignore[attr-defined]
         forward, calls = layer.forward, itertools.count()
 
         def failing(*rows: Any, **options: Any) -> Any:

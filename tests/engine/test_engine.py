@@ -645,18 +645,18 @@ def test_what_is_stateful_says_its_counts() -> None:
         engine.submit([[1, 2, 3, 4]])
         runner.wait_for_batches(1)
         engine.submit([[1] * 10], timeout=1000)
-        while "ready_tokens=10" not in repr(engine._service):
+        while "ready_tokens=10" not in repr(engine._instance):
             pass  # until one of the engine's threads has taken it in
         assert repr(engine) == (
             "Engine('fake/model', device='fake', dtype='float32', execution='packed', "
             "health='ready')"
         )
-        service = repr(engine._service)
-        assert service.startswith(
+        shown = repr(engine._instance)
+        assert shown.startswith(
             "ModelInstance('fake/model', handles=1, EngineCore(health='ready', "
         )
-        assert "pending_requests=2" in service
-        assert "interactive=RequestQueue(waiting_tokens=10, ready_tokens=10" in service
+        assert "pending_requests=2" in shown
+        assert "interactive=RequestQueue(waiting_tokens=10, ready_tokens=10" in shown
 
 
 def test_a_progress_bar_counts_every_text_once(engine: Engine) -> None:

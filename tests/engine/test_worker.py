@@ -67,9 +67,10 @@ def test_a_worker_for_queries_has_a_place_of_its_own_only_beside_bulk() -> None:
     for_queries, *general = pool.workers
     for worker in general:
         assert pool.can_start(for_queries)
-        worker.busy = True
+        pool.start(worker, has_bulk=False)
     assert not pool.can_start(for_queries)
-    general[1].runs_bulk = True
+    pool.look(general[1])
+    pool.start(general[1], has_bulk=True)
     assert pool.can_start(for_queries)
 
 
@@ -106,7 +107,8 @@ def test_workers_of_several_devices_take_one_of_each_first() -> None:
     for worker in pool.workers:
         worker.idle = True
     assert pool.shares(pool.workers[0]) == (2, 2)
-    pool.workers[1].busy, pool.workers[1].idle = True, False
+    pool.workers[1].idle = False
+    pool.start(pool.workers[1], has_bulk=False)
     assert pool.shares(pool.workers[0]) == (1, 1)
 
 

@@ -37,7 +37,7 @@ def loaded(folder: Path, **options: Any) -> Iterator[PoolingModel]:
     with Engine(
         folder, **{"device": "cpu", "dtype": "float32", "pooling": "lasttoken", **options}
     ) as engine:
-        yield engine._service.runners[0].models[0]
+        yield engine._instance.runners[0].models[0]
 
 
 def attentions(model: nn.Module) -> list[Any]:

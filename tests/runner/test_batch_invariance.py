@@ -137,7 +137,7 @@ def test_a_gpu_promises_the_same_bits_only_where_it_was_asked_for_them(
 ) -> None:
     """What a few rows of a check showed says nothing of a large batch there."""
     with Engine(checkpoint("bert"), device="cpu") as engine:
-        runner: Any = engine._service.runners[0]
+        runner: Any = engine._instance.runners[0]
         assert isinstance(runner, TorchModelRunner)
         runner.device = torch.device("cuda", 0)
         runner.check_batch_invariance(promised=asked)

@@ -156,7 +156,7 @@ def test_a_batch_takes_the_longest_texts_that_fit() -> None:
     assert taken(fill(queue, 9)) == [(request.id, [5, 3])]
     assert taken(fill(queue, 9)) == [(request.id, [2, 1])]
     assert (queue.waiting_tokens, queue.ready_tokens) == (0, 0)
-    assert not queue.has_ready
+    assert not queue.ready_requests
 
 
 def test_a_text_larger_than_the_budget_runs_alone() -> None:
@@ -168,7 +168,7 @@ def test_a_text_larger_than_the_budget_runs_alone() -> None:
 def test_texts_without_tokens_run_too() -> None:
     queue = ready_queue(request := request_of(0, 0, 0))
     assert taken(fill(queue, 10)) == [(request.id, [0])]  # for all three: they are alike
-    assert not queue.has_ready
+    assert not queue.ready_requests
 
 
 def test_requests_take_turns_in_batches() -> None:
@@ -219,7 +219,7 @@ def test_every_text_comes_out_once_and_no_batch_is_over_budget(
     made = [request_of(*lengths) for lengths in requests]
     queue = ready_queue(*made, max_tokens=100_000)
     out: dict[int, list[int]] = {request.id: [] for request in made}
-    while queue.has_ready:
+    while queue.ready_requests:
         plan = fill(queue, budget, shape)
         lengths = [length for _, part in taken(plan) for length in part]
         assert lengths, "there is something ready, so something must come"

@@ -400,7 +400,7 @@ def start_engine(
     tokenizers = [tokenizer or FakeTokenizer(first)] * len(first.routes)
     facts = fake_spec(first, **(spec or {}))
     engine = Engine.with_runner(runner, facts, tokenizers=tokenizers, **options)
-    engine._service.inputs._clock = StepClock()
+    engine._instance.inputs._clock = StepClock()
     return engine
 
 

@@ -11,15 +11,25 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub import constants
+from tqdm import tqdm
 
-from .quiet import DisabledProgressBar
-
-__all__ = ["Hub", "Repository"]
+__all__ = ["DisabledProgressBar", "Hub", "Repository"]
 
 _ANSWER_TIMEOUT_S = 5.0  # without a network the answer is wanted now, not after five retries
+
+
+class DisabledProgressBar(tqdm):  # type: ignore[misc]
+    """A progress bar that shows nothing and starts no thread."""
+
+    monitor_interval = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.pop("name", None)  # huggingface_hub's own extension of tqdm
+        super().__init__(*args, **{**kwargs, "disable": True})
 
 
 @dataclass(frozen=True, kw_only=True)

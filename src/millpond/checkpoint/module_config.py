@@ -6,12 +6,11 @@ The formats are those that sentence-transformers 6 reads. One function for each 
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
-
-import torch
 
 from ..config import PoolingMode
 from ..errors import InvalidCheckpoint, UnsupportedModel
@@ -195,7 +194,8 @@ def _activation(name: object, path: Path, trust: bool) -> str:
             name,
         )
         return _TANH
-    found: Any = torch
+    torch: Any = importlib.import_module("torch")  # a checkpoint without such a name needs none
+    found = torch
     for part in name.split(".")[1:]:
         found = getattr(found, part, None)
     if not (isinstance(found, type) and issubclass(found, torch.nn.Module)):

@@ -11,25 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from ..locks import fork_safe
+from .hub import DisabledProgressBar
 
-__all__ = ["DisabledProgressBar", "quiet_transformers"]
+__all__ = ["quiet_transformers"]
 
 # Held while transformers' setting for progress bars is ours.
 _LOCK = fork_safe(threading.Lock())
-
-
-class DisabledProgressBar(tqdm):  # type: ignore[misc]
-    """A progress bar that shows nothing and starts no thread."""
-
-    monitor_interval = 0
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.pop("name", None)  # huggingface_hub's own extension of tqdm
-        super().__init__(*args, **{**kwargs, "disable": True})
 
 
 @contextmanager

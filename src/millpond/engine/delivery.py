@@ -20,10 +20,10 @@ from ..scheduler.batch import Batch, Segment
 from ..scheduler.deduplication import Duplicate
 from ..scheduler.request import Priority, Request
 from ..scheduler.token_chunk import TokenChunk
-from ..stats import BatchStats
-from .executor import ForwardPass
+from ..stats import BatchStats, EngineStats, PrefixCacheStats, StatsHooks, Totals
+from .executor import BatchResult, ForwardPass
 
-__all__ = ["Delivery"]
+__all__ = ["Counts", "Delivery", "delivered"]
 
 logger = logging.getLogger("millpond")
 
@@ -103,6 +103,72 @@ class Delivery:
             tokenize_s=sum(map(_tokenize_s, batch.segments)),
             forward_s=self._pass.forward_s,
             failed_texts=self._failed_texts,
+        )
+
+
+def delivered(result: BatchResult) -> Sequence[Delivery]:
+    """What came of a batch, its own texts delivered."""
+    deliveries = [Delivery(one) for one in result.passes]
+    for delivery in deliveries:
+        delivery.deliver()
+    return deliveries
+
+
+class Counts:
+    """What an engine has delivered so far, and who is told of it.
+
+    The sums are under the engine's lock; hooks are called without it.
+    """
+
+    def __init__(self, hooks: StatsHooks) -> None:
+        self._hooks = hooks
+        self._totals = Totals()
+        self._warned_of: int | None = None  # the first request to be truncated, by its id
+
+    def add(self, deliveries: Iterable[Delivery]) -> None:
+        """Under the lock: count what forward passes gave."""
+        for delivery in deliveries:
+            if delivery.stats is not None:
+                self._totals.add(delivery.stats)
+
+    def add_request(self, request: Request) -> None:
+        """Under the lock: count a request that is complete."""
+        truncated = int(request.truncated.sum())
+        if truncated and not request.reports_truncation and self._warned_of is None:
+            self._warned_of = request.id
+        self._totals.truncated_texts += truncated
+        for error in request.errors.values():
+            self._totals.failed_texts += isinstance(error, TextFailed)
+
+    def call_hooks(self, deliveries: Iterable[Delivery]) -> None:
+        """Tell of every pass that did not fail."""
+        for delivery in deliveries:
+            if delivery.stats is not None:
+                self._hooks.call(delivery.stats)
+
+    def warn_of_truncation(self, request: Request) -> None:
+        """Log that its texts were truncated, if it is the engine's first."""
+        if request.id == self._warned_of:
+            logger.warning(
+                "%d of %d texts were longer than the model reads and were truncated "
+                "(logged once; every result says which of its texts were)",
+                int(request.truncated.sum()),
+                len(request),
+            )
+
+    def stats(
+        self,
+        waiting_tokens: Mapping[Priority, int],
+        *,
+        cancelled_texts: int,
+        prefix_cache: PrefixCacheStats | None,
+    ) -> EngineStats:
+        """Under the lock: the sums, with what is waiting now."""
+        return self._totals.snapshot(
+            cancelled_texts=cancelled_texts,
+            waiting_interactive_tokens=waiting_tokens[Priority.INTERACTIVE],
+            waiting_bulk_tokens=waiting_tokens[Priority.BULK],
+            prefix_cache=prefix_cache,
         )
 
 

@@ -15,14 +15,14 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Self, Unpack
 
 import numpy.typing as npt
 
 from ..checkpoint.spec import ModelSpec
 from ..config import EngineConfig, EngineOptions, require_bool
 from ..embeddings import Embeddings, OutputDType
-from ..errors import EngineClosed, InvalidOption
+from ..errors import EngineClosed
 from ..runner.base import ModelRunner
 from ..scheduler.request import Priority, Request, TruncateSide
 from ..stats import EngineStats, ProgressHook, StatsHook
@@ -31,25 +31,19 @@ from .core import Health
 from .info import EngineInfo
 from .inputs import Tokenizer
 from .instance import Handle, ModelInstance
-from .params import NO_TEXTS, EmbedParams, TextInput, TextsInput, require_lists_of_ids
+from .params import (
+    CallOptions,
+    EmbedParams,
+    TextInput,
+    TextsInput,
+    params_of,
+    require_lists_of_ids,
+)
 from .progress import progress_hook
-from .stream import EmbeddingStream
+from .stream import EmbeddingStream, require_stream_options
+from .submission import Submission
 
 __all__ = ["Engine"]
-
-
-class CallOptions(TypedDict, total=False):
-    """The options of one call, as `Engine.embed` explains them."""
-
-    task: str | None
-    prompt: str | None
-    prompt_name: str | None
-    dimensions: int | None
-    normalize: bool | None
-    truncate: TruncateSide | None
-    output_dtype: OutputDType
-    priority: Priority | str | None
-    timeout: float | None
 
 
 class Engine:
@@ -72,7 +66,7 @@ class Engine:
 
     @classmethod
     def shared(cls, model: str | os.PathLike[str], **options: Unpack[EngineOptions]) -> Self:
-        """An engine on the process-wide service for this configuration.
+        """An engine on the process-wide instance of the model for this configuration.
 
         Equal configurations share one copy of the weights and one queue; the last engine to be
         closed, or collected, lets them go.
@@ -94,8 +88,8 @@ class Engine:
         """
         runners = runner if isinstance(runner, Sequence) else [runner]
         config = EngineConfig.of(spec.name, options)
-        service = ModelInstance(spec, runners, tokenizers, config, reloadable=False)
-        return cls._on(service.acquire())
+        instance = ModelInstance(spec, runners, tokenizers, config, reloadable=False)
+        return cls._on(instance.acquire())
 
     @classmethod
     def _on(cls, handle: Handle) -> Self:
@@ -104,13 +98,13 @@ class Engine:
         return engine
 
     def _hold(self, handle: Handle) -> None:
-        """Keep an acquired service until this engine is closed or collected."""
-        service = handle.service
-        self._service = service
+        """Keep an acquired instance until this engine is closed or collected."""
+        instance = handle.instance
+        self._instance = instance
         self._handle = handle
-        self._release = weakref.finalize(handle, service.note_collected)
-        self._info = service.info()
-        self._release.atexit = False  # at exit, services are stopped, not drained
+        self._release = weakref.finalize(handle, instance.note_collected)
+        self._info = instance.info()
+        self._release.atexit = False  # at exit, instances are stopped, not drained
 
     # Embedding.
 
@@ -182,14 +176,14 @@ class Engine:
     ) -> npt.NDArray[Any]:
         """`embed` for any event loop. A cancelled call is taken out before its next forward."""
         with progress_hook(texts, progress) as hook:
-            params = replace(_params(options), progress=hook, reports_truncation=hook is progress)
+            params = replace(params_of(options), progress=hook, reports_truncation=hook is progress)
             request, single = self._submit(texts, params, strict=True)
             return _vectors(await self._await(request, options.get("timeout")), single)
 
     async def _await(self, request: Request, timeout: float | None) -> Embeddings:
         try:
             if not request.future.done():
-                self._service.loop.require_may_wait()
+                self._instance.core.own_threads.require_another()
             waiting = asyncio.wrap_future(request.future)
             if timeout is not None:
                 done, _ = await asyncio.wait({waiting}, timeout=timeout)
@@ -213,7 +207,7 @@ class Engine:
         Cancelling the future takes out the texts that have not run.
         """
         require_bool("wait", wait)
-        request, _ = self._submit(texts, _params(options), wait=wait, block=wait)
+        request, _ = self._submit(texts, params_of(options), wait=wait, block=wait)
         return request.future
 
     def embed_iter(
@@ -235,26 +229,13 @@ class Engine:
         all with the place in the corpus. Nothing is lost by that: called again it gives the
         chunk's other rows, and goes on.
         """
-        if isinstance(texts, (str, *NO_TEXTS)) or not isinstance(texts, Iterable):
-            raise InvalidOption("embed_iter takes an iterable of texts; one text goes to embed")
-        if options.get("output_dtype") in ("int8", "uint8"):
-            raise InvalidOption(
-                "each slice would be quantised by ranges of its own: let embed_iter give float32 "
-                "and call millpond.quantize with ranges of your own"
-            )
-        if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
-            raise InvalidOption(f"chunk_size={chunk_size!r}: it must be a whole number above 0")
-        if progress is not None and not callable(progress):
-            raise InvalidOption(
-                f"progress={progress!r}: embed_iter takes a function, since it does not know how "
-                "many texts will come"
-            )
+        require_stream_options(texts, chunk_size, progress, options.get("output_dtype"))
         params = replace(
-            _params({"priority": Priority.BULK, **options}),
+            params_of({"priority": Priority.BULK, **options}),
             progress=progress,
             reports_truncation=progress is not None,
         )
-        params.validate(self._service.spec)
+        params.validate(self._instance.spec)
 
         def submit(chunk: list[TextInput]) -> Request:
             return self._submit(chunk, params, several=True)[0]
@@ -275,18 +256,18 @@ class Engine:
     ) -> tuple[Request, bool]:
         if not self._release.alive:
             raise EngineClosed("the engine is closed; make a new one")
-        service = self._service
-        loop = service.loop
-        request, single = service.inputs.request(
-            texts, params, now_s=loop.clock(), strict=strict, several=several
+        instance = self._instance
+        core = instance.core
+        request, single = instance.inputs.request(
+            texts, params, now_s=core.clock(), strict=strict, several=several
         )
-        loop.submit(request, wait=wait, block=block, inline=inline)
+        Submission(core, request, wait=wait, block=block, inline=inline).run()
         return request, single
 
     def _wait(self, request: Request, timeout: float | None) -> Embeddings:
         try:
             if not request.future.done():
-                self._service.loop.require_may_wait()
+                self._instance.core.own_threads.require_another()
             return request.future.result(timeout)
         except FutureTimeout:  # an error of the request may be one too
             if request.future.cancel():
@@ -315,7 +296,7 @@ class Engine:
         require_bool("special_tokens", special_tokens)
         params = EmbedParams(task=task, prompt=prompt, prompt_name=prompt_name)
         return process.while_running(
-            lambda: self._service.inputs.token_ids(texts, params, special_tokens=special_tokens)
+            lambda: self._instance.inputs.token_ids(texts, params, special_tokens=special_tokens)
         )
 
     def detokenize(self, ids: Sequence[Sequence[int]]) -> list[str]:
@@ -324,7 +305,7 @@ class Engine:
         Raises `InvalidTokenIds` for an id that the model does not know.
         """
         require_lists_of_ids(ids)
-        return process.while_running(lambda: self._service.inputs.detokenize(ids))
+        return process.while_running(lambda: self._instance.inputs.detokenize(ids))
 
     # About it.
 
@@ -335,16 +316,16 @@ class Engine:
     @property
     def config(self) -> EngineConfig:
         """What it was asked for; an equal configuration shares the model, see `shared`."""
-        return self._service.config
+        return self._instance.config
 
     def stats(self) -> EngineStats:
         """Totals since the model was loaded, and what is waiting now."""
-        return self._service.loop.stats()
+        return self._instance.core.stats()
 
     @property
     def health(self) -> Health:
         """`ready`, `closing`, `closed`, or `failed` when no call can succeed any more."""
-        health = self._service.health
+        health = self._instance.health
         return "closed" if health == "ready" and not self._release.alive else health
 
     def add_stats_hook(self, hook: StatsHook) -> None:
@@ -354,11 +335,11 @@ class Engine:
         workers, two may call it at a time. Inside it the engine cannot be waited for. What it
         raises is logged.
         """
-        self._service.hooks.add(hook)
+        self._instance.hooks.add(hook)
 
     def remove_stats_hook(self, hook: StatsHook) -> None:
         """Stop calling a hook."""
-        self._service.hooks.remove(hook)
+        self._instance.hooks.remove(hook)
 
     # Its end, and its copies.
 
@@ -370,9 +351,9 @@ class Engine:
         require_bool("drain", drain)
         if self._release.alive:
             # Twice is as good as once: an interrupt in between leaves it to the next call.
-            self._service.release(self._handle, drain=drain)
+            self._instance.release(self._handle, drain=drain)
             self._release.detach()
-            self._service.wait_if_let_go(drain=drain)
+            self._instance.wait_if_let_go(drain=drain)
 
     def __enter__(self) -> Self:
         return self
@@ -397,15 +378,15 @@ class Engine:
         await asyncio.to_thread(self.close, drain=error is None)
 
     def __copy__(self) -> Self:
-        return self._on(self._service.acquire())
+        return self._on(self._instance.acquire())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self.__copy__()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if not self._service.reloadable:
+        if not self._instance.reloadable:
             raise TypeError("an engine made with_runner cannot be pickled")
-        return _unpickle, (self._service.config,)
+        return _unpickle, (self._instance.config,)
 
     def __repr__(self) -> str:
         info = self._info
@@ -419,14 +400,6 @@ def _vectors(result: Embeddings, single: bool = False) -> npt.NDArray[Any]:
     result.raise_for_errors()
     vectors: npt.NDArray[Any] = result.vectors[0] if single else result.vectors
     return vectors
-
-
-def _params(options: CallOptions) -> EmbedParams:
-    unknown = sorted(set(options) - set(CallOptions.__annotations__))
-    if unknown:
-        known = ", ".join(CallOptions.__annotations__)
-        raise TypeError(f"unknown option {', '.join(unknown)}; a call takes {known}")
-    return EmbedParams(**options)
 
 
 def _unpickle(config: EngineConfig) -> Engine:

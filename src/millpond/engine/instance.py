@@ -1,6 +1,6 @@
 """`ModelInstance`: a loaded model being served, for as long as some engine holds it.
 
-Engines are handles. `ModelInstance.shared` finds the service of an equal configuration or loads it
+Engines are handles. `ModelInstance.shared` finds the instance of an equal configuration or loads it
 once, however many threads ask; the last handle to go closes it. A forked child keeps the weights
 it inherited and starts threads of its own at its first call.
 
@@ -10,8 +10,6 @@ that lets go by being collected, and letting go twice is as good as once.
 
 from __future__ import annotations
 
-import atexit
-import copy
 import os
 import threading
 import weakref
@@ -22,30 +20,30 @@ from functools import partial
 from ..checkpoint.resolve import resolve_checkpoint
 from ..checkpoint.spec import ModelSpec, read_spec
 from ..config import EngineConfig
-from ..errors import EngineClosed, EngineError, EngineFailed
-from ..locks import SteadyFuture, fork_safe
+from ..errors import EngineClosed, EngineFailed
+from ..locks import fork_safe
 from ..runner.base import ModelRunner
-from ..runner.load import load_model
 from ..scheduler.prefix_cache import PrefixCache
 from ..scheduler.scheduler import Scheduler
+from ..stats import StatsHooks
 from . import process
 from .core import EngineCore, Health
 from .info import EngineInfo
 from .inputs import InputProcessor, Tokenizer
-from .stats_hooks import StatsHooks
+from .threads import make_threads
 
 __all__ = ["Handle", "ModelInstance"]
 
 
 @dataclass(frozen=True, eq=False)
 class Handle:
-    """One engine's hold on a service, for as long as the object is there and not released."""
+    """One engine's hold on a instance, for as long as the object is there and not released."""
 
-    service: ModelInstance
+    instance: ModelInstance
 
 
 class ModelInstance:
-    """A model, the runner that holds its weights, and the loop that serves it."""
+    """A model, the runner that holds its weights, and the core that serves it."""
 
     def __init__(
         self,
@@ -68,13 +66,13 @@ class ModelInstance:
             caches_prefixes=self.runners[0].prefix_cache_config is not None,
         )
         self.hooks = StatsHooks()
-        # Under `_lock`: who holds the service, and which process the loop's threads are in.
+        # Under `_lock`: who holds the instance, and which process the threads are in.
         self._lock = fork_safe(threading.RLock())
         self._handles: weakref.WeakSet[Handle] = weakref.WeakSet()
         self._is_let_go = False
         self._process = os.getpid()
-        self._loop = self._start_loop()
-        _services.add(self)
+        self._core = self._start_core()
+        process.add_instance(self)
 
     @classmethod
     def load(cls, config: EngineConfig) -> ModelInstance:
@@ -92,33 +90,18 @@ class ModelInstance:
             prompts=prompts,
             trust_remote_code=config.trust_remote_code,
         )
+        from ..runner.load import load_model  # torch: only now that there is something to load
+
         loaded = load_model(spec, config)
         return cls(spec, loaded.runners, loaded.tokenizers, config)
 
     @classmethod
     def shared(cls, config: EngineConfig) -> Handle:
-        """The service of this configuration, acquired; loaded by the first to ask."""
-        ours: Loading = SteadyFuture()
-        try:
-            while True:
-                with _registry_lock:
-                    loading = _registry.setdefault(config, ours)
-                if loading is ours:
-                    handle = cls.load(config).acquire()
-                    ours.set_result(weakref.ref(handle.service))
-                    return handle
-                found = _loaded(loading)
-                if found is not None and (held := found._acquire_to_share()) is not None:
-                    return held
-                _unregister(config, loading)
-        except BaseException as error:
-            if not ours.done():
-                _unregister(config, ours)
-                interrupted = EngineError("loading the model was interrupted; try again")
-                ours.set_exception(error if isinstance(error, Exception) else interrupted)
-            raise
+        """A handle on the instance of this configuration; loaded by the first to ask."""
+        handle: Handle = process.shared(config, lambda: cls.load(config).acquire())
+        return handle
 
-    def _acquire_to_share(self) -> Handle | None:
+    def acquire_to_share(self) -> Handle | None:
         """A handle, unless it has failed or been let go: those who hold it keep it."""
         if self.health == "failed":
             return None
@@ -127,7 +110,7 @@ class ModelInstance:
         except EngineClosed:  # the last holder let go in between
             return None
 
-    def _start_loop(self, cause: BaseException | None = None) -> EngineCore:
+    def _start_core(self, cause: BaseException | None = None) -> EngineCore:
         config, runners = self.config, self.runners
         budget = runners[0].prefix_cache_config if len(runners) == 1 else None
         scheduler = Scheduler(
@@ -143,12 +126,12 @@ class ModelInstance:
             min_saved_tokens=0 if budget is None else budget.min_saved_tokens,
             max_prefixed_tokens=None if budget is None else budget.max_batch_tokens,
         )
-        loop = EngineCore(runners, self.inputs, scheduler, hooks=self.hooks, cause=cause)
-        # Where an interrupt keeps the service from its engine, nobody else would stop it.
-        close = partial(loop.close, drain=True, wait=False)
-        weakref.finalize(self, loop.ask_keeper, close).atexit = False
-        loop.start()
-        return loop
+        core = EngineCore(runners, self.inputs, scheduler, hooks=self.hooks, cause=cause)
+        # Where an interrupt keeps the instance from its engine, nobody else would stop it.
+        close = partial(core.close, drain=True, wait=False)
+        weakref.finalize(self, core.run_in_background, close).atexit = False
+        core.start(() if cause is not None else make_threads(core))
+        return core
 
     @property
     def _max_batch_tokens(self) -> int:
@@ -156,23 +139,23 @@ class ModelInstance:
         return min(runner.max_batch_tokens for runner in self.runners)
 
     @property
-    def loop(self) -> EngineCore:
-        """The running loop; in a forked child, one of its own from the first call on.
+    def core(self) -> EngineCore:
+        """The running core; in a forked child, one of its own from the first call on.
 
         That one has failed where the device does not survive a fork.
         """
         if self._process != os.getpid():
             with self._lock:
                 if self._process != os.getpid():
-                    self._loop = self._start_loop(self._fork_failure())
+                    self._core = self._start_core(self._fork_failure())
                     self._process = os.getpid()
-        return self._loop
+        return self._core
 
     @property
     def health(self) -> Health:
-        """The loop's. Asking starts no thread, in a forked child either."""
+        """The core's. Asking starts no thread, in a forked child either."""
         if self._process == os.getpid():
-            return self._loop.health
+            return self._core.health
         return "failed" if self._fork_failure() else "ready"
 
     def _fork_failure(self) -> BaseException | None:
@@ -184,7 +167,7 @@ class ModelInstance:
         )
 
     def acquire(self) -> Handle:
-        """Hold the service for one more engine. Raises `EngineClosed` once it has been let go."""
+        """Hold the instance for one more engine. Raises `EngineClosed` once it has been let go."""
         with self._lock:
             if self._is_let_go:
                 raise EngineClosed("the engine is closed; make a new one")
@@ -200,26 +183,23 @@ class ModelInstance:
             if any(True for _ in self._handles):
                 return
             self._is_let_go = True
-        with _registry_lock:
-            loading = _registry.get(self.config)
-        if loading is not None and loading.done() and _found_in(loading) is self:
-            _unregister(self.config, loading)
+        process.unshare(self.config, self)
         self.stop(drain=drain, wait=False)
 
     def wait_if_let_go(self, *, drain: bool) -> None:
-        """Wait for the loop's end, if the last handle was released."""
+        """Wait for the threads' end, if the last handle was released."""
         if self._is_let_go:
             self.stop(drain=drain, wait=True)
 
     def note_collected(self) -> None:
-        """A handle was collected, amid anything: have the loop stopped if it was the last."""
+        """A handle was collected, amid anything: have it stopped if it was the last."""
         if self._process == os.getpid():
-            self._loop.ask_keeper(self.release)
+            self._core.run_in_background(self.release)
 
     def stop(self, *, drain: bool, wait: bool) -> None:
-        """Stop the loop, if it is this process's own."""
+        """Stop the core, if it is this process's own."""
         if self._process == os.getpid():
-            self._loop.close(drain=drain, wait=wait)
+            self._core.close(drain=drain, wait=wait)
 
     def info(self) -> EngineInfo:
         """What is served and how."""
@@ -236,59 +216,7 @@ class ModelInstance:
 
     def after_fork_in_child(self) -> None:
         """The threads stayed behind."""
-        self._loop.abandon_in_child()
+        self._core.abandon_in_child()
 
     def __repr__(self) -> str:
-        return f"ModelInstance({self.spec.name!r}, handles={len(self._handles)}, {self._loop!r})"
-
-
-Loading = SteadyFuture["weakref.ref[ModelInstance]"]
-
-
-# Under `_registry_lock`: the shared services by configuration, in the making or made. Weakly: what
-# nobody holds any more is not kept by having been shared.
-_registry_lock = fork_safe(threading.RLock())
-
-
-_registry: dict[EngineConfig, Loading] = {}
-
-
-_services: weakref.WeakSet[ModelInstance] = weakref.WeakSet()
-
-
-def _loaded(loading: Loading) -> ModelInstance | None:
-    """What another thread loads, waited for; None if it is gone again. Raises its error."""
-    error = loading.exception()
-    if error is None:
-        return loading.result()()
-    try:  # each thread its own: raising an object adds to its traceback
-        again = copy.copy(error)
-    except Exception:  # an error of somebody else's that does not copy
-        again = error
-    again.__cause__ = error.__cause__
-    raise again
-
-
-def _found_in(loading: Loading) -> ModelInstance | None:
-    """What was loaded, if anything was."""
-    return None if loading.exception() is not None else loading.result()()
-
-
-def _unregister(config: EngineConfig, loading: Loading) -> None:
-    with _registry_lock:
-        if _registry.get(config) is loading:
-            del _registry[config]
-
-
-def _after_fork_in_child() -> None:
-    process.clear()
-    for config, loading in list(_registry.items()):
-        if not loading.is_done_in_child():  # its loading thread stayed behind
-            del _registry[config]
-    for service in list(_services):
-        service.after_fork_in_child()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
-atexit.register(process.stop_all)
+        return f"ModelInstance({self.spec.name!r}, handles={len(self._handles)}, {self._core!r})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, TypedDict, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,15 @@ from ..errors import InvalidInput, InvalidOption, InvalidText, InvalidTokenIds, 
 from ..scheduler.request import Priority, TruncateSide
 from ..stats import ProgressHook
 
-__all__ = ["NO_TEXTS", "EmbedParams", "TextInput", "TextsInput", "require_lists_of_ids"]
+__all__ = [
+    "NO_TEXTS",
+    "CallOptions",
+    "EmbedParams",
+    "TextInput",
+    "TextsInput",
+    "params_of",
+    "require_lists_of_ids",
+]
 
 
 TextInput = str | Sequence[int] | npt.NDArray[np.integer[Any]]
@@ -32,6 +40,20 @@ NO_TEXTS = (bytes, bytearray, memoryview)  # sequences of integers, and no token
 
 
 NO_IDS = np.empty(0, dtype=np.int32)
+
+
+class CallOptions(TypedDict, total=False):
+    """The options of one call, as `Engine.embed` explains them."""
+
+    task: str | None
+    prompt: str | None
+    prompt_name: str | None
+    dimensions: int | None
+    normalize: bool | None
+    truncate: TruncateSide | None
+    output_dtype: OutputDType
+    priority: Priority | str | None
+    timeout: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +122,15 @@ class EmbedParams:
             raise InvalidOption(
                 f"priority={self.priority!r}: choose 'interactive' or 'bulk'"
             ) from None
+
+
+def params_of(options: CallOptions) -> EmbedParams:
+    """Raises `TypeError` for an option that there is not."""
+    unknown = sorted(set(options) - set(CallOptions.__annotations__))
+    if unknown:
+        known = ", ".join(CallOptions.__annotations__)
+        raise TypeError(f"unknown option {', '.join(unknown)}; a call takes {known}")
+    return EmbedParams(**options)
 
 
 @dataclass(frozen=True)

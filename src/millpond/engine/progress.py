@@ -1,8 +1,10 @@
-"""A progress bar over the texts of one call, or of several."""
+"""Progress hooks: a bar over the texts of one call or several, and a log of those cut short."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,9 +14,11 @@ from ..errors import InvalidOption
 from ..stats import CallProgress, ProgressHook
 from .params import TextsInput
 
-__all__ = ["ProgressBar", "progress_hook"]
+__all__ = ["CallTotals", "ProgressBar", "TruncationLog", "progress_hook"]
 
-# tqdm's own, with the time that is left told by the work and not by the number of texts.
+logger = logging.getLogger("millpond")
+
+# tqdm's own, with the time that is left computed from the work and not from the number of texts.
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{time_left}, {rate_fmt}{postfix}]"
 
 
@@ -26,8 +30,8 @@ class ProgressBar(tqdm):  # type: ignore[misc]
         vectors = engine.embed(texts, progress=bar.advance)
     ```
 
-    The first texts take the longest, so the time that is left is told by the share of the work
-    that is done. `options` are tqdm's.
+    The first texts take the longest, so the time that is left is computed from the share of the
+    work that is done. `options` are tqdm's.
     """
 
     monitor_interval = 0  # tqdm's own thread would outlive the engine
@@ -57,7 +61,7 @@ class ProgressBar(tqdm):  # type: ignore[misc]
 def progress_hook(
     texts: TextsInput, progress: bool | ProgressHook
 ) -> Iterator[ProgressHook | None]:
-    """A function to tell of finished texts: the caller's, that of a bar, or None.
+    """A function to call as texts end: the caller's, that of a bar, or None.
 
     Raises `InvalidOption` for what is neither a truth value nor a function.
     """
@@ -75,3 +79,52 @@ def progress_hook(
         total = 0
     with ProgressBar(total=total) as bar:
         yield bar.advance
+
+
+class CallTotals:
+    """A progress hook that adds up what it is called with, and passes it on."""
+
+    def __init__(self, then: ProgressHook | None = None) -> None:
+        self.texts = self.truncated = 0  # under the lock: the engine's threads call it
+        self._then = then
+        self._lock = threading.Lock()
+
+    def __call__(self, progress: CallProgress) -> None:
+        with self._lock:
+            self.texts += progress.texts
+            self.truncated += progress.truncated
+        if self._then is not None:
+            self._then(progress)
+
+
+class TruncationLog:
+    """Logs that calls cut texts short, when such texts are twice as many as when it last did.
+
+    `advice` says what to do about it where the model reads so many tokens, None for no one limit.
+    Without a lock: two calls that end at once may miscount, which a log line survives.
+    """
+
+    def __init__(self, advice: Callable[[int | None], str]) -> None:
+        self.texts = self.truncated = self._logged = 0
+        self._advice = advice
+
+    @contextmanager
+    def call(
+        self, max_length: int | None, then: ProgressHook | None = None
+    ) -> Iterator[CallTotals]:
+        """The progress hook for a call, or for several in one; it calls `then` too."""
+        totals = CallTotals(then)
+        yield totals
+        self.texts += totals.texts
+        self.truncated += totals.truncated
+        if totals.truncated and self.truncated >= 2 * self._logged:
+            self._logged = self.truncated
+            logger.warning(
+                "%d of %d texts were longer than the %smodel reads and lost a part: %s",
+                *(self.truncated, self.texts),
+                "" if max_length is None else f"{max_length} tokens the ",
+                self._advice(max_length),
+            )
+
+    def __repr__(self) -> str:
+        return f"TruncationLog(texts={self.texts}, truncated={self.truncated})"

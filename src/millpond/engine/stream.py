@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..embeddings import Embeddings
-from ..errors import InvalidInput, TextFailed, TextsFailed
+from ..errors import InvalidInput, InvalidOption, TextFailed, TextsFailed
 from ..scheduler.request import Request
-from .params import TextInput
+from .params import NO_TEXTS, TextInput
 
-__all__ = ["EmbeddingStream"]
+__all__ = ["EmbeddingStream", "require_stream_options"]
 
-JOBS_AHEAD = 3  # slices that wait or run at a time
+SLICES_AHEAD = 3  # slices that wait or run at a time
 
 
 Matrix = npt.NDArray[Any]
@@ -69,7 +69,7 @@ class EmbeddingStream(Iterator[Matrix]):
 
     def _take_slice(self) -> None:
         try:
-            while len(self._ahead) < JOBS_AHEAD:
+            while len(self._ahead) < SLICES_AHEAD:
                 chunk = list(islice(self._texts, self._chunk_size))
                 if not chunk:
                     break
@@ -110,3 +110,23 @@ def _parts(result: Embeddings, start: int) -> Iterator[Matrix | InvalidInput | T
         yield next(iter(failed.values())) if len(failed) == 1 else TextsFailed(failed)
     if len(result.errors) < len(result):
         yield np.delete(result.vectors, list(result.errors), axis=0)
+
+
+def require_stream_options(
+    texts: object, chunk_size: object, progress: object, output_dtype: object
+) -> None:
+    """Raise `InvalidOption` for what `embed_iter` cannot take."""
+    if isinstance(texts, (str, *NO_TEXTS)) or not isinstance(texts, Iterable):
+        raise InvalidOption("embed_iter takes an iterable of texts; one text goes to embed")
+    if output_dtype in ("int8", "uint8"):
+        raise InvalidOption(
+            "each slice would be quantised by ranges of its own: let embed_iter give float32 "
+            "and call millpond.quantize with ranges of your own"
+        )
+    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
+        raise InvalidOption(f"chunk_size={chunk_size!r}: it must be a whole number above 0")
+    if progress is not None and not callable(progress):
+        raise InvalidOption(
+            f"progress={progress!r}: embed_iter takes a function, since it does not know how "
+            "many texts will come"
+        )

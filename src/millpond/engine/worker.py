@@ -40,10 +40,6 @@ class Worker:
         self._has_work.open()  # first: a caller may be interrupted here, and it must not sleep on
         self.woken = True
 
-    def looks(self) -> None:
-        """It is looking for work."""
-        self.idle = self.woken = self.busy = False
-
 
 class WorkerPool:
     """Workers for any batch, and beside them, where a runner has room, some for queries alone.
@@ -67,31 +63,48 @@ class WorkerPool:
         ]
         self.workers = (*for_queries, *general)
         self._general = len(general)
-        self.working = len(self.workers)
+        self.in_flight = 0
+        """Batches planned whose results are not delivered."""
+        self._bulk_in_flight = 0  # and that are not of queries alone
+        self.running_threads = len(self.workers)
         """Workers whose threads have not come to their end."""
 
+    def look(self, worker: Worker) -> None:
+        """A worker looks for work: its last batch is no longer in flight."""
+        self.in_flight -= worker.busy
+        self._bulk_in_flight -= worker.runs_bulk
+        worker.idle = worker.woken = worker.busy = worker.runs_bulk = False
+
+    def start(self, worker: Worker, *, has_bulk: bool) -> None:
+        """A worker that looks for work has a batch."""
+        worker.busy, worker.runs_bulk = True, has_bulk
+        self.in_flight += 1
+        self._bulk_in_flight += has_bulk
+
     def can_start(self, worker: Worker) -> bool:
-        """Whether the worker may run a batch now."""
-        if self._free_slots(worker) > 0:
-            return True
-        return worker.queries_only and any(other.busy and other.runs_bulk for other in self.workers)
+        """Whether a worker without a batch may run one now."""
+        is_free = self.in_flight < self._general
+        return is_free or (worker.queries_only and self._bulk_in_flight > 0)
 
     def shares(self, worker: Worker) -> tuple[int, int]:
         """Among how many devices what waits is divided: queries, and bulk."""
-        idle = [other for other in self.workers if other.idle and other.slot is not worker.slot]
-        busy = {id(other.slot) for other in self.workers if other.busy}
-        queries = {id(other.slot) for other in idle} - busy
-        bulk = {id(other.slot) for other in idle if not other.queries_only} - busy
-        free = self._free_slots(worker)
-        return min(free, 1 + len(queries)), min(free, 1 + len(bulk))
+        busy = set()
+        queries, bulk = {id(worker.slot)}, {id(worker.slot)}
+        for other in self.workers:
+            if other.busy:
+                busy.add(id(other.slot))
+            elif other.idle:
+                queries.add(id(other.slot))
+                if not other.queries_only:
+                    bulk.add(id(other.slot))
+        busy.discard(id(worker.slot))
+        free = self._general - self.in_flight
+        return min(free, len(queries - busy)), min(free, len(bulk - busy))
 
-    def _free_slots(self, worker: Worker) -> int:
-        """Batches that may run beside those of the other workers."""
-        return self._general - sum(other.busy for other in self.workers if other is not worker)
-
-    def is_idle(self, *, but: Worker | None = None) -> bool:
-        """Whether no other worker has a batch in flight."""
-        return not any(other.busy for other in self.workers if other is not but)
+    @property
+    def is_idle(self) -> bool:
+        """Whether no batch is in flight."""
+        return not self.in_flight
 
     def wake_one(self, *, queries: bool, bulk: bool) -> None:
         """Wake one for what is ready; having planned it, it has the next one woken."""
@@ -105,11 +118,6 @@ class WorkerPool:
         """Let everyone look again, at the clock or for the end."""
         for worker in self.workers:
             worker.wake()
-
-    @property
-    def in_flight(self) -> int:
-        """Batches planned whose results are not delivered."""
-        return sum(worker.busy for worker in self.workers)
 
     def __repr__(self) -> str:
         return f"WorkerPool(workers={len(self.workers)}, in_flight={self.in_flight})"

@@ -82,15 +82,17 @@ class Batch:
     @cached_property
     def cached_tokens(self) -> int:
         """Tokens among them that came out of a prefix cache."""
+        if not self.uses_prefixes:
+            return 0
         return sum(segment.cached_tokens for segment in self.segments)
 
-    @property
+    @cached_property
     def computed_tokens(self) -> int:
         """Tokens that go through the model, padding included."""
         padded = self.padded_length
         return self.tokens - self.cached_tokens if padded is None else self.texts * padded
 
-    @property
+    @cached_property
     def uses_prefixes(self) -> bool:
         """Whether its texts have claims on a prefix cache."""
         return any(segment.claims is not None for segment in self.segments)
@@ -98,6 +100,8 @@ class Batch:
     @property
     def claims(self) -> Iterable[BlockAllocation]:
         """What its texts hold of a prefix cache, each claim once, however many share it."""
+        if not self.uses_prefixes:
+            return ()
         return dict.fromkeys(claim for segment in self.segments for claim in segment.claims or ())
 
     def uncached(self) -> Batch:
@@ -118,10 +122,10 @@ class Batch:
         segments = [segment for segment in self.segments if segment.request.priority is priority]
         return sum(segment.texts for segment in segments if not segment.is_unfinished)
 
-    @property
+    @cached_property
     def has_bulk(self) -> bool:
         """Whether it is for ingestion too, texts that it does not finish included."""
-        return any(segment.request.priority is Priority.BULK for segment in self.segments)
+        return any(request.priority is Priority.BULK for request in self.requests)
 
     def alive(self) -> Batch:
         """The plan without the texts of requests that ended meanwhile."""

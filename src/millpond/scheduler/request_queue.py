@@ -31,8 +31,8 @@ class RequestQueue:
         self.waiting_tokens = 0  # admitted and not yet in a batch; guessed until tokenised
         self.ready_tokens = 0
         self._unadmitted: deque[Request] = deque()  # not admitted yet
-        self._untokenized: deque[Request] = deque()
-        self._ready: deque[Request] = deque()  # each has spans or is dead, but never the first
+        self.untokenized: deque[Request] = deque()  # ended ones may be among them
+        self.ready_requests: deque[Request] = deque()  # with spans; dead only behind the first
 
     def has_room_for(self, request: Request, *, beside: int = 0) -> bool:
         """Whether the request would be admitted now. One larger than the bound goes in alone.
@@ -60,28 +60,23 @@ class RequestQueue:
             request.let_in()
             self.waiting_tokens += request.waiting_tokens
             if request.untokenized:
-                self._untokenized.append(request)
+                self.untokenized.append(request)
             if request.spans:
                 self.ready_tokens += _span_tokens(request)
-                self._ready.append(request)
+                self.ready_requests.append(request)
         return len(self._unadmitted) < before
 
     def next_to_tokenize(self, most_tokens: int) -> tuple[Request, npt.NDArray[np.int64]] | None:
         """Claim texts to tokenise, from each request in turn."""
-        while self._untokenized:
-            request = self._untokenized.popleft()
+        while self.untokenized:
+            request = self.untokenized.popleft()
             if request.dead:
                 continue
             rows = request.next_rows(most_tokens)
             if request.untokenized:
-                self._untokenized.append(request)
+                self.untokenized.append(request)
             return request, rows
         return None
-
-    @property
-    def has_untokenized(self) -> bool:
-        """Whether texts may be claimed to be tokenised; ended requests may be among them."""
-        return bool(self._untokenized)
 
     def refuse(self, request: Request, tokens: int) -> None:
         """Texts of an admitted request, of about `tokens` tokens, cannot be accepted."""
@@ -96,15 +91,15 @@ class RequestQueue:
         self.waiting_tokens += correction
         self.ready_tokens += tokens
         if not request.spans:
-            self._ready.append(request)
+            self.ready_requests.append(request)
         request.spans.append(PendingSpan(chunk, 0, len(chunk), now_s))
 
     def fill(self, plan: BatchBuilder) -> None:
         """Move ready texts into the plan, from each request in turn, until it is full."""
         skipped: list[Request] = []
         served: list[Request] = []
-        while self._ready and plan.tokens_left > 0 and len(skipped) < MOST_MISFITS:
-            request = self._ready.popleft()
+        while self.ready_requests and plan.tokens_left > 0 and len(skipped) < MOST_MISFITS:
+            request = self.ready_requests.popleft()
             if request.dead:
                 continue
             if not plan.segments:
@@ -112,13 +107,13 @@ class RequestQueue:
             took = self._fill_from(request, plan)
             if request.spans:
                 (served if took else skipped).append(request)
-        self._ready.extendleft(reversed(skipped))  # they go first next time
-        self._ready.extend(served)
+        self.ready_requests.extendleft(reversed(skipped))  # they go first next time
+        self.ready_requests.extend(served)
         self._skip_dead()
 
     def _skip_dead(self) -> None:
-        while self._ready and self._ready[0].dead:
-            self._ready.popleft()
+        while self.ready_requests and self.ready_requests[0].dead:
+            self.ready_requests.popleft()
 
     def _fill_from(self, request: Request, plan: BatchBuilder) -> bool:
         took = False
@@ -139,9 +134,9 @@ class RequestQueue:
         They go first, but the rest of a text that is computed in part takes turns with others.
         """
         if not request.spans and span.is_rest:
-            self._ready.append(request)
+            self.ready_requests.append(request)
         elif not request.spans:
-            self._ready.appendleft(request)
+            self.ready_requests.appendleft(request)
         request.spans.appendleft(span)
         self._count(request, _tokens(span))
 
@@ -167,16 +162,11 @@ class RequestQueue:
         self._skip_dead()
         return claims
 
-    @property
-    def has_ready(self) -> bool:
-        """Whether a text could go into a batch now. Asking changes nothing."""
-        return bool(self._ready)
-
     def __repr__(self) -> str:
         return (
             f"RequestQueue(waiting_tokens={self.waiting_tokens}, ready_tokens={self.ready_tokens}, "
-            f"waiting_room={len(self._unadmitted)}, untokenized={len(self._untokenized)}, "
-            f"ready={len(self._ready)})"
+            f"waiting_room={len(self._unadmitted)}, untokenized={len(self.untokenized)}, "
+            f"ready={len(self.ready_requests)})"
         )
 
 

@@ -136,7 +136,10 @@ class Scheduler:
     def has_to_tokenize(self) -> bool:
         """Whether `next_to_tokenize` may find texts."""
         most = self.max_batch_tokens * self._ahead_batches
-        return any(queue.has_untokenized and queue.ready_tokens < most for queue in self._queues)
+        queries, bulk = self._queues
+        return bool(queries.untokenized and queries.ready_tokens < most) or bool(
+            bulk.untokenized and bulk.ready_tokens < most
+        )
 
     def next_to_tokenize(self) -> tuple[Request, npt.NDArray[np.int64]] | None:
         """Claim the next texts to tokenise: queries first, either queue a few batches ahead."""
@@ -168,7 +171,7 @@ class Scheduler:
     def _note_ready(self, request: Request, now_s: float) -> None:
         if request.priority is Priority.INTERACTIVE:
             self._last_query_s = now_s
-        elif self._bulk_waits_since_s is None and self.queues[Priority.BULK].has_ready:
+        elif self._bulk_waits_since_s is None and self.queues[Priority.BULK].ready_requests:
             self._bulk_waits_since_s = now_s
 
     # Requests out.
@@ -182,13 +185,17 @@ class Scheduler:
                 self.prefixes.release(claim)
                 self._parts_waiting -= 1
             queue.admit()
-            if not self.queues[Priority.BULK].has_ready:
+            if not self.queues[Priority.BULK].ready_requests:
                 self._bulk_waits_since_s = None
 
     def expired(self, now_s: float) -> list[Request]:
         """The requests whose deadline has passed, each once; nothing more of them is planned."""
-        expired = []
-        while (deadline_s := self.next_deadline()) is not None and deadline_s <= now_s:
+        expired: list[Request] = []
+        while (
+            self._deadlines
+            and (deadline_s := self.next_deadline()) is not None
+            and deadline_s <= now_s
+        ):
             request = heapq.heappop(self._deadlines)[2]()
             if request is not None:
                 self.forget(request)
@@ -208,7 +215,7 @@ class Scheduler:
 
     def has_ready(self, priority: Priority) -> bool:
         """Whether a text of the priority could go into a batch now."""
-        return self.queues[priority].has_ready
+        return bool(self.queues[priority].ready_requests)
 
     def next_batch(
         self,
@@ -222,12 +229,8 @@ class Scheduler:
 
         What waits in a queue is divided evenly among its shares, the workers that are free for it.
         """
-        queues = [
-            self.queues[priority]
-            for priority in Priority
-            if priority is not Priority.BULK or not queries_only
-        ]
-        while any(queue.has_ready for queue in queues):
+        queries, bulk = self._queues
+        while queries.ready_requests or (bulk.ready_requests and not queries_only):
             plan = self._plan(now_s, queries_only, bulk_shares, query_shares)
             if plan.segments:
                 return plan.batch()
@@ -244,16 +247,16 @@ class Scheduler:
         plan.may_skip_prefixes = self._may_skip_prefixes()
         plan.keys_left = most_keys(self.max_batch_tokens)
         plan.prefixed_tokens_left = self._max_prefixed_tokens
-        takes_bulk = bulk.has_ready and not queries_only
-        if takes_bulk and (not interactive.has_ready or self._bulk_is_due(now_s)):
+        takes_bulk = bool(bulk.ready_requests) and not queries_only
+        if takes_bulk and (not interactive.ready_requests or self._bulk_is_due(now_s)):
             plan.most_of_a_text = self._bulk_budget(now_s)
             bulk_budget = min(plan.most_of_a_text, self._share(bulk, bulk_shares))
             plan.tokens_left = bulk_budget
             bulk.fill(plan)
             bulk.admit()
-            self._bulk_waits_since_s = now_s if bulk.has_ready else None
+            self._bulk_waits_since_s = now_s if bulk.ready_requests else None
             plan.tokens_left += self.max_batch_tokens - bulk_budget
-        if interactive.has_ready:
+        if interactive.ready_requests:
             plan.most_of_a_text = self.max_batch_tokens
             plan.tokens_left = min(plan.tokens_left, self._share(interactive, query_shares))
             interactive.fill(plan)
@@ -316,7 +319,7 @@ class Scheduler:
         self._settle(batch, keep=keep, but_hold=unfinished if keep else ())
         for segment in unfinished:
             self._put_back(segment, now_s, keep=keep)
-        return self._in_flight_texts.land(segment for segment in batch.segments)
+        return self._in_flight_texts.land(batch.segments)
 
     def failed(self, batch: Batch) -> None:
         """A batch failed as a whole; its texts run again, in parts and without prefixes."""

@@ -191,7 +191,7 @@ def test_the_models_own_forward_is_left_out_where_fused_layers_are_all_of_it(
     checkpoint: Callable[[str], Path], name: str, forwards: int
 ) -> None:
     with Engine(checkpoint(name), device="cpu", dtype="float32") as engine:
-        encoder: Any = engine._service.runners[0].models[0].encoder  # type: ignore[attr-defined]
+        encoder: Any = engine._instance.runners[0].models[0].encoder  # type: ignore[attr-defined]
         calls = []
         encoder.model.register_forward_hook(lambda *_: calls.append(1))
         engine.embed("a mill")
@@ -202,7 +202,7 @@ def test_hidden_states_of_all_layers_come_from_the_models_own_forward(
     checkpoint: Callable[[str], Path],
 ) -> None:
     with Engine(checkpoint("bert"), device="cpu", dtype="float32") as engine:
-        encoder: Any = engine._service.runners[0].models[0].encoder  # type: ignore[attr-defined]
+        encoder: Any = engine._instance.runners[0].models[0].encoder  # type: ignore[attr-defined]
         ids, positions, sequences = packed()
         last = encoder.packed(ids, positions, sequences)
         encoder.all_layers = True

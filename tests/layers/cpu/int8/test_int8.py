@@ -240,7 +240,7 @@ def test_the_real_model_in_int8_is_close_to_float32() -> None:
     with Engine(REAL_MODEL, device="cpu", dtype="int8") as engine:
         found = engine.embed(texts)
         info = engine.info()
-        encoder = engine._service.runners[0].models[0].encoder  # type: ignore[attr-defined]
+        encoder = engine._instance.runners[0].models[0].encoder  # type: ignore[attr-defined]
         assert encoder.runs_fused
     assert info.dtype == "int8"
     assert info.execution == "packed"

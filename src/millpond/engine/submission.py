@@ -1,0 +1,123 @@
+"""`Submission`: what a call's own thread does, from a request until it is accepted, or has run.
+
+That thread may be interrupted between any two steps. So it changes what others read by single
+appends, and wakes a thread after that; only the engine's own threads, which nobody interrupts,
+move a request any further. A lone query runs here whole, and then no other text depends on it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from ..scheduler.batch import Batch, Segment
+from ..scheduler.request import Priority, Request
+from ..scheduler.request_future import this_thread
+from ..scheduler.token_chunk import TokenChunk
+from . import process
+from .core import EngineCore
+from .executor import BatchExecutor, DeviceSlot
+
+__all__ = ["INLINE_TEXTS", "INLINE_TOKENS", "Submission"]
+
+# Queries up to so many, and up to this guess, are tokenised by their caller and not by the thread.
+INLINE_TEXTS, INLINE_TOKENS = 16, 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """One request that is handed to an engine.
+
+    Where the queue is full, a request that may not `wait` raises `QueueFull`; one that may waits
+    and `block` keeps the caller until it is admitted. With `inline` the caller is going to wait
+    for the result, and its thread may run what it would wait for.
+    """
+
+    core: EngineCore
+    request: Request
+    wait: bool = True
+    block: bool = False
+    inline: bool = False
+
+    def run(self) -> None:
+        """Have the request accepted, or raise: what it is refused for, or its failure."""
+        core, request = self.core, self.request
+        with core.lock:
+            core.require_open()
+            if not self.wait:  # before it is tokenised: a refusal is to cost little
+                core.pending.require_room_for(request)
+        cancel = partial(_cancel, weakref.ref(core), request.id)
+        request.future.serve(core.own_threads, cancel)
+        try:
+            chunk = process.while_running(self._prepare)
+            if request.remaining:
+                self._accept(chunk)
+            elif not request.future.done():
+                request.end(result_s=core.clock())
+        except BaseException:  # nobody will hold the future
+            request.future.cancel()
+            raise
+
+    def _prepare(self) -> TokenChunk | None:
+        """A short query skips the tokenising thread: two thread switches less to wait for."""
+        request = self.request
+        few = len(request) <= INLINE_TEXTS and request.waiting_tokens <= INLINE_TOKENS
+        if request.priority is Priority.BULK or not few or not request.remaining:
+            return None
+        tokenized = self.core.inputs.tokenize(request, np.sort(request.order))
+        for row, error in tokenized.refused.items():
+            request.fail(row, error)
+        if self.inline and tokenized.chunk is not None and self._runs_alone(tokenized.chunk):
+            self._run_inline(tokenized.chunk)
+        return tokenized.chunk
+
+    def _runs_alone(self, chunk: TokenChunk) -> bool:
+        """Whether this thread may run the request: several texts are divided among workers, and
+        deadlines are not kept here."""
+        runners = self.core.runners
+        if len(self.request) > 1 or self.request.deadline_s is not None or len(runners) > 1:
+            return False
+        return runners[0].can_run_inline(int(chunk.lengths[0])) and self.core.claim_inline(
+            self.request
+        )
+
+    def _run_inline(self, chunk: TokenChunk) -> None:
+        """Run the request on this thread, which saves two thread switches.
+
+        It may be interrupted anywhere, so nothing that others depend on is in its hands: the text
+        is in no queue and no other text waits for it.
+        """
+        core, request, before = self.core, self.request, this_thread.works_for
+        try:
+            runner = core.runners[0]
+            padded_length = runner.shapes[request.route].padded_length(int(chunk.lengths[0]))
+            batch = Batch(request.route, (Segment(request, chunk, 0, 1),), padded_length)
+            this_thread.works_for = core.own_threads
+            executor = BatchExecutor(runner, DeviceSlot(), clock=core.clock)
+            core.complete_inline(request, executor.run(batch))
+        except Exception as error:
+            raise core.fail_from_caller(error) from error
+        finally:
+            this_thread.works_for = before
+            core.release_inline(request)
+
+    def _accept(self, chunk: TokenChunk | None) -> None:
+        core, request = self.core, self.request
+        with core.lock:
+            core.require_open()
+            if not self.wait:
+                core.pending.require_room_for(request)
+            must_wait = self.block and not core.pending.has_room_for(request)
+            core.pending.add(request, chunk)
+            core.wake_for(request, is_tokenized=chunk is not None)
+        if must_wait and not core.own_threads.include_this():
+            request.future.admission.wait()
+
+
+def _cancel(found: weakref.ref[EngineCore], request_id: int) -> None:
+    """By its id: a future that held its request would be a cycle, and keep the vectors for long."""
+    if (core := found()) is not None:
+        core.cancel(request_id)
