@@ -26,6 +26,7 @@ from millpond.engine.engine import Engine
 from millpond.errors import InvalidInput, InvalidTokenIds, TextTooLong
 from millpond.locks import SteadyCondition
 from millpond.model.info import RouteInfo
+from millpond.runner.limits import Limits
 from millpond.scheduler.batch import Batch
 from millpond.scheduler.batch_shape import BatchShape
 from millpond.scheduler.prefix_cache import PrefixCacheConfig
@@ -114,7 +115,7 @@ class FakeTicket:
 
 @dataclass
 class FakeRunner:
-    """A `BatchRunner` without a model."""
+    """A `ModelRunner` without a model."""
 
     max_batch_tokens: int = 64
     min_batch_tokens: int = 64
@@ -186,6 +187,16 @@ class FakeRunner:
         return [text for batch in list(self.batches) for text in batch.texts]
 
     # What the engine asks of a runner.
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(
+            max_batch_tokens=self.max_batch_tokens,
+            min_batch_tokens=self.min_batch_tokens,
+            depth=self.depth,
+            workers=self.workers,
+            query_workers=self.query_workers,
+        )
 
     @property
     def routes(self) -> tuple[RouteInfo, ...]:

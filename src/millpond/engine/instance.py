@@ -118,10 +118,10 @@ class ModelInstance:
             max_batch_tokens=self._max_batch_tokens,
             max_queue_tokens=config.max_queue_tokens,
             max_query_wait_s=config.max_query_wait_ms / 1000,
-            depth=min(runner.depth for runner in runners),
-            workers=sum(runner.workers for runner in runners),
-            query_workers=sum(runner.query_workers for runner in runners),
-            min_short_batch_tokens=min(runner.min_batch_tokens for runner in runners),
+            depth=min(runner.limits.depth for runner in runners),
+            workers=sum(runner.limits.workers for runner in runners),
+            query_workers=sum(runner.limits.query_workers for runner in runners),
+            min_short_batch_tokens=min(runner.limits.min_batch_tokens for runner in runners),
             prefixes=None if budget is None else PrefixCache.of(budget),
             min_saved_tokens=0 if budget is None else budget.min_saved_tokens,
             max_prefixed_tokens=None if budget is None else budget.max_batch_tokens,
@@ -136,7 +136,7 @@ class ModelInstance:
     @property
     def _max_batch_tokens(self) -> int:
         """A batch may run on any of the devices."""
-        return min(runner.max_batch_tokens for runner in self.runners)
+        return min(runner.limits.max_batch_tokens for runner in self.runners)
 
     @property
     def core(self) -> EngineCore:

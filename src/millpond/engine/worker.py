@@ -52,14 +52,14 @@ class WorkerPool:
         for_queries = [
             _worker(runner, DeviceSlot(), clock, queries_only=True)
             for runner in runners
-            for _ in range(runner.query_workers)
+            for _ in range(runner.limits.query_workers)
         ]
-        slots = [(runner, DeviceSlot()) for runner in runners for _ in range(runner.workers)]
+        slots = [(runner, DeviceSlot()) for runner in runners for _ in range(runner.limits.workers)]
         general = [
             _worker(runner, slot, clock, queries_only=False)
-            for turn in range(max(runner.depth for runner in runners))
+            for turn in range(max(runner.limits.depth for runner in runners))
             for runner, slot in slots
-            if turn < runner.depth
+            if turn < runner.limits.depth
         ]
         self.workers = (*for_queries, *general)
         self._general = len(general)

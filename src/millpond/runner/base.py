@@ -15,6 +15,7 @@ from ..model.info import RouteInfo
 from ..scheduler.batch import Batch
 from ..scheduler.batch_shape import BatchShape
 from ..scheduler.prefix_cache import PrefixCacheConfig
+from .limits import Limits
 
 __all__ = ["BatchHandle", "FloatArray", "ModelRunner"]
 
@@ -45,28 +46,12 @@ class ModelRunner(Protocol):
         """In which precision."""
 
     @property
-    def max_batch_tokens(self) -> int:
-        """Most tokens it wants in one batch."""
-
-    @property
-    def min_batch_tokens(self) -> int:
-        """Tokens that take as long as any fewer: no batch is cut below them for speed."""
+    def limits(self) -> Limits:
+        """How large its batches may be, and how many run at a time."""
 
     @property
     def shapes(self) -> Sequence[BatchShape]:
         """How texts of each route stand in a batch."""
-
-    @property
-    def depth(self) -> int:
-        """Batches that a worker may launch before it collects the first."""
-
-    @property
-    def workers(self) -> int:
-        """Batches that run side by side, launched and collected by a thread each."""
-
-    @property
-    def query_workers(self) -> int:
-        """Batches of nothing but queries that run beside those."""
 
     def can_run_inline(self, tokens: int) -> bool:
         """Whether a caller's thread may launch a text of so many tokens."""

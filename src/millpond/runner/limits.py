@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -11,7 +12,7 @@ from ..model.pooling_model import PoolingModel
 from .cuda.memory_profile import tokens_that_fit
 from .memory import MemoryBudget
 
-__all__ = []
+__all__ = ["Limits"]
 
 # On a CPU, batches beyond the caches are slower; a GPU wants them large; a table has no arithmetic.
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32_767, "mps": 8_192, "static": 65_536}
@@ -34,6 +35,22 @@ MIN_BATCH_TOKENS = {"cuda": 4096, "mps": 512}
 
 # On CUDA with `batch_invariant`: every pass has these rows, and a lone query pays for them too.
 DETERMINISTIC_ROWS = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a runner wants at a time."""
+
+    max_batch_tokens: int
+    """Most tokens in one batch."""
+    min_batch_tokens: int
+    """Tokens that take as long as any fewer: no batch is cut below them for speed."""
+    depth: int = 1
+    """Batches that one worker's place may have launched before the first is collected."""
+    workers: int = 1
+    """Batches that run side by side, launched and collected by a thread each."""
+    query_workers: int = 0
+    """Batches of nothing but queries that run beside those."""
 
 
 def max_batch_tokens_for(

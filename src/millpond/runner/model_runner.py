@@ -44,6 +44,7 @@ from .limits import (
     BATCH_TOKENS,
     DETERMINISTIC_ROWS,
     MIN_BATCH_TOKENS,
+    Limits,
     max_batch_tokens_for,
 )
 from .memory import MemoryBudget
@@ -106,15 +107,19 @@ class TorchModelRunner:
         if batch_invariant and device.type == "cuda":
             self._invariant_rows = min(DETERMINISTIC_ROWS, max_batch_tokens + 1)
             max_batch_tokens = self._invariant_rows - 1
-        self.max_batch_tokens = max_batch_tokens
+        self.limits = Limits(
+            max_batch_tokens=max_batch_tokens,
+            min_batch_tokens=MIN_BATCH_TOKENS.get(device.type, 64),
+            depth=2 if device.type == "cuda" else 1,
+            workers=1 if threads is None else threads.workers,
+            query_workers=0 if threads is None else threads.query_workers,
+        )
         self.shapes = tuple(
             BatchShape(pipeline.pad_to, pipeline.tokenizer.max_length) for pipeline in models
         )
-        self.depth = 2 if device.type == "cuda" else 1
-        self.min_batch_tokens = MIN_BATCH_TOKENS.get(device.type, 64)
         self._stream = _new_stream(device)
         # On a CPU passes run side by side, each on the thread that wants it.
-        self._launches = LaunchThread() if self.depth > 1 else None
+        self._launches = LaunchThread() if self.limits.depth > 1 else None
         self._buffers = PinnedBuffers(pinned=self._stream is not None)
         self._kv_cache = None if prefixes is None else prefixes.allocate()
         self._bucketed = bucketed_forwards(
@@ -211,14 +216,6 @@ class TorchModelRunner:
         for forward in filter(None, self._bucketed):
             with torch.cuda.stream(self._stream):
                 forward.warm_up()
-
-    @property
-    def workers(self) -> int:
-        return 1 if self._threads is None else self._threads.workers
-
-    @property
-    def query_workers(self) -> int:
-        return 0 if self._threads is None else self._threads.query_workers
 
     def can_run_inline(self, tokens: int) -> bool:
         """Whether a caller's thread may launch a text of so many tokens."""
@@ -424,4 +421,4 @@ class TorchModelRunner:
     def __repr__(self) -> str:
         kinds = ", ".join(route.execution for route in self.routes)
         device = str(self.device)
-        return f"TorchModelRunner(device={device!r}, models=[{kinds}], depth={self.depth})"
+        return f"TorchModelRunner(device={device!r}, models=[{kinds}], depth={self.limits.depth})"
