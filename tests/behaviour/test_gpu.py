@@ -11,8 +11,8 @@ import torch
 from families import ENCODER, FAMILIES
 
 from millpond import Engine, InvalidOption
-from millpond.runner import kv_cache_config as prefix_memory
-from millpond.runner.model_runner import TorchModelRunner
+from millpond.runner import cuda_runner, kv_cache_config
+from millpond.runner.cuda_runner import CudaModelRunner
 
 pytestmark = [
     pytest.mark.gpu,
@@ -124,9 +124,9 @@ def test_texts_after_cached_prefixes_have_the_vectors_of_whole_ones(
     tolerance: float,
     blocks: int,
 ) -> None:
-    monkeypatch.setattr(prefix_memory, "MIN_SAVED_TOKENS", {})
-    monkeypatch.setattr(prefix_memory, "MOST_BLOCKS", blocks)
-    monkeypatch.setattr(prefix_memory, "FEWEST_BLOCKS", 0)
+    monkeypatch.setattr(cuda_runner, "MIN_SAVED_TOKENS", 0)
+    monkeypatch.setattr(kv_cache_config, "MOST_BLOCKS", blocks)
+    monkeypatch.setattr(kv_cache_config, "FEWEST_BLOCKS", 0)
     prompt = "Instruct: find the mill\nQuery: "
     family = next(family for family in FAMILIES if family.name == name)
     folder = checkpoints.save_family(family, tmp_path)
@@ -170,13 +170,13 @@ def test_a_full_device_splits_batches_and_loses_nothing(
     folder: Path, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     freed = []
-    free_memory = TorchModelRunner.free_memory
+    free_memory = CudaModelRunner.free_memory
 
-    def noting(runner: TorchModelRunner) -> None:
+    def noting(runner: CudaModelRunner) -> None:
         freed.append(runner)
         free_memory(runner)
 
-    monkeypatch.setattr(TorchModelRunner, "free_memory", noting)
+    monkeypatch.setattr(CudaModelRunner, "free_memory", noting)
     with Engine(folder, device="cuda:0") as engine:
         engine.embed(MANY[0])  # the thread that multiplies takes a workspace and keeps it
         torch.cuda.empty_cache()

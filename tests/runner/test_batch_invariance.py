@@ -17,7 +17,6 @@ from millpond.cpu import openmp
 from millpond.model.pooling_model import PoolingModel
 from millpond.runner.batch_invariance import LENGTHS, is_batch_invariant
 from millpond.runner.input_batch import InputBatch, PrefixInputBatch
-from millpond.runner.model_runner import TorchModelRunner
 from millpond.scheduler.batch import Batch
 from millpond.scheduler.batch_shape import BatchShape
 from millpond.scheduler.prefix_cache import PrefixCacheConfig
@@ -129,16 +128,3 @@ def test_attention_within_long_texts_is_tried_too(
 
     monkeypatch.setattr(attention_check.PackedSequences, "attend", changed)
     assert not is_invariant(*sizes)
-
-
-@pytest.mark.parametrize("asked", [False, True])
-def test_a_gpu_promises_the_same_bits_only_where_it_was_asked_for_them(
-    checkpoint: Callable[[str], Path], asked: bool
-) -> None:
-    """What a few rows of a check showed says nothing of a large batch there."""
-    with Engine(checkpoint("bert"), device="cpu") as engine:
-        runner: Any = engine._instance.runners[0]
-        assert isinstance(runner, TorchModelRunner)
-        runner.device = torch.device("cuda", 0)
-        runner.check_batch_invariance(promised=asked)
-        assert runner.routes[0].batch_invariant == asked

@@ -1,6 +1,7 @@
 """`ModelRunner`: what the engine asks of whoever computes its batches.
 
-It knows no tensors and no devices; `runner` has the one that runs models.
+It knows no tensors and no devices, and nothing of it hands any over, so a runner may as well stand
+for a model in another process. `model_runner` has the one that runs models in this one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ FloatArray = npt.NDArray[np.float32]
 
 
 class BatchHandle(Protocol):
-    """A launched batch."""
+    """A launched batch, to be collected by the runner that launched it."""
 
     @property
     def padded_tokens(self) -> int:
@@ -31,11 +32,11 @@ class BatchHandle(Protocol):
 
 
 class ModelRunner(Protocol):
-    """What the engine's loop asks of a runner; tests bring their own."""
+    """What the engine asks of a runner; tests bring their own.
 
-    @property
-    def routes(self) -> Sequence[RouteInfo]:
-        """The ways through the model; a request's `route` is an index into them."""
+    What does not change is said by properties. All methods may be called by any of the engine's
+    threads, several at a time.
+    """
 
     @property
     def device_name(self) -> str:
@@ -50,21 +51,25 @@ class ModelRunner(Protocol):
         """How large its batches may be, and how many run at a time."""
 
     @property
+    def routes(self) -> Sequence[RouteInfo]:
+        """The ways through the model; a request's `route` is an index into them."""
+
+    @property
     def shapes(self) -> Sequence[BatchShape]:
         """How texts of each route stand in a batch."""
-
-    def can_run_inline(self, tokens: int) -> bool:
-        """Whether a caller's thread may launch a text of so many tokens."""
 
     @property
     def prefix_cache_config(self) -> PrefixCacheConfig | None:
         """Room for a prefix cache, or None where there is none."""
 
+    def can_run_inline(self, tokens: int) -> bool:
+        """Whether a caller's thread may launch a text of so many tokens."""
+
     def launch(self, batch: Batch) -> BatchHandle:
-        """Start a forward pass, on any of the workers' threads."""
+        """Start a forward pass. It may return before the pass is done."""
 
     def collect(self, handle: BatchHandle) -> FloatArray:
-        """Wait for its vectors: float32 `[texts, dimension]`, in the order of the segments."""
+        """Wait for its result: float32 `[texts, dimension]`, a row a text in the batch's order."""
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Whether a smaller batch could succeed where this error was raised."""

@@ -7,15 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ..attention.kv_cache import KVCache
 from ..model.pooling_model import PoolingModel
 from ..model.transformer import Transformer
 from ..scheduler.batch_builder import most_keys
 from ..scheduler.prefix_cache import PrefixCacheConfig
-from .cuda.bucketed_forward import MOST_RECORDED_ROWS
-from .memory import DeviceMemory, MemoryBudget
+from .memory import MemoryBudget
 
 __all__ = ["KVCacheConfig"]
 
@@ -34,16 +31,8 @@ FEWEST_BLOCKS = 64
 MOST_BLOCKS = 1 << 17  # two million tokens; the books of more take memory of their own
 
 
-# Saving less is not worth looking texts up and putting their keys in order. What that costs grows
-# with the layers and what a token costs with their weights, so these are tokens of a model with
-# layers of 16 million weights (Qwen3-0.6B); with larger ones fewer are enough.
-MIN_SAVED_TOKENS = {"cuda": 2048}
-
-
-# One row fewer than the largest pass that is recorded.
-MAX_BATCH_TOKENS = {"cuda": MOST_RECORDED_ROWS - 1}
-
-
+# What it costs to look texts up and to put their keys in order grows with the layers, and what a
+# token costs with their weights. So with layers larger than these fewer tokens are worth it.
 LAYER_WEIGHTS = 16_000_000
 
 
@@ -60,16 +49,23 @@ class KVCacheConfig:
 
     @classmethod
     def of(
-        cls, models: Sequence[PoolingModel], device: torch.device, memory: MemoryBudget
+        cls,
+        models: Sequence[PoolingModel],
+        memory: MemoryBudget,
+        *,
+        saved_tokens: int = 0,
+        max_batch_tokens: int | None = None,
     ) -> KVCacheConfig | None:
         """The room for a model's prefixes; None where they cannot be cached.
 
-        Memory of a host is taken as it is first written to, that of a GPU at once.
+        Texts are looked up where `saved_tokens` or more could be saved, if the layers have
+        `LAYER_WEIGHTS`; batches with prefixes have `max_batch_tokens` at most. Memory of a host is
+        taken as it is first written to, that of a GPU at once.
         """
         if len(models) != 1 or models[0].prefixes.cache is None:
             return None
         like = models[0].prefixes.cache
-        room = memory.room_for_prefixes(DeviceMemory.of(device, models))
+        room = memory.room_for_prefixes()
         blocks = min(MOST_BLOCKS, room // (like.bytes_per_slot * BLOCK_TOKENS))
         if blocks < FEWEST_BLOCKS:
             logger.info("no prefix cache: there is too little memory for one")
@@ -78,8 +74,8 @@ class KVCacheConfig:
             blocks=blocks,
             block_tokens=BLOCK_TOKENS,
             bytes_per_token=like.bytes_per_slot,
-            min_saved_tokens=_min_saved_tokens(models[0], device, len(like.shapes)),
-            max_batch_tokens=MAX_BATCH_TOKENS.get(device.type),
+            min_saved_tokens=_min_saved_tokens(models[0], saved_tokens, len(like.shapes)),
+            max_batch_tokens=max_batch_tokens,
         )
         return cls(like, budget)
 
@@ -94,8 +90,7 @@ class KVCacheConfig:
         return self.like.like(self.budget.blocks * self.budget.block_tokens)
 
 
-def _min_saved_tokens(pipeline: PoolingModel, device: torch.device, layers: int) -> int:
-    tokens = MIN_SAVED_TOKENS.get(device.type, 0)
+def _min_saved_tokens(pipeline: PoolingModel, tokens: int, layers: int) -> int:
     if not tokens or not isinstance(pipeline.encoder, Transformer):
         return tokens
     model = pipeline.encoder.model

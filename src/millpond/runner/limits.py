@@ -1,21 +1,16 @@
-"""How many tokens a batch may have, by device and model."""
+"""`Limits`: how many tokens a batch may have, and how many batches run, by device and model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-
-from ..model.pooling_model import PoolingModel
-from .cuda.memory_profile import tokens_that_fit
-from .memory import MemoryBudget
 
 __all__ = ["Limits"]
 
 # On a CPU, batches beyond the caches are slower; a GPU wants them large; a table has no arithmetic.
-BATCH_TOKENS = {"cpu": 1024, "cuda": 32_767, "mps": 8_192, "static": 65_536}
+CPU_BATCH_TOKENS = 1024
+CUDA_BATCH_TOKENS = 32_767
+MPS_BATCH_TOKENS = 8_192
+STATIC_BATCH_TOKENS = 65_536
 
 
 # With narrow layers a CPU's caches hold more. Measured with AMX in bfloat16: 2,048 tokens are 1.06
@@ -30,7 +25,9 @@ MANY_THREADS, MANY_THREADS_TIMES = 8, 2
 
 
 # Fewer take about as long.
-MIN_BATCH_TOKENS = {"cuda": 4096, "mps": 512}
+CPU_MIN_BATCH_TOKENS = 64
+CUDA_MIN_BATCH_TOKENS = 4096
+MPS_MIN_BATCH_TOKENS = 512
 
 
 # On CUDA with `batch_invariant`: every pass has these rows, and a lone query pays for them too.
@@ -53,26 +50,9 @@ class Limits:
     """Batches of nothing but queries that run beside those."""
 
 
-def max_batch_tokens_for(
-    models: Sequence[PoolingModel],
-    device: torch.device,
-    memory: MemoryBudget,
-    *,
-    wanted: int | Literal["auto"],
-    reserved: int,
-) -> int:
-    static = all(pipeline.is_static for pipeline in models)
-    most = BATCH_TOKENS["static" if static else device.type]
-    if device.type == "cpu" and not static:
-        most = _cpu_batch_tokens(models)
-    if device.type != "cuda":
-        return most if wanted == "auto" else wanted
-    return tokens_that_fit(models, device, memory, wanted=wanted, most=most, reserved=reserved)
-
-
-def _cpu_batch_tokens(models: Sequence[PoolingModel]) -> int:
-    if any(pipeline.encoder.width > NARROW_COLUMNS for pipeline in models):
-        return BATCH_TOKENS["cpu"]
-    in_int8 = all(pipeline.dtype_name == "int8" for pipeline in models)
-    many = in_int8 and torch.get_num_threads() >= MANY_THREADS
+def cpu_batch_tokens(*, columns: int, in_int8: bool, threads: int) -> int:
+    """Most tokens for a transformer whose rows have so many columns, on so many threads."""
+    if columns > NARROW_COLUMNS:
+        return CPU_BATCH_TOKENS
+    many = in_int8 and threads >= MANY_THREADS
     return NARROW_BATCH_TOKENS * (MANY_THREADS_TIMES if many else 1)

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 
 from ..checkpoint.spec import ModelSpec
 from ..config import EngineConfig
 from ..errors import InvalidOption
+from ..model.device import choose_device
 from ..tokenization.tokenizer import TextTokenizer
 from .base import ModelRunner
+from .cpu_runner import CpuModelRunner, is_plain_thread
+from .cuda_runner import CudaModelRunner
 from .model_runner import TorchModelRunner
 
-__all__ = ["LoadedModel", "load_model", "require_one_dtype"]
+__all__ = ["LoadedModel", "load_model", "on_plain_thread", "require_one_dtype"]
+
+Result = TypeVar("Result")
+
+RUNNERS: dict[str, type[TorchModelRunner]] = {"cpu": CpuModelRunner, "cuda": CudaModelRunner}
+"""By the type of device; the others need no more than what these share."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +44,15 @@ def load_model(spec: ModelSpec, config: EngineConfig) -> LoadedModel:
     if len(names) > 1:
         changes["prefix_cache"] = "off"  # the scheduler does not know who will run a batch
     configs = [replace(config, device=name, **changes) for name in names]
-    runners = [TorchModelRunner.load(spec, one) for one in configs]
+    runners = [on_plain_thread(partial(_load_runner, spec, one)) for one in configs]
     require_one_dtype(runners)
     return LoadedModel(runners, [pipeline.tokenizer for pipeline in runners[0].models])
+
+
+def _load_runner(spec: ModelSpec, config: EngineConfig) -> TorchModelRunner:
+    (name,) = config.device_names  # of several, each has a configuration of its own
+    device = choose_device(name)
+    return RUNNERS.get(device.type, TorchModelRunner).load(spec, config, device)
 
 
 def require_one_dtype(runners: Sequence[ModelRunner]) -> None:
@@ -51,3 +68,23 @@ def require_one_dtype(runners: Sequence[ModelRunner]) -> None:
 def _device_names(config: EngineConfig) -> Sequence[str]:
     count = torch.cuda.device_count() if config.device == "cuda" else 1
     return [f"cuda:{index}" for index in range(count)] if count > 1 else config.device_names
+
+
+def on_plain_thread(work: Callable[[], Result]) -> Result:
+    """What `work` gives, computed on the calling thread if it is plain, or else on a new one.
+
+    What a caller set for its own work is not to change a model that it loads, nor its vectors.
+    """
+    if is_plain_thread():
+        return work()
+    done: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    # No daemon: where the caller is interrupted, the interpreter's exit waits for it.
+    threading.Thread(target=run, name="millpond-load").start()
+    return done.result()

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
 
 from ..errors import InvalidOption
 from ..model.pooling_model import PoolingModel
 from ..model.transformer import Transformer
-from .host_memory import host_memory
 
-__all__ = ["DeviceMemory", "MemoryBudget"]
+__all__ = ["DeviceMemory", "MemoryBudget", "weight_bytes"]
 
 GUEST_SHARE = 0.5  # of what is free: for batches, where nothing was asked for
 
@@ -34,20 +31,12 @@ class DeviceMemory:
     total: int
     weights: int
 
-    @classmethod
-    def of(cls, device: torch.device, models: Sequence[PoolingModel]) -> DeviceMemory:
-        """What there is now. Nothing is known to be free where there is no way to ask."""
-        if device.type == "cuda":
-            free, total = torch.cuda.mem_get_info(device)
-        else:
-            free, total = host_memory()
-        return cls(free, total, sum(_weights(models)))
-
 
 @dataclass(frozen=True)
 class MemoryBudget:
     """What the engine may fill, weights included; None and None: half of what is free at start."""
 
+    memory: DeviceMemory
     share: float | None = None
     size: int | None = None
 
@@ -56,19 +45,20 @@ class MemoryBudget:
         """Whether somebody said how much."""
         return self.share is not None or self.size is not None
 
-    def room_for_batches(self, memory: DeviceMemory) -> int:
+    def room_for_batches(self) -> int:
         """Bytes left for batches, beside weights that are loaded. Raises `InvalidOption`."""
-        left = self._left(memory)
-        return int(memory.free * GUEST_SHARE) if left is None else left
+        left = self._left()
+        return int(self.memory.free * GUEST_SHARE) if left is None else left
 
-    def room_for_prefixes(self, memory: DeviceMemory) -> int:
+    def room_for_prefixes(self) -> int:
         """Bytes for a cache of prefixes. Raises `InvalidOption`."""
-        left = self._left(memory)
-        return int(memory.free * GUEST_PREFIX_SHARE if left is None else left * PREFIX_SHARE)
+        left = self._left()
+        return int(self.memory.free * GUEST_PREFIX_SHARE if left is None else left * PREFIX_SHARE)
 
-    def _left(self, memory: DeviceMemory) -> int | None:
+    def _left(self) -> int | None:
         if not self.is_limited:
             return None
+        memory = self.memory
         is_known = memory.total > 0
         if self.size is None and not is_known:
             raise InvalidOption(
@@ -85,8 +75,8 @@ class MemoryBudget:
         return min(left, memory.free) if is_known else left
 
 
-def _weights(models: Sequence[PoolingModel]) -> Iterator[int]:
-    """Bytes of each transformer, one that routes share counted once."""
-    encoders = [p.encoder for p in models if isinstance(p.encoder, Transformer)]
-    for model in {id(encoder.model): encoder.model for encoder in encoders}.values():
-        yield sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+def weight_bytes(models: Sequence[PoolingModel]) -> int:
+    """Bytes of all transformers, one that routes share counted once."""
+    encoders = [model.encoder for model in models if isinstance(model.encoder, Transformer)]
+    transformers = {id(encoder.model): encoder.model for encoder in encoders}.values()
+    return sum(t.nbytes for model in transformers for t in (*model.parameters(), *model.buffers()))

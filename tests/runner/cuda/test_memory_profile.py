@@ -32,20 +32,22 @@ MEMORY = DeviceMemory(free=40 * GB, total=80 * GB, weights=GB)
 @pytest.mark.parametrize(
     ("budget", "room"),
     [
-        (MemoryBudget(), 20 * GB),  # half of what is free
-        (MemoryBudget(share=0.5), 39 * GB),
-        (MemoryBudget(share=1.0), 40 * GB),  # others hold the rest
-        (MemoryBudget(size=3 * GB), 2 * GB),
+        (MemoryBudget(MEMORY), 20 * GB),  # half of what is free
+        (MemoryBudget(MEMORY, share=0.5), 39 * GB),
+        (MemoryBudget(MEMORY, share=1.0), 40 * GB),  # others hold the rest
+        (MemoryBudget(MEMORY, size=3 * GB), 2 * GB),
     ],
 )
 def test_the_room_for_batches_is_what_the_budget_leaves(budget: MemoryBudget, room: int) -> None:
-    assert budget.room_for_batches(MEMORY) == room
+    assert budget.room_for_batches() == room
 
 
-@pytest.mark.parametrize("budget", [MemoryBudget(share=0.01), MemoryBudget(size=GB)])
+@pytest.mark.parametrize(
+    "budget", [MemoryBudget(MEMORY, share=0.01), MemoryBudget(MEMORY, size=GB)]
+)
 def test_a_budget_below_the_weights_is_refused(budget: MemoryBudget) -> None:
     with pytest.raises(InvalidOption, match="the weights alone take 1,000,000,000"):
-        budget.room_for_batches(MEMORY)
+        budget.room_for_batches()
 
 
 def test_rows_are_as_many_as_fit_and_never_too_few() -> None:
@@ -66,9 +68,13 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         asked.append(pipeline)
         return 1000.0
 
-    monkeypatch.setattr(cuda_memory.DeviceMemory, "of", lambda *_: MEMORY)
     monkeypatch.setattr(cuda_memory, "_bytes_per_row", bytes_per_row)
     return asked
+
+
+def asked_for(wanted: int | None, most: int) -> dict[str, Any]:
+    """What the configuration says, or what suits a GPU."""
+    return {"wanted": wanted or most, "is_fixed": wanted is not None, "reserved": 0}
 
 
 MODEL, TABLE = SimpleNamespace(is_static=False), SimpleNamespace(is_static=True)
@@ -77,30 +83,30 @@ MODEL, TABLE = SimpleNamespace(is_static=False), SimpleNamespace(is_static=True)
 @pytest.mark.parametrize(
     ("budget", "wanted", "tokens"),
     [
-        (MemoryBudget(), "auto", 32_767),  # 20 million would fit
-        (MemoryBudget(size=GB + 10**7), "auto", 9_999),
-        (MemoryBudget(size=GB + 10**7), 50_000, 9_999),
-        (MemoryBudget(size=GB + 10**7), 100, 100),
-        (MemoryBudget(), 50_000_000, 50_000_000),  # nobody said how much
+        (MemoryBudget(MEMORY), None, 32_767),  # 20 million would fit
+        (MemoryBudget(MEMORY, size=GB + 10**7), None, 9_999),
+        (MemoryBudget(MEMORY, size=GB + 10**7), 50_000, 9_999),
+        (MemoryBudget(MEMORY, size=GB + 10**7), 100, 100),
+        (MemoryBudget(MEMORY), 50_000_000, 50_000_000),  # nobody said how much
     ],
 )
 def test_a_batch_is_as_large_as_wanted_and_as_the_memory_allows(
     told: list[Any], budget: MemoryBudget, wanted: Any, tokens: int
 ) -> None:
     models: Any = [MODEL, TABLE]
-    found = tokens_that_fit(models, CUDA, budget, wanted=wanted, most=32_767, reserved=0)
+    found = tokens_that_fit(models, CUDA, budget, **asked_for(wanted, 32_767))
     assert found == tokens
     assert told in ([], [MODEL])
 
 
-@pytest.mark.parametrize("wanted", ["auto", 100])
+@pytest.mark.parametrize("wanted", [None, 100])
 @pytest.mark.parametrize("pipeline", [MODEL, TABLE])
 def test_a_budget_is_checked_whatever_the_model_and_the_batch(
     told: list[Any], wanted: Any, pipeline: Any
 ) -> None:
-    budget = MemoryBudget(size=GB)
+    budget = MemoryBudget(MEMORY, size=GB)
     with pytest.raises(InvalidOption, match="the weights alone take"):
-        tokens_that_fit([pipeline], CUDA, budget, wanted=wanted, most=10, reserved=0)
+        tokens_that_fit([pipeline], CUDA, budget, **asked_for(wanted, 10))
 
 
 @pytest.mark.parametrize("name", ["bert", "mpnet", "convbert", "qwen3"])

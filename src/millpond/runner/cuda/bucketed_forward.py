@@ -156,10 +156,10 @@ def bucketed_forwards(
     models: Sequence[PoolingModel], *, device: torch.device, **options: Any
 ) -> tuple[BucketedForward | None, ...]:
     """One for each pipeline that the variable-length kernel serves; `options` are the class's."""
-    recorder = record_cuda_graph() if device.type == "cuda" else None
+    recorder = record_cuda_graph()
     return tuple(
         BucketedForward(pipeline, device=device, recorder=recorder, **options)
-        if recorder is not None and is_bucketed(pipeline, device)
+        if is_bucketed(pipeline, device)
         else None
         for pipeline in models
     )

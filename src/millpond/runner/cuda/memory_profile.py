@@ -1,13 +1,12 @@
 """How many rows a batch may have on a GPU, by what a row was seen to take.
 
-It runs one forward pass and reads the allocator's counters; it plans no batches.
+It runs a forward pass and sees what the allocator takes for it; it plans no batches.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,11 +15,11 @@ from torch import Tensor
 from ...attention.packed import PackedSequences
 from ...errors import summary
 from ...model.pooling_model import PooledRows, PoolingModel
-from ..memory import DeviceMemory, MemoryBudget
+from ..memory import MemoryBudget
 from .bucketed_forward import forward_bucket, is_bucketed
 from .buckets import Bucket
 
-__all__ = ["probe_of", "tokens_that_fit"]
+__all__ = ["probe_of", "reserved_bytes", "tokens_that_fit"]
 
 logger = logging.getLogger("millpond")
 
@@ -37,26 +36,25 @@ FEWEST_ROWS, MOST_ROWS = 256, 1 << 30
 def tokens_that_fit(
     models: Sequence[PoolingModel],
     device: torch.device,
-    memory: MemoryBudget,
+    budget: MemoryBudget,
     *,
-    wanted: int | Literal["auto"],
-    most: int,
+    wanted: int,
+    is_fixed: bool,
     reserved: int,
 ) -> int:
-    """Tokens of the largest batch: `most` or, of all routes, what the memory has room for.
+    """Tokens of the largest batch: those `wanted` or, of all routes, what memory has room for.
 
-    `reserved` bytes of it are for something else. What is `wanted` is cut only where the memory is
-    limited, too. Raises `InvalidOption` for a limit that the weights alone exceed.
+    `reserved` bytes of it are for something else. With `is_fixed` they are cut only where the
+    memory is limited, too. Raises `InvalidOption` for a limit that the weights alone exceed.
     """
-    room = memory.room_for_batches(DeviceMemory.of(device, models)) - reserved
-    if wanted != "auto" and not memory.is_limited:
+    room = budget.room_for_batches() - reserved
+    if is_fixed and not budget.is_limited:
         return wanted
-    needs = [_bytes_per_row(p, device) for p in models if not p.is_static]
-    tokens = most if wanted == "auto" else wanted
+    needs = [_bytes_per_row(model, device) for model in models if not model.is_static]
     fitting = rows_within(room, max(needs, default=0.0)) - 1
-    if wanted != "auto" and fitting < wanted:
+    if is_fixed and fitting < wanted:
         logger.info("max_batch_tokens=%d is more than memory allows: %d", wanted, fitting)
-    return min(tokens, fitting)
+    return min(wanted, fitting)
 
 
 def rows_within(room: int, bytes_per_row: float) -> int:
@@ -70,13 +68,24 @@ def _bytes_per_row(pipeline: PoolingModel, device: torch.device) -> float:
     copies = COPIES if is_bucketed(pipeline, device) else 1
     try:
         forward()  # what is made once is made now
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        forward()
+        needs = reserved_bytes(forward, device)
     except Exception as error:  # a model that takes no texts of this length will say so again
         logger.info("what a batch takes is not known: %s", summary(error))
         return 0.0
-    return copies * (torch.cuda.max_memory_allocated(device) - before) / rows
+    return copies * needs / rows
+
+
+def reserved_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """Device memory that torch's allocator takes for some work, given back afterwards.
+
+    The work's tensors are in a pool of their own, whose size is read: the allocator's own peak
+    is the process's, and whoever measures there would lose what he measured.
+    """
+    pool = torch.cuda.MemPool()
+    with torch.cuda.use_mem_pool(pool, device):
+        work()
+    segments = pool.snapshot()  # type: ignore[no-untyped-call]
+    return sum(segment["total_size"] for segment in segments)
 
 
 def probe_of(pipeline: PoolingModel, device: torch.device) -> tuple[Callable[[], Tensor], int]:

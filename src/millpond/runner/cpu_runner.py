@@ -1,0 +1,117 @@
+"""`CpuModelRunner`: passes side by side on a CPU, each on threads of its own.
+
+A pass runs on the thread that launches it, which may be a caller's, with as many of OpenMP's
+threads as `CpuWorkers` gives it, and has one of few numbers of rows. Nothing is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..config import EngineConfig
+from ..cpu.openmp import limited_threads, may_use_several
+from ..cpu.row_buckets import whole_rows
+from ..model.pooling_model import PoolingModel
+from ..model.transformer import Transformer
+from ..scheduler.batch import Batch
+from .base import FloatArray
+from .cpu_workers import CpuWorkers
+from .kv_cache_config import KVCacheConfig
+from .limits import CPU_MIN_BATCH_TOKENS, Limits, cpu_batch_tokens
+from .memory import MemoryBudget
+from .model_runner import LaunchedBatch, TorchModelRunner, wanted_batch_tokens
+
+__all__ = ["CpuModelRunner", "is_plain_thread"]
+
+
+class CpuModelRunner(TorchModelRunner):
+    """Runs batches of a model on the CPU."""
+
+    def __init__(
+        self,
+        models: Sequence[PoolingModel],
+        *,
+        device: torch.device,
+        max_batch_tokens: int,
+        prefixes: KVCacheConfig | None = None,
+    ) -> None:
+        super().__init__(
+            models, device=device, max_batch_tokens=max_batch_tokens, prefixes=prefixes
+        )
+        encoders = [model.encoder for model in models]
+        modules = [encoder.model for encoder in encoders if isinstance(encoder, Transformer)]
+        self._workers = CpuWorkers.for_models(modules, max_batch_tokens=max_batch_tokens)
+        self.limits = Limits(
+            max_batch_tokens=max_batch_tokens,
+            min_batch_tokens=CPU_MIN_BATCH_TOKENS,
+            workers=1 if self._workers is None else self._workers.workers,
+            query_workers=0 if self._workers is None else self._workers.query_workers,
+        )
+
+    @staticmethod
+    def _batch_tokens(
+        models: Sequence[PoolingModel],
+        device: torch.device,
+        config: EngineConfig,
+        budget: MemoryBudget,
+        prefixes: KVCacheConfig | None,
+    ) -> int:
+        most = cpu_batch_tokens(
+            columns=max(model.encoder.width for model in models),
+            in_int8=all(model.dtype_name == "int8" for model in models),
+            threads=torch.get_num_threads(),
+        )
+        return wanted_batch_tokens(models, config, most)
+
+    def _is_batch_invariant(self, route: int, threads: Sequence[int | None] = (None,)) -> bool:
+        counts = () if self._workers is None else self._workers.counts
+        if not self.models[route].has_invariant_operators(list(counts)):
+            return False
+        return super()._is_batch_invariant(route, counts or threads)
+
+    def _run_on(self, batch: Batch, threads: int | None) -> FloatArray:
+        if threads is None:
+            return super()._run_on(batch, threads)
+        with limited_threads(threads):
+            return super()._run_on(batch, threads)
+
+    def can_run_inline(self, tokens: int) -> bool:
+        """Whether a caller's thread may launch a text of so many tokens."""
+        if self._workers is None or not self._workers.side_by_side:
+            return False
+        if self.prefix_cache_config is not None or not is_plain_thread():
+            return False
+        return may_use_several() or self._workers.wanted(tokens, queries=True) == 1
+
+    def launch(self, batch: Batch) -> LaunchedBatch:
+        """Run a forward pass on the calling thread."""
+        if self._workers is None:
+            return self._launch(batch)
+        tokens, queries = batch.computed_tokens, not batch.has_bulk
+        with self._workers.running(tokens, queries=queries, texts=batch.texts):
+            return self._launch(batch)
+
+    def _missing_rows(self, tokens: int) -> int:
+        return whole_rows(tokens) - tokens
+
+    def _stage(self, *arrays: npt.NDArray[np.int64]) -> tuple[Tensor | None, list[Tensor]]:
+        return None, [torch.from_numpy(array) for array in arrays]
+
+
+def is_plain_thread() -> bool:
+    """Whether torch's operators run on the calling thread as on any other; False if unknown.
+
+    A thread may have autocast on, inference mode, or a mode that sees every operator, such as a
+    default device's.
+    """
+    try:
+        modes = torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack()
+    except AttributeError:  # private names
+        return False
+    autocast = any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda", "mps"))
+    return modes == 0 and not autocast and not torch.is_inference_mode_enabled()

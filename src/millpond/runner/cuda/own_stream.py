@@ -1,0 +1,34 @@
+"""`OwnStream`: the CUDA stream of one engine.
+
+So nobody else's work on the device waits for the engine's. The caching allocator keeps freed
+memory by the stream that it was allocated on, for that stream alone. So all that an engine does,
+from loading its weights on, is to be done on its stream, and the stream of an engine that is gone
+goes to the next one on the device, with the memory that is kept there.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import defaultdict
+
+import torch
+
+__all__ = ["OwnStream"]
+
+# Streams of engines that are gone, by the number of the device. Threads only append and pop.
+_idle: defaultdict[int, list[torch.cuda.Stream]] = defaultdict(list)
+
+
+class OwnStream:
+    """A stream of a device, that nobody else uses while this object is there."""
+
+    def __init__(self, device: torch.device) -> None:
+        idle = _idle[device.index]
+        try:
+            self.stream = idle.pop()
+        except IndexError:
+            self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        weakref.finalize(self, idle.append, self.stream).atexit = False
+
+    def __repr__(self) -> str:
+        return f"OwnStream({self.stream!r})"
