@@ -54,19 +54,18 @@ class CpuModelRunner(TorchModelRunner):
         )
 
     @staticmethod
-    def _batch_tokens(
+    def _sizes(
         models: Sequence[PoolingModel],
         device: torch.device,
         config: EngineConfig,
         budget: MemoryBudget,
-        prefixes: KVCacheConfig | None,
-    ) -> int:
+    ) -> tuple[int, KVCacheConfig | None]:
         most = cpu_batch_tokens(
             columns=max(model.encoder.width for model in models),
             in_int8=all(model.dtype_name == "int8" for model in models),
             threads=torch.get_num_threads(),
         )
-        return wanted_batch_tokens(models, config, most)
+        return wanted_batch_tokens(models, config, most), KVCacheConfig.of(models, budget)
 
     def _is_batch_invariant(self, route: int, threads: Sequence[int | None] = (None,)) -> bool:
         counts = () if self._workers is None else self._workers.counts

@@ -108,29 +108,25 @@ class CudaModelRunner(TorchModelRunner):
         return torch.cuda.mem_get_info(device)
 
     @staticmethod
-    def _prefixes(models: Sequence[PoolingModel], budget: MemoryBudget) -> KVCacheConfig | None:
-        most = MOST_RECORDED_ROWS - 1  # one row fewer than the largest pass that is recorded
-        return KVCacheConfig.of(
-            models, budget, saved_tokens=MIN_SAVED_TOKENS, max_batch_tokens=most
-        )
-
-    @staticmethod
-    def _batch_tokens(
+    def _sizes(
         models: Sequence[PoolingModel],
         device: torch.device,
         config: EngineConfig,
         budget: MemoryBudget,
-        prefixes: KVCacheConfig | None,
-    ) -> int:
-        reserved = 0 if prefixes is None else prefixes.reserved(CUDA_BATCH_TOKENS)
-        return tokens_that_fit(
+    ) -> tuple[int, KVCacheConfig | None]:
+        most = MOST_RECORDED_ROWS - 1  # one row fewer than the largest pass that is recorded
+        prefixes = KVCacheConfig.of(
+            models, budget, saved_tokens=MIN_SAVED_TOKENS, max_batch_tokens=most
+        )
+        tokens = tokens_that_fit(
             models,
             device,
             budget,
             wanted=wanted_batch_tokens(models, config, CUDA_BATCH_TOKENS),
             is_fixed=config.max_batch_tokens != "auto",
-            reserved=reserved,
+            reserved=0 if prefixes is None else prefixes.reserved(CUDA_BATCH_TOKENS),
         )
+        return tokens, prefixes
 
     def check_batch_invariance(self, *, promised: bool) -> None:
         """Say in `routes` whether they are batch-invariant, which is only where it is `promised`.
@@ -143,8 +139,8 @@ class CudaModelRunner(TorchModelRunner):
     @torch.inference_mode()
     def warm_up(self) -> None:
         """Capture the graphs of queries, which the first of them would wait for."""
-        for forward in filter(None, self._bucketed):
-            with _current(self.device, self._stream):
+        with _current(self.device, self._stream):
+            for forward in filter(None, self._bucketed):
                 forward.warm_up()
 
     def launch(self, batch: Batch) -> LaunchedBatch:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -77,14 +76,8 @@ def on_plain_thread(work: Callable[[], Result]) -> Result:
     """
     if is_plain_thread():
         return work()
-    done: Future[Result] = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except BaseException as error:
-            done.set_exception(error)
-
-    # No daemon: where the caller is interrupted, the interpreter's exit waits for it.
-    threading.Thread(target=run, name="millpond-load").start()
-    return done.result()
+    thread = ThreadPoolExecutor(1, thread_name_prefix="millpond-load")
+    try:
+        return thread.submit(work).result()
+    finally:  # where the caller is interrupted, the interpreter's exit waits for it
+        thread.shutdown(wait=False)

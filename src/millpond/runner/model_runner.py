@@ -85,8 +85,7 @@ class TorchModelRunner:
         free, total = cls._free_and_total_bytes(device)
         memory = DeviceMemory(free, total, weight_bytes(models))
         budget = MemoryBudget(memory, config.memory_utilization, config.memory_bytes)
-        prefixes = cls._prefixes(models, budget)
-        tokens = cls._batch_tokens(models, device, config, budget, prefixes)
+        tokens, prefixes = cls._sizes(models, device, config, budget)
         runner = cls(models, device=device, max_batch_tokens=tokens, prefixes=prefixes, **own)
         runner.check_batch_invariance(promised=config.batch_invariant)
         if config.warmup:
@@ -99,19 +98,15 @@ class TorchModelRunner:
         return host_memory()
 
     @staticmethod
-    def _prefixes(models: Sequence[PoolingModel], budget: MemoryBudget) -> KVCacheConfig | None:
-        return KVCacheConfig.of(models, budget)
-
-    @staticmethod
-    def _batch_tokens(
+    def _sizes(
         models: Sequence[PoolingModel],
         device: torch.device,
         config: EngineConfig,
         budget: MemoryBudget,
-        prefixes: KVCacheConfig | None,
-    ) -> int:
-        """Tokens of the largest batch."""
-        return wanted_batch_tokens(models, config, MPS_BATCH_TOKENS)
+    ) -> tuple[int, KVCacheConfig | None]:
+        """Tokens of the largest batch, and the room for a prefix cache."""
+        tokens = wanted_batch_tokens(models, config, MPS_BATCH_TOKENS)
+        return tokens, KVCacheConfig.of(models, budget)
 
     def check_batch_invariance(self, *, promised: bool) -> None:
         """Find out which routes are batch-invariant, and say so in `routes`.
