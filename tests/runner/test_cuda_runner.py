@@ -64,8 +64,10 @@ class FakeCuda:
     @contextmanager
     def use_mem_pool(self, pool: FakePool, device: torch.device) -> Iterator[None]:
         self.pools.append(pool)
-        yield
-        pool.is_in_use = False
+        try:
+            yield
+        finally:
+            pool.is_in_use = False
 
 
 class FakePool:
@@ -100,6 +102,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
         "mem_get_info": lambda _: (40 << 30, 80 << 30),
         "MemPool": FakePool,
         "use_mem_pool": fake.use_mem_pool,
+        "empty_cache": lambda: fake.log.append("cache emptied"),
         "reset_peak_memory_stats": refuse,
     }
     for name, value in made_up.items():
@@ -189,6 +192,17 @@ def test_what_work_takes_is_read_from_a_pool_of_its_own(cuda: FakeCuda) -> None:
     ran: list[bool] = []
     assert reserved_bytes(lambda: ran.append(cuda.pools[-1].is_in_use), CPU) == 22 << 20
     assert ran == [True], "once, with the pool in use"
+
+
+def test_cached_memory_is_given_back_where_a_pool_finds_too_little(cuda: FakeCuda) -> None:
+    turns = iter([torch.OutOfMemoryError("CUDA out of memory"), None])
+
+    def work() -> None:
+        if (error := next(turns)) is not None:
+            raise error
+
+    assert reserved_bytes(work, CPU) == 22 << 20
+    assert (len(cuda.pools), cuda.log) == (2, ["cache emptied"])
 
 
 def test_limits_are_those_of_a_device_that_runs_one_batch_and_has_the_next_one_ready(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -81,6 +82,13 @@ def reserved_bytes(work: Callable[[], object], device: torch.device) -> int:
     The work's tensors are in a pool of their own, whose size is read: the allocator's own peak
     is the process's, and whoever measures there would lose what he measured.
     """
+    with suppress(torch.OutOfMemoryError):
+        return _pool_bytes(work, device)
+    torch.cuda.empty_cache()  # for a pool the allocator gives nothing back of what it keeps
+    return _pool_bytes(work, device)
+
+
+def _pool_bytes(work: Callable[[], object], device: torch.device) -> int:
     pool = torch.cuda.MemPool()
     with torch.cuda.use_mem_pool(pool, device):
         work()
