@@ -172,20 +172,19 @@ def test_all_of_a_load_and_every_batch_run_on_the_engines_own_stream(
 
 
 def test_the_stream_of_an_engine_that_is_gone_goes_to_the_next(
-    checkpoint: Callable[[str], Path], cuda: FakeCuda
+    on_cpu: CpuModelRunner, checkpoint: Callable[[str], Path], cuda: FakeCuda
 ) -> None:
     """With the memory that torch's allocator keeps for it."""
-    folder = checkpoint("bert")
-    first, second = load(folder), load(folder)
+    first, second = (runner_of(on_cpu.models, max_batch_tokens=64) for _ in range(2))
     assert (first._stream.stream, second._stream.stream) == ("own 1", "own 2")
     del first
     gc.collect()
-    third = load(folder)
+    third = runner_of(on_cpu.models, max_batch_tokens=64)
     assert (third._stream.stream, cuda.streams_made) == ("own 1", 2)
     with pytest.raises(InvalidOption, match="the weights alone take"):
-        load(folder, memory_bytes=1000)
+        load(checkpoint("bert"), memory_bytes=1000)
     gc.collect()
-    assert (load(folder)._stream.stream, cuda.streams_made) == ("own 3", 3)
+    assert (OwnStream(CPU).stream, cuda.streams_made) == ("own 3", 3), "of a load that failed"
 
 
 def test_what_work_takes_is_read_from_a_pool_of_its_own(cuda: FakeCuda) -> None:
