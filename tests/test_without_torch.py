@@ -25,7 +25,7 @@ RUN_COMMAND = """
 import sys
 from millpond.cli.app import main
 try:
-    status = main(sys.argv[1:])
+    status = main()
 except SystemExit as error:
     status = error.code
 assert not {"torch", "transformers"} & set(sys.modules), "torch was imported"
