@@ -45,7 +45,7 @@ class OutputSpec:
     dimension: int
     """Dimensions the model gives."""
     dimensions: int | None = None
-    """Keep only the first so many (Matryoshka); the rest is dropped and the norm restored."""
+    """Keep only the first N dimensions (Matryoshka); the rest is dropped and the norm restored."""
     saved_dimensions: int | None = None
     """What the checkpoint keeps when the caller says nothing; it leaves the norm as it falls."""
     normalize: bool | None = None

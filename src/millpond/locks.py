@@ -41,7 +41,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class Gate:
-    """What one thread waits at until somebody opens it. It stays open until that thread is through.
+    """What one thread waits at until another opens it. It stays open until that thread is through.
 
     Anybody may open it at any time, a finalizer too.
     """
@@ -58,7 +58,7 @@ class Gate:
             return
 
     def wait(self, timeout_s: float | None = None) -> None:
-        """Wait until it is open, or for so many seconds, and close it."""
+        """Wait until it is open, or for that many seconds, and close it."""
         timeout_s = -1 if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX)
         self._lock.acquire(timeout=timeout_s)
 

@@ -292,7 +292,7 @@ def test_a_text_that_ends_between_its_parts_holds_no_blocks(how: str) -> None:
             core.close(drain=False, wait=False)
         else:
             with core.lock:
-                core.scheduler._deadlines = [(0.0, 0, weakref.ref(request))]
+                core.scheduler._deadlines._heap = [(0.0, 0, weakref.ref(request))]
             core.run_in_background(bool)  # which makes it look at the clock
         runner.let()
         with pytest.raises((CancelledError, EngineError)):

@@ -11,7 +11,7 @@ from millpond.scheduler.batch import Batch
 from millpond.scheduler.batch_builder import most_keys
 from millpond.scheduler.prefix_cache import BlockAllocation, PrefixCache
 from millpond.scheduler.request import Priority
-from millpond.scheduler.scheduler import BULK_PATIENCE, Scheduler
+from millpond.scheduler.scheduler import STARVATION_LIMIT, Scheduler
 
 LONG = tuple(range(1000, 1030))
 
@@ -79,7 +79,7 @@ def test_the_rest_of_a_text_is_due_like_any_that_waits() -> None:
     land(scheduler, scheduler.next_batch(0.0))
     ran = []
     for number in range(10):
-        now_s = BULK_PATIENCE * WAIT_S * 1.01 * number
+        now_s = STARVATION_LIMIT * WAIT_S * 1.01 * number
         submit(scheduler, request_of([(number, 7)], priority=Priority.INTERACTIVE), now_s)
         batch = scheduler.next_batch(now_s)
         assert batch is not None

@@ -80,7 +80,7 @@ def test_a_packed_text_has_no_padded_length() -> None:
     assert PACKED.padded_length(7) is None
 
 
-# The waiting room.
+# Requests that are not admitted yet.
 
 
 def test_a_request_is_let_in_while_there_is_room_and_in_order_of_arrival() -> None:
@@ -111,7 +111,7 @@ def test_a_request_larger_than_the_bound_goes_in_alone() -> None:
     assert not queue.has_room_for(request_of(1))
 
 
-def test_a_request_that_ends_in_the_waiting_room_leaves_it() -> None:
+def test_a_request_that_ends_unadmitted_leaves_the_queue() -> None:
     queue = RequestQueue(10)
     first, second, third = request_of(10), request_of(10), request_of(10)
     for request in (first, second, third):
@@ -255,5 +255,5 @@ def test_a_request_that_ended_is_never_planned(admitted: bool) -> None:
 def test_a_queue_says_how_much_waits() -> None:
     queue = ready_queue(request_of(4), request_of(4), max_tokens=5)
     assert repr(queue) == (
-        "RequestQueue(waiting_tokens=4, ready_tokens=4, waiting_room=1, untokenized=0, ready=1)"
+        "RequestQueue(waiting_tokens=4, ready_tokens=4, unadmitted=1, untokenized=0, ready=1)"
     )

@@ -26,11 +26,11 @@ from millpond.scheduler.batch import Batch
 from millpond.scheduler.batch_shape import BatchShape
 from millpond.scheduler.request import Priority, Request
 from millpond.scheduler.scheduler import (
-    BULK_PATIENCE,
     FIRST_SHORT_BATCH_TOKENS,
     MIN_SHARE_TOKENS,
     QUERY_MEMORY_S,
     SPEED_MEMORY,
+    STARVATION_LIMIT,
     TOKENIZE_AHEAD_BATCHES,
     Scheduler,
 )
@@ -388,14 +388,14 @@ def test_bulk_is_never_kept_waiting_longer_than_its_patience(route: int) -> None
             last_s = now_s
         now_s += step_s
     assert len(waits) > 10, "ingestion goes on"
-    assert max(waits) <= BULK_PATIENCE * WAIT_S + 2 * step_s
-    assert min(waits[1:]) >= BULK_PATIENCE * WAIT_S - 2 * step_s, "queries had the other batches"
+    assert max(waits) <= STARVATION_LIMIT * WAIT_S + 2 * step_s
+    assert min(waits[1:]) >= STARVATION_LIMIT * WAIT_S - 2 * step_s, "queries had the other batches"
 
 
 def test_bulk_that_is_due_takes_queries_along() -> None:
     scheduler = scheduler_of(max_batch_tokens=400)
     bulk = submit_ready(scheduler, request_of(*[10] * 100))
-    due_s = BULK_PATIENCE * WAIT_S
+    due_s = STARVATION_LIMIT * WAIT_S
     query = submit_ready(scheduler, query_of(5), due_s)
     batch = scheduler.next_batch(due_s)
     assert by_request(batch) == {bulk: FIRST_SHORT_BATCH_TOKENS // 10, query: 1}
@@ -406,7 +406,7 @@ def test_bulk_that_is_due_takes_queries_along() -> None:
 def test_a_query_does_not_wait_twice_in_a_row_for_bulk_that_is_due() -> None:
     scheduler = scheduler_of(PACKED, PACKED)
     submit_ready(scheduler, request_of(*[10] * 100, route=1))
-    due_s = BULK_PATIENCE * WAIT_S
+    due_s = STARVATION_LIMIT * WAIT_S
     query = submit_ready(scheduler, query_of(5), due_s)  # of another route: it cannot come along
     assert query not in by_request(scheduler.next_batch(due_s))
     assert query in by_request(scheduler.next_batch(due_s + 0.01))

@@ -98,7 +98,7 @@ class MillpondEmbeddings(BaseModel, Embeddings):
             Text to put in front of queries and documents. None takes the prompts saved in the
             checkpoint, "" takes none.
         dimensions: int | None
-            Keep only the first so many and restore unit length (Matryoshka).
+            Keep only the first N and restore unit length (Matryoshka).
         normalize: bool | None
             Scale vectors to unit length; None leaves that to the model.
         truncate: "end" | "start" | "error" | None
@@ -156,7 +156,7 @@ class MillpondEmbeddings(BaseModel, Embeddings):
     document_prompt: str | None = None
     """Text in front of every document; None for the checkpoint's own."""
     dimensions: int | None = None
-    """Keep only the first so many dimensions and restore unit length (Matryoshka)."""
+    """Keep only the first N dimensions and restore unit length (Matryoshka)."""
     normalize: bool | None = None
     """Scale every vector to unit length; None leaves that to the model."""
     truncate: Literal["end", "start", "error"] | None = None

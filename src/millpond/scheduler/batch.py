@@ -1,4 +1,4 @@
-"""`Batch`, an immutable plan of one forward pass: which texts of which requests."""
+"""`Batch`, what one forward pass computes: which texts of which requests."""
 
 from __future__ import annotations
 
@@ -105,11 +105,11 @@ class Batch:
         return dict.fromkeys(claim for segment in self.segments for claim in segment.claims or ())
 
     def uncached(self) -> Batch:
-        """The plan with all of its texts computed whole."""
+        """The batch with all of its texts computed whole."""
         return self._with(segment.uncached() for segment in self.segments)
 
     def left_out(self, alive: Batch) -> tuple[Segment, ...]:
-        """Segments that a plan made of this one is without."""
+        """Segments that a batch made of this one is without."""
         return tuple(segment for segment in self.segments if segment not in alive.segments)
 
     @cached_property
@@ -128,11 +128,11 @@ class Batch:
         return any(request.priority is Priority.BULK for request in self.requests)
 
     def alive(self) -> Batch:
-        """The plan without the texts of requests that ended meanwhile."""
+        """The batch without the texts of requests that ended meanwhile."""
         return self._with(segment for segment in self.segments if not segment.request.dead)
 
     def halves(self) -> tuple[Batch, Batch]:
-        """Two plans with half of the texts each. Needs at least two texts."""
+        """Two batches with half of the texts each. Needs at least two texts."""
         half = self.texts // 2
         first, second, seen = [], [], 0
         for segment in self.segments:

@@ -49,7 +49,7 @@ class BatchBuilder:
     most_of_a_text: int = 0
     """Tokens of one text, where they are more than those left: dividing is for several texts."""
     may_skip_prefixes: bool = False
-    """Whether texts without a prompt need not be looked up: it came to nothing lately."""
+    """Whether texts without a prompt need not be looked up: recent look-ups found too little."""
     parts_taken: int = 0
     """Texts in it that are computed in part already."""
     waiting_beside: int = 0
@@ -60,9 +60,9 @@ class BatchBuilder:
     segments: list[Segment] = field(default_factory=list)
 
     def take(self, request: Request, span: PendingSpan) -> bool:
-        """Move the span's first texts into the plan, as many as fit; whether any left the span.
+        """Move the span's first texts into the batch, as many as fit; whether any left the span.
 
-        The first text of a plan always goes in, or a part of it. Duplicates of texts in flight
+        The first text of a batch always goes in, or a part of it. Duplicates of texts in flight
         take no room.
         """
         if self.route not in (None, request.route) or (self.segments and self.tokens_left <= 0):
@@ -85,7 +85,7 @@ class BatchBuilder:
         return count > 0
 
     def _skips_prefixes(self, request: Request, span: PendingSpan) -> bool:
-        """Whether a plan that begins with this text does without: one in parts cannot."""
+        """Whether a batch that begins with this text does without: one in parts cannot."""
         fits = span.chunk.lengths[span.start] <= max(self.tokens_left, self.most_of_a_text)
         return self.may_skip_prefixes and not request.shared_tokens and bool(fits)
 
@@ -199,7 +199,7 @@ class BatchBuilder:
         return min(most, max(half, most - self.waiting_beside, block_tokens))
 
     def batch(self) -> Batch:
-        """The plan as it is now. It has at least one segment."""
+        """The batch as it is now. It has at least one segment."""
         assert self.route is not None
         segments = tuple(_joined(self.segments))
         return Batch(self.route, segments, self.padded_length, self.now_s - self.oldest_ready_s)

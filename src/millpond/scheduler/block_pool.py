@@ -19,7 +19,7 @@ __all__ = ["BlockPool"]
 class BlockPool:
     """The blocks 0 to `size - 1`.
 
-    `evicted` is called with a block whose content was kept and that is now given to somebody else.
+    `evicted` is called with a block whose content was kept and that is now given to another text.
     """
 
     def __init__(self, size: int, *, evicted: Callable[[int], None] = lambda block: None) -> None:

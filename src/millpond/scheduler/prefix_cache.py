@@ -81,7 +81,7 @@ class BlockAllocation:
     sizes: list[int]
     """Tokens in each block."""
     reused: int
-    """So many leading blocks are filled already or by another text of the batch."""
+    """Leading blocks that are filled already or by another text of the batch."""
     cached_tokens: int
     """Leading tokens that need not be computed; may end inside the last reused block."""
     length: int
@@ -247,7 +247,7 @@ class PrefixCache:
             nodes.append(node)
 
     def commit(self, claim: BlockAllocation) -> None:
-        """The claim's new blocks are filled: everybody may read them from now on."""
+        """The claim's new blocks are filled: every text may read them from now on."""
         assert claim.state is OPEN
         claim.state = SETTLED
         new = claim.nodes[claim.reused :]
@@ -259,7 +259,7 @@ class PrefixCache:
 
     @staticmethod
     def _publish(nodes: list[CachedBlock]) -> None:
-        """Show the nodes to everybody, and what was waiting for them."""
+        """Show the nodes to every text, and what was waiting for them."""
         while nodes:
             node = nodes.pop()
             if node.filled and (node.parent is None or node.parent.owner is None):

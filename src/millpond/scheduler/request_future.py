@@ -1,6 +1,6 @@
 """`RequestFuture`, the future of one call, and which threads may not wait for it.
 
-Whoever waits on one of the engine's own threads waits for himself. So those threads are marked, as
+A call that waits on one of the engine's own threads waits for itself. So those threads are marked, as
 is a caller's while it runs what it waits for, and there the call that would wait raises.
 """
 
@@ -96,7 +96,7 @@ class RequestFuture(SteadyFuture[Embeddings]):
         self._on_cancel: Callable[[], object] | None = None
 
     def serve(self, threads: OwnThreads, on_cancel: Callable[[], object]) -> None:
-        """The threads that are to end it, and what is called when somebody cancels it."""
+        """The threads that are to end it, and what is called when it is cancelled."""
         self._threads, self._on_cancel = threads, on_cancel
 
     def require_may_wait(self) -> None:
@@ -130,7 +130,7 @@ class RequestFuture(SteadyFuture[Embeddings]):
             self._on_cancel()
 
     def add_done_callback(self, fn: Callable[[Future[Embeddings]], object]) -> None:
-        """Call `fn` with the future when it has ended. What it raises stops nobody else."""
+        """Call `fn` with the future when it has ended. What it raises stops no other callback."""
         super().add_done_callback(_Callback(fn, self._threads))
 
     def fail_in_child(self, error: BaseException) -> None:

@@ -1,7 +1,7 @@
 """`RequestQueue`, the requests of one priority from their arrival to their last batch.
 
-    arrived ──▶ waiting room ──▶ admitted: texts to tokenise ──▶ texts ready ──▶ batch
-                (no room yet)
+    arrived ──▶ unadmitted ──▶ admitted: texts to tokenise ──▶ texts ready ──▶ batch
+                (queue full)
 
 Every method is called under the engine's lock. Time is never read here: it is passed in.
 """
@@ -53,7 +53,7 @@ class RequestQueue:
         self.admit()
 
     def admit(self) -> bool:
-        """Let in who fits; whether anyone did."""
+        """Admit the requests that fit; whether there was one."""
         before = len(self._unadmitted)
         while self._unadmitted and self._fits(self._unadmitted[0]):
             request = self._unadmitted.popleft()
@@ -94,17 +94,17 @@ class RequestQueue:
             self.ready_requests.append(request)
         request.spans.append(PendingSpan(chunk, 0, len(chunk), now_s))
 
-    def fill(self, plan: BatchBuilder) -> None:
-        """Move ready texts into the plan, from each request in turn, until it is full."""
+    def fill(self, builder: BatchBuilder) -> None:
+        """Move ready texts into a batch, from each request in turn, until it is full."""
         skipped: list[Request] = []
         served: list[Request] = []
-        while self.ready_requests and plan.tokens_left > 0 and len(skipped) < MOST_MISFITS:
+        while self.ready_requests and builder.tokens_left > 0 and len(skipped) < MOST_MISFITS:
             request = self.ready_requests.popleft()
             if request.dead:
                 continue
-            if not plan.segments:
-                plan.waiting_beside = self.ready_tokens - _span_tokens(request)
-            took = self._fill_from(request, plan)
+            if not builder.segments:
+                builder.waiting_beside = self.ready_tokens - _span_tokens(request)
+            took = self._fill_from(request, builder)
             if request.spans:
                 (served if took else skipped).append(request)
         self.ready_requests.extendleft(reversed(skipped))  # they go first next time
@@ -115,12 +115,12 @@ class RequestQueue:
         while self.ready_requests and self.ready_requests[0].dead:
             self.ready_requests.popleft()
 
-    def _fill_from(self, request: Request, plan: BatchBuilder) -> bool:
+    def _fill_from(self, request: Request, builder: BatchBuilder) -> bool:
         took = False
         while request.spans:
             span = request.spans[0]
             before = _tokens(span)
-            if not plan.take(request, span):
+            if not builder.take(request, span):
                 break
             self._count(request, _tokens(span) - before)
             took = True
@@ -148,7 +148,7 @@ class RequestQueue:
     def forget(self, request: Request) -> list[BlockAllocation]:
         """Take everything of a request out. What a batch already holds is that batch's to drop.
 
-        Returned are the claims of texts that are computed in part, which nobody needs any more.
+        Returned are the claims of texts that are computed in part, which are no longer needed.
         """
         if request.admitted:
             self.waiting_tokens -= request.waiting_tokens
@@ -165,7 +165,7 @@ class RequestQueue:
     def __repr__(self) -> str:
         return (
             f"RequestQueue(waiting_tokens={self.waiting_tokens}, ready_tokens={self.ready_tokens}, "
-            f"waiting_room={len(self._unadmitted)}, untokenized={len(self.untokenized)}, "
+            f"unadmitted={len(self._unadmitted)}, untokenized={len(self.untokenized)}, "
             f"ready={len(self.ready_requests)})"
         )
 

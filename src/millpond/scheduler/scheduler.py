@@ -4,13 +4,14 @@ The policy, all of it:
 
 - A batch is planned only when the runner can take one, so it holds whatever came meanwhile.
 - Queries first. While none is waiting, bulk texts run; a batch serves both priorities only when
-  bulk is due and takes the queries along.
+  bulk has aged past the starvation limit and takes the queries along.
 - Workers that are free divide what waits evenly, and some may take nothing but queries.
 - While queries come in and have no worker of their own, a bulk batch is cut to what runs in a
   share of `max_query_wait_s`, by the speed seen so far: a half, or a third where a worker takes two
   batches at a time. A query waits for those ahead of it, and at most as long again as one of them
-  for bulk that is due in its own.
-- Bulk is due when queries have kept it waiting for `BULK_PATIENCE` times `max_query_wait_s`.
+  for aged bulk in its own.
+- Bulk has aged when queries have kept it waiting for `STARVATION_LIMIT` times
+  `max_query_wait_s`.
 - Requests of one priority take turns, so a small request does not wait for a large one to end.
 - A text that is identical to one in flight is not planned; it gets that one's vector.
 - With a prefix cache a text costs the tokens that the cache does not have, and one that is longer
@@ -21,9 +22,6 @@ It never reads a clock, and every method is called under the engine's lock.
 
 from __future__ import annotations
 
-import heapq
-import itertools
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -33,7 +31,9 @@ from ..errors import InvalidInput
 from .batch import Batch, Segment
 from .batch_builder import BatchBuilder, most_keys
 from .batch_shape import BatchShape
+from .deadlines import Deadlines
 from .deduplication import Duplicate, InFlightTexts
+from .lookup_backoff import LookupBackoff
 from .prefix_cache import PrefixCache
 from .request import PendingSpan, Priority, Request
 from .request_queue import RequestQueue
@@ -41,7 +41,7 @@ from .token_chunk import TokenChunk
 
 __all__ = ["Scheduler"]
 
-BULK_PATIENCE = 4.0
+STARVATION_LIMIT = 4.0
 QUERY_MEMORY_S = 5.0  # how long after a query bulk batches stay short
 # Shorter ones are mostly overhead, and would make the speed they are cut by look ever lower.
 MIN_SHORT_BATCH_TOKENS = 64
@@ -50,8 +50,6 @@ FIRST_SHORT_BATCH_TOKENS = 256  # a short batch before any speed is known
 SPEED_MEMORY = 0.8  # what is left of the batches measured so far with every new one
 TOKENIZE_AHEAD_BATCHES = 4
 FIRST_TOKENS = 8192  # tokenised at a time where nothing is ready
-MOST_DOUBLINGS = 6  # of the plans between two that look texts up without a hit: 31 at most
-FEW_DEADLINES = 64
 REGROWTH = 1.02  # after running out of memory, a batch that fits lets the next be larger by this
 
 
@@ -82,7 +80,7 @@ class Scheduler:
         self.max_batch_tokens = max_batch_tokens
         self._most_batch_tokens = max_batch_tokens
         self.max_query_wait_s = max_query_wait_s
-        # A query may find `depth` bulk batches before it, and a part that is due in its own.
+        # A query may find `depth` bulk batches before it, and aged bulk in its own.
         self._short_batch_s = max_query_wait_s / (depth + 1)
         self._queries_have_workers = query_workers > 0
         self._ahead_batches = max(TOKENIZE_AHEAD_BATCHES, 2 * workers)
@@ -90,8 +88,7 @@ class Scheduler:
         self.prefixes = prefixes
         self._min_saved_tokens = min_saved_tokens
         self._max_prefixed_tokens = max_prefixed_tokens or max_batch_tokens
-        self._misses_in_a_row = 0  # plans in a row whose prefixes saved too little
-        self._plans_to_skip = 0  # before texts without a prompt are looked up again
+        self._lookups = LookupBackoff()
         self._parts_waiting = 0  # texts that are computed in part and hold blocks
         self._in_flight_texts = InFlightTexts()
         self.queues = {priority: RequestQueue(max_queue_tokens) for priority in Priority}
@@ -99,10 +96,7 @@ class Scheduler:
             self.queues[Priority.INTERACTIVE],
             self.queues[Priority.BULK],
         )  # queries first
-        # A heap. Weakly: a request that has ended is not kept until its deadline.
-        self._deadlines: list[tuple[float, int, weakref.ref[Request]]] = []
-        self._most_deadlines = FEW_DEADLINES  # at so many, those of ended requests are taken out
-        self._tie = itertools.count()
+        self._deadlines = Deadlines()
         self._last_query_s = -float("inf")
         self._bulk_waits_since_s: float | None = None  # None while no bulk text is ready
         # Summed before they are divided: of two batches in flight at a time, the second
@@ -118,19 +112,11 @@ class Scheduler:
     def submit(self, request: Request, now_s: float, chunk: TokenChunk | None = None) -> None:
         """Take a request in; `chunk` holds all of its texts when they are tokenised already."""
         if request.deadline_s is not None:
-            self._note_deadline(request, request.deadline_s)
+            self._deadlines.add(request, request.deadline_s)
         if chunk is not None:
             request.adopt(chunk, now_s)
         self.queues[request.priority].enter(request)
         self._note_ready(request, now_s)
-
-    def _note_deadline(self, request: Request, deadline_s: float) -> None:
-        if len(self._deadlines) >= self._most_deadlines:
-            kept = [entry for entry in self._deadlines if _is_open(entry[2]())]
-            self._deadlines = kept
-            heapq.heapify(self._deadlines)
-            self._most_deadlines = max(FEW_DEADLINES, 2 * len(kept))
-        heapq.heappush(self._deadlines, (deadline_s, next(self._tie), weakref.ref(request)))
 
     @property
     def has_to_tokenize(self) -> bool:
@@ -191,25 +177,14 @@ class Scheduler:
     def expired(self, now_s: float) -> list[Request]:
         """The requests whose deadline has passed, each once; nothing more of them is planned."""
         expired: list[Request] = []
-        while (
-            self._deadlines
-            and (deadline_s := self.next_deadline()) is not None
-            and deadline_s <= now_s
-        ):
-            request = heapq.heappop(self._deadlines)[2]()
-            if request is not None:
-                self.forget(request)
-                expired.append(request)
+        while self._deadlines and (request := self._deadlines.take_passed(now_s)) is not None:
+            self.forget(request)
+            expired.append(request)
         return expired
 
     def next_deadline(self) -> float | None:
-        """The earliest deadline of a request that has not ended. Lets go of those before it."""
-        while self._deadlines:
-            deadline_s, _, found = self._deadlines[0]
-            if _is_open(found()):
-                return deadline_s
-            heapq.heappop(self._deadlines)
-        return None
+        """The earliest deadline of a request that has not ended."""
+        return self._deadlines.earliest()
 
     # Batches.
 
@@ -225,67 +200,56 @@ class Scheduler:
         bulk_shares: int = 1,
         query_shares: int = 1,
     ) -> Batch | None:
-        """Plan one forward pass, or None when no text is ready.
+        """The next forward pass, or None when no text is ready.
 
         What waits in a queue is divided evenly among its shares, the workers that are free for it.
         """
         queries, bulk = self._queues
         while queries.ready_requests or (bulk.ready_requests and not queries_only):
-            plan = self._plan(now_s, queries_only, bulk_shares, query_shares)
-            if plan.segments:
-                return plan.batch()
+            builder = self._filled(now_s, queries_only, bulk_shares, query_shares)
+            if builder.segments:
+                return builder.batch()
             # All of it follows texts in flight, and something else may have waited behind it.
         return None
 
-    def _plan(
+    def _filled(
         self, now_s: float, queries_only: bool, bulk_shares: int, query_shares: int
     ) -> BatchBuilder:
         interactive, bulk = self.queues[Priority.INTERACTIVE], self.queues[Priority.BULK]
-        plan = BatchBuilder(
+        builder = BatchBuilder(
             self.shapes, self.max_batch_tokens, now_s, self._in_flight_texts, self.prefixes
         )
-        plan.may_skip_prefixes = self._may_skip_prefixes()
-        plan.keys_left = most_keys(self.max_batch_tokens)
-        plan.prefixed_tokens_left = self._max_prefixed_tokens
+        builder.may_skip_prefixes = not self._parts_waiting and self._lookups.may_skip()
+        builder.keys_left = most_keys(self.max_batch_tokens)
+        builder.prefixed_tokens_left = self._max_prefixed_tokens
         takes_bulk = bool(bulk.ready_requests) and not queries_only
-        if takes_bulk and (not interactive.ready_requests or self._bulk_is_due(now_s)):
-            plan.most_of_a_text = self._bulk_budget(now_s)
-            bulk_budget = min(plan.most_of_a_text, self._share(bulk, bulk_shares))
-            plan.tokens_left = bulk_budget
-            bulk.fill(plan)
+        if takes_bulk and (not interactive.ready_requests or self._bulk_is_starved(now_s)):
+            builder.most_of_a_text = self._bulk_budget(now_s)
+            bulk_budget = min(builder.most_of_a_text, self._share(bulk, bulk_shares))
+            builder.tokens_left = bulk_budget
+            bulk.fill(builder)
             bulk.admit()
             self._bulk_waits_since_s = now_s if bulk.ready_requests else None
-            plan.tokens_left += self.max_batch_tokens - bulk_budget
+            builder.tokens_left += self.max_batch_tokens - bulk_budget
         if interactive.ready_requests:
-            plan.most_of_a_text = self.max_batch_tokens
-            plan.tokens_left = min(plan.tokens_left, self._share(interactive, query_shares))
-            interactive.fill(plan)
+            builder.most_of_a_text = self.max_batch_tokens
+            builder.tokens_left = min(builder.tokens_left, self._share(interactive, query_shares))
+            interactive.fill(builder)
             interactive.admit()
-        self._drop_unprofitable_prefixes(plan)
-        return plan
+        self._drop_unprofitable_prefixes(builder)
+        return builder
 
-    def _drop_unprofitable_prefixes(self, plan: BatchBuilder) -> None:
-        """Let a plan whose prefixes save too little do without, and remember that it was so."""
-        self._parts_waiting -= plan.parts_taken
-        if plan.prefixes is None or not plan.segments:
+    def _drop_unprofitable_prefixes(self, builder: BatchBuilder) -> None:
+        """Compute a batch whole whose prefixes save too little, and note whether they do."""
+        self._parts_waiting -= builder.parts_taken
+        if builder.prefixes is None or not builder.segments:
             return
-        tokens = sum(segment.tokens for segment in plan.segments)
-        saved = sum(segment.cached_tokens for segment in plan.segments)
-        self._misses_in_a_row = 0 if saved >= self._min_saved_tokens else self._misses_in_a_row + 1
-        self._plans_to_skip = max(0, 2 ** min(self._misses_in_a_row, MOST_DOUBLINGS) // 2 - 1)
-        if saved < self._min_saved_tokens and tokens <= self.max_batch_tokens:
-            plan.compute_whole()
-
-    def _may_skip_prefixes(self) -> bool:
-        """Whether looking texts up may be left out of a plan.
-
-        Where a little saved is too little, it takes its time for nothing if texts have nothing in
-        common. The longer it was without a hit, the more seldom it is tried.
-        """
-        if self._parts_waiting or not self._plans_to_skip:
-            return False
-        self._plans_to_skip -= 1
-        return True
+        tokens = sum(segment.tokens for segment in builder.segments)
+        saved = sum(segment.cached_tokens for segment in builder.segments)
+        pays = saved >= self._min_saved_tokens
+        self._lookups.note(pays)
+        if not pays and tokens <= self.max_batch_tokens:
+            builder.compute_whole()
 
     def _share(self, queue: RequestQueue, shares: int) -> int:
         """Tokens of one batch where `shares` divide what waits in a queue."""
@@ -295,9 +259,9 @@ class Scheduler:
         least = max(MIN_SHARE_TOKENS, self._min_short_batch_tokens)
         return min(self.max_batch_tokens, max(least, even))
 
-    def _bulk_is_due(self, now_s: float) -> bool:
+    def _bulk_is_starved(self, now_s: float) -> bool:
         since_s = self._bulk_waits_since_s
-        return since_s is not None and now_s - since_s >= BULK_PATIENCE * self.max_query_wait_s
+        return since_s is not None and now_s - since_s >= STARVATION_LIMIT * self.max_query_wait_s
 
     def _bulk_budget(self, now_s: float) -> int:
         if self._queries_have_workers or now_s - self._last_query_s > QUERY_MEMORY_S:
@@ -360,7 +324,7 @@ class Scheduler:
         self._note_ready(request, now_s)
 
     def check_idle(self) -> None:
-        """Where nothing is planned or running, assert that nobody holds on to a block."""
+        """Where nothing is planned or running, assert that no block is held."""
         assert self._parts_waiting == 0
         if self.prefixes is not None:
             self.prefixes.check_idle()
@@ -376,7 +340,7 @@ class Scheduler:
         self._bulk_seconds = SPEED_MEMORY * self._bulk_seconds + seconds
 
     def shrink(self, max_batch_tokens: int) -> None:
-        """A batch did not fit in memory: plan no larger one than this, and grow back slowly."""
+        """A batch did not fit in memory: form no larger one than this, and grow back slowly."""
         self.max_batch_tokens = max(1, min(self.max_batch_tokens, max_batch_tokens))
 
     def waiting_tokens(self, priority: Priority) -> int:
@@ -389,8 +353,3 @@ class Scheduler:
             f"Scheduler(max_batch_tokens={self.max_batch_tokens}, "
             f"interactive={interactive!r}, bulk={bulk!r})"
         )
-
-
-def _is_open(request: Request | None) -> bool:
-    """Whether a request may still pass its deadline."""
-    return request is not None and request.remaining > 0 and not request.dead

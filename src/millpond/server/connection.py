@@ -66,7 +66,7 @@ class HttpConnection(HttpToolsProtocol):
             data = data[size:]
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Whether to stay open, to send a response that is due. TLS has no half-closed state."""
+        """Whether to stay open, to send an outstanding response. TLS has no half-closed state."""
         if (
             self._refused
             or self.scheme == "https"

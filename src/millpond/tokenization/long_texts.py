@@ -15,27 +15,15 @@ from typing import Literal
 __all__ = ["LONG_TEXT", "all_ids", "enough_ids"]
 
 LONG_TEXT = 64 * 2**10  # characters; a text up to this length is taken whole
-
-
 CHARACTERS = 8 * 2**10  # of the shortest part that is tried
-
-
 CHARACTERS_PER_TOKEN = 32  # more than any language has on average
-
-
 MARGIN_TOKENS = 64  # beyond those that are kept, which must not depend on where the part ends
-
-
 PART = 128 * 2**10
 """Characters of the parts of a text of which all ids are wanted, at the most."""
 WINDOW = 2 * 2**10  # characters on either side of where two parts meet
-
-
 WORD = 4 * 2**10
 """Characters of an unbroken run of letters and digits, more than a word has."""
 _LONG_WORD = re.compile(f"[A-Za-z0-9]{{{2 * WORD + 1},}}")
-
-
 Side = Literal["end", "start"]
 
 TokenIds = Callable[[str], list[int]]

@@ -18,10 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..checkpoint.modules import Module
-from ..errors import InvalidCheckpoint, InvalidOption, InvalidText, InvalidTokenIds
+from ..errors import InvalidCheckpoint, InvalidOption, InvalidText
 from .backend import NO_LIMIT, TokenizerBackend, ids_of, load_source
+from .failures import is_broken_unicode, tokenized
 from .long_texts import LONG_TEXT, all_ids, enough_ids
 from .shared_prefix import END_CHARACTERS, PROBE_ENDINGS, PROBE_TEXTS, common_prefix_length
+from .token_ids import Ids, checked_ids, require_known
 from .truncation import (
     Side,
     SpecialTokens,
@@ -33,16 +35,8 @@ from .truncation import (
 
 __all__ = ["TextTokenizer", "TokenizedTexts"]
 
-Ids = npt.NDArray[np.int32]
-
-
 PROBE_CHARACTERS = 1000  # of a long text, by which the special tokens at its ends are verified
-
-
 CACHED_PROMPTS = 256  # with what was found out for them, for each tokenizer
-
-
-_RUST_PANIC = "PanicException"  # no Exception, and importable from nowhere
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -173,10 +167,9 @@ class TextTokenizer:
         )
         fitted = (ends.fit(ids_of(row), limit, side) or self._source.empty_ids for row in rows)
         ids = np.fromiter(chain.from_iterable(fitted), np.int32, int(kept.sum(dtype=np.int64)))
-        tokenized = TokenizedTexts(ids, kept, lengths > limit)
         if self._may_exceed_vocabulary:
-            self._require_known(tokenized)
-        return tokenized
+            require_known(ids, kept, self.vocab_size)
+        return TokenizedTexts(ids, kept, lengths > limit)
 
     def fit_ids(
         self,
@@ -191,7 +184,7 @@ class TextTokenizer:
         Raises `InvalidTokenIds` for an empty list, a non-integer or an id outside the vocabulary,
         and `TextTooLong` (with `truncate="error"`), each with the index.
         """
-        rows = [self._checked(row, index) for index, row in enumerate(ids)]
+        rows = [checked_ids(row, index, self.vocab_size) for index, row in enumerate(ids)]
         lengths = np.fromiter(map(len, rows), np.int32, len(rows))
         limit = self._limit(max_length)
         if truncate == "error":
@@ -224,7 +217,7 @@ class TextTokenizer:
         """The text of each list of ids, special tokens spelled out. Raises `InvalidTokenIds`."""
         return self._source.detokenize(
             [
-                self._checked(row, index).tolist() if len(row) else []
+                checked_ids(row, index, self.vocab_size).tolist() if len(row) else []
                 for index, row in enumerate(ids)
             ]
         )
@@ -273,17 +266,17 @@ class TextTokenizer:
         self, texts: Sequence[str], prompt: str, task: str | None, special_tokens: bool
     ) -> Sequence[Any]:
         """What `ids_of` takes for each text with its prompt."""
-        return self._tokenize(*self._strings(texts, prompt, task, special_tokens))
+        return tokenized(self._source, *self._strings(texts, prompt, task, special_tokens))
 
     def _all_ids(self, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
         """All token ids of each text."""
         if all(len(text) <= LONG_TEXT for text in texts):
-            return [ids_of(row) for row in self._tokenize(texts, special_tokens)]
+            return [ids_of(row) for row in tokenized(self._source, texts, special_tokens)]
         return [self._ids_in_parts(text, special_tokens) for text in texts]
 
     def _ids_in_parts(self, text: str, special_tokens: bool) -> list[int]:
         def token_ids(part: str, special_tokens: bool = False) -> list[int]:
-            (row,) = self._tokenize([part], special_tokens)
+            (row,) = tokenized(self._source, [part], special_tokens)
             return ids_of(row)
 
         ends, beginning = self._special_tokens, text[:PROBE_CHARACTERS]
@@ -317,22 +310,22 @@ class TextTokenizer:
         Cut to the limit, those are still the whole text's.
         """
         if all(len(text) <= LONG_TEXT for text in texts):
-            return self._tokenize(texts, special_tokens), ()
+            return tokenized(self._source, texts, special_tokens), ()
 
         def token_ids(part: str) -> list[int]:
-            (row,) = self._tokenize([part], special_tokens)
+            (row,) = tokenized(self._source, [part], special_tokens)
             return ids_of(row)
 
         found: dict[int, list[int]] = {}
         for index, text in enumerate(texts):
-            if len(text) > LONG_TEXT and not _is_broken_unicode(text):
+            if len(text) > LONG_TEXT and not is_broken_unicode(text):
                 # What the tokenizer fails on, it fails on again below, among the other texts.
                 with contextlib.suppress(InvalidText):
                     ids = enough_ids(text, limit=limit, side=side, token_ids=token_ids)
                     if ids is not None:
                         found[index] = ids
         rest = ["" if index in found else text for index, text in enumerate(texts)]
-        rows = self._tokenize(rest, special_tokens)
+        rows = tokenized(self._source, rest, special_tokens)
         return [found.get(index, row) for index, row in enumerate(rows)], found
 
     def _special_tokens_for(self, prompt: str, task: str | None) -> SpecialTokens:
@@ -351,29 +344,6 @@ class TextTokenizer:
         restored = chat.restores_suffix
         return SpecialTokens([], common_suffix(one, other) if restored else [], restored=restored)
 
-    def _tokenize(self, texts: Sequence[str], add_special_tokens: bool) -> Sequence[Any]:
-        try:
-            return self._source.tokenize(list(texts), add_special_tokens)
-        except BaseException as error:
-            if not isinstance(error, Exception) and type(error).__name__ != _RUST_PANIC:
-                raise
-            raise self._blamed(texts, error) from error
-
-    def _blamed(self, texts: Sequence[str], error: BaseException) -> InvalidText:
-        """The error of the first text that the tokenizer fails on."""
-        if len(texts) > 1:
-            for index, text in enumerate(texts):
-                try:
-                    self._tokenize([text], True)
-                except InvalidText as found:
-                    return found.at(index)
-        if _is_broken_unicode(texts[0]):
-            return InvalidText(
-                "it holds half of a surrogate pair, which is no Unicode text; replace it, for "
-                'example with text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
-            )
-        return InvalidText(f"the tokenizer failed on it with {type(error).__name__}: {error}")
-
     def _limit(self, max_length: int | None) -> int:
         """The most tokens a text of this call keeps."""
         if max_length is None:
@@ -384,38 +354,6 @@ class TextTokenizer:
     def _side(self, truncate: Truncate | None) -> Side:
         return self._source.side if truncate is None or truncate == "error" else truncate
 
-    def _checked(self, row: npt.NDArray[Any] | Sequence[int], index: int) -> Ids:
-        try:
-            ids = np.asarray(row)
-        except (ValueError, OverflowError):
-            ids = np.empty((0, 0))
-        if ids.ndim == 1 and len(ids) == 0:
-            raise InvalidTokenIds("it is a list of no token ids", index=index)
-        if ids.ndim != 1 or ids.dtype.kind not in "iu":
-            raise InvalidTokenIds(
-                "it is not a flat list of whole numbers, as token ids are", index=index
-            )
-        lowest, highest = int(ids.min()), int(ids.max())
-        if lowest < 0 or highest >= self.vocab_size:
-            raise InvalidTokenIds(
-                f"it has the token id {lowest if lowest < 0 else highest}; "
-                f"this model's ids are 0 to {self.vocab_size - 1}",
-                index=index,
-            )
-        return ids.astype(np.int32)
-
-    def _require_known(self, tokenized: TokenizedTexts) -> None:
-        unknown = tokenized.ids >= self.vocab_size
-        if unknown.any():
-            at = int(unknown.argmax())
-            index = int(np.searchsorted(np.cumsum(tokenized.lengths), at, side="right"))
-            raise InvalidTokenIds(
-                f"it contains a token (id {tokenized.ids[at]}) that the tokenizer has "
-                f"and the model's table of {self.vocab_size} rows has not; the checkpoint's "
-                "tokenizer and weights do not fit together",
-                index=index,
-            )
-
     def _require_room_for_text(self, max_length: int | None) -> None:
         special = len(self._special_tokens.prefix) + len(self._special_tokens.suffix)
         if max_length is not None and max_length <= special:
@@ -423,11 +361,3 @@ class TextTokenizer:
                 f"max_length={max_length}: {special} of them are special tokens, which leaves "
                 f"no room for text; choose at least {special + 1}"
             )
-
-
-def _is_broken_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False

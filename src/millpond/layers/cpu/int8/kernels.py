@@ -600,7 +600,7 @@ def attend(
     """
     _use_widest_vectors()
     width = out.shape[1]
-    heads, half, steps = width // size, size // 2, size // 32
+    heads, half, tiles = width // size, size // 2, size // 32
     to_power = np.float32(scaling * LOG2_E)
     totals = np.empty(ROWS_AT_ONCE, np.float32)
     sums = scores.reshape(-1)
@@ -620,19 +620,19 @@ def attend(
                         query[i, d] = joined[start + row + i, place + d]
                 for block in range(blocks):
                     _clear_sums()
-                    for k in range(steps):
-                        left = (2 * block * steps + k) * TILE
+                    for k in range(tiles):
+                        left = (2 * block * tiles + k) * TILE
                         _load(4, query, 64 * k, 2 * size)
                         _load(5, query, 64 * k + 32 * size, 2 * size)
                         _load(6, keys, left, 64)
-                        _load(7, keys, left + steps * TILE, 64)
+                        _load(7, keys, left + tiles * TILE, 64)
                         _multiply_all_bfloat16()
                     _store_sums(scores, 128 * block, stride)
                 _put_weights(scores, count, length, to_power, weights, totals)
-                for column in range(0, 2 * steps, 2):
+                for column in range(0, 2 * tiles, 2):
                     _clear_sums()
                     for block in range(blocks):
-                        left = (2 * block * steps + column) * TILE
+                        left = (2 * block * tiles + column) * TILE
                         _load(4, weights, 64 * block, weight_stride)
                         _load(5, weights, 64 * block + 16 * weight_stride, weight_stride)
                         _load(6, values, left, 64)
