@@ -1,6 +1,6 @@
 """`RequestFuture`, the future of one call, and which threads may not wait for it.
 
-A call that waits on one of the engine's own threads waits for itself. So those threads are marked, as
+A call that waits on a thread of the engine waits for itself. So those threads are marked, as
 is a caller's while it runs what it waits for, and there the call that would wait raises.
 """
 
