@@ -12,8 +12,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import KW_ONLY, InitVar, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -63,6 +62,7 @@ class PendingSpan:
         return 0 if self.claim is None else self.claim.cached_so_far
 
 
+@dataclass(eq=False, repr=False)
 class Request:
     """One call: its texts, its future, and the array its vectors are written to.
 
@@ -71,78 +71,64 @@ class Request:
     `remaining`, times) is written by whichever workers run its batches, under its own lock.
     """
 
-    def __init__(
-        self,
-        texts: Sequence[str] | Sequence[npt.NDArray[np.int32]],
-        *,
-        priority: Priority,
-        output: OutputSpec,
-        route: int = 0,
-        prompt: str = "",
-        task: str | None = None,
-        prompt_tokens: int = 0,
-        shared_tokens: int = 0,
-        is_pinned: bool = False,
-        truncate: TruncateSide | None = None,
-        max_length: int | None = None,
-        most_tokens: int | None = None,
-        reads_tokens: int | None = None,
-        tokenized: bool = False,
-        progress: ProgressHook | None = None,
-        reports_truncation: bool = False,
-        arrived_s: float = 0.0,
-        deadline_s: float | None = None,
-        refused: Mapping[int, InvalidInput] = MappingProxyType({}),
-        strict: bool = False,
+    texts: Sequence[str] | Sequence[npt.NDArray[np.int32]]
+    _: KW_ONLY
+    priority: Priority
+    output: OutputSpec
+    route: int = 0
+    prompt: str = ""
+    task: str | None = None
+    """For chat templates that ask for it."""
+    prompt_tokens: int = 0
+    shared_tokens: int = 0
+    """Leading ones that texts with this prompt share."""
+    is_pinned: bool = False
+    """Whether they stay in a prefix cache for good."""
+    truncate: TruncateSide | None = None
+    max_length: int | None = None
+    most_tokens: InitVar[int | None] = None
+    """Of a text that count in the queue: one that will be cut would fill it for others."""
+    reads_tokens: int | None = None
+    """Of a text at most, as far as the model knows itself."""
+    tokenized: bool = False
+    progress: ProgressHook | None = None
+    reports_truncation: bool = False
+    """Whether `progress` says it to the user."""
+    arrived_s: float = 0.0
+    deadline_s: float | None = None
+    refused: InitVar[Mapping[int, InvalidInput] | None] = None
+    """Errors of texts that cannot be accepted, which are not run."""
+    strict: bool = False
+    """Whether one more of those ends the whole request."""
+
+    def __post_init__(
+        self, most_tokens: int | None, refused: Mapping[int, InvalidInput] | None
     ) -> None:
-        """`refused` are the errors of texts that cannot be accepted, which are not run.
-
-        With `strict` one more of those ends the whole request.
-        """
         self.id = next(_request_ids)
-        self.texts = texts
-        self.priority = priority
-        self.output = output
-        self.route = route
-        self.prompt = prompt
-        self.task = task  # for chat templates that ask for it
-        self.prompt_tokens = prompt_tokens
-        self.shared_tokens = shared_tokens  # leading ones that texts with this prompt share
-        self.is_pinned = is_pinned  # whether they stay in a prefix cache for good
-        self.truncate = truncate
-        self.max_length = max_length
-        self.reads_tokens = reads_tokens  # of a text at most, as far as the model knows itself
-        self.tokenized = tokenized
-        self.progress = progress
-        self.reports_truncation = reports_truncation  # whether `progress` says it to the user
-        self.arrived_s = arrived_s
-        self.deadline_s = deadline_s
-        self.strict = strict
         self.future = RequestFuture()
+        self.errors: dict[int, TextFailed | InvalidInput] = dict(refused or {})
+        self._be_queued(most_tokens)
+        self._expect_results()
 
-        count = len(texts)
-        sizes = np.fromiter(map(len, texts), dtype=np.int64, count=count)
-        guesses = sizes if tokenized else sizes // CHARACTERS_PER_TOKEN + 2
-        # Of a text that will be cut not all counts: others would find the queue full of it.
+    def _be_queued(self, most_tokens: int | None) -> None:
+        sizes = np.fromiter(map(len, self.texts), dtype=np.int64, count=len(self))
+        guesses = sizes if self.tokenized else sizes // CHARACTERS_PER_TOKEN + 2
         self.size_guesses = guesses if most_tokens is None else np.minimum(guesses, most_tokens)
-        self.size_guesses[list(refused)] = 0
-
-        # Queue side.
+        self.size_guesses[list(self.errors)] = 0
         order = np.argsort(-sizes, kind="stable")
-        self.order = order[~np.isin(order, list(refused))] if refused else order
+        self.order = order[~np.isin(order, list(self.errors))] if self.errors else order
         self.cursor = 0
         self.spans: deque[PendingSpan] = deque()
         self.waiting_tokens = int(self.size_guesses.sum())
         self.admitted = False
         self.dead = False  # nothing more of it is planned
 
-        # Result side.
+    def _expect_results(self) -> None:
         self._result_lock = threading.Lock()
-        self.rows = output.allocate(count)
-        self.token_counts = np.zeros(count, dtype=np.int32)
-        self.truncated = np.zeros(count, dtype=np.bool_)
-        self.errors: dict[int, TextFailed | InvalidInput] = dict(refused)
-        self.remaining = count - len(refused)
+        self.rows = self.output.allocate(len(self))
+        self.token_counts = np.zeros(len(self), dtype=np.int32)
+        self.truncated = np.zeros(len(self), dtype=np.bool_)
+        self.remaining = len(self) - len(self.errors)
         self.started_s: float | None = None
         self.tokenize_s = 0.0
         self.forward_s = 0.0
