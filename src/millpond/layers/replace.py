@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["PROBE_ROWS", "TOLERANCE", "first_equal", "gives_same", "probe_rows", "replace_children"]
+__all__ = ["PROBE_ROWS", "TOLERANCE", "first_equal", "probe_rows", "replace_children"]
 
 PROBE_ROWS = 17
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -69,11 +69,6 @@ def first_equal(
     except Exception:  # a layer that is called otherwise, or a kernel that is not for this device
         return None
     return None
-
-
-def gives_same(candidate: Callable[..., Any], layer: Callable[..., Any], *inputs: Tensor) -> bool:
-    """Whether a single candidate does, by dtype."""
-    return first_equal(layer, [candidate], *inputs) is not None
 
 
 def probe_rows(*shape: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:

@@ -30,12 +30,7 @@ from ..tokenization.tokenizer import TextTokenizer
 from .device import choose_dtype
 from .loading import checkpoint_dtype, load_transformer
 from .overflow import DoesNotFit, refuse_overflow
-from .pooling_model import (
-    PoolingModel,
-    _does_not_run,
-    _Loaded,
-    ordinary_ids,
-)
+from .pooling_model import PoolingModel, ordinary_ids
 from .static import StaticEmbeddings
 from .transformer import Transformer
 from .verify import (
@@ -66,6 +61,7 @@ ENGLISH = (
     "def open(path: str, mode: str = 'r') -> File",
 )
 """Texts as they come, of several kinds and lengths."""
+_Loaded = tuple[Transformer, TextTokenizer, ExecutionMode]
 
 
 @dataclass
@@ -163,11 +159,9 @@ class _Encoders:
         """With faster layers if the model is the same with them, and as transformers made it if
         not."""
         loaded = self._load(module, dtype)
-        return loaded or self._with_own_layers(module, dtype)
-
-    def _with_own_layers(self, module: Module, dtype: torch.dtype) -> _Loaded:
-        gc.collect()  # the first model, whose layers may know each other
-        loaded = self._load(module, dtype, own_layers=True)
+        if loaded is None:
+            gc.collect()  # the first model, whose layers may know each other
+            loaded = self._load(module, dtype, own_layers=True)
         assert loaded is not None
         return loaded
 
@@ -237,6 +231,13 @@ class _Encoders:
         ids = ordinary_ids(encoder.vocab_size, tokenizer)
         with threads_for_check(encoder.model, sum(LENGTHS)):
             return verify_prefixes(encoder, token_ids=ids)
+
+
+def _does_not_run(module: Module, reason: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"{module.path} does not run ({reason}); a model like it may need texts of more than "
+        "one token, or something beside token ids"
+    )
 
 
 def _reason_against_prefixes(

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..attention.packed import Sequences as PackedRow
 from ..attention.verify import attention_is_invariant
-from ..checkpoint.modules import Module
 from ..cpu.openmp import multiplied_parameters, products_are_whole
 from ..errors import UnsupportedModel
 from ..layers.cpu.linear import has_invariant_products
@@ -142,16 +141,6 @@ class PoolingModel:
             excludes_prompt=self.head.excludes_prompt,
             prefixes=self.prefixes.reason,
         )
-
-
-_Loaded = tuple[Transformer, TextTokenizer, ExecutionMode]
-
-
-def _does_not_run(module: Module, reason: str) -> UnsupportedModel:
-    return UnsupportedModel(
-        f"{module.path} does not run ({reason}); a model like it may need texts of more than "
-        "one token, or something beside token ids"
-    )
 
 
 def ordinary_ids(vocab_size: int, tokenizer: TextTokenizer) -> Sequence[int]:

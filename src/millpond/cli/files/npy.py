@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .rows import Rows, Vectors
+from .streams import sync
 
 __all__ = ["NpyEncoding"]
 
@@ -35,8 +35,7 @@ class NpyEncoding:
         assert len(header) == len(_header(vectors, rows=0))
         with part.open("r+b") as file:
             file.write(header)
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
         return part
 
 

@@ -6,7 +6,6 @@ streams, one per chunk, and valid after each of them. At the end it is rewritten
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 
 from ..errors import CommandError
 from .rows import Rows, Vectors, require_column
-from .streams import named_error
+from .streams import named_error, sync
 
 __all__ = ["ParquetEncoding", "ParquetSource"]
 
@@ -150,8 +149,7 @@ class ParquetEncoding:
             for table in _row_groups(part, schema):
                 writer.write_table(table, row_group_size=max(1, len(table)))
             writer.close()  # writes the footer
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
 
 
 def _columns(rows: Rows) -> Any:

@@ -12,10 +12,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Self
 
 from ..errors import CommandError
-from .streams import named_error
+from .streams import named_error, sync
 
 __all__ = ["Fingerprint", "PartialOutput", "rows_written"]
 
@@ -85,7 +85,7 @@ class PartialOutput:
             if file.tell() != self._manifest.size:
                 raise CommandError(f"{self._part} has grown: is another run writing it?")
             file.write(chunk)
-            _sync(file)
+            sync(file)
         self._save(rows=self._manifest.rows + rows, size=self._manifest.size + len(chunk))
 
     def _save(self, *, rows: int, size: int) -> None:
@@ -93,7 +93,7 @@ class PartialOutput:
         path, new = manifest_path(self._output), _new_manifest_path(self._output)
         with named_error(new), new.open("w", encoding="utf-8") as file:
             json.dump(asdict(manifest), file, indent=2)
-            _sync(file)
+            sync(file)
         os.replace(new, path)
         _sync_folder(path.parent)
         self._manifest = manifest
@@ -160,11 +160,6 @@ def _require_same(output: Path, before: Fingerprint, now: Fingerprint) -> None:
 
 def _change(name: str, before: object, now: object) -> str:
     return f"{name.replace('_', ' ')} {json.dumps(before)}, now {json.dumps(now)}"
-
-
-def _sync(file: IO[Any]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -13,7 +13,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import IO, Any, BinaryIO, Literal
 
 from ..errors import CommandError
 
@@ -25,6 +25,7 @@ __all__ = [
     "name_of",
     "named_error",
     "open_input",
+    "sync",
 ]
 
 STDIN, STDOUT, STDERR = range(3)
@@ -118,6 +119,12 @@ def named_error(path: Path | str) -> Iterator[None]:
         if error.filename is None:
             error.filename = str(path)
         raise
+
+
+def sync(file: IO[Any]) -> None:
+    """Write what is buffered to disk."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 class StreamOutput:

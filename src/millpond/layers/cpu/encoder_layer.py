@@ -250,15 +250,35 @@ class _Replacement:
 def _prepacked(
     parts: Mapping[str, Any], attention: Any, batch_invariant: bool
 ) -> Iterator[_Replacement]:
-    linears, products = _prepacked_products(parts, batch_invariant)
-    yield _Replacement.of(linears, products, attend_in_groups, attention)
+    """Raises `ValueError` where a linear layer cannot be prepacked."""
+    found = {}
+    for part, linear in _linears(parts).items():
+        packed = prepacked(linear, batch_invariant)
+        if packed is None:
+            raise ValueError(f"{part} cannot be prepacked")
+        found[part] = packed
+    found["up"].post_op = "gelu"
+    products = _products(PrepackedLayer, found, parts, norm_options)
+    yield _Replacement.of(found, products, attend_in_groups, attention)
 
 
 def _in_int8(parts: Mapping[str, Any], attention: Any, inputs: Inputs) -> Iterator[_Replacement]:
-    linears, products = _int8_products(parts, inputs)
+    found = {part: in_int8(one, inputs[parts[part]]) for part, one in _linears(parts).items()}
+    products = _products(Int8Layer, found, parts, Int8Norm.of)
     tiled = has_tile_attention(parts["query"].weight.dtype, attention.attention_head_size)
     attend = tile_attention if tiled else attend_in_groups
-    yield _Replacement.of(linears, products, attend, attention)
+    yield _Replacement.of(found, products, attend, attention)
+
+
+def _products(
+    kind: Callable[..., LayerProducts],
+    linears: Mapping[str, PrepackedLinear | Int8Linear],
+    parts: Mapping[str, Any],
+    norm: Callable[[nn.LayerNorm], NormOptions | Int8Norm],
+) -> LayerProducts:
+    products = {part: linear.product() for part, linear in linears.items()}
+    joined = products.pop("query")
+    return kind(joined=joined, **products, **{part: norm(parts[part]) for part in NORMS})
 
 
 def _has_parts(layer: nn.Module, names: Mapping[str, str]) -> bool:
@@ -288,42 +308,6 @@ def _linears(parts: Mapping[str, Any]) -> dict[str, nn.Linear]:
     """The products of a layer by the names of their parts; "query" is joined with two others."""
     joined = _joined(parts["query"], parts["key"], parts["value"])
     return {"query": joined, **{part: parts[part] for part in ("out", "up", "down")}}
-
-
-def _prepacked_products(
-    parts: Mapping[str, Any], batch_invariant: bool
-) -> tuple[dict[str, PrepackedLinear], PrepackedLayer]:
-    """Raises `ValueError` where a linear layer cannot be prepacked."""
-    found = {}
-    for part, linear in _linears(parts).items():
-        packed = prepacked(linear, batch_invariant)
-        if packed is None:
-            raise ValueError(f"{part} cannot be prepacked")
-        found[part] = packed
-    found["up"].post_op = "gelu"
-    return found, PrepackedLayer(
-        joined=found["query"].product(),
-        out=found["out"].product(),
-        norm=norm_options(parts["norm"]),
-        up=found["up"].product(),
-        down=found["down"].product(),
-        last_norm=norm_options(parts["last_norm"]),
-    )
-
-
-def _int8_products(
-    parts: Mapping[str, Any], inputs: Inputs
-) -> tuple[dict[str, Int8Linear], Int8Layer]:
-    linears = _linears(parts)
-    found = {part: in_int8(linear, inputs[parts[part]]) for part, linear in linears.items()}
-    return found, Int8Layer(
-        joined=found["query"].product(),
-        out=found["out"].product(),
-        norm=Int8Norm.of(parts["norm"]),
-        up=found["up"].product(),
-        down=found["down"].product(),
-        last_norm=Int8Norm.of(parts["last_norm"]),
-    )
 
 
 def _joined(*linears: nn.Linear) -> nn.Linear:
