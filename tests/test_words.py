@@ -47,7 +47,8 @@ NAMES = (
     Old("Job, job, jobs, Jobs", "Request, request"),
     Old("Lane, lane, lanes, LaneQueue, lane_queue", "Priority, priority, RequestQueue"),
     Old("Chunk, Span", "TokenChunk, PendingSpan"),
-    Old("_take_alike, misfits", "BatchBuilder, _add_identical_prefix, skipped"),
+    Old("Plan, _take_alike, misfits", "BatchBuilder, _add_identical_prefix, skipped"),
+    Old("_room, waiting room", "_unadmitted", "src/millpond/scheduler"),
     Old("books", "BlockAllocation, invariants", "src/millpond/scheduler"),
     Old("settled, remembered", "committed, cached", "src/millpond/scheduler"),
     Old("_blank, _kept", "_free, _evictable", "src/millpond/scheduler"),
@@ -75,7 +76,7 @@ NAMES = (
     Old("flat layer, flat layers, FlatLayer, FlatEncoder, flatten_layers", "fused encoder layers"),
     Old("use_own_forward", "use_reference_forward"),
     Old("evening, evened, evens", "SmoothQuant smoothing, smoothed"),
-    Old("codes", "quantised values, scales", "src/millpond/layers/cpu/int8"),
+    Old("codes, steps", "quantised values, scales", "src/millpond/layers/cpu/int8"),
     Old("RightOfWay, right of way, right_of_way", "Preemption, preemption"),
     Old("give_way, gives way, give way, step_aside", "yield_to_queries, yield"),
     Old(
@@ -120,8 +121,14 @@ PHRASES = (
     Old("leaves no place taken, takes no place", "releases the worker slot"),
     Old("comes to nothing, come to nothing, in no time, without end", "the number"),
     Old("under way", "in flight, running"),
+    Old("is due, are due, patience, impatience", "aged past the starvation limit"),
+    Old("nothing of it is, so many", "not truncated; N"),
+    Old("somebody, nobody, who waits", "which thread, caller or client it is"),
 )
-ALLOWED: Mapping[tuple[str, str], str] = {}
+ALLOWED: Mapping[tuple[str, str], str] = {
+    (f"src/millpond/scheduler/{name}.py", "_room"): "has_room_for asks about tokens of a queue"
+    for name in ("request_queue", "scheduler")
+}
 """By path and word, with the reason why the word is right there."""
 
 

@@ -174,7 +174,7 @@ class StatsHook(Protocol):
 
 
 class StatsHooks:
-    """Any thread may add, remove and call hooks; one that raises stops nobody."""
+    """Any thread may add, remove and call hooks; one that raises stops no other."""
 
     def __init__(self) -> None:
         self._hooks: tuple[StatsHook, ...] = ()

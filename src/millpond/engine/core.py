@@ -6,12 +6,13 @@ round by round is in `threads`, and what a caller does in `submission`.
 
 A caller's thread may be interrupted between any two steps, and a finalizer may run amid any of
 them, under the lock too. So neither changes what the threads share but by appending to a deque: a
-request, the id of a cancelled one, a task. Only the engine's own threads, which nobody interrupts,
-act on it; whichever takes the lock next does. The append comes first and waking second, and whoever
-waits has woken somebody himself, so a caller that is interrupted in between keeps nobody waiting.
+request, the id of a cancelled one, a task. Only the engine's own threads, which are never
+interrupted, act on it; whichever takes the lock next does. The append comes first and waking
+second, and a caller that waits has woken a thread itself, so an interrupt in between delays no
+other call.
 The lock may be taken again by its holder, since a finalizer may ask for figures.
 
-The threads know this object and not the engine, so an engine nobody holds any more can be
+The threads know this object and not the engine, so an engine without references can be
 collected while they finish what was accepted.
 """
 
@@ -189,7 +190,7 @@ class EngineCore:
         for request in self.pending.take_all():
             request.future.fail_in_child(error)
 
-    # The engine step. From here on nobody is interrupted.
+    # The engine step. From here on no thread is interrupted.
 
     def end_worker(self) -> None:
         """A worker has seen its last batch."""
@@ -200,7 +201,7 @@ class EngineCore:
             self._wake_all()
 
     def next_batch(self, worker: Worker) -> Batch | None:
-        """Plan a batch for a worker, which waits for work; None when there will be no more."""
+        """The next batch for a worker, which waits for work; None when there will be no more."""
         while True:
             with self.lock:
                 self.pool.look(worker)

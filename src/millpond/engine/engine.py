@@ -130,7 +130,7 @@ class Engine:
         - `task`: "query" or "document"; adds the prompt the model saved for it and takes its route.
         - `prompt`: text to put in front of every text; wins over `prompt_name`, which wins over
           the task's prompt.
-        - `dimensions`: keep only the first so many and restore unit length (Matryoshka).
+        - `dimensions`: keep only the first N and restore unit length (Matryoshka).
         - `normalize`: scale vectors to unit length (True), or not even those cut short (False);
           None leaves that to the model.
         - `truncate`: cut a text longer than the model reads at its "end" or "start", or raise

@@ -199,7 +199,7 @@ class InputProcessor:
             return self._tokenized(request, rows)
         except MillpondError:
             raise
-        except Exception as error:  # nobody foresaw it: this call fails, the engine goes on
+        except Exception as error:  # unforeseen: this call fails, the engine goes on
             raise EngineError(
                 f"the tokenizer failed with {type(error).__name__}: {error}"
             ) from error

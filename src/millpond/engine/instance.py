@@ -127,7 +127,7 @@ class ModelInstance:
             max_prefixed_tokens=None if budget is None else budget.max_batch_tokens,
         )
         core = EngineCore(runners, self.inputs, scheduler, hooks=self.hooks, cause=cause)
-        # Where an interrupt keeps the instance from its engine, nobody else would stop it.
+        # Where an interrupt keeps the instance from its engine, no other code would stop it.
         close = partial(core.close, drain=True, wait=False)
         weakref.finalize(self, core.run_in_background, close).atexit = False
         core.start(() if cause is not None else make_threads(core))
@@ -176,7 +176,7 @@ class ModelInstance:
         return handle
 
     def release(self, handle: Handle | None = None, *, drain: bool = True) -> None:
-        """Let go, or see that somebody has. The last one stops it: see `EngineCore.close`."""
+        """Let go, or see that another thread has. The last one stops it: see `EngineCore.close`."""
         with self._lock:
             if handle is not None:
                 self._handles.discard(handle)

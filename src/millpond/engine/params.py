@@ -113,7 +113,7 @@ class EmbedParams:
         return prompt
 
     def priority_of(self, texts: int) -> Priority:
-        """Of a call with so many texts. Raises `InvalidOption`."""
+        """Of a call with that many texts. Raises `InvalidOption`."""
         if self.priority is None:
             return Priority.INTERACTIVE if self.task == "query" or texts == 1 else Priority.BULK
         try:

@@ -24,7 +24,7 @@ class PendingRequests:
 
     Every method is called under the engine's lock, but `cancel`. A caller may be interrupted
     anywhere, so all it changes here it changes by one append to a deque: the engine's threads,
-    which nobody interrupts, do the rest in `update`.
+    which are never interrupted, do the rest in `update`.
     """
 
     def __init__(self, scheduler: Scheduler) -> None:

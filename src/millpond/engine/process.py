@@ -1,8 +1,8 @@
 """What belongs to the process: models that engines share, the threads exit waits for, and forks.
 
 A thread that frees tensors, or is in the middle of a pass, while the interpreter finalises takes
-the process down with it. Whoever started it may be gone by then: an engine nobody holds any more
-finishes what it accepted. And a fork leaves all threads but one behind.
+the process down with it. Its caller may be gone by then: an engine without references finishes what
+it accepted. And a fork leaves all threads but one behind.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Instance(Protocol):
 
 Loading = SteadyFuture["weakref.ref[Any]"]
 
-# Under the lock: instances by configuration, in the making or made. Weakly: what nobody holds any
-# more is not kept by having been shared.
+# Under the lock: instances by configuration, in the making or made. Weakly: one
+# without references is not kept by having been shared.
 _shared: dict[EngineConfig, Loading] = {}
 _shared_lock = fork_safe(threading.RLock())
 
@@ -90,7 +90,7 @@ def shared(config: EngineConfig, load: Callable[[], Any]) -> Any:
 
 
 def unshare(config: EngineConfig, instance: Instance) -> None:
-    """Give the instance to nobody else who asks for its configuration."""
+    """Give the instance to no further engine of its configuration."""
     with _shared_lock:
         loading = _shared.get(config)
     if loading is None or not loading.done() or loading.exception() is not None:
@@ -106,7 +106,7 @@ def _loaded(loading: Loading) -> Any | None:
         return loading.result()()
     try:  # each thread its own: raising an object adds to its traceback
         again = copy.copy(error)
-    except Exception:  # an error of somebody else's that does not copy
+    except Exception:  # an error of another library's that does not copy
         again = error
     again.__cause__ = error.__cause__
     raise again

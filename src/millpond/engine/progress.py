@@ -100,7 +100,7 @@ class CallTotals:
 class TruncationLog:
     """Logs that calls cut texts short, when such texts are twice as many as when it last did.
 
-    `advice` says what to do about it where the model reads so many tokens, None for no one limit.
+    `advice` says what to do about it where the model reads N tokens, None for no one limit.
     Without a lock: two calls that end at once may miscount, which a log line survives.
     """
 

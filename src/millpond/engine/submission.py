@@ -1,7 +1,7 @@
 """`Submission`: what a call's own thread does, from a request until it is accepted, or has run.
 
 That thread may be interrupted between any two steps. So it changes what others read by single
-appends, and wakes a thread after that; only the engine's own threads, which nobody interrupts,
+appends, and wakes a thread after that; only the engine's own threads, which are never interrupted,
 move a request any further. A lone query runs here whole, and then no other text depends on it.
 """
 
@@ -23,7 +23,7 @@ from .executor import BatchExecutor, DeviceSlot
 
 __all__ = ["INLINE_TEXTS", "INLINE_TOKENS", "Submission"]
 
-# Queries up to so many, and up to this guess, are tokenised by their caller and not by the thread.
+# Queries of at most N texts and tokens, by a guess, are tokenised by their caller, not the thread.
 INLINE_TEXTS, INLINE_TOKENS = 16, 2048
 
 
@@ -57,7 +57,7 @@ class Submission:
                 self._accept(chunk)
             elif not request.future.done():
                 request.end(result_s=core.clock())
-        except BaseException:  # nobody will hold the future
+        except BaseException:  # no caller will have the future
             request.future.cancel()
             raise
 

@@ -2,7 +2,7 @@
 
 A worker's thread is the engine step. The tokenising thread keeps a few batches of token ids ahead.
 The background thread never runs a model, so it is always free: it ends calls at their deadlines
-and those that were cancelled. Nobody interrupts any of them.
+and those that were cancelled. None of them is ever interrupted.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _guarded(core: EngineCore, work: Callable[[], None]) -> None:
     this_thread.works_for = core.own_threads
     try:
         work()
-    except BaseException as error:  # nobody may wait for a thread that is gone
+    except BaseException as error:  # no call may wait for a thread that is gone
         core.fail(error)
 
 

@@ -26,7 +26,7 @@ class Worker:
         self.slot = slot
         self.queries_only = queries_only
         self.idle = False  # it waits for work
-        self.woken = False  # of an idle one: somebody has woken it
+        self.woken = False  # of an idle one: a thread has woken it
         self.busy = False  # its batch is in flight
         self.runs_bulk = False  # and that batch is not of queries alone
         self._has_work = Gate()

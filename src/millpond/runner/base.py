@@ -63,7 +63,7 @@ class ModelRunner(Protocol):
         """Room for a prefix cache, or None where there is none."""
 
     def can_run_inline(self, tokens: int) -> bool:
-        """Whether a caller's thread may launch a text of so many tokens."""
+        """Whether a caller's thread may launch a text of N tokens."""
 
     def launch(self, batch: Batch) -> BatchHandle:
         """Start a forward pass. It may return before the pass is done."""

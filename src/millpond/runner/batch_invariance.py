@@ -32,7 +32,7 @@ Ids = npt.NDArray[np.int32]
 
 
 Run = Callable[[Batch, int | None], npt.NDArray[np.float32]]
-"""Vectors of a batch, computed on so many threads, or on as many as there are."""
+"""Vectors of a batch, computed on N threads, or on as many as there are."""
 
 
 def is_batch_invariant(

@@ -80,7 +80,7 @@ class CpuModelRunner(TorchModelRunner):
             return super()._run_on(batch, threads)
 
     def can_run_inline(self, tokens: int) -> bool:
-        """Whether a caller's thread may launch a text of so many tokens."""
+        """Whether a caller's thread may launch a text of N tokens."""
         if self._workers is None or not self._workers.side_by_side:
             return False
         if self.prefix_cache_config is not None or not is_plain_thread():

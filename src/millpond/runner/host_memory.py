@@ -38,7 +38,7 @@ _VERSIONS = {
 
 
 def host_memory(root: Path = Path("/")) -> tuple[int, int]:
-    """Available and total bytes for this process; zeros where nobody tells."""
+    """Available and total bytes for this process; zeros where the system does not say."""
     known = _numbers(root / "proc/meminfo")
     available, total = (known.get(name, 0) * 1024 for name in ("MemAvailable", "MemTotal"))
     for limit, left in _limits(root):

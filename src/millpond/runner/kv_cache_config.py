@@ -80,7 +80,7 @@ class KVCacheConfig:
         return cls(like, budget)
 
     def reserved(self, max_batch_tokens: int) -> int:
-        """Bytes for the cache, and for what a batch of so many tokens reads of it in a layer."""
+        """Bytes for the cache, and for what a batch of that many tokens reads of it in a layer."""
         layer = max(shape.elements for shape in self.like.shapes.values())
         keys = most_keys(max_batch_tokens) * layer * self.like.dtype.itemsize
         return self.budget.bytes + COPIES * keys

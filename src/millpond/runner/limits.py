@@ -51,7 +51,7 @@ class Limits:
 
 
 def cpu_batch_tokens(*, columns: int, in_int8: bool, threads: int) -> int:
-    """Most tokens for a transformer whose rows have so many columns, on so many threads."""
+    """Most tokens for a transformer whose rows have that many columns, on that many threads."""
     if columns > NARROW_COLUMNS:
         return CPU_BATCH_TOKENS
     many = in_int8 and threads >= MANY_THREADS

@@ -42,7 +42,7 @@ class MemoryBudget:
 
     @property
     def is_limited(self) -> bool:
-        """Whether somebody said how much."""
+        """Whether the user set a limit."""
         return self.share is not None or self.size is not None
 
     def room_for_batches(self) -> int:

@@ -140,7 +140,7 @@ class TorchModelRunner:
         """Prepare for the batch sizes of queries, which the first of them would wait for."""
 
     def can_run_inline(self, tokens: int) -> bool:
-        """Whether a caller's thread may launch a text of so many tokens."""
+        """Whether a caller's thread may launch a text of N tokens."""
         return False
 
     @property
@@ -230,7 +230,7 @@ class TorchModelRunner:
         return 0
 
     def _padded_rows(self, texts: int, width: int) -> int:
-        """Rows of so many tokens for so many texts, filled up in the same way."""
+        """Rows for that many tokens and texts, filled up in the same way."""
         return max(texts, -(-FEWEST_ROWS // width))
 
     def _filler_lengths(self, lengths: npt.NDArray[np.int64]) -> Sequence[int]:

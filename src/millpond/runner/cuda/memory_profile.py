@@ -59,7 +59,7 @@ def tokens_that_fit(
 
 
 def rows_within(room: int, bytes_per_row: float) -> int:
-    """Rows that fit in so many bytes; any number where a row takes none that we know of."""
+    """Rows that fit in that many bytes; any number where a row takes none that we know of."""
     return max(FEWEST_ROWS, int(room / bytes_per_row)) if bytes_per_row else MOST_ROWS
 
 

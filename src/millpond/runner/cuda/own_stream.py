@@ -1,6 +1,6 @@
 """`OwnStream`: the CUDA stream of one engine.
 
-So nobody else's work on the device waits for the engine's. The caching allocator keeps freed
+So no other work on the device waits for the engine's. The caching allocator keeps freed
 memory by the stream that it was allocated on, for that stream alone. So all that an engine does,
 from loading its weights on, is to be done on its stream, and the stream of an engine that is gone
 goes to the next one on the device, with the memory that is kept there.
@@ -20,7 +20,7 @@ _idle: defaultdict[int, list[torch.cuda.Stream]] = defaultdict(list)
 
 
 class OwnStream:
-    """A stream of a device, that nobody else uses while this object is there."""
+    """A stream of a device, that no other code uses while this object is there."""
 
     def __init__(self, device: torch.device) -> None:
         idle = _idle[device.index]

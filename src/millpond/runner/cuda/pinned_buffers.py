@@ -49,7 +49,7 @@ class PinnedBuffers:
             self._free.append(buffer)
 
     def clear(self) -> None:
-        """Let go of the buffers that nobody has taken."""
+        """Let go of the buffers that are not in use."""
         with self._lock:
             self._free.clear()
 

@@ -1,7 +1,7 @@
 """`PrefixBucket`: the few sizes of a packed batch on a GPU that uses cached prefixes.
 
 Like `Bucket`, with room for the keys of prefixes too, for what is read from the cache and for what
-is kept in it. What is not needed of that room reads a slot for nobody and writes to the null slot.
+is kept in it. What is not needed of that room reads an unused slot and writes to the null slot.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class PrefixBucket:
                 kept=index.rows,
                 written=index.written,
             ),
-            # Of the slots that are read for nobody, and of their keys, any would do.
+            # Of the slots that are read for no text, and of their keys, any would do.
             (pad_id, 0, tokens, 0, 0, tokens, keys, 0, null_slot, tokens, null_slot),
         )
 
