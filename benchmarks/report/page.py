@@ -108,7 +108,7 @@ def not_ahead(results: Results) -> str:
     return "\n\n".join(
         [
             "Every figure in which another library is better, and the one that is so by most.",
-            f"At its defaults (`{OURS}`), against everybody:\n\n{_losses(defaults)}",
+            f"At its defaults (`{OURS}`), against every library:\n\n{_losses(defaults)}",
             f"In float32, against those that compute in float32:\n\n{_losses(same)}",
         ]
     )
