@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 import pytest
 from fakes import PATIENCE_S, FakeRunner, held_engine, start_engine, vectors_for
+from faults import FAULTS, SCRIPT
 from slot_memory import RememberingRunner
 
-from millpond import Embeddings, Engine, NonFiniteVector, OutOfMemory, TextFailed
+from millpond import Embeddings, Engine, TextFailed
 from millpond.scheduler.batch_shape import BatchShape
 
-FAULTS: dict[str, type[TextFailed]] = {
-    "poison": TextFailed,
-    "nan": NonFiniteVector,
-    "huge": OutOfMemory,
-}
-SCRIPT = {"raises_on": ["poison"], "not_finite_on": ["nan"], "memory_error_on": ["huge"]}
-
-
-@pytest.fixture(autouse=True)
-def quiet_log() -> Iterator[None]:
-    """The faults below are meant; what is logged about them is tested elsewhere."""
-    logger = logging.getLogger("millpond")
-    before, logger.disabled = logger.disabled, True
-    yield
-    logger.disabled = before
+pytestmark = pytest.mark.usefixtures("quiet_log")  # the faults are meant
 
 
 def submit_behind(engine: Engine, runner: FakeRunner, *calls: dict[str, Any]) -> list[Any]:

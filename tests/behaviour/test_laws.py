@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import random
 import threading
 import weakref
@@ -55,21 +54,14 @@ from millpond import (
 )
 from millpond.scheduler.batch_shape import BatchShape
 
+pytestmark = pytest.mark.usefixtures("quiet_log")  # the faults are meant
+
 PADDED = BatchShape(8)
 
 
 def text_of(size: int, name: object) -> str:
     """A text of so many tokens that no other text equals."""
     return words(size - 1, f"w{name}") + f" t{name}"
-
-
-@pytest.fixture(autouse=True)
-def quiet_log() -> Iterator[None]:
-    """The faults below are meant; what is logged about them is tested elsewhere."""
-    logger = logging.getLogger("millpond")
-    before, logger.disabled = logger.disabled, True
-    yield
-    logger.disabled = before
 
 
 # Law 4: vector i belongs to text i.

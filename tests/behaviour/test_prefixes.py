@@ -5,11 +5,9 @@ The runner has a memory whose every slot knows the whole beginning it was filled
 
 from __future__ import annotations
 
-import logging
 import random
 import threading
 import weakref
-from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
 from typing import Any
 
@@ -25,37 +23,21 @@ from fakes import (
     vectors_for,
     words,
 )
+from faults import FAULTS, SCRIPT
 from slot_memory import RememberingRunner
 
 from millpond import (
     Embeddings,
     Engine,
     EngineError,
-    NonFiniteVector,
-    OutOfMemory,
     QueueFull,
-    TextFailed,
 )
 from millpond.engine.submission import INLINE_TEXTS
 from millpond.scheduler.batch import Batch
 from millpond.scheduler.prefix_cache import PrefixCache
 from millpond.scheduler.request import Priority
 
-FAULTS: dict[str, type[TextFailed]] = {
-    "poison": TextFailed,
-    "nan": NonFiniteVector,
-    "huge": OutOfMemory,
-}
-SCRIPT = {"raises_on": ["poison"], "not_finite_on": ["nan"], "memory_error_on": ["huge"]}
-
-
-@pytest.fixture(autouse=True)
-def quiet_log() -> Iterator[None]:
-    """The faults below are meant; what is logged about them is tested elsewhere."""
-    logger = logging.getLogger("millpond")
-    before, logger.disabled = logger.disabled, True
-    yield
-    logger.disabled = before
+pytestmark = pytest.mark.usefixtures("quiet_log")  # the faults are meant
 
 
 def prefixes_of(engine: Engine) -> PrefixCache:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from replayed_graphs import record
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -48,19 +48,6 @@ class CountCopies(TorchDispatchMode):
         if func is torch.ops.aten.copy_.default:
             self.copies += 1
         return func(*args, **(kwargs or {}))
-
-
-class Replayed:
-    def __init__(self, work: Callable[[], Tensor], vectors: Tensor) -> None:
-        self.work, self.vectors = work, vectors
-
-    def replay(self) -> None:
-        self.vectors[...] = self.work()
-
-
-def record(work: Callable[[], Tensor]) -> tuple[Replayed, Tensor]:
-    vectors = work()
-    return Replayed(work, vectors), vectors
 
 
 def forward_on(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from replayed_graphs import record
 from torch import Tensor
 
 from millpond.attention import prefix as prefix_attention
@@ -63,19 +63,6 @@ class FakePipeline:
         edges = joined.key_boundaries.long()
         whole = sums[edges[1:]] - sums[edges[:-1]]
         return torch.stack([whole, texts.lengths.double(), texts.prompt_lengths.double()], dim=1)
-
-
-class Replayed:
-    def __init__(self, work: Callable[[], Tensor], vectors: Tensor) -> None:
-        self.work, self.vectors = work, vectors
-
-    def replay(self) -> None:
-        self.vectors[...] = self.work()
-
-
-def record(work: Callable[[], Tensor]) -> tuple[Replayed, Tensor]:
-    vectors = work()
-    return Replayed(work, vectors), vectors
 
 
 def forward_on(pipeline: Any, cache: KVCache) -> BucketedForward:
