@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from concurrent.futures import TimeoutError as FutureTimeout
 from itertools import count
+from pathlib import Path
 
 import pytest
 from interrupts import interrupt
 
+import millpond
 from millpond.locks import Gate, SteadyFuture, fork_safe
 
 PATIENCE_S = 30.0
@@ -73,3 +76,38 @@ def test_a_named_lock_is_free_in_a_forked_child() -> None:
             os._exit(0 if lock.acquire(blocking=False) and again.acquire(blocking=False) else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert lock.locked()
+
+
+SOURCE = Path(millpond.__file__).parent
+MAKES_A_LOCK = re.compile(
+    r"(?<!\w)(?:threading\.|_thread\.)?(?:Lock|RLock|Condition|SteadyCondition)\("
+)
+# Where a lock is made that `fork_safe` does not renew, and why a fork leaves nobody waiting for it.
+NOT_RENEWED = {
+    ("locks.py", 'self._lock = threading.Lock()'): "a gate is opened by release, whoever closed it",
+    ("locks.py", "class SteadyCondition(threading.Condition):"): "no lock is made",
+    ("locks.py", "gate = threading.Lock()"): "of one waiting thread, which stays behind",
+    ("locks.py", "self._condition: SteadyCondition = SteadyCondition()"): "see is_done_in_child",
+    ("engine/process.py", "held = threading.Lock()"): "forgotten in the child",
+    ("engine/progress.py", "self._lock = threading.Lock()"): "of one call, which stays behind",
+    ("engine/executor.py", "self._changed = threading.Condition()"): "of a core's threads",
+    ("engine/stream.py", "self._turn = threading.Lock()  # held by the thread that asks for the next"):
+        "a child that iterates on is told that another thread does",
+    ("scheduler/request.py", "self._result_lock = threading.Lock()"): "of one call, as its texts are",
+    ("cli/report.py", "self._lock = threading.Lock()"): "the commands do not fork",
+    ("cpu/preemption.py", "self._changed = SteadyCondition()"): "made anew in a child",
+}  # fmt: skip
+
+
+def unsafe_locks() -> set[tuple[str, str]]:
+    """Lines that make a lock which stays held in a forked child."""
+    return {
+        (path.relative_to(SOURCE).as_posix(), line.strip())
+        for path in SOURCE.rglob("*.py")
+        for line in path.read_text("utf-8").splitlines()
+        if MAKES_A_LOCK.search(line) and "fork_safe(" not in line
+    }
+
+
+def test_a_lock_that_a_fork_can_orphan_is_renewed_or_said_to_need_nothing() -> None:
+    assert unsafe_locks() == set(NOT_RENEWED)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -102,9 +101,8 @@ class Engine:
         instance = handle.instance
         self._instance = instance
         self._handle = handle
-        self._release = weakref.finalize(handle, instance.note_collected)
+        self._release = handle.when_collected
         self._info = instance.info()
-        self._release.atexit = False  # at exit, instances are stopped, not drained
 
     # Embedding.
 

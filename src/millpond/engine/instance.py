@@ -14,7 +14,6 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from ..checkpoint.resolve import resolve_checkpoint
@@ -35,11 +34,17 @@ from .threads import make_threads
 __all__ = ["Handle", "ModelInstance"]
 
 
-@dataclass(frozen=True, eq=False)
 class Handle:
     """One engine's hold on a instance, for as long as the object is there and not released."""
 
-    instance: ModelInstance
+    def __init__(self, instance: ModelInstance) -> None:
+        self.instance = instance
+        # Before the instance knows it, or one lost by an interrupt would hold it for ever.
+        self.when_collected = weakref.finalize(self, instance.note_collected)
+        self.when_collected.atexit = False  # at exit, instances are stopped, not drained
+
+    def __repr__(self) -> str:
+        return f"Handle({self.instance!r})"
 
 
 class ModelInstance:
