@@ -79,9 +79,7 @@ def test_a_named_lock_is_free_in_a_forked_child() -> None:
 
 
 SOURCE = Path(millpond.__file__).parent
-MAKES_A_LOCK = re.compile(
-    r"(?<!\w)(?:threading\.|_thread\.)?(?:Lock|RLock|Condition|SteadyCondition)\("
-)
+MAKES_A_LOCK = re.compile(r"(?<!\w)(Lock|RLock|Condition|SteadyCondition)\(")
 # Where a lock is made that `fork_safe` does not renew, and why a fork leaves nobody waiting for it.
 NOT_RENEWED = {
     ("locks.py", 'self._lock = threading.Lock()'): "a gate is opened by release, whoever closed it",
@@ -91,9 +89,8 @@ NOT_RENEWED = {
     ("engine/process.py", "held = threading.Lock()"): "forgotten in the child",
     ("engine/progress.py", "self._lock = threading.Lock()"): "of one call, which stays behind",
     ("engine/executor.py", "self._changed = threading.Condition()"): "of a core's threads",
-    ("engine/stream.py", "self._turn = threading.Lock()  # held by the thread that asks for the next"):
-        "a child that iterates on is told that another thread does",
-    ("scheduler/request.py", "self._result_lock = threading.Lock()"): "of one call, as its texts are",
+    ("engine/stream.py", "self._turn = threading.Lock()"): "of one thread that iterates",
+    ("scheduler/request.py", "self._result_lock = threading.Lock()"): "of one call",
     ("cli/report.py", "self._lock = threading.Lock()"): "the commands do not fork",
     ("cpu/preemption.py", "self._changed = SteadyCondition()"): "made anew in a child",
 }  # fmt: skip
@@ -102,7 +99,7 @@ NOT_RENEWED = {
 def unsafe_locks() -> set[tuple[str, str]]:
     """Lines that make a lock which stays held in a forked child."""
     return {
-        (path.relative_to(SOURCE).as_posix(), line.strip())
+        (path.relative_to(SOURCE).as_posix(), line.partition("  #")[0].strip())
         for path in SOURCE.rglob("*.py")
         for line in path.read_text("utf-8").splitlines()
         if MAKES_A_LOCK.search(line) and "fork_safe(" not in line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -101,6 +102,27 @@ def test_a_close_that_is_interrupted_anywhere_is_finished_by_the_next() -> None:
         for thread in engine._instance._core._threads:
             thread.join(PATIENCE_S)
         assert engine.health == "closed"
+        if not was_reached():
+            break
+    assert number > 10
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # amid a finalizer
+def test_a_copy_that_an_interrupt_loses_does_not_keep_the_threads() -> None:
+    for number in count(1):
+        engine = start_engine(FakeRunner())
+        lost: list[BaseException] = []
+        try:
+            with interrupt(number, within=lambda file: "millpond" in file) as was_reached:
+                engine.__copy__()
+        except KeyboardInterrupt as error:
+            lost.append(error)  # whose frames hold what the copy was made of
+        engine.close()
+        lost.clear()
+        gc.collect()
+        for thread in engine._instance._core._threads:
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive(), number
         if not was_reached():
             break
     assert number > 10

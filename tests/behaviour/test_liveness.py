@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import random
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -428,6 +431,40 @@ class Chaos:
             self.engine.embed("with a hook", timeout=10)
         self.engine.remove_stats_hook(hook)
 
+    def close_one(self, chance: random.Random) -> None:
+        """An engine of its own, closed while its calls run."""
+        engine = start_engine(FakeRunner(workers=chance.choice([1, 2]), **FAULTS))
+        try:
+            futures = [engine.submit(self._texts(chance)) for _ in range(chance.randrange(4))]
+            engine.close(drain=chance.random() < 0.5)
+            assert all(future.done() for future in futures)
+        finally:
+            engine.close(drain=False)
+
+    def fork(self, chance: random.Random) -> None:
+        """The child uses its copy or closes it, and exits."""
+        if chance.random() < 0.9:  # a process takes as long as many calls
+            return
+        use = chance.random() < 0.5
+        child = os.fork()
+        if child == 0:
+            sys.settrace(None)
+            code = 1
+            with suppress(BaseException):
+                signal.alarm(int(PATIENCE_S))
+                if use:
+                    assert self.engine.embed(["in the child"]).shape == (1, 8)
+                self.engine.close()
+                code = 0
+            os._exit(code)
+        while True:  # an interrupt leaves no child behind
+            try:
+                status = os.waitpid(child, 0)[1]
+                break
+            except KeyboardInterrupt:
+                continue
+        assert os.waitstatus_to_exitcode(status) == 0, "the child did not come to its end"
+
     def look(self, chance: random.Random) -> None:
         assert self.engine.stats().batches >= 0
         assert "Engine(" in repr(self.engine)
@@ -467,11 +504,17 @@ def at_rest(engine: Engine) -> None:
     assert (stats.waiting_interactive_tokens, stats.waiting_bulk_tokens) == (0, 0)
 
 
+class ForkingChaos(Chaos):
+    """Closes engines and forks in the middle of it too."""
+
+    OPERATIONS = (*Chaos.OPERATIONS, Chaos.close_one, Chaos.fork)
+
+
 FAULTS = {"raises_on": ["poison"], "not_finite_on": ["nan"], "memory_error_on": ["huge"],
           "refuses": ["refused"]}  # fmt: skip
 
 
-def live_through(seed: int, operations: int) -> None:
+def live_through(seed: int, operations: int, chaos_of: type[Chaos] = Chaos) -> None:
     chance = random.Random(seed)
     runner = FakeRunner(
         max_batch_tokens=chance.choice([8, 32]),
@@ -482,7 +525,7 @@ def live_through(seed: int, operations: int) -> None:
         **FAULTS,
     )
     engine = start_engine(runner, max_queue_tokens=chance.choice([30, 100_000]))
-    chaos = Chaos(engine, seed)
+    chaos = chaos_of(engine, seed)
     gc.collect()
     gc.freeze()  # what is there already takes long to look through
     before = gc.get_threshold()
@@ -510,3 +553,13 @@ def live_through(seed: int, operations: int) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_whatever_callers_do_every_call_ends_and_nothing_is_left(seed: int) -> None:
     live_through(seed, operations=150)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("seed", range(10, 13))
+def test_whatever_callers_do_engines_may_close_and_processes_fork(seed: int) -> None:
+    live_through(seed, operations=300, chaos_of=ForkingChaos)

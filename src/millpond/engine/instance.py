@@ -35,7 +35,7 @@ __all__ = ["Handle", "ModelInstance"]
 
 
 class Handle:
-    """One engine's hold on a instance, for as long as the object is there and not released."""
+    """One engine's hold on an instance, for as long as the object is there and not released."""
 
     def __init__(self, instance: ModelInstance) -> None:
         self.instance = instance
