@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ from millpond.scheduler.batch import Batch
 from millpond.scheduler.deduplication import Duplicate
 from millpond.scheduler.prefix_cache import PrefixCache
 from millpond.scheduler.request import Priority, Request
+
+WORKERS_PRIORITIES = ([Priority.INTERACTIVE], [Priority.BULK], tuple(Priority))
 
 # Few, with much in common, so that most meet an earlier one's blocks, or a twin.
 TEXTS = st.builds(
@@ -140,18 +143,17 @@ class Machine(RuleBasedStateMachine):
     # Batches.
 
     @precondition(lambda self: len(self.flights) < 4)
-    @rule(queries_only=st.booleans(), shares=st.integers(1, 3))
-    def plan_one(self, queries_only: bool, shares: int) -> None:
-        self.plan(queries_only, shares)
+    @rule(priorities=st.sampled_from(WORKERS_PRIORITIES), shares=st.integers(1, 3))
+    def plan_one(self, priorities: Sequence[Priority], shares: int) -> None:
+        self.plan(priorities, shares)
 
-    def plan(self, queries_only: bool = False, shares: int = 1) -> bool:
+    def plan(self, priorities: Sequence[Priority] = tuple(Priority), shares: int = 1) -> bool:
         batch = self.scheduler.next_batch(
-            self.now_s, queries_only=queries_only, bulk_shares=shares, query_shares=shares
+            self.now_s, priorities=priorities, bulk_shares=shares, query_shares=shares
         )
         if batch is None:
             return False
-        assert all(segment.request.priority is Priority.INTERACTIVE or not queries_only
-                   for segment in batch.segments)  # fmt: skip
+        assert all(segment.request.priority in priorities for segment in batch.segments)
         assert not any(segment.request.dead for segment in batch.segments)
         self.check_size(batch)
         use = self.memory.launch(batch) if batch.uses_prefixes else None

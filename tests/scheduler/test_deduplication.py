@@ -157,7 +157,7 @@ def test_bulk_texts_do_not_wait_behind_queries_that_follow(scheduler: Scheduler)
     planned(scheduler)
     submit(scheduler, query(A))
     submit(scheduler, request_of([B]))
-    assert scheduler.next_batch(0.0, queries_only=True) is None
+    assert scheduler.next_batch(0.0, priorities=[Priority.INTERACTIVE]) is None
     submit(scheduler, query(A))
     assert ids_in(planned(scheduler)) == [B]
 

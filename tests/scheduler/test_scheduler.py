@@ -661,9 +661,11 @@ def test_a_worker_for_queries_takes_nothing_else() -> None:
     scheduler = scheduler_of()
     bulk = submit_ready(scheduler, request_of(10))
     long_after_s = 1e6  # bulk is more than due
-    assert scheduler.next_batch(long_after_s, queries_only=True) is None
+    assert scheduler.next_batch(long_after_s, priorities=[Priority.INTERACTIVE]) is None
     query = submit_ready(scheduler, query_of(5), long_after_s)
-    assert by_request(scheduler.next_batch(long_after_s, queries_only=True)) == {query: 1}
+    assert by_request(scheduler.next_batch(long_after_s, priorities=[Priority.INTERACTIVE])) == {
+        query: 1
+    }
     assert by_request(scheduler.next_batch(long_after_s)) == {bulk: 1}
 
 

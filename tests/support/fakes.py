@@ -124,6 +124,7 @@ class FakeRunner:
     depth: int = 1
     workers: int = 1
     query_workers: int = 0
+    queries_apart: bool = False
     runs_on_callers: bool = False
     prefix_cache_config: PrefixCacheConfig | None = None
     device_name: str = "fake"
@@ -196,6 +197,7 @@ class FakeRunner:
             depth=self.depth,
             workers=self.workers,
             query_workers=self.query_workers,
+            queries_apart=self.queries_apart,
         )
 
     @property

@@ -224,7 +224,7 @@ class EngineCore:
             query_shares, bulk_shares = self.pool.shares(worker)
             batch = self.scheduler.next_batch(
                 now_s,
-                queries_only=worker.queries_only,
+                priorities=worker.priorities,
                 query_shares=query_shares,
                 bulk_shares=bulk_shares,
             )

@@ -5,13 +5,16 @@ Everything but a worker's executor and its gate is under the engine's lock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from ..locks import Gate
 from ..runner.base import ModelRunner
+from ..scheduler.request import Priority
 from .executor import BatchExecutor, DeviceSlot
 
 __all__ = ["Worker", "WorkerPool"]
+
+QUERIES, BULK, ANY = (Priority.INTERACTIVE,), (Priority.BULK,), tuple(Priority)
 
 
 class Worker:
@@ -21,10 +24,12 @@ class Worker:
     is planned and launched by another.
     """
 
-    def __init__(self, executor: BatchExecutor, slot: DeviceSlot, *, queries_only: bool) -> None:
+    def __init__(
+        self, executor: BatchExecutor, slot: DeviceSlot, priorities: Collection[Priority]
+    ) -> None:
         self.executor = executor  # the thread's own
         self.slot = slot
-        self.queries_only = queries_only
+        self.priorities = priorities  # of the texts that it takes
         self.idle = False  # it waits for work
         self.woken = False  # of an idle one: a thread has woken it
         self.busy = False  # its batch is in flight
@@ -42,23 +47,28 @@ class Worker:
 
 
 class WorkerPool:
-    """Workers for any batch, and beside them, where a runner has room, some for queries alone.
+    """The workers of every runner: some for any batch or, where queries run apart, for bulk, and
+    where a runner has room others for queries alone.
 
-    No more batches run at a time than there are general workers, but for queries behind bulk.
+    No more batches run at a time than there are workers of the first kind, but for queries behind
+    bulk, and where they run apart.
     """
 
     def __init__(self, runners: Sequence[ModelRunner], *, clock: Callable[[], float]) -> None:
         # Those for queries come first: they are woken first. Then one of each device.
+        slots = [
+            (runner, [DeviceSlot() for _ in range(runner.limits.workers)]) for runner in runners
+        ]
         for_queries = [
-            _worker(runner, DeviceSlot(), clock, queries_only=True)
-            for runner in runners
+            _worker(runner, own[0] if runner.limits.queries_apart else DeviceSlot(), clock, QUERIES)
+            for runner, own in slots
             for _ in range(runner.limits.query_workers)
         ]
-        slots = [(runner, DeviceSlot()) for runner in runners for _ in range(runner.limits.workers)]
         general = [
-            _worker(runner, slot, clock, queries_only=False)
+            _worker(runner, slot, clock, BULK if runner.limits.queries_apart else ANY)
             for turn in range(max(runner.limits.depth for runner in runners))
-            for runner, slot in slots
+            for runner, own in slots
+            for slot in own
             if turn < runner.limits.depth
         ]
         self.workers = (*for_queries, *general)
@@ -83,8 +93,8 @@ class WorkerPool:
 
     def can_start(self, worker: Worker) -> bool:
         """Whether a worker without a batch may run one now."""
-        is_free = self.in_flight < self._general
-        return is_free or (worker.queries_only and self._bulk_in_flight > 0)
+        is_free = self.in_flight < self._general or worker.priorities == BULK
+        return is_free or (worker.priorities == QUERIES and self._bulk_in_flight > 0)
 
     def shares(self, worker: Worker) -> tuple[int, int]:
         """Among how many devices what waits is divided: queries, and bulk."""
@@ -95,7 +105,7 @@ class WorkerPool:
                 busy.add(id(other.slot))
             elif other.idle:
                 queries.add(id(other.slot))
-                if not other.queries_only:
+                if other.priorities != QUERIES:
                     bulk.add(id(other.slot))
         busy.discard(id(worker.slot))
         free = self._general - self.in_flight
@@ -109,7 +119,9 @@ class WorkerPool:
     def wake_one(self, *, queries: bool, bulk: bool) -> None:
         """Wake one for what is ready; having planned it, it has the next one woken."""
         for worker in self.workers:
-            has_work = queries or (bulk and not worker.queries_only)
+            has_work = (queries and worker.priorities != BULK) or (
+                bulk and worker.priorities != QUERIES
+            )
             if worker.idle and not worker.woken and has_work and self.can_start(worker):
                 worker.wake()
                 return
@@ -124,7 +136,9 @@ class WorkerPool:
 
 
 def _worker(
-    runner: ModelRunner, slot: DeviceSlot, clock: Callable[[], float], *, queries_only: bool
+    runner: ModelRunner,
+    slot: DeviceSlot,
+    clock: Callable[[], float],
+    priorities: Collection[Priority],
 ) -> Worker:
-    executor = BatchExecutor(runner, slot, clock=clock)
-    return Worker(executor, slot, queries_only=queries_only)
+    return Worker(BatchExecutor(runner, slot, clock=clock), slot, priorities)

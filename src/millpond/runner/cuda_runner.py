@@ -1,15 +1,15 @@
-"""`CudaModelRunner`: batches on a CUDA device, on one stream and launched by one thread.
+"""`CudaModelRunner`: batches on a CUDA device, queries on a stream of their own.
 
 A launch does not wait for the device: integers go there and vectors come back through pinned
 memory, and while one batch runs the next is launched behind it. What the variable-length kernel
-serves runs in buckets, most of them as CUDA graphs.
+serves runs in buckets, most of them as CUDA graphs. The kernels of queries have a higher priority:
+they start as soon as blocks of others end, so a query does not wait for the batch that runs.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
@@ -25,7 +25,8 @@ from ..config import EngineConfig
 from ..model.pooling_model import PoolingModel
 from ..scheduler.batch import Batch
 from .base import BatchHandle, FloatArray
-from .cuda.bucketed_forward import MOST_RECORDED_ROWS, bucketed_forwards
+from .cuda.bucketed_forward import MOST_PREFIXED_ROWS
+from .cuda.lane import Lane, current
 from .cuda.launch_thread import LaunchThread
 from .cuda.memory_profile import tokens_that_fit
 from .cuda.own_stream import OwnStream
@@ -75,13 +76,17 @@ class CudaModelRunner(TorchModelRunner):
             models, device=device, max_batch_tokens=max_batch_tokens, prefixes=prefixes
         )
         self.limits = Limits(
-            max_batch_tokens=max_batch_tokens, min_batch_tokens=CUDA_MIN_BATCH_TOKENS, depth=2
+            max_batch_tokens=max_batch_tokens,
+            min_batch_tokens=CUDA_MIN_BATCH_TOKENS,
+            depth=2,
+            query_workers=1,
+            queries_apart=True,
         )
         self._is_deterministic = batch_invariant
-        self._stream = stream
         self._launches = LaunchThread()
         self._buffers = PinnedBuffers()
-        self._bucketed = bucketed_forwards(
+        lane = partial(
+            Lane,
             self.models,
             device=device,
             buffers=self._buffers,
@@ -89,6 +94,9 @@ class CudaModelRunner(TorchModelRunner):
             invariant_rows=self._invariant_rows,
             cache=self._kv_cache,
         )
+        self._bulk = lane(stream=stream)
+        self._queries = lane(stream=OwnStream(device, priority=-1))
+        self._queries.stream.wait_stream(stream.stream)  # weights are put into memory there
 
     @classmethod
     def load(cls, spec: ModelSpec, config: EngineConfig, device: torch.device) -> Self:
@@ -98,7 +106,7 @@ class CudaModelRunner(TorchModelRunner):
         that checks and probes have left to torch's allocator.
         """
         stream = OwnStream(device)
-        with _current(device, stream):
+        with current(device, stream):
             return cls._load(
                 spec, config, device, stream=stream, batch_invariant=config.batch_invariant
             )
@@ -114,7 +122,7 @@ class CudaModelRunner(TorchModelRunner):
         config: EngineConfig,
         budget: MemoryBudget,
     ) -> tuple[int, KVCacheConfig | None]:
-        most = MOST_RECORDED_ROWS - 1  # one row fewer than the largest pass that is recorded
+        most = MOST_PREFIXED_ROWS - 1  # one row fewer than the largest pass that is recorded
         prefixes = KVCacheConfig.of(
             models, budget, saved_tokens=MIN_SAVED_TOKENS, max_batch_tokens=most
         )
@@ -137,29 +145,34 @@ class CudaModelRunner(TorchModelRunner):
         self._set_batch_invariant([promised] * len(self.routes))
 
     @torch.inference_mode()
-    def warm_up(self) -> None:
+    def warm_up(self, *, most_texts: int) -> None:
         """Capture the graphs of queries, which the first of them would wait for."""
-        with _current(self.device, self._stream):
-            for forward in filter(None, self._bucketed):
-                forward.warm_up()
+        self._queries.warm_up(most_texts=most_texts)
+
+    def _lane_of(self, batch: Batch) -> Lane:
+        return self._bulk if batch.has_bulk else self._queries
 
     def launch(self, batch: Batch) -> LaunchedBatch:
-        """Start a forward pass; it returns before the device is done."""
-        return self._launches.run(partial(self._launch_here, batch))
+        """Start a forward pass; it returns before the device is done.
+
+        Queries are launched by the calling thread, which is the one worker that they have.
+        """
+        launch = partial(self._launch_here, batch)
+        return self._launches.run(launch) if batch.has_bulk else launch()
 
     def _launch_here(self, batch: Batch) -> LaunchedBatch:
-        with _current(self.device, self._stream):
+        with self._lane_of(batch).current():
             return self._launch(batch)
 
     def _launch_packed(self, batch: Batch, layout: InputBatch) -> LaunchedBatch:
-        bucketed = self._bucketed[batch.route]
+        bucketed = self._lane_of(batch).forwards[batch.route]
         if bucketed is None:
             return super()._launch_packed(batch, layout)
         run = bucketed.run(layout.ids, layout.lengths, layout.prompt_lengths)
         return self._fetch(run.vectors, layout.order, run.rows - batch.tokens, run.staging)
 
     def _launch_prefixed(self, batch: Batch, layout: PrefixInputBatch) -> LaunchedBatch:
-        bucketed = self._bucketed[batch.route]
+        bucketed = self._lane_of(batch).forwards[batch.route]
         if bucketed is None:
             return super()._launch_prefixed(batch, layout)
         assert self._kv_cache is not None
@@ -195,7 +208,7 @@ class CudaModelRunner(TorchModelRunner):
         on_host = fetched[: texts * columns].view(texts, columns)
         on_host.copy_(vectors[:texts], non_blocking=True)
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        done.record(self._stream.stream)
+        done.record(torch.cuda.current_stream(self.device))
         return _InFlight(on_host, order, padded_tokens, done, (staging, fetched))
 
     def collect(self, handle: BatchHandle) -> FloatArray:
@@ -220,13 +233,6 @@ class CudaModelRunner(TorchModelRunner):
     def free_memory(self) -> None:
         """Give pinned buffers, graphs and what torch's allocator keeps back."""
         self._buffers.clear()
-        for forward in filter(None, self._bucketed):
-            forward.free_memory()
+        for lane in (self._bulk, self._queries):
+            lane.free_memory()
         torch.cuda.empty_cache()
-
-
-@contextmanager
-def _current(device: torch.device, stream: OwnStream) -> Iterator[None]:
-    """Makes a device and a stream of it the current ones, for Triton launches there."""
-    with torch.cuda.device(device), torch.cuda.stream(stream.stream):
-        yield

@@ -36,6 +36,8 @@ from .memory import DeviceMemory, MemoryBudget, weight_bytes
 
 __all__ = ["LaunchedBatch", "TorchModelRunner", "wanted_batch_tokens"]
 
+MOST_WARMED_TEXTS = 64
+
 
 @dataclass
 class LaunchedBatch:
@@ -88,8 +90,7 @@ class TorchModelRunner:
         tokens, prefixes = cls._sizes(models, device, config, budget)
         runner = cls(models, device=device, max_batch_tokens=tokens, prefixes=prefixes, **own)
         runner.check_batch_invariance(promised=config.batch_invariant)
-        if config.warmup:
-            runner.warm_up()
+        runner.warm_up(most_texts=MOST_WARMED_TEXTS if config.warmup else 1)
         return runner
 
     @staticmethod
@@ -136,8 +137,8 @@ class TorchModelRunner:
     def _run_on(self, batch: Batch, threads: int | None) -> FloatArray:
         return self.collect(self._launch(batch))
 
-    def warm_up(self) -> None:
-        """Prepare for the batch sizes of queries, which the first of them would wait for."""
+    def warm_up(self, *, most_texts: int) -> None:
+        """Prepare for up to so many queries at a time, which the first of them would wait for."""
 
     def can_run_inline(self, tokens: int) -> bool:
         """Whether a caller's thread may launch a text of N tokens."""

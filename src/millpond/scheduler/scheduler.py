@@ -22,7 +22,7 @@ It never reads a clock, and every method is called under the engine's lock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -196,34 +196,38 @@ class Scheduler:
         self,
         now_s: float,
         *,
-        queries_only: bool = False,
+        priorities: Collection[Priority] = tuple(Priority),
         bulk_shares: int = 1,
         query_shares: int = 1,
     ) -> Batch | None:
-        """The next forward pass, or None when no text is ready.
+        """The next forward pass with texts of these priorities, or None when none is ready.
 
         What waits in a queue is divided evenly among its shares, the workers that are free for it.
         """
-        queries, bulk = self._queues
-        while queries.ready_requests or (bulk.ready_requests and not queries_only):
-            builder = self._filled(now_s, queries_only, bulk_shares, query_shares)
+        while any(self.queues[priority].ready_requests for priority in priorities):
+            builder = self._filled(now_s, priorities, bulk_shares, query_shares)
             if builder.segments:
                 return builder.batch()
             # All of it follows texts in flight, and something else may have waited behind it.
         return None
 
     def _filled(
-        self, now_s: float, queries_only: bool, bulk_shares: int, query_shares: int
+        self,
+        now_s: float,
+        priorities: Collection[Priority],
+        bulk_shares: int,
+        query_shares: int,
     ) -> BatchBuilder:
-        interactive, bulk = self.queues[Priority.INTERACTIVE], self.queues[Priority.BULK]
+        interactive, bulk = self._queues
         builder = BatchBuilder(
             self.shapes, self.max_batch_tokens, now_s, self._in_flight_texts, self.prefixes
         )
         builder.may_skip_prefixes = not self._parts_waiting and self._lookups.may_skip()
         builder.keys_left = most_keys(self.max_batch_tokens)
         builder.prefixed_tokens_left = self._max_prefixed_tokens
-        takes_bulk = bool(bulk.ready_requests) and not queries_only
-        if takes_bulk and (not interactive.ready_requests or self._bulk_is_starved(now_s)):
+        takes_queries = bool(interactive.ready_requests) and Priority.INTERACTIVE in priorities
+        takes_bulk = bool(bulk.ready_requests) and Priority.BULK in priorities
+        if takes_bulk and (not takes_queries or self._bulk_is_starved(now_s)):
             builder.most_of_a_text = self._bulk_budget(now_s)
             bulk_budget = min(builder.most_of_a_text, self._share(bulk, bulk_shares))
             builder.tokens_left = bulk_budget
@@ -231,7 +235,7 @@ class Scheduler:
             bulk.admit()
             self._bulk_waits_since_s = now_s if bulk.ready_requests else None
             builder.tokens_left += self.max_batch_tokens - bulk_budget
-        if interactive.ready_requests:
+        if takes_queries:
             builder.most_of_a_text = self.max_batch_tokens
             builder.tokens_left = min(builder.tokens_left, self._share(interactive, query_shares))
             interactive.fill(builder)

@@ -143,7 +143,7 @@ def test_invariant_rows_give_every_pass_the_same_rows() -> None:
 def test_after_warming_up_a_query_is_not_run_in_python() -> None:
     pipeline = FakePipeline()
     forward, buffers = forward_on(pipeline)
-    forward.warm_up()
+    forward.warm_up(most_texts=64)
     before = repr(forward)
     texts = texts_of(9)
     assert torch.equal(vectors(forward, buffers, texts), expected(texts))

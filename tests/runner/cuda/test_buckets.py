@@ -90,8 +90,12 @@ def test_a_batch_that_fills_a_bucket_to_the_brim_is_refused() -> None:
 
 
 def test_warming_up_covers_a_lone_query_and_a_crowd() -> None:
-    buckets = query_buckets(32_768)
+    alone = query_buckets(32_768, 1)
+    for tokens in (1, 8, 63, 64, 200, 255):
+        assert bucket_for(tokens, 1, tokens) in alone
+    assert len(alone) <= 5
+    many = query_buckets(32_768, 64)
     for texts, tokens in ((1, 8), (1, 40), (32, 300), (64, 700)):
-        assert bucket_for(tokens, texts, 25) in buckets
-    assert len(buckets) <= 10
-    assert all(bucket.rows <= 512 for bucket in query_buckets(512))
+        assert bucket_for(tokens, texts, 25) in many
+    assert len(many) <= 10
+    assert all(bucket.rows <= 512 for bucket in query_buckets(512, 64))

@@ -29,7 +29,13 @@ __all__ = ["BucketedForward", "bucketed_forwards", "forward_bucket", "is_buckete
 WARM_UP_TOKENS = 8
 
 
-MOST_RECORDED_ROWS = 8192  # more keep the device busy for longer than Python needs to launch them
+# The largest batch of "auto". Launched one by one, its kernels keep the interpreter from threads
+# that tokenise and deliver.
+MOST_RECORDED_ROWS = 32_768
+
+
+# Of texts that continue from cached prefixes: the keys of more take too much memory in order.
+MOST_PREFIXED_ROWS = 8192
 
 
 MOST_RECORDED_KEYS = 65_536  # read and put in order; what bounds the rows bounds the rest
@@ -125,11 +131,11 @@ class BucketedForward:
         vectors = self._recorded.run(bucket, self._integers, texts)
         return BucketRun(vectors, bucket.rows, staging)
 
-    def warm_up(self) -> None:
-        """Record the buckets that a few queries need."""
+    def warm_up(self, *, most_texts: int) -> None:
+        """Record the buckets that up to so many queries need."""
         pad_id = self._pipeline.tokenizer.pad_id
         text, length = np.full(WARM_UP_TOKENS, pad_id), np.array([WARM_UP_TOKENS])
-        for bucket in query_buckets(self._most_rows, **self._sizes):
+        for bucket in query_buckets(self._most_rows, most_texts, **self._sizes):
             integers = np.empty(sum(bucket.sizes), dtype=np.int64)
             bucket.fill(integers, text, length, np.zeros(1, dtype=np.int64), pad_id=pad_id)
             self._integers[: len(integers)].copy_(torch.from_numpy(integers))

@@ -30,6 +30,12 @@ SHORTEST_LONGEST = 128  # rows of queries that the attention kernel takes as one
 FIXED_LONGEST = 512  # what most models read at most; more would cost attention empty blocks
 
 
+QUERY_ROWS = tuple(SMALLEST_ROWS << doubling for doubling in range(5))
+
+
+ROWS_OF_ONE = 3  # of those, for a single query: up to 255 tokens
+
+
 IntArray = npt.NDArray[np.int64]
 
 
@@ -127,15 +133,13 @@ def bucket_for(
     )
 
 
-def query_buckets(most_tokens: int, **options: int | None) -> list[Bucket]:
-    """The buckets of one query and of dozens at a time, smallest first; options of `bucket_for`."""
-    sizes = [SMALLEST_ROWS << doubling for doubling in range(5)]
-    found = {
-        bucket_for(size - 1, texts, 1, **options)
-        for size in sizes
-        for texts in (1, TEXTS_FACTOR**2)
-        if size <= most_tokens and texts < size
-    }
+def query_buckets(most_tokens: int, most_texts: int, **options: int | None) -> list[Bucket]:
+    """The buckets of one query and of up to so many, smallest first; options of `bucket_for`."""
+    sizes = [size for size in QUERY_ROWS if size <= most_tokens]
+    found = {bucket_for(size - 1, 1, size - 1, **options) for size in sizes[:ROWS_OF_ONE]}
+    if most_texts > 1:
+        fitting = [size for size in sizes if size > most_texts]
+        found |= {bucket_for(size - 1, most_texts, 1, **options) for size in fitting}
     return sorted(found)
 
 

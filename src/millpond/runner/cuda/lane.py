@@ -1,0 +1,68 @@
+"""`Lane`: a CUDA stream of an engine, and the forward passes in buckets that run on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ...model.pooling_model import PoolingModel
+from .bucketed_forward import BucketedForward, bucketed_forwards
+from .own_stream import OwnStream
+
+__all__ = ["Lane", "current"]
+
+
+class Lane:
+    """What one thread launches on at a time; `options` are those of `BucketedForward`.
+
+    Graphs and the integers they read belong to the stream that they were captured on, so each lane
+    has its own.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[PoolingModel],
+        *,
+        device: torch.device,
+        stream: OwnStream,
+        **options: Any,
+    ) -> None:
+        self._device = device
+        self._own = stream
+        self.stream = stream.stream
+        self.forwards = bucketed_forwards(models, device=device, **options)
+        """For each model, or None where it does not run in buckets."""
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Makes the device and the stream the current ones of the calling thread."""
+        with current(self._device, self._own):
+            yield
+
+    @property
+    def _all(self) -> list[BucketedForward]:
+        return [forward for forward in self.forwards if forward is not None]
+
+    def warm_up(self, *, most_texts: int) -> None:
+        """Capture the graphs of up to so many short texts at a time."""
+        with self.current():
+            for forward in self._all:
+                forward.warm_up(most_texts=most_texts)
+
+    def free_memory(self) -> None:
+        """Let go of the graphs and what they hold."""
+        for forward in self._all:
+            forward.free_memory()
+
+    def __repr__(self) -> str:
+        return f"Lane({self.stream!r}, {self._all!r})"
+
+
+@contextmanager
+def current(device: torch.device, stream: OwnStream) -> Iterator[None]:
+    """Makes a device and a stream of it the current ones, for Triton launches there."""
+    with torch.cuda.device(device), torch.cuda.stream(stream.stream):
+        yield
