@@ -115,7 +115,7 @@ def delivered(result: BatchResult) -> Sequence[Delivery]:
 
 
 class Counts:
-    """What an engine has delivered so far, and who is told of it.
+    """What an engine has delivered so far, and the hooks that are called with it.
 
     The sums are under the engine's lock; hooks are called without it.
     """

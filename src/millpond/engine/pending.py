@@ -93,7 +93,7 @@ class PendingRequests:
     # Out of the table.
 
     def update(self, now_s: float, *, abandon: bool) -> Ended:
-        """Take in what arrived; drop what was cancelled or is late, or all if told to `abandon`.
+        """Take in what arrived; drop what was cancelled or is late, or all of it (`abandon`).
 
         Returned are the dropped requests, to be ended without the lock.
         """
