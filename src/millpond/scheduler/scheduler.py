@@ -49,7 +49,9 @@ MIN_SHARE_TOKENS = 64  # fewer are not worth dividing
 FIRST_SHORT_BATCH_TOKENS = 256  # a short batch before any speed is known
 SPEED_MEMORY = 0.8  # what is left of the batches measured so far with every new one
 TOKENIZE_AHEAD_BATCHES = 4
-FIRST_TOKENS = 8192  # tokenised at a time where nothing is ready
+# Work of a few milliseconds: a worker may be waiting for it, and handing ids over holds the
+# interpreter, for which queries wait.
+TOKENIZED_AT_A_TIME = 16_384
 REGROWTH = 1.02  # after running out of memory, a batch that fits lets the next be larger by this
 
 
@@ -132,9 +134,7 @@ class Scheduler:
         most = self.max_batch_tokens * self._ahead_batches
         for queue in self._queues:
             if queue.ready_tokens < most:
-                # Where nothing is ready a worker may be waiting: a little now, more beside it.
-                first = min(self.max_batch_tokens, FIRST_TOKENS)
-                claimed = queue.next_to_tokenize(min(most, max(first, 2 * queue.ready_tokens)))
+                claimed = queue.next_to_tokenize(min(most, TOKENIZED_AT_A_TIME))
                 if claimed is not None:
                     return claimed
         return None
