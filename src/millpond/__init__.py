@@ -35,8 +35,10 @@ from .errors import (
     TextTooLong,
     UnknownPrompt,
     UnknownTask,
+    UnsupportedCall,
     UnsupportedModel,
 )
+from .pair import Pair
 from .stats import BatchStats, CallProgress, EngineStats, PrefixCacheStats, ProgressHook, StatsHook
 
 if typing.TYPE_CHECKING:
@@ -45,6 +47,7 @@ if typing.TYPE_CHECKING:
     from .engine.info import EngineInfo
     from .engine.progress import ProgressBar, TruncationLog
     from .scheduler.request import Priority
+    from .scores import Label, Ranked, Scores
 
 __version__ = "0.1.0"
 
@@ -66,16 +69,20 @@ __all__ = [
     "InvalidOption",
     "InvalidText",
     "InvalidTokenIds",
+    "Label",
     "MillpondError",
     "ModelError",
     "ModelNotFound",
     "NonFiniteVector",
     "OutOfMemory",
+    "Pair",
     "PrefixCacheStats",
     "Priority",
     "ProgressBar",
     "ProgressHook",
     "QueueFull",
+    "Ranked",
+    "Scores",
     "StatsHook",
     "TextFailed",
     "TextTooLong",
@@ -83,6 +90,7 @@ __all__ = [
     "TruncationLog",
     "UnknownPrompt",
     "UnknownTask",
+    "UnsupportedCall",
     "UnsupportedModel",
     "__version__",
     "quantize",
@@ -92,9 +100,12 @@ _LAZY_NAMES = {
     "Embeddings": "millpond.embeddings",
     "Engine": "millpond.engine.engine",
     "EngineInfo": "millpond.engine.info",
+    "Label": "millpond.scores",
     "Priority": "millpond.scheduler.request",
     "ProgressBar": "millpond.engine.progress",
     "TruncationLog": "millpond.engine.progress",
+    "Ranked": "millpond.scores",
+    "Scores": "millpond.scores",
     "quantize": "millpond.embeddings",
 }
 

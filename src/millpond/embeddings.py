@@ -5,7 +5,6 @@ Pure numpy; it knows nothing of models, devices or queues.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -13,7 +12,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InvalidDimensions, InvalidInput, InvalidOption, TextFailed, TextsFailed
+from .errors import InvalidDimensions, InvalidOption
+from .outputs import CallResult, Timings
 
 __all__ = ["Embeddings", "OutputDType", "OutputSpec", "Timings", "quantize"]
 
@@ -24,18 +24,6 @@ _ONE_VECTOR = (
     "{dtype} takes each dimension's range from the vectors of the call, and one vector has none: "
     "embed it as float32 and call millpond.quantize with the documents' ranges"
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Timings:
-    """Where the time of a call went, in seconds."""
-
-    queue_s: float
-    """From the call until its first text ran, tokenising included."""
-    tokenize_s: float
-    forward_s: float
-    """Sum over the forward passes that held a text of the call."""
-    total_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +88,15 @@ class OutputSpec:
             vectors = _unit_length(vectors)
         return vectors if self.calibrated else quantize(vectors, self.dtype)
 
+    @property
+    def overflow_advice(self) -> str:
+        """What to say of a vector that is finite in float32 alone."""
+        return f"its vector is too long for {self.dtype}; ask for output_dtype='float32'"
+
+    def result(self, rows: npt.NDArray[Any], **of_call: Any) -> Embeddings:
+        """The embeddings of a call."""
+        return Embeddings(rows=rows, output=self, **of_call)
+
     def finish(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """What needs all rows of the call at once: the calibrated integer types."""
         return quantize(rows, self.dtype) if self.calibrated else rows
@@ -158,17 +155,12 @@ def _ranges(vectors: npt.NDArray[Any]) -> FloatArray:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Embeddings:
-    """The result of a call. Row *i* of everything belongs to text *i*."""
+class Embeddings(CallResult):
+    """The result of a call. Row *i* of everything belongs to text *i*.
 
-    token_counts: npt.NDArray[np.int32]
-    """Tokens computed per text, special tokens and prompt included, `[n]`."""
-    truncated: npt.NDArray[np.bool_]
-    """Which texts were longer than the model reads and lost a part, `[n]`."""
-    timings: Timings
-    errors: Mapping[int, TextFailed | InvalidInput] = field(default_factory=dict)
-    """By index, the texts that were not accepted (`InvalidInput`) and those that failed
-    (`TextFailed`). Their rows are NaN, or zero in integer types."""
+    Rows of texts with an error are NaN, or zero in integer types.
+    """
+
     rows: npt.NDArray[Any] = field(repr=False)
     output: OutputSpec = field(repr=False)
 
@@ -176,24 +168,6 @@ class Embeddings:
     def vectors(self) -> npt.NDArray[Any]:
         """The vectors, `[n, dim]` (`[n, ceil(dim / 8)]` for binary types)."""
         return self.output.finish(self.rows)
-
-    def raise_for_errors(self) -> None:
-        """Raise the error of the first text that was not accepted, if there is one.
-
-        Else the text's own if one failed, and `TextsFailed` if several did.
-        """
-        failed: dict[int, TextFailed] = {}
-        for row, error in sorted(self.errors.items()):
-            if isinstance(error, InvalidInput):
-                raise error.at(row) from error.__cause__  # each time another: it may be raised anew
-            failed[row] = error
-        if len(failed) > 1:
-            raise TextsFailed(failed)
-        for row, error in failed.items():
-            raise error.at(row) from error.__cause__
-
-    def __len__(self) -> int:
-        return len(self.token_counts)
 
     def __repr__(self) -> str:
         return (

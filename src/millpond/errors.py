@@ -5,6 +5,7 @@
     │   ├── InvalidDimensions    `dimensions` is not between 1 and the model's own
     │   ├── UnknownPrompt        no prompt of that name is saved or configured
     │   └── UnknownTask          the checkpoint has no route for that task
+    ├── UnsupportedCall          the model gives no such result; the message names what to call
     ├── InvalidInput             a text cannot be accepted; `.index` says which
     │   ├── InvalidText          neither a string nor a list of token ids
     │   ├── InvalidTokenIds      a token id is outside the vocabulary, or there are none
@@ -55,6 +56,7 @@ __all__ = [
     "TextsFailed",
     "UnknownPrompt",
     "UnknownTask",
+    "UnsupportedCall",
     "UnsupportedModel",
 ]
 
@@ -77,6 +79,10 @@ class UnknownPrompt(InvalidOption):
 
 class UnknownTask(InvalidOption):
     """The checkpoint routes by task and has no route for this one."""
+
+
+class UnsupportedCall(MillpondError, TypeError):
+    """The model gives no result of the kind that was asked for; the message names what to call."""
 
 
 class _AboutOneText(MillpondError):

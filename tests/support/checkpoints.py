@@ -72,10 +72,13 @@ def _trained(tokenizer: Tokenizer, kind: type, special: Sequence[str], **options
     tokenizer.train_from_iterator(_SENTENCES * 3, trainer)
 
 
-def _framed(tokenizer: Tokenizer, single: str) -> None:
-    names = [part for part in single.split() if part != "$A"]
+def _framed(tokenizer: Tokenizer, single: str, pair: str | None = None) -> None:
+    """`pair` names what stands around two texts; None for a tokenizer that puts nothing there."""
+    names = {part for part in single.split() if part != "$A"}
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=single, special_tokens=[(name, tokenizer.token_to_id(name)) for name in names]
+        single=single,
+        pair=pair,
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in sorted(names)],
     )
 
 
@@ -93,7 +96,7 @@ def _word_piece() -> PreTrainedTokenizerFast:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    _framed(tokenizer, "[CLS] $A [SEP]")
+    _framed(tokenizer, "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1")
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         **dict(zip(("pad_token", "unk_token", "cls_token", "sep_token"), special, strict=False)),
@@ -101,13 +104,13 @@ def _word_piece() -> PreTrainedTokenizerFast:
     )
 
 
-def _byte_pairs(special: Sequence[str], single: str) -> Tokenizer:
+def _byte_pairs(special: Sequence[str], single: str, pair: str | None = None) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     _trained(tokenizer, trainers.BpeTrainer, special, initial_alphabet=alphabet)
-    _framed(tokenizer, single)
+    _framed(tokenizer, single, pair)
     return tokenizer
 
 
@@ -115,7 +118,11 @@ def _byte_pairs(special: Sequence[str], single: str) -> Tokenizer:
 def _roberta() -> PreTrainedTokenizerFast:
     """RoBERTa's: `<pad>` is 1, and a text stands between `<s>` and `</s>`."""
     return PreTrainedTokenizerFast(
-        tokenizer_object=_byte_pairs(("<s>", "<pad>", "</s>", "<unk>", "<mask>"), "<s> $A </s>"),
+        tokenizer_object=_byte_pairs(
+            ("<s>", "<pad>", "</s>", "<unk>", "<mask>"),
+            "<s> $A </s>",
+            "<s> $A </s> </s> $B </s>",
+        ),
         bos_token="<s>",
         cls_token="<s>",
         pad_token="<pad>",

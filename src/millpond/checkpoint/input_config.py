@@ -19,9 +19,21 @@ _FORMATS = ("auto", "flat", "structured")
 _WHOLE = (True, "longest_first", "only_first")  # how a single text may be truncated
 
 _IGNORED_CALL_KEYS = frozenset(
-    {"padding", "pad_to_multiple_of", "return_attention_mask", "return_tensors"}
+    {
+        "logits_to_keep",
+        "pad_to_multiple_of",
+        "padding",
+        "padding_side",
+        "return_attention_mask",
+        "return_tensors",
+    }
 )
 
+_PRODUCED = {
+    "feature-extraction": ("forward", "last_hidden_state", "token_embeddings"),
+    "sequence-classification": ("forward", "logits", "scores"),
+    "text-generation": ("forward", "logits", "causal_logits"),
+}
 _SIZE_KEYS = frozenset({"max_length", "truncation"})
 
 # They decide what comes back from the template, or are given by the reference itself.
@@ -55,7 +67,7 @@ def chat_options(saved: Mapping[str, Any], path: Path, *, whole: bool) -> dict[s
     how = modalities.get("message", modalities.get("text"))
     if not isinstance(how, Mapping):
         raise UnsupportedModel(f"{path}: takes {', '.join(map(str, modalities))}, but no text")
-    _require_hidden_states(how, saved, path)
+    _require_usual_output(how, saved, path)
     if "message" not in modalities:
         return None
     others = [str(name) for name in modalities if name not in _TEXT]
@@ -80,14 +92,15 @@ def chat_options(saved: Mapping[str, Any], path: Path, *, whole: bool) -> dict[s
     }
 
 
-def _require_hidden_states(how: Mapping[str, Any], saved: Mapping[str, Any], path: Path) -> None:
+def _require_usual_output(how: Mapping[str, Any], saved: Mapping[str, Any], path: Path) -> None:
     output = how.get("method_output_name")
     output = output[0] if isinstance(output, list) and len(output) == 1 else output
     produced = (how.get("method"), output, saved.get("module_output_name"))
-    if produced != ("forward", "last_hidden_state", "token_embeddings"):
+    expected = _PRODUCED[saved.get("transformer_task", "feature-extraction")]
+    if produced != expected:
         raise UnsupportedModel(
             f"{path}: text goes through {produced[0]!r} to {produced[1]!r} as {produced[2]!r}; "
-            "only the last_hidden_state of forward, as token_embeddings, is supported"
+            f"only the {expected[1]} of forward, as {expected[2]}, is supported"
         )
 
 

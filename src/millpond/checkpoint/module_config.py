@@ -37,6 +37,9 @@ _OLD_POOLING_KEYS = {
 }
 
 _FEATURES = ("token_embeddings", "sentence_embedding")
+_SCORES = "scores"  # the feature that the last module of a reranker gives
+
+_TASKS = ("feature-extraction", "sequence-classification", "text-generation")
 _TANH = "torch.nn.modules.activation.Tanh"
 
 # What a checkpoint may not decide: whose code runs, where files come from, which precision,
@@ -100,13 +103,15 @@ def transformer_options(
 ) -> dict[str, Any]:
     """The options of a Transformer module, from its sentence_bert_config.json at `path`.
 
-    Always has `max_seq_length`, `query_length`, `document_length` and `call_length` (tokens or
-    None), `do_lower_case`, `chat` (what `chat_options` gives), and `model_kwargs`,
-    `processor_kwargs` and `config_kwargs` (dicts). `whole`: a folder without modules.json.
+    Always has `task` (what transformers loads it for), `max_seq_length`, `query_length`,
+    `document_length` and `call_length` (tokens or None), `do_lower_case`, `chat` (what
+    `chat_options` gives), and `model_kwargs`, `processor_kwargs` and `config_kwargs` (dicts).
+    `whole`: a folder without modules.json.
     """
-    _refuse_other_tasks(saved, path)
+    _refuse_other_inputs(saved, path)
     chat = chat_options(saved, path, whole=whole)
     return {
+        "task": saved.get("transformer_task", "feature-extraction"),
         "max_seq_length": tokens(saved, "max_seq_length", path),
         **length_options(saved, path, has_chat=chat is not None),
         "do_lower_case": bool(saved.get("do_lower_case", False)),
@@ -126,10 +131,13 @@ def _transformer(folder: Path, _trust: bool) -> dict[str, Any]:
     return transformer_options({}, path=folder / _TRANSFORMER_FILES[0])
 
 
-def _refuse_other_tasks(saved: Mapping[str, Any], path: Path) -> None:
+def _refuse_other_inputs(saved: Mapping[str, Any], path: Path) -> None:
     task = saved.get("transformer_task", "feature-extraction")
-    if task != "feature-extraction":
-        raise UnsupportedModel(f"{path}: transformer_task {task!r} does not make text embeddings")
+    if task not in (*_TASKS, "token-classification"):
+        raise UnsupportedModel(
+            f"{path}: transformer_task {task!r} gives neither embeddings nor scores; "
+            f"only {', '.join(_TASKS)} are supported"
+        )
     if saved.get("query_expansion") is not None:
         raise UnsupportedModel(f"{path}: query_expansion belongs to multi-vector models")
     if saved.get("tokenizer_name_or_path") is not None:
@@ -206,11 +214,9 @@ def _activation(name: object, path: Path, trust: bool) -> str:
 def _feature_names(saved: Mapping[str, Any], path: Path) -> dict[str, str]:
     source = saved.get("module_input_name", "sentence_embedding")
     target = saved.get("module_output_name") or source
-    for name in (source, target):
-        if name not in _FEATURES:
-            raise UnsupportedModel(
-                f"{path}: works on {name!r}; only {' and '.join(_FEATURES)} exist"
-            )
+    for name, known in ((source, _FEATURES), (target, (*_FEATURES, _SCORES))):
+        if name not in known:
+            raise UnsupportedModel(f"{path}: works on {name!r}; only {' and '.join(known)} exist")
     return {"module_input_name": source, "module_output_name": target}
 
 
@@ -246,6 +252,17 @@ def _static_embedding(folder: Path, _trust: bool) -> dict[str, Any]:
     return {}
 
 
+def _logit_score(folder: Path, _trust: bool) -> dict[str, Any]:
+    path = folder / "config.json"
+    saved = read_json_object(path, required=True)
+    true_token, false_token = saved.get("true_token_id"), saved.get("false_token_id")
+    for name, token in (("true_token_id", true_token), ("false_token_id", false_token)):
+        is_id = isinstance(token, int) and not isinstance(token, bool) and token >= 0
+        if not is_id and (token is not None or name == "true_token_id"):
+            raise InvalidCheckpoint(f"{path}: {name} is {token!r}, not a token id")
+    return {"true_token_id": true_token, "false_token_id": false_token}
+
+
 def _dropout(_folder: Path, _trust: bool) -> dict[str, Any]:
     return {}
 
@@ -263,6 +280,7 @@ READ_OPTIONS: Mapping[str, Callable[[Path, bool], dict[str, Any]]] = {
     "Normalize": _normalize,
     "WeightedLayerPooling": _weighted_layer_pooling,
     "Dropout": _dropout,
+    "LogitScore": _logit_score,
     "custom": _custom,
 }
 """For each kind of module: its folder, and whether its code is trusted, to its options."""

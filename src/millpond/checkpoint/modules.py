@@ -29,7 +29,7 @@ class Module:
 
     kind: str
     """Transformer, StaticEmbedding, Pooling, Dense, LayerNorm, Normalize,
-    WeightedLayerPooling, Dropout or custom."""
+    WeightedLayerPooling, Dropout, LogitScore or custom."""
     path: Path
     """The folder that holds this module's files; the same for the same module in two routes."""
     options: Mapping[str, Any] = field(hash=False)
@@ -148,7 +148,7 @@ def _refuse_own_reader(folder: Path, class_name: str) -> None:
 
 def _is_of_another_model(class_name: str) -> bool:
     package = class_name.split(".")[1]
-    return package in ("sparse_encoder", "cross_encoder", "multi_vector_encoder")
+    return package in ("sparse_encoder", "multi_vector_encoder")
 
 
 def _read_router(folder: Path, *, trust_remote_code: bool) -> Router:

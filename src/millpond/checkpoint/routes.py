@@ -6,11 +6,13 @@ Flattens the Routers away, and checks that what is left can run in that order.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..errors import InvalidCheckpoint, InvalidOption, UnknownTask, UnsupportedModel
+from .answer_rerankers import AnswerReranker, answer_reranker
 from .files import read_json_object
 from .module_config import transformer_config, transformer_options
 from .modules import Chain, Module, chain_for, routers_of
@@ -29,7 +31,8 @@ class Route:
     name: str
     """`default`, or what the checkpoint's Router calls it."""
     modules: tuple[Module, ...]
-    """The first one is a Transformer or a StaticEmbedding."""
+    """The first one is a Transformer or a StaticEmbedding. A Transformer with a head of its own,
+    for scores or classes, is alone."""
 
     @property
     def encoder(self) -> Module:
@@ -42,22 +45,28 @@ class Route:
         return self.modules[1:]
 
 
-# What a model's class is called that does not embed, and what it gives instead.
+# What a model's class is called that scores, and what transformers loads it for.
+_SCORING_TASKS = {
+    "ForSequenceClassification": "sequence-classification",
+    "ForTokenClassification": "token-classification",
+}
+
+
+# What a model's class is called that does neither, and what it gives instead.
 _OTHER_TASKS = {
-    "ForSequenceClassification": "scores or classes of a text or a pair, as rerankers do",
-    "ForTokenClassification": "a class for each token",
     "ForQuestionAnswering": "the place of an answer",
     "ForMultipleChoice": "a score for each of several choices",
     "ForNextSentencePrediction": "whether one sentence follows another",
 }
 
 
-def default_chain(root: Path, *, pooling: tuple[str, ...] | None = None) -> Chain:
-    """What a folder without modules.json is run as: a transformer, then a pooling.
+def default_chain(root: Path, *, name: str = "", pooling: tuple[str, ...] | None = None) -> Chain:
+    """What a folder without modules.json is run as: a transformer, then a pooling or its own head.
 
     The mean, or the last token of a model that was trained to predict the next one; where its
-    tokenizer has a chat template, texts go through it. Raises `UnsupportedModel` for a folder
-    that is no text model, or one for another task, unless the user asks for a `pooling`.
+    tokenizer has a chat template, texts go through it. A model with a head for classes or scores
+    keeps that, unless the user asks for a `pooling`; so does one that is known by its `name`.
+    Raises `UnsupportedModel` for a folder that is no text model, or one for another task.
     """
     config = transformer_config(root)
     other = [name for name in ("vision_config", "audio_config") if config.get(name)]
@@ -67,6 +76,8 @@ def default_chain(root: Path, *, pooling: tuple[str, ...] | None = None) -> Chai
             "how it embeds text"
         )
     architectures = config.get("architectures") or [""]
+    if pooling is None and (scoring := _scoring_transformer(root, name, config)) is not None:
+        return (scoring,)
     for task, gives in _OTHER_TASKS.items() if pooling is None else ():
         if str(architectures[0]).endswith(task):
             raise UnsupportedModel(
@@ -84,6 +95,28 @@ def default_chain(root: Path, *, pooling: tuple[str, ...] | None = None) -> Chai
         ),
         _pooling_module(root, ("lasttoken" if is_causal else "mean",)),
     )
+
+
+def _scoring_transformer(root: Path, name: str, config: Mapping[str, Any]) -> Module | None:
+    """The one module of a folder whose model scores or classifies; None for any other."""
+    architecture = str((config.get("architectures") or [""])[0])
+    endings = [ending for ending in _SCORING_TASKS if architecture.endswith(ending)]
+    answers = answer_reranker(name, config)
+    if not endings and answers is None:
+        return None
+    task = _SCORING_TASKS[endings[0]] if endings else "text-generation"
+    path = root / "config.json"
+    options = transformer_options({"transformer_task": task}, path=path, whole=True)
+    if answers is not None:
+        options["chat"] = _answer_chat(answers)
+        if not endings:
+            options["answer_ids"] = answers.token_ids(root)
+    return Module(kind="Transformer", path=root, options=options, class_name="Transformer")
+
+
+def _answer_chat(answers: AnswerReranker) -> dict[str, Any]:
+    arguments = {"chat_template": answers.template}
+    return {"format": "flat", "arguments": arguments, "restore_suffix": True, "required": True}
 
 
 def _pooling_module(root: Path, modes: tuple[str, ...]) -> Module:
@@ -142,7 +175,7 @@ def _finished(
     pooling: tuple[str, ...] | None,
     include_prompt: bool | None,
 ) -> tuple[Module, ...]:
-    """A whole route: with the user's pooling, and checked to lead from text to one vector."""
+    """A whole route: with the user's pooling, and checked to lead from text to its result."""
     first, *rest = modules or (None,)
     if first is None or first.kind not in ("Transformer", "StaticEmbedding"):
         kind = "nothing" if first is None else first.class_name
@@ -154,6 +187,12 @@ def _finished(
         raise UnsupportedModel(f"{root}: {second_encoder.class_name} comes after another encoder")
     if first.kind == "StaticEmbedding":
         return _static_route(first, rest, root, pooling)
+    if first.options["task"] != "feature-extraction":
+        if pooling is not None:
+            raise InvalidOption(
+                f"pooling={pooling!r}: {root} gives scores by a head of its own; leave it out"
+            )
+        return _scoring_route(first, rest, root)
     rest = [module for module in rest if not _has_no_effect(module, first)]
     changes = {"modes": pooling, "include_prompt": include_prompt}
     changes = {key: value for key, value in changes.items() if value is not None}
@@ -170,6 +209,26 @@ def _finished(
             )
         rest.insert(0, _pooling_module(root, pooling))
     return (first, *rest)
+
+
+def _scoring_route(first: Module, rest: list[Module], root: Path) -> tuple[Module, ...]:
+    """A transformer with its own head, which needs no other module than a LogitScore."""
+    rest = [module for module in rest if module.kind != "Dropout"]
+    if first.options["task"] == "text-generation" and "answer_ids" not in first.options:
+        if [module.kind for module in rest] != ["LogitScore"]:
+            raise UnsupportedModel(
+                f"{root}: a language model gives scores by one LogitScore module, and this one is "
+                f"followed by {', '.join(module.class_name for module in rest) or 'nothing'}"
+            )
+        score = rest.pop().options
+        ids = (score["true_token_id"], score["false_token_id"])
+        answers = tuple(token for token in ids if token is not None)
+        first = replace(first, options={**first.options, "answer_ids": answers})
+    if rest:
+        raise UnsupportedModel(
+            f"{root}: {rest[0].class_name} follows a model that gives scores itself"
+        )
+    return (first,)
 
 
 def _static_route(

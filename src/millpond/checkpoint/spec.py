@@ -16,8 +16,12 @@ from .files import has_file, read_json_object
 from .modules import read_chain
 from .resolve import Checkpoint
 from .routes import Route, default_chain, read_routes
+from .scoring import Kind, ScoringSpec, read_scoring
 
 __all__ = ["ModelSpec", "read_spec"]
+
+_MODEL_TYPES = ("SentenceTransformer", "CrossEncoder")
+
 
 _SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 # Their checkpoints do not say that the instruction stays out of the mean; their model cards do.
@@ -44,6 +48,13 @@ class ModelSpec:
     """The route of each task the Router knows, and of None where a task may be left out."""
     other_route: str | None = "default"
     """The route of every other task; None when there is none for it."""
+    scoring: ScoringSpec | None = None
+    """How its logits become scores or classes; None for a model that embeds."""
+
+    @property
+    def kind(self) -> Kind:
+        """What it is for."""
+        return "embed" if self.scoring is None else self.scoring.kind
 
     def route_for(self, task: str | None) -> Route:
         """The route that texts of this task take. Raises `UnknownTask` where there is none."""
@@ -117,20 +128,27 @@ def read_spec(
     root = checkpoint.path
     saved = read_json_object(root / "config_sentence_transformers.json")
     model_type = saved.get("model_type", "SentenceTransformer")
-    if model_type != "SentenceTransformer":
+    if model_type not in _MODEL_TYPES:
         raise UnsupportedModel(
-            f"{checkpoint.name} is a {model_type}, which does not make one vector of a text; "
-            "only SentenceTransformer models do"
+            f"{checkpoint.name} is a {model_type}; only {' and '.join(_MODEL_TYPES)} models, "
+            "which give one vector or scores of a text, are supported"
         )
     if has_file(root / "modules.json"):
         chain = read_chain(root, trust_remote_code=trust_remote_code)
     else:
-        chain = default_chain(root, pooling=pooling)
+        name = checkpoint.name.rstrip("/").rpartition("/")[2]
+        chain = default_chain(root, name=name, pooling=pooling)
         saved = {}  # without modules.json the reference does not read it either
     include_prompt = False if checkpoint.name in _INSTRUCTOR_MODELS else None
     routes, task_routes, other_route = read_routes(
         chain, root, pooling=pooling, include_prompt=include_prompt
     )
+    scoring = read_scoring(routes[0].modules, saved, trust_remote_code=trust_remote_code)
+    if (scoring is None) == (model_type == "CrossEncoder") and saved:
+        raise UnsupportedModel(
+            f"{checkpoint.name} is saved as a {model_type} and its modules give "
+            f"{'no scores' if scoring is None else 'scores'}"
+        )
     all_prompts = _prompts(saved, prompts, root)
     return ModelSpec(
         name=checkpoint.name,
@@ -144,6 +162,7 @@ def read_spec(
         truncate_dim=_truncate_dim(saved, root),
         task_routes=task_routes,
         other_route=other_route,
+        scoring=scoring,
     )
 
 

@@ -229,7 +229,7 @@ def _write(request: Request, chunk: TokenChunk, start: int, vectors: FloatArray)
     request.write(texts[finite], output_rows[finite])
     for place in np.flatnonzero(~finite).tolist():
         reason = (
-            f"its vector is too long for {request.output.dtype}; ask for output_dtype='float32'"
+            request.output.overflow_advice
             if computed[place]
             else "the model gave NaN or infinity for it; try dtype='bfloat16' or 'float32'"
         )

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
 from functools import partial
-from typing import Any, Self, Unpack
+from typing import Any, Self, Unpack, cast
 
 import numpy.typing as npt
 
@@ -27,7 +27,7 @@ from ..stats import EngineStats, ProgressHook, StatsHook
 from . import process
 from .core import Health
 from .info import EngineInfo
-from .inputs import Tokenizer
+from .inputs import InputProcessor, Tokenizer
 from .instance import Handle, ModelInstance
 from .params import (
     CallOptions,
@@ -38,14 +38,15 @@ from .params import (
     require_lists_of_ids,
 )
 from .progress import progress_hook
+from .scoring import MakeRequest, ScoringCalls
 from .stream import EmbeddingStream, require_stream_options
 from .submission import Submission
 
 __all__ = ["Engine"]
 
 
-class Engine:
-    """An embedding model served inside this process.
+class Engine(ScoringCalls):
+    """An embedding model, a reranker or a classifier served inside this process.
 
     ```python
     with Engine("sentence-transformers/all-MiniLM-L6-v2") as engine:
@@ -177,7 +178,7 @@ class Engine:
             request, single = self._submit(texts, params, strict=True)
             return _vectors(await self._await(request, options.get("timeout")), single)
 
-    async def _await(self, request: Request, timeout: float | None) -> Embeddings:
+    async def _await(self, request: Request, timeout: float | None) -> Any:
         try:
             if not request.future.done():
                 self._instance.core.own_threads.require_another()
@@ -205,7 +206,7 @@ class Engine:
         """
         require_bool("wait", wait)
         request, _ = self._submit(texts, params_of(options), wait=wait, block=wait)
-        return request.future
+        return cast("Future[Embeddings]", request.future)
 
     def embed_iter(
         self,
@@ -251,17 +252,26 @@ class Engine:
         strict: bool = False,
         several: bool = False,
     ) -> tuple[Request, bool]:
+        def make(now_s: float) -> tuple[Request, bool]:
+            return self._inputs.request(texts, params, now_s=now_s, strict=strict, several=several)
+
+        return self._send(make, wait=wait, block=block, inline=inline)
+
+    def _send(
+        self, make: MakeRequest, *, wait: bool = True, block: bool = False, inline: bool = False
+    ) -> tuple[Request, bool]:
         if not self._release.alive:
             raise EngineClosed("the engine is closed; make a new one")
-        instance = self._instance
-        core = instance.core
-        request, single = instance.inputs.request(
-            texts, params, now_s=core.clock(), strict=strict, several=several
-        )
+        core = self._instance.core
+        request, single = make(core.clock())
         Submission(core, request, wait=wait, block=block, inline=inline).run()
         return request, single
 
-    def _wait(self, request: Request, timeout: float | None) -> Embeddings:
+    @property
+    def _inputs(self) -> InputProcessor:
+        return self._instance.inputs
+
+    def _wait(self, request: Request, timeout: float | None) -> Any:
         try:
             if not request.future.done():
                 self._instance.core.own_threads.require_another()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..checkpoint.scoring import Kind
 from ..checkpoint.spec import ModelSpec
 from ..model.info import ExecutionKind, RouteInfo
 from ..scheduler.prefix_cache import PrefixCacheConfig
@@ -26,8 +27,18 @@ class EngineInfo:
     """Room for prefixes that texts share; None where they are not kept, see `prefix_reason`."""
 
     @property
+    def kind(self) -> Kind:
+        """What the model is for: `embed`, `score` or `classify`."""
+        return self.model.kind
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of its scores or classes; none of a model that embeds."""
+        return () if self.model.scoring is None else self.model.scoring.labels
+
+    @property
     def dimension(self) -> int:
-        """Dimensions of a vector."""
+        """Dimensions of a vector; labels of a model that scores or classifies."""
         return self.routes[0].dimension
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,11 @@ from ..checkpoint.spec import ModelSpec
 from ..embeddings import OutputSpec
 from ..errors import EngineError, InvalidInput, InvalidText, MillpondError
 from ..model.info import RouteInfo
+from ..pair import Pair
 from ..scheduler.request import Request
 from ..scheduler.token_chunk import TokenChunk
-from .params import NO_TEXTS, EmbedParams, TextsInput, take_strings, take_texts
+from .params import NO_TEXTS, EmbedParams, Texts, TextsInput, take_strings, take_texts
+from .score_params import ScoreParams, require_embeddings
 
 __all__ = ["InputProcessor", "Tokenized", "Tokenizer"]
 
@@ -77,6 +79,18 @@ class Tokenizer(Protocol):
         """Leading tokens that texts with this prompt have in common."""
 
 
+class PairReader(Tokenizer, Protocol):
+    """The tokenizer of a model that scores or classifies."""
+
+    def encode_pairs(
+        self, pairs: Sequence[Pair], *, prompt: str, truncate: Any, max_length: int | None
+    ) -> TokenIds:
+        """Token ids of pairs, with a prompt in front of their queries."""
+
+    def shared_pair_prefix_length(self, query: str, prompt: str) -> int:
+        """Leading tokens that pairs with this query have in common."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tokenized:
     """What became of texts of a request."""
@@ -125,6 +139,7 @@ class InputProcessor:
         Raises `InvalidOption` and its kin, and `InvalidText` for what holds no texts.
         """
         spec = self.spec
+        require_embeddings(spec, "embed")
         params.validate(spec)
         taken = take_texts(texts, several=several)
         if strict and taken.refused:
@@ -167,6 +182,44 @@ class InputProcessor:
             strict=strict,
         )
         return request, taken.is_single
+
+    def score_request(
+        self, taken: Texts, params: ScoreParams, *, now_s: float, strict: bool = True
+    ) -> Request:
+        """The request for scores of texts or pairs that were taken. Raises as `request` does."""
+        spec, info, tokenizer = self.spec, self._routes[0], self._tokenizers[0]
+        params.validate(spec, pairs=taken.are_pairs)
+        if strict and taken.refused:
+            raise next(iter(taken.refused.values()))
+        prompt = params.prompt_text(spec, tokenized=taken.are_ids)
+        longest = info.max_length
+        return Request(
+            taken.items,
+            priority=params.priority_of(taken),
+            output=params.output(spec),
+            prompt=prompt,
+            prompt_tokens=tokenizer.prompt_length(prompt) if info.excludes_prompt else 0,
+            shared_tokens=self._shared_by_pairs(taken, prompt),
+            truncate=params.truncate,
+            max_length=spec.max_length_for(None),
+            most_tokens=None if longest is None else max(longest, LONG_TEXT_TOKENS),
+            reads_tokens=longest,
+            tokenized=taken.are_ids,
+            arrived_s=now_s,
+            deadline_s=None if params.timeout is None else now_s + float(params.timeout),
+            refused=taken.refused,
+            strict=strict,
+        )
+
+    def _shared_by_pairs(self, taken: Texts, prompt: str) -> int:
+        """Leading tokens that all pairs of a call share, if they share their query."""
+        tokenizer = cast("PairReader", self._tokenizers[0])
+        if not self._caches_prefixes or not taken.are_pairs:
+            return 0
+        queries = {pair.query for pair in taken.items}
+        if len(queries) > 1 or len(taken.items) == 1:
+            return 0
+        return tokenizer.shared_pair_prefix_length(queries.pop(), prompt)
 
     def token_ids(
         self, texts: Sequence[str], params: EmbedParams, *, special_tokens: bool
@@ -245,6 +298,10 @@ class InputProcessor:
         tokenizer, limit = self._tokenizers[request.route], request.max_length
         if limit is not None and self._max_length is not None:
             limit = min(limit, self._max_length)
+        if isinstance(texts[0], Pair):
+            return cast("PairReader", tokenizer).encode_pairs(
+                texts, prompt=request.prompt, truncate=request.truncate, max_length=limit
+            )
         if request.tokenized:
             return tokenizer.fit_ids(texts, request.truncate, max_length=limit)
         return tokenizer.encode(

@@ -22,6 +22,7 @@ __all__ = [
     "CallOptions",
     "EmbedParams",
     "TextInput",
+    "Texts",
     "TextsInput",
     "params_of",
     "require_lists_of_ids",
@@ -138,9 +139,10 @@ class Texts:
     """What a caller handed in, text by text."""
 
     items: Sequence[Any]
-    """Strings, or token ids; in place of a text that was refused, an empty one."""
+    """Strings, token ids or pairs; in place of one that was refused, an empty one."""
     is_single: bool = False
     are_ids: bool = False
+    are_pairs: bool = False
     refused: Mapping[int, InvalidInput] = field(default_factory=dict)
 
 

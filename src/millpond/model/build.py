@@ -8,6 +8,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +27,10 @@ from ..layers.cpu.linear import fuse_gelus, prepack_linears
 from ..layers.cuda.fusion import fuse_for_cuda
 from ..layers.weight_reads import layers_read_by_others
 from ..pooler.pooler import Pooler
+from ..tokenization.pairs import PairTokenizer
 from ..tokenization.tokenizer import TextTokenizer
 from .device import choose_dtype
-from .loading import checkpoint_dtype, load_transformer
+from .loading import LoadedTransformer, checkpoint_dtype, load_transformer
 from .overflow import DoesNotFit, refuse_overflow
 from .pooling_model import PoolingModel, ordinary_ids
 from .static import StaticEmbeddings
@@ -71,6 +73,8 @@ class _Encoders:
     config: EngineConfig
     device: torch.device
     loaded: dict[Path, tuple[Transformer | StaticEmbeddings, TextTokenizer, ExecutionMode | None]]
+    reads_pairs: bool
+    """Whether the model scores pairs, or classifies them."""
 
     def get(
         self, module: Module, *, all_layers: bool
@@ -84,15 +88,18 @@ class _Encoders:
         return found
 
     def _tokenizer(
-        self, module: Module, *, vocab_size: int, max_positions: int | None
+        self, module: Module, *, vocab_size: int, max_positions: int | None, **reading: Any
     ) -> TextTokenizer:
-        return TextTokenizer.load(
+        """With `reading`, the options of a `PairTokenizer`, one that reads pairs."""
+        kind = PairTokenizer if reading else TextTokenizer
+        return kind.load(
             module,
             max_length=self.config.max_length,
             max_positions=max_positions,
             hidden_vocab_size=vocab_size,
             trust_remote_code=self.config.trust_remote_code,
             cache_dir=self.config.cache_dir,
+            **reading,
         )
 
     def _static(self, module: Module) -> tuple[StaticEmbeddings, TextTokenizer, None]:
@@ -179,13 +186,16 @@ class _Encoders:
             trust_remote_code=self.config.trust_remote_code,
             cache_dir=self.config.cache_dir,
         )
+        reading = _reading(loaded) if self.reads_pairs else {}
         tokenizer = self._tokenizer(
-            module, vocab_size=loaded.vocab_size, max_positions=loaded.max_positions
+            module, vocab_size=loaded.vocab_size, max_positions=loaded.max_positions, **reading
         )
         ids = ordinary_ids(loaded.vocab_size, tokenizer)
         text = list(ids[: max(LENGTHS)])
         with threads_for_check(loaded.model, sum(LENGTHS)):
             transformer = Transformer(loaded)
+            if isinstance(tokenizer, PairTokenizer):
+                transformer.reads_token_types = tokenizer.has_token_types
             refuse_overflow(loaded.model, partial(run_alone, transformer, text), folder=module.path)
             drop_unused_pooler(transformer, token_ids=ids)
             with layers_read_by_others(loaded.model) as keep:
@@ -261,22 +271,14 @@ def load_models(
 
     Raises the `ModelError`s of its parts.
     """
-    encoders = _Encoders(config, device, {})
+    encoders = _Encoders(config, device, {}, reads_pairs=spec.scoring is not None)
     return tuple(_load_model(route, encoders) for route in spec.routes)
 
 
 def _load_model(route: Route, encoders: _Encoders) -> PoolingModel:
     all_layers = any(module.kind == "WeightedLayerPooling" for module in route.head)
     encoder, tokenizer, execution = encoders.get(route.encoder, all_layers=all_layers)
-    static = isinstance(encoder, StaticEmbeddings)
-    head = Pooler.load(
-        route.head,
-        hidden_size=encoder.width,
-        device=encoders.device,
-        trust_remote_code=encoders.config.trust_remote_code,
-        pooled=static,
-        batch_invariant=encoders.config.batch_invariant or None,
-    )
+    head = _pooler(route, encoder, encoders)
     return PoolingModel(
         name=route.name,
         tokenizer=tokenizer,
@@ -285,6 +287,35 @@ def _load_model(route: Route, encoders: _Encoders) -> PoolingModel:
         execution=execution,
         prefixes=encoders.prefixes(route, head),
     )
+
+
+def _pooler(route: Route, encoder: Transformer | StaticEmbeddings, encoders: _Encoders) -> Pooler:
+    batch_invariant = encoders.config.batch_invariant or None
+    if isinstance(encoder, Transformer) and encoder.head is not None:
+        return Pooler.of_head(
+            encoder.head,
+            pooling=encoder.head.pooling,
+            hidden_size=encoder.width,
+            dimension=encoder.head.width,
+            device=encoders.device,
+            batch_invariant=batch_invariant,
+        )
+    return Pooler.load(
+        route.head,
+        hidden_size=encoder.width,
+        device=encoders.device,
+        trust_remote_code=encoders.config.trust_remote_code,
+        pooled=isinstance(encoder, StaticEmbeddings),
+        batch_invariant=batch_invariant,
+    )
+
+
+def _reading(loaded: LoadedTransformer) -> dict[str, Any]:
+    """What the tokenizer of a model for pairs has to know of it."""
+    ignored = None
+    if loaded.head is not None and loaded.head.looks_past_padding:
+        ignored = loaded.config.get_text_config().pad_token_id
+    return {"token_types": loaded.takes_token_type_ids, "ignored_end": ignored}
 
 
 def _ordinary_texts(tokenizer: TextTokenizer) -> list[list[int]]:

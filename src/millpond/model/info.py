@@ -20,7 +20,7 @@ class RouteInfo:
     `static` (no transformer)."""
     reason: str
     dimension: int
-    """Dimensions of a vector."""
+    """Dimensions of a vector; labels of a model that scores or classifies."""
     max_length: int | None
     """Longest text in tokens, special tokens included; None for no limit."""
     batch_invariant: bool = False

@@ -11,13 +11,20 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTextEncoding,
+    AutoModelForTokenClassification,
+)
 from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
@@ -35,6 +42,7 @@ from ..errors import (
     summary,
 )
 from .device import DTYPES
+from .head import CheckpointHead
 from .overflow import DoesNotFit
 
 __all__ = ["LoadedTransformer", "checkpoint_dtype", "load_transformer"]
@@ -73,6 +81,13 @@ _POSITION_TABLES = frozenset(
 )
 
 
+_WITH_HEAD = {
+    "sequence-classification": AutoModelForSequenceClassification,
+    "text-generation": AutoModelForCausalLM,
+    "token-classification": AutoModelForTokenClassification,
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoadedTransformer:
     """A transformer that is ready to run."""
@@ -89,6 +104,13 @@ class LoadedTransformer:
     (MPT's ALiBi); None where there is neither."""
     needs_token_type_ids: bool
     """It adds an embedding of the token type, so zeros have to be given as the types."""
+    head: CheckpointHead | None = None
+    """What makes scores or classes of its hidden states; None for a model that embeds."""
+
+    @property
+    def takes_token_type_ids(self) -> bool:
+        """Whether it can be told which token is of which text of a pair."""
+        return "token_type_ids" in inspect.signature(self.model.forward).parameters
 
 
 def load_transformer(
@@ -132,12 +154,35 @@ def load_transformer(
             len(left_out),
             min(left_out),
         )
-    _check_complete(path, model, missing, ignores_code=not trust_remote_code)
+    has_head = _has_head(module)
+    _check_complete(path, model, missing, ignores_code=not trust_remote_code, pooler=has_head)
     if dtype == torch.float16 and non_finite(model.named_parameters()):
         _refuse_too_large(module, config, code)
     refuse_non_finite(path, model.named_parameters())
     torch.nn.Module.to(model.train(False).requires_grad_(False), device)
-    return _describe(model)
+    return _with_head(model, module) if has_head else _describe(model)
+
+
+def _has_head(module: Module) -> bool:
+    return bool(module.options.get("task", "feature-extraction") != "feature-extraction")
+
+
+def _with_head(whole: PreTrainedModel, module: Module) -> LoadedTransformer:
+    """The base model of one for scores or classes, and its head apart."""
+    base: Any = whole.base_model
+    if base is whole:
+        raise UnsupportedModel(
+            f"{module.path}: {type(whole).__name__} has no base model that its head stands on"
+        )
+    described = _describe(base)
+    with quiet_transformers():
+        head = CheckpointHead.detach(
+            whole,
+            hidden_size=described.hidden_size,
+            answer_ids=module.options.get("answer_ids"),
+            per_token=module.options["task"] == "token-classification",
+        )
+    return replace(described, head=head)
 
 
 def _refuse_too_large(module: Module, config: PretrainedConfig, code: dict[str, Any]) -> None:
@@ -178,7 +223,7 @@ def _load_model(
 ) -> tuple[PreTrainedModel, set[str], list[str]]:
     """The model on the CPU, the names of weights that the checkpoint did not have, and of those
     that only more layers would have a place for."""
-    loader = _loader(config)
+    loader = _WITH_HEAD.get(module.options.get("task", "")) or _loader(config)
     model, report = loader.from_pretrained(
         module.path,
         config=config,
@@ -222,10 +267,15 @@ def _loader(config: PretrainedConfig) -> Any:
 
 
 def _check_complete(
-    path: Path, model: PreTrainedModel, missing: set[str], *, ignores_code: bool
+    path: Path,
+    model: PreTrainedModel,
+    missing: set[str],
+    *,
+    ignores_code: bool,
+    pooler: bool = False,
 ) -> None:
-    """Random weights give vectors that look fine; a pooler is never looked at."""
-    needed = sorted(name for name in missing if "pooler" not in name.split("."))
+    """Random weights give vectors that look fine; a `pooler` is looked at by heads alone."""
+    needed = sorted(name for name in missing if pooler or "pooler" not in name.split("."))
     if needed:
         shown = ", ".join(needed[:3]) + (", …" if len(needed) > 3 else "")
         if ignores_code and classes_of(path):

@@ -16,6 +16,7 @@ from ..attention.packed import ATTENTION_NAME, PackedSequences, Sequences, regis
 from ..layers.cpu.encoder import FusedEncoder
 from ..layers.cpu.int8.linear import has_int8_layers
 from ..layers.rotary import RotaryState
+from ..tokenization.token_types import split_token_types
 from .loading import LoadedTransformer
 
 __all__ = ["HiddenStates", "Transformer"]
@@ -34,6 +35,9 @@ class Transformer:
         self.max_positions = loaded.max_positions
         self.vocab_size = loaded.vocab_size
         self.needs_token_type_ids = loaded.needs_token_type_ids
+        self.reads_token_types = False
+        """Whether the types of tokens are in their ids: see `tokenization.token_types`."""
+        self.head = loaded.head
         self.all_layers = all_layers
         self.position_offset = 0
         self.int8_error = 0.0
@@ -91,7 +95,8 @@ class Transformer:
         """
         if self.runs_fused and isinstance(sequences, PackedSequences):
             assert self._fused_encoder is not None
-            return self._fused_encoder(ids, positions + self.position_offset, sequences)
+            ids, types = self._ids_and_types(ids)
+            return self._fused_encoder(ids, positions + self.position_offset, sequences, types)
         output = self._forward(
             input_ids=ids.unsqueeze(0),
             position_ids=(positions + self.position_offset).unsqueeze(0),
@@ -104,12 +109,18 @@ class Transformer:
         return self._rows(self._forward(input_ids=ids, attention_mask=mask))
 
     def _forward(self, *, input_ids: Tensor, **inputs: Any) -> Any:
-        if self.needs_token_type_ids:
+        input_ids, types = self._ids_and_types(input_ids)
+        if types is not None:
+            inputs["token_type_ids"] = types
+        elif self.needs_token_type_ids:
             inputs["token_type_ids"] = torch.zeros_like(input_ids)
         if self.all_layers:
             inputs["output_hidden_states"] = True
         self._rotary_state.restore()
         return self.model(input_ids=input_ids, return_dict=True, **inputs)
+
+    def _ids_and_types(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        return split_token_types(ids) if self.reads_token_types else (ids, None)
 
     def _rows(self, output: Any) -> HiddenStates:
         if self.all_layers:

@@ -24,7 +24,14 @@ from ..checkpoint.modules import Module
 from ..checkpoint.weights import read_weights
 from ..errors import InvalidCheckpoint, UnsupportedModel
 
-__all__ = ["LOADERS", "ModuleContext", "Step", "load_layer_weights", "normalizer"]
+__all__ = [
+    "LOADERS",
+    "ModuleContext",
+    "Step",
+    "invariant_step",
+    "load_layer_weights",
+    "normalizer",
+]
 
 Step = Callable[[Tensor], Tensor]
 # Measured on CPU: a float32 product of 16 rows gives every row the bits it has in the first place,
@@ -60,6 +67,26 @@ def in_blocks(step: Step, rows: Tensor, block: int | None) -> Tensor:
     filled = pad(rows, (0, 0, 0, missing)) if missing else rows
     # A copy, because a kernel may also choose by the alignment of its input.
     return torch.cat([step(part.clone()) for part in torch.split(filled, block)])[: len(rows)]
+
+
+@torch.inference_mode()
+def invariant_step(step: Step, width: int, device: torch.device) -> Step:
+    """`step` on a fixed number of rows, so that a row's bits do not depend on the rows beside it.
+
+    That are 16 rows where a row gives the same at each place among any others, else one.
+    """
+    generator = torch.Generator().manual_seed(_BLOCK_ROWS)
+    rows, others = torch.randn((2, _BLOCK_ROWS, width), generator=generator).to(device)
+    expected = step(rows)
+    block = _BLOCK_ROWS
+    for place in range(_BLOCK_ROWS):
+        moved = step(rows.roll(place, 0))
+        mixed = others.clone()
+        mixed[place] = rows[0]
+        agrees = torch.equal(moved, expected.roll(place, 0))
+        if not agrees or not torch.equal(step(mixed)[place], expected[0]):
+            block = 1
+    return lambda rows: in_blocks(step, rows, block)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ..checkpoint.modules import Module
 from ..errors import InvalidCheckpoint, UnsupportedModel
-from .modules import LOADERS, ModuleContext, Step, load_layer_weights
+from .modules import LOADERS, ModuleContext, Step, invariant_step, load_layer_weights
 from .pooling import POOLING, TokenRows, pool, weighted_layers
 
 __all__ = ["Pooler"]
 
-_TOKENS, _VECTOR = "token_embeddings", "sentence_embedding"
+_TOKENS, _VECTOR, _SCORES = "token_embeddings", "sentence_embedding", "scores"
 
 
 class Pooler:
@@ -91,6 +91,34 @@ class Pooler:
             modes=modes,
             excludes_prompt=not includes_prompt,
             vector_steps=vector_steps,
+            dimension=dimension,
+        )
+
+    @classmethod
+    def of_head(
+        cls,
+        head: Step,
+        *,
+        pooling: str | None,
+        hidden_size: int,
+        dimension: int,
+        device: torch.device,
+        batch_invariant: bool | None = None,
+    ) -> Pooler:
+        """A pooling, and then a head that gives `dimension` numbers of a row of `hidden_size`.
+
+        With `batch_invariant` (None: on the CPU) it runs on a fixed number of rows.
+        """
+        assert pooling is not None
+        if batch_invariant is None:
+            batch_invariant = device.type == "cpu"
+        step = invariant_step(head, hidden_size, device) if batch_invariant else head
+        return cls(
+            layers=None,
+            token_steps=(),
+            modes=(pooling,),
+            excludes_prompt=False,
+            vector_steps=(step,),
             dimension=dimension,
         )
 
@@ -202,6 +230,8 @@ def _works_on(module: Module, feature: str) -> bool:
         )
     source = module.options.get("module_input_name") or _VECTOR
     target = module.options.get("module_output_name") or source
+    if (source, target) == (_VECTOR, _SCORES):
+        return feature == _VECTOR
     if source != target or source not in (_TOKENS, _VECTOR):
         raise UnsupportedModel(
             f"{module.path}: {module.kind} goes from {source!r} to {target!r}; "

@@ -18,8 +18,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..embeddings import Embeddings, OutputSpec, Timings
 from ..errors import DeadlineExceeded, InvalidInput, MillpondError, TextFailed
+from ..outputs import CallResult, Output, Timings
+from ..pair import Pair
 from ..stats import CallProgress, ProgressHook
 from .prefix_cache import BlockAllocation
 from .request_future import RequestFuture
@@ -71,10 +72,10 @@ class Request:
     `remaining`, times) is written by whichever workers run its batches, under its own lock.
     """
 
-    texts: Sequence[str] | Sequence[npt.NDArray[np.int32]]
+    texts: Sequence[str] | Sequence[npt.NDArray[np.int32]] | Sequence[Pair]
     _: KW_ONLY
     priority: Priority
-    output: OutputSpec
+    output: Output
     route: int = 0
     prompt: str = ""
     task: str | None = None
@@ -84,7 +85,7 @@ class Request:
     """Leading ones that texts with this prompt share."""
     is_pinned: bool = False
     """Whether they stay in a prefix cache for good."""
-    truncate: TruncateSide | None = None
+    truncate: TruncateSide | Literal["document"] | None = None
     max_length: int | None = None
     most_tokens: InitVar[int | None] = None
     """Of a text that count in the queue: one that will be cut would fill it for others."""
@@ -234,12 +235,11 @@ class Request:
             "embedded; allow more time or send fewer texts"
         )
 
-    def result(self, now_s: float) -> Embeddings:
+    def result(self, now_s: float) -> CallResult:
         """What the future resolves to once nothing remains."""
         started_s = now_s if self.started_s is None else self.started_s
-        return Embeddings(
-            rows=self.rows,
-            output=self.output,
+        return self.output.result(
+            self.rows,
             token_counts=self.token_counts,
             truncated=self.truncated,
             errors=self.errors,

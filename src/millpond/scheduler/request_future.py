@@ -13,9 +13,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from ..embeddings import Embeddings
 from ..errors import EngineError
 from ..locks import Gate, SteadyFuture
+from ..outputs import CallResult
 
 __all__ = ["OwnThreads", "RequestFuture", "this_thread"]
 
@@ -70,12 +70,12 @@ class _Callback:
     """A done-callback. On an engine's thread nothing that it raises gets any further."""
 
     def __init__(
-        self, call: Callable[[Future[Embeddings]], object], threads: OwnThreads | None
+        self, call: Callable[[Future[CallResult]], object], threads: OwnThreads | None
     ) -> None:
         self._call = call
         self._threads = threads
 
-    def __call__(self, future: Future[Embeddings]) -> None:
+    def __call__(self, future: Future[CallResult]) -> None:
         try:
             self._call(future)
         except BaseException:  # SystemExit and CancelledError too: others wait for this thread
@@ -84,7 +84,7 @@ class _Callback:
             logger.exception("a done-callback raised; the engine goes on")
 
 
-class RequestFuture(SteadyFuture[Embeddings]):
+class RequestFuture(SteadyFuture[CallResult]):
     """The future of a request. Cancelling it takes the texts that have not run out of the queue."""
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class RequestFuture(SteadyFuture[Embeddings]):
         if self._threads is not None and not self.done():
             self._threads.require_another()
 
-    def result(self, timeout: float | None = None) -> Embeddings:
+    def result(self, timeout: float | None = None) -> CallResult:
         """The result, waited for. Raises `EngineError` on a thread of the engine's own."""
         self.require_may_wait()
         return super().result(timeout)
@@ -129,7 +129,7 @@ class RequestFuture(SteadyFuture[Embeddings]):
         if self._on_cancel is not None:
             self._on_cancel()
 
-    def add_done_callback(self, fn: Callable[[Future[Embeddings]], object]) -> None:
+    def add_done_callback(self, fn: Callable[[Future[CallResult]], object]) -> None:
         """Call `fn` with the future when it has ended. What it raises stops no other callback."""
         super().add_done_callback(_Callback(fn, self._threads))
 

@@ -20,6 +20,7 @@ from ..checkpoint.modules import Module
 from ..errors import InvalidCheckpoint, UnsupportedModel
 from ..locks import fork_safe
 from .chat_template import ChatTemplate
+from .pair_frame import PairBackend, pair_backend
 
 __all__ = ["NO_LIMIT", "TokenizerBackend", "ids_of", "load_source"]
 
@@ -54,6 +55,8 @@ class TokenizerBackend:
     rust: bool
     chat: ChatTemplate | None = None
     """What texts are rendered through, and then take no special tokens of the tokenizer's own."""
+    pairs: PairBackend | None = None
+    """How it joins the texts of a pair; None where it was loaded for single texts."""
 
 
 def ids_of(row: Any) -> list[int]:
@@ -63,13 +66,13 @@ def ids_of(row: Any) -> list[int]:
 
 
 def load_source(
-    module: Module, *, trust_remote_code: bool, cache_dir: str | None = None
+    module: Module, *, trust_remote_code: bool, cache_dir: str | None = None, pairs: bool = False
 ) -> TokenizerBackend:
     """The tokenizer in the folder of a `Transformer` or `StaticEmbedding` module."""
     if module.kind == "StaticEmbedding":
         return _static_source(module)
     code = {"trust_remote_code": trust_remote_code, "cache_dir": cache_dir}
-    return _transformers_source(module, code)
+    return _transformers_source(module, code, pairs=pairs)
 
 
 def _static_source(module: Module) -> TokenizerBackend:
@@ -96,10 +99,14 @@ def _static_source(module: Module) -> TokenizerBackend:
     )
 
 
-def _transformers_source(module: Module, code: dict[str, Any]) -> TokenizerBackend:
+def _transformers_source(module: Module, code: dict[str, Any], *, pairs: bool) -> TokenizerBackend:
     tokenizer, config = _load_tokenizer(module, code)
     chat = ChatTemplate.load(
-        tokenizer, module.options.get("chat"), model_type=config.model_type, path=module.path
+        tokenizer,
+        module.options.get("chat"),
+        model_type=config.model_type,
+        path=module.path,
+        pairs=pairs,
     )
     if module.options.get("do_lower_case"):
         _lower_case(tokenizer)
@@ -120,6 +127,7 @@ def _transformers_source(module: Module, code: dict[str, Any]) -> TokenizerBacke
         limit=_limit(tokenizer, config, module),
         rust=rust is not None,
         chat=chat,
+        pairs=pair_backend(tokenizer) if pairs and chat is None else None,
     )
 
 

@@ -1,16 +1,18 @@
-"""`ChatTemplate`: a text and its prompt as the messages of a chat, rendered into one string.
+"""`ChatTemplate`: a text or a pair, and its prompt, as the messages of a chat in one string.
 
 The messages are those of sentence-transformers 6: the text is what the user says, the prompt what
-the system says before it. It knows the checkpoint's template and no token ids.
+the system says before it; the texts of a pair have the roles `query` and `document`. It knows the
+checkpoint's template and no token ids.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import InvalidCheckpoint, InvalidText, UnsupportedModel, summary
+from ..pair import Pair
 
 __all__ = ["ChatTemplate"]
 
@@ -32,6 +34,7 @@ class ChatTemplate:
     """The chat template of a checkpoint. It never changes, so any thread may use it.
 
     `restores_suffix` says whether a text that is cut keeps what the template puts at its end.
+    `pair_failure` says why it renders no pairs, `text_failure` why no single texts.
     """
 
     def __init__(
@@ -46,22 +49,32 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._format = message_format
         self._arguments = dict(arguments)
+        self.text_failure: str | None = None
+        self.pair_failure: str | None = None
 
     def __repr__(self) -> str:
         return f"ChatTemplate(format={self._format!r}, arguments={sorted(self._arguments)})"
 
     @classmethod
     def load(
-        cls, tokenizer: Any, options: Mapping[str, Any] | None, *, model_type: str, path: Path
+        cls,
+        tokenizer: Any,
+        options: Mapping[str, Any] | None,
+        *,
+        model_type: str,
+        path: Path,
+        pairs: bool = False,
     ) -> ChatTemplate | None:
         """The template that texts go through, or None where they are tokenised as they are.
 
         `options` is what `input_options.chat_options` read. Raises `InvalidCheckpoint` where a
-        template is needed and missing, `UnsupportedModel` for one that renders no text.
+        template is needed and missing, `UnsupportedModel` for one that renders no text and, if
+        `pairs` are to be read, none of those either.
         """
         if options is None:
             return None
-        template = getattr(tokenizer, "chat_template", None)
+        own = getattr(tokenizer, "chat_template", None)
+        template = options["arguments"].get("chat_template", own)
         if template is None:
             if not options["required"]:
                 return None
@@ -76,7 +89,10 @@ class ChatTemplate:
             arguments=options["arguments"],
             restores_suffix=options["restore_suffix"],
         )
-        chat._require_text(path)
+        chat.text_failure = _failure(chat._text_probes)
+        chat.pair_failure = _failure(chat._pair_probes) if pairs else "pairs are not read"
+        if chat.text_failure is not None and chat.pair_failure is not None:
+            raise UnsupportedModel(f"{path}: its chat template {chat.text_failure}")
         return chat
 
     def render(self, texts: Sequence[str], *, prompt: str, task: str | None) -> list[str]:
@@ -95,14 +111,39 @@ class ChatTemplate:
                     ) from error
             raise
 
+    def render_pairs(self, pairs: Sequence[Pair], *, prompt: str) -> list[str]:
+        """The same of each pair."""
+        try:
+            return self._rendered_pairs(pairs, prompt)
+        except Exception:
+            for index, pair in enumerate(pairs):
+                try:
+                    self._rendered_pairs([pair], prompt)
+                except Exception as error:
+                    raise InvalidText(
+                        f"the chat template does not render it ({summary(error)})", index=index
+                    ) from error
+            raise
+
+    def _rendered_pairs(self, pairs: Sequence[Pair], prompt: str) -> list[str]:
+        system = [self._message("system", prompt)] if prompt else []
+        chats = [
+            [*system, self._message("query", pair.query), self._message("document", pair.document)]
+            for pair in pairs
+        ]
+        return self._applied(chats, self._arguments) if chats else []
+
     def _rendered(self, texts: Sequence[str], prompt: str, task: str | None) -> list[str]:
         if not texts:
             return []
         # A template that asks for no task is not disturbed by one.
         arguments = self._arguments if task is None else {"task": task, **self._arguments}
         system = [self._message("system", prompt)] if prompt else []
+        return self._applied([[*system, self._message("user", text)] for text in texts], arguments)
+
+    def _applied(self, chats: list[list[dict[str, Any]]], arguments: dict[str, Any]) -> list[str]:
         rendered: list[str] = self._tokenizer.apply_chat_template(
-            [[*system, self._message("user", text)] for text in texts], tokenize=False, **arguments
+            chats, tokenize=False, **arguments
         )
         return rendered
 
@@ -110,18 +151,23 @@ class ChatTemplate:
         flat = self._format == "flat"
         return {"role": role, "content": text if flat else [{"type": "text", "text": text}]}
 
-    def _require_text(self, path: Path) -> None:
-        try:
-            one, other = self._rendered(["hello", "mill"], "", None)
-        except Exception as error:
-            raise UnsupportedModel(
-                f"{path}: its chat template does not render a text ({summary(error)})"
-            ) from error
-        if one == other:
-            raise UnsupportedModel(
-                f"{path}: its chat template renders every text alike; it takes something other "
-                "than the message of a user"
-            )
+    def _text_probes(self) -> list[str]:
+        return self._rendered(["hello", "mill"], "", None)
+
+    def _pair_probes(self) -> list[str]:
+        pairs = [Pair("hello", "mill"), Pair("pond", "mill"), Pair("hello", "pond")]
+        return self._rendered_pairs(pairs, "")
+
+
+def _failure(render: Callable[[], list[str]]) -> str | None:
+    """Why the first of the rendered probes is not unlike all the others."""
+    try:
+        first, *others = render()
+    except Exception as error:  # a template raises what it likes
+        return f"does not render a text ({summary(error)})"
+    if first in others:
+        return "renders every text alike; it takes messages of other roles"
+    return None
 
 
 def _guessed(template: Any, model_type: str) -> MessageFormat:

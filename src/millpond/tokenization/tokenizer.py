@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,8 @@ class TextTokenizer:
     `vocab_size` the number of token ids the model knows; `pad_id` the id to pad with.
     """
 
+    reads_pairs = False
+
     def __init__(
         self,
         source: TokenizerBackend,
@@ -92,12 +94,14 @@ class TextTokenizer:
         hidden_vocab_size: int | None,
         trust_remote_code: bool,
         cache_dir: str | None = None,
-    ) -> TextTokenizer:
+        **options: Any,
+    ) -> Self:
         """The tokenizer in the folder of a `Transformer` or `StaticEmbedding` module.
 
         `max_length` overrides the checkpoint's limit; `max_positions` is what the model's position
         table holds; `hidden_vocab_size` is the number of rows of its embedding table. Code of its
         own, where it is trusted, is in that folder or in the cache (None: the default one).
+        `options` are those of a class derived from this one.
 
         Raises `InvalidOption` for a `max_length` above `max_positions` or without room for text,
         `InvalidCheckpoint` when the files cannot be read, and `UnsupportedModel` for a tokenizer
@@ -108,7 +112,12 @@ class TextTokenizer:
                 f"max_length={max_length}: the model has positions for {max_positions} tokens; "
                 f"choose at most {max_positions}"
             )
-        source = load_source(module, trust_remote_code=trust_remote_code, cache_dir=cache_dir)
+        source = load_source(
+            module,
+            trust_remote_code=trust_remote_code,
+            cache_dir=cache_dir,
+            pairs=cls.reads_pairs,
+        )
         limits = [source.limit if max_length is None else max_length, max_positions]
         known = [limit for limit in limits if limit is not None]
         try:
@@ -117,6 +126,7 @@ class TextTokenizer:
                 max_length=min(known, default=None),
                 max_positions=max_positions,
                 hidden_vocab_size=hidden_vocab_size,
+                **options,
             )
         except InvalidOption as error:
             if max_length is not None:

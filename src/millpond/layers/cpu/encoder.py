@@ -17,7 +17,7 @@ from .encoder_layer import FusedLayer, leaves, norm_options
 
 __all__ = ["FusedEncoder"]
 
-# In the order they are added up; all tokens are of the first type.
+# In the order they are added up. Without types, all tokens are of the first one.
 TABLES = ("word_embeddings", "token_type_embeddings", "position_embeddings")
 
 
@@ -36,23 +36,38 @@ class FusedEncoder:
         self._needs_token_type_ids = needs_token_type_ids
         self._embed = _fused_embeddings(embeddings) or self._embed_by_module
 
-    def _embed_by_module(self, ids: Tensor, positions: Tensor) -> Tensor:
+    def _embed_by_module(self, ids: Tensor, positions: Tensor, types: Tensor | None) -> Tensor:
         ids = ids.unsqueeze(0)
-        types = {"token_type_ids": torch.zeros_like(ids)} if self._needs_token_type_ids else {}
+        given = {}
+        if types is not None:
+            given["token_type_ids"] = types.unsqueeze(0)
+        elif self._needs_token_type_ids:
+            given["token_type_ids"] = torch.zeros_like(ids)
         rows: Tensor = self._embeddings(
-            input_ids=ids, position_ids=positions.unsqueeze(0), **types
+            input_ids=ids, position_ids=positions.unsqueeze(0), **given
         )[0]
         return rows
 
-    def __call__(self, ids: Tensor, positions: Tensor, sequences: PackedSequences) -> Tensor:
-        """Hidden states `[total, width]` of ids and the model's own positions, int64 `[total]`."""
-        rows = self._embed(ids, positions)
+    def __call__(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        sequences: PackedSequences,
+        types: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states `[total, width]` of ids and the model's own positions, int64 `[total]`.
+
+        `types` are those of the tokens, the first one for all where they are left out.
+        """
+        rows = self._embed(ids, positions, types)
         for layer in self._layers:
             rows = layer.packed(rows, sequences)
         return rows
 
 
-def _fused_embeddings(embeddings: nn.Module) -> Callable[[Tensor, Tensor], Tensor] | None:
+def _fused_embeddings(
+    embeddings: nn.Module,
+) -> Callable[[Tensor, Tensor, Tensor | None], Tensor] | None:
     """BERT-style embeddings without calls of modules; None for others.
 
     Whether they are called in this order, the encoder's comparison with the model shows.
@@ -63,11 +78,12 @@ def _fused_embeddings(embeddings: nn.Module) -> Callable[[Tensor, Tensor], Tenso
     tables = [parts[name] for name in TABLES]
     if not all(type(table) is nn.Embedding and table.max_norm is None for table in tables):
         return None
-    words, types, places = (table.weight for table in tables)
+    words, kinds, places = (table.weight for table in tables)
     norm = norm_options(parts["LayerNorm"])
 
-    def embed(ids: Tensor, positions: Tensor) -> Tensor:
-        rows = torch.embedding(words, ids).add_(types[0])
+    def embed(ids: Tensor, positions: Tensor, types: Tensor | None) -> Tensor:
+        added = kinds[0] if types is None else torch.embedding(kinds, types)
+        rows = torch.embedding(words, ids).add_(added)
         return torch.layer_norm(rows.add_(torch.embedding(places, positions)), *norm)
 
     return embed

@@ -1,0 +1,233 @@
+"""`ScoringCalls`: the calls of an engine for pairs and classes, on the engine's own queue.
+
+They make requests and shape results; what runs them is the same for every kind of model.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, TypedDict, Unpack, cast
+
+from ..errors import InvalidText
+from ..pair import Pair
+from ..scheduler.request import Priority, Request
+from ..scores import Ranked, Scores
+from .inputs import InputProcessor
+from .params import Texts, TextsInput
+from .score_params import (
+    PairsInput,
+    ScoreParams,
+    TruncatePair,
+    require_count,
+    require_one_score,
+    require_scores,
+    take_pairs,
+    take_texts_or_pairs,
+)
+
+__all__ = ["MakeRequest", "ScoreOptions", "ScoringCalls"]
+
+MakeRequest = Callable[[float], tuple[Request, bool]]
+
+
+class ScoreOptions(TypedDict, total=False):
+    """The options of one call, as `Engine.score` explains them."""
+
+    activation: str
+    truncate: TruncatePair | None
+    prompt: str | None
+    prompt_name: str | None
+    priority: Priority | str | None
+    timeout: float | None
+
+
+class ScoringCalls(abc.ABC):
+    """What an engine answers with a model that scores or classifies."""
+
+    @property
+    @abc.abstractmethod
+    def _inputs(self) -> InputProcessor:
+        """What makes requests."""
+
+    @abc.abstractmethod
+    def _send(
+        self, make: MakeRequest, *, wait: bool = True, block: bool = False, inline: bool = False
+    ) -> tuple[Request, bool]:
+        """Submit what `make` makes at a time on the engine's clock."""
+
+    @abc.abstractmethod
+    def _wait(self, request: Request, timeout: float | None) -> Any:
+        """Its result."""
+
+    @abc.abstractmethod
+    async def _await(self, request: Request, timeout: float | None) -> Any:
+        """Its result."""
+
+    def score(self, pairs: PairsInput, **options: Unpack[ScoreOptions]) -> Any:
+        """Score pairs of a query and a document: float32 `[n]`, or `[n, labels]` with several.
+
+        Of one pair, a tuple or list of two strings, the score itself: `[]`, or `[labels]`.
+
+        - `activation`: what is applied to the model's logits. "auto" is what the checkpoint says,
+          else sigmoid for one label and nothing for more; "none", "sigmoid", "softmax" and the
+          others of `millpond.scores.ACTIVATIONS`.
+        - `truncate`: of a pair that is too long the longer text is cut first, where the tokenizer
+          says or at its "end" or "start"; "document" cuts nothing else; "error" raises
+          `TextTooLong`.
+        - `prompt`, `prompt_name`: what stands in front of every query, or the instruction where
+          the checkpoint has a chat template.
+        - `priority`: "interactive" or "bulk"; None is interactive for up to 128 pairs.
+        - `timeout`: seconds until `DeadlineExceeded`.
+
+        Raises `UnsupportedCall` where the model embeds, and else what `embed` raises.
+        """
+        request, single = self._submit_pairs(pairs, options, inline=True)
+        return _scores(_checked(self._wait(request, options.get("timeout"))), single)
+
+    async def ascore(self, pairs: PairsInput, **options: Unpack[ScoreOptions]) -> Any:
+        """`score` for any event loop. A cancelled call is taken out before its next forward."""
+        request, single = self._submit_pairs(pairs, options)
+        return _scores(_checked(await self._await(request, options.get("timeout"))), single)
+
+    def submit_score(
+        self, pairs: PairsInput, *, wait: bool = True, **options: Unpack[ScoreOptions]
+    ) -> Future[Scores]:
+        """Hand pairs in and go on; the future gives `Scores`, with an error per failed pair.
+
+        It raises, blocks and is cancelled as `submit` is.
+        """
+        request, _ = self._submit_pairs(pairs, options, strict=False, wait=wait, block=wait)
+        return cast("Future[Scores]", request.future)
+
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_n: int | None = None,
+        **options: Unpack[ScoreOptions],
+    ) -> list[Ranked]:
+        """The documents by their score for a query: the best first, ties by index.
+
+        `top_n` gives no more than so many; the options are those of `score`. What all pairs of
+        the call begin with, such as an instruction and the query, is computed once by a decoder.
+
+        Raises `UnsupportedCall` where the model has not one score, and else as `score`.
+        """
+        pairs = self._pairs_to_rank(query, documents, top_n)
+        request, _ = self._submit_pairs(pairs, options, inline=True)
+        return _checked(self._wait(request, options.get("timeout"))).ranked(top_n)
+
+    async def arank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_n: int | None = None,
+        **options: Unpack[ScoreOptions],
+    ) -> list[Ranked]:
+        """`rank` for any event loop."""
+        pairs = self._pairs_to_rank(query, documents, top_n)
+        request, _ = self._submit_pairs(pairs, options)
+        return _checked(await self._await(request, options.get("timeout"))).ranked(top_n)
+
+    def classify(
+        self,
+        texts: TextsInput | PairsInput,
+        *,
+        top_k: int | None = None,
+        **options: Unpack[ScoreOptions],
+    ) -> Any:
+        """The classes of texts or of pairs, for each a list of `Label`, the best first.
+
+        A single text, or a tuple of two strings as a single pair, gives one such list. A list of
+        strings holds texts, a list of tuples pairs. `top_k` gives no more than so many classes.
+        The options are those of `score`, but `activation="auto"` makes probabilities: what the
+        checkpoint names, else softmax, or sigmoid where labels exclude each other not.
+
+        Raises `UnsupportedCall` where the model embeds, and else as `score`.
+        """
+        request, single = self._submit_classes(texts, top_k, options, inline=True)
+        return _classes(_checked(self._wait(request, options.get("timeout"))), top_k, single)
+
+    async def aclassify(
+        self,
+        texts: TextsInput | PairsInput,
+        *,
+        top_k: int | None = None,
+        **options: Unpack[ScoreOptions],
+    ) -> Any:
+        """`classify` for any event loop."""
+        request, single = self._submit_classes(texts, top_k, options)
+        return _classes(_checked(await self._await(request, options.get("timeout"))), top_k, single)
+
+    def submit_classify(
+        self,
+        texts: TextsInput | PairsInput,
+        *,
+        wait: bool = True,
+        **options: Unpack[ScoreOptions],
+    ) -> Future[Scores]:
+        """As `submit_score`, of texts or pairs and with probabilities; see `Scores.classes`."""
+        request, _ = self._submit_classes(texts, None, options, strict=False, wait=wait, block=wait)
+        return cast("Future[Scores]", request.future)
+
+    def _pairs_to_rank(self, query: str, documents: Sequence[str], top_n: int | None) -> list[Pair]:
+        require_one_score(self._inputs.spec)
+        require_count("top_n", top_n)
+        if not isinstance(query, str):
+            raise InvalidText(f"the query is {type(query).__name__}, not a string")
+        if isinstance(documents, str | bytes):
+            raise InvalidText("expected a list of documents; put the one document into a list")
+        for index, document in enumerate(documents):
+            if not isinstance(document, str):
+                raise InvalidText(
+                    f"the document is {type(document).__name__}, not a string", index=index
+                )
+        return [Pair(query, document) for document in documents]
+
+    def _submit_pairs(
+        self, pairs: Any, options: ScoreOptions, *, strict: bool = True, **how: bool
+    ) -> tuple[Request, bool]:
+        require_scores(self._inputs.spec, "score")
+        return self._submit_taken(take_pairs(pairs), ScoreParams(**options), strict, how)
+
+    def _submit_classes(
+        self,
+        texts: Any,
+        top_k: int | None,
+        options: ScoreOptions,
+        *,
+        strict: bool = True,
+        **how: bool,
+    ) -> tuple[Request, bool]:
+        require_scores(self._inputs.spec, "classify")
+        require_count("top_k", top_k)
+        params = ScoreParams(**options, for_classes=True)
+        return self._submit_taken(take_texts_or_pairs(texts), params, strict, how)
+
+    def _submit_taken(
+        self, taken: Texts, params: ScoreParams, strict: bool, how: dict[str, bool]
+    ) -> tuple[Request, bool]:
+        def make(now_s: float) -> tuple[Request, bool]:
+            request = self._inputs.score_request(taken, params, now_s=now_s, strict=strict)
+            return request, taken.is_single
+
+        return self._send(make, **how)
+
+
+def _checked(result: Scores) -> Scores:
+    """Raises the errors of its texts."""
+    result.raise_for_errors()
+    return result
+
+
+def _scores(result: Scores, single: bool) -> Any:
+    return result.scores[0] if single else result.scores
+
+
+def _classes(result: Scores, top_k: int | None, single: bool) -> Any:
+    found = result.classes(top_k)
+    return found[0] if single else found

@@ -1,0 +1,173 @@
+"""`CheckpointHead`: a checkpoint's own head for scores or classes, on hidden states of any origin.
+
+The head is the model's own `forward` with a stub in the place of its base model. The stub gives
+back the hidden states that it is handed as embeddings, so no line of any model's code is repeated
+here. Of a language model only the rows of a few answers are kept in its last layer.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+
+from ..errors import UnsupportedModel, summary
+from ..pooler.pooling import TokenRows, pool
+
+__all__ = ["CheckpointHead"]
+
+# What stands for a text: the first of them whose row alone gives what all of its rows give.
+_POOLINGS = ("cls", "lasttoken", "mean", "max")
+
+
+_PROBE_LENGTHS = (7, 4)
+
+
+_TOLERANCE = 1e-4  # relative to the largest logit, in float32
+
+
+class CheckpointHead:
+    """The logits of texts by the checkpoint's own head, in float32.
+
+    `pooling` says which of a text's rows, or what of them, the head reads (None: every row, for
+    logits of tokens); `width` how many logits it gives. It never changes, so any thread may use it.
+    """
+
+    def __init__(self, head: Any, *, per_token: bool, answers: int) -> None:
+        self._head = head
+        self._answers = answers
+        self.per_token = per_token
+        self.pooling: str | None = None
+        self.width = 0
+
+    @classmethod
+    @torch.inference_mode()
+    def detach(
+        cls,
+        whole: Any,
+        *,
+        hidden_size: int,
+        answer_ids: Sequence[int] | None = None,
+        per_token: bool = False,
+    ) -> CheckpointHead:
+        """Take the head off a model of transformers, whose base model is then to be run alone.
+
+        `answer_ids` are the tokens whose logits a language model is asked for: one logit, or the
+        first less the second. Raises `UnsupportedModel` for a head that needs more than hidden
+        states.
+        """
+        whole.config = copy.deepcopy(whole.config)
+        whole.config.get_text_config().pad_token_id = 0  # without one it takes one text at a time
+        if answer_ids is not None:
+            _keep_answers(whole, answer_ids)
+        setattr(whole, whole.base_model_prefix, _Stub(whole.base_model))
+        head = cls(whole.float(), per_token=per_token, answers=len(answer_ids or ()))
+        try:
+            head._find_pooling(hidden_size, whole.device)
+        except Exception as error:  # whatever a model's code objects with
+            raise UnsupportedModel(
+                f"{type(whole).__name__} does not give its scores of hidden states alone "
+                f"({summary(error)})"
+            ) from error
+        return head
+
+    @property
+    def looks_past_padding(self) -> bool:
+        """Whether it reads the last token of a text that is not the one to pad with."""
+        return self.pooling == "lasttoken" and not self._answers
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Logits float32 [n, width] of what `pooling` makes of texts, float32 [n, hidden_size]."""
+        return self._logits(rows.unsqueeze(1))
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Of texts of equal length, [n, length, hidden_size]."""
+        mask = torch.ones(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
+        found = self._head(inputs_embeds=hidden, attention_mask=mask, return_dict=True)
+        logits: Tensor = found.logits
+        if self._answers:
+            logits = logits[:, -1]
+            logits = logits[:, :1] - logits[:, 1:] if self._answers > 1 else logits
+        elif self.per_token and hidden.shape[1] == 1:
+            logits = logits[:, 0]
+        return logits.float()
+
+    def _find_pooling(self, hidden_size: int, device: torch.device) -> None:
+        texts = [_random_rows(length, hidden_size).to(device) for length in _PROBE_LENGTHS]
+        whole = [self._logits(rows.unsqueeze(0)) for rows in texts]
+        self.width = whole[0].shape[-1]
+        if self.per_token:
+            return
+        for pooling in _POOLINGS:
+            found = [self(_pooled(rows, pooling)) for rows in texts]
+            if all(map(_agree, found, whole)):
+                self.pooling = pooling
+                return
+        raise ValueError("its head reads more of a text than one row of it")
+
+    def __repr__(self) -> str:
+        name = type(self._head).__name__
+        return f"CheckpointHead({name}, pooling={self.pooling!r}, width={self.width})"
+
+
+@dataclass
+class _StubOutput(BaseModelOutputWithPoolingAndCrossAttentions):
+    """What models look for in the output of their base model."""
+
+    router_logits: Any = None  # of experts
+
+
+class _Stub(nn.Module):
+    """In the place of a base model: its hidden states are those it is handed as embeddings."""
+
+    def __init__(self, base: Any) -> None:
+        super().__init__()
+        pooler = getattr(base, "pooler", None)
+        self.pooler = copy.deepcopy(pooler) if isinstance(pooler, nn.Module) else None
+        self.activation = copy.deepcopy(getattr(base, "pooler_activation", None))  # ALBERT's
+
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> _StubOutput:
+        pooled = None
+        if isinstance(self.pooler, nn.Linear) and self.activation is not None:
+            pooled = self.activation(self.pooler(inputs_embeds[:, 0]))
+        elif self.pooler is not None:
+            pooled = self.pooler(inputs_embeds)
+        return _StubOutput(last_hidden_state=inputs_embeds, pooler_output=pooled)
+
+
+def _keep_answers(model: Any, token_ids: Sequence[int]) -> None:
+    """A last layer that knows these tokens alone."""
+    full = model.get_output_embeddings()
+    if full is None or max(token_ids) >= len(full.weight):
+        raise UnsupportedModel(
+            f"{type(model).__name__} has no logit for each of the tokens {list(token_ids)}"
+        )
+    kept = nn.Linear(full.weight.shape[1], len(token_ids), bias=full.bias is not None)
+    kept.to(full.weight.device, full.weight.dtype).requires_grad_(False)
+    kept.weight.copy_(full.weight[list(token_ids)])
+    if full.bias is not None:
+        kept.bias.copy_(full.bias[list(token_ids)])
+    model.set_output_embeddings(kept)
+
+
+def _random_rows(length: int, width: int) -> Tensor:
+    generator = torch.Generator().manual_seed(length)
+    return torch.randn((length, width), generator=generator)
+
+
+def _pooled(rows: Tensor, pooling: str) -> Tensor:
+    starts = torch.zeros(1, dtype=torch.int64, device=rows.device)
+    lengths = torch.full_like(starts, len(rows))
+    return pool(TokenRows.of(rows, starts, lengths, None), [pooling])
+
+
+def _agree(found: Tensor, expected: Tensor) -> bool:
+    scale = float(expected.abs().max().clamp(min=1e-6))
+    return found.shape == expected.shape and bool(
+        (found - expected).abs().max() <= _TOLERANCE * scale
+    )
