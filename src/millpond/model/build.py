@@ -295,6 +295,7 @@ def _pooler(route: Route, encoder: Transformer | StaticEmbeddings, encoders: _En
         return Pooler.of_head(
             encoder.head,
             pooling=encoder.head.pooling,
+            is_late=encoder.head.is_late,
             hidden_size=encoder.width,
             dimension=encoder.head.width,
             device=encoders.device,

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..errors import UnsupportedModel, summary
 from ..pooler.pooling import TokenRows, pool
@@ -28,21 +27,27 @@ _POOLINGS = ("cls", "lasttoken", "mean", "max")
 _PROBE_LENGTHS = (7, 4)
 
 
-_TOLERANCE = 1e-4  # relative to the largest logit, in float32
+_PROBE_VOCABULARY = 1000  # of ids; special ones are the first, or are far beyond
+
+
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 class CheckpointHead:
     """The logits of texts by the checkpoint's own head, in float32.
 
     `pooling` says which of a text's rows, or what of them, the head reads (None: every row, for
-    logits of tokens); `width` how many logits it gives. It never changes, so any thread may use it.
+    logits of tokens); with `is_late` it is the logits of all rows that are pooled. `width` is how
+    many logits it gives. It never changes once it is detached, so any thread may use it.
     """
 
     def __init__(self, head: Any, *, per_token: bool, answers: int) -> None:
         self._head = head
         self._answers = answers
         self.per_token = per_token
+        self._gives_ids = False
         self.pooling: str | None = None
+        self.is_late = False
         self.width = 0
 
     @classmethod
@@ -59,21 +64,35 @@ class CheckpointHead:
 
         `answer_ids` are the tokens whose logits a language model is asked for: one logit, or the
         first less the second. Raises `UnsupportedModel` for a head that needs more than hidden
-        states.
+        states, or other ones than the base model gives by itself.
         """
+        base, answers = whole.base_model, answer_ids or ()
+        ids = _probe_ids(whole)
+        mask = torch.ones_like(ids)
+        expected = _answered(whole(input_ids=ids, attention_mask=mask).logits, answers)
         whole.config = copy.deepcopy(whole.config)
         whole.config.get_text_config().pad_token_id = 0  # without one it takes one text at a time
         if answer_ids is not None:
             _keep_answers(whole, answer_ids)
-        setattr(whole, whole.base_model_prefix, _Stub(whole.base_model))
-        head = cls(whole.float(), per_token=per_token, answers=len(answer_ids or ()))
+        setattr(whole, whole.base_model_prefix, _Stub(base))
+        head = cls(whole.float(), per_token=per_token, answers=len(answers))
         try:
             head._find_pooling(hidden_size, whole.device)
-        except Exception as error:  # whatever a model's code objects with
+        except Exception:  # whatever a model's code objects with that looks at ids too
+            head._gives_ids = True
+            try:
+                head._find_pooling(hidden_size, whole.device)
+            except Exception as error:
+                raise UnsupportedModel(
+                    f"{type(whole).__name__} does not give its scores of hidden states alone "
+                    f"({summary(error)})"
+                ) from error
+        found = head._of_text(base(input_ids=ids, attention_mask=mask).last_hidden_state.float())
+        if bool(expected.isfinite().all()) and not _agree(found, expected.float(), base.dtype):
             raise UnsupportedModel(
-                f"{type(whole).__name__} does not give its scores of hidden states alone "
-                f"({summary(error)})"
-            ) from error
+                f"{type(whole).__name__} gives other scores than its head does of what its base "
+                "model gives by itself; it tells the base model more than the text"
+            )
         return head
 
     @property
@@ -88,14 +107,26 @@ class CheckpointHead:
     def _logits(self, hidden: Tensor) -> Tensor:
         """Of texts of equal length, [n, length, hidden_size]."""
         mask = torch.ones(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
-        found = self._head(inputs_embeds=hidden, attention_mask=mask, return_dict=True)
-        logits: Tensor = found.logits
-        if self._answers:
-            logits = logits[:, -1]
-            logits = logits[:, :1] - logits[:, 1:] if self._answers > 1 else logits
-        elif self.per_token and hidden.shape[1] == 1:
-            logits = logits[:, 0]
-        return logits.float()
+        ids = {"input_ids": self._ids_like(mask)} if self._gives_ids else {}
+        found = self._head(inputs_embeds=hidden, attention_mask=mask, return_dict=True, **ids)
+        logits = _answered(found.logits, range(self._answers))
+        return logits[:, 0] if self.per_token and hidden.shape[1] == 1 else logits
+
+    def _of_text(self, hidden: Tensor) -> Tensor:
+        """Of one text `[1, length, hidden_size]` by what of it the head reads."""
+        if self.pooling is None:
+            return self._logits(hidden)
+        if self.is_late:
+            return self(hidden[0]).mean(0, keepdim=True)
+        return self(_pooled(hidden[0], self.pooling))
+
+    def _ids_like(self, ones: Tensor) -> Tensor:
+        """Ids of no meaning, but for the end of each text: some heads read the row of that."""
+        end = getattr(self._head.config.get_text_config(), "eos_token_id", None)
+        ids = ones + 1 if end == 1 else ones.clone()
+        if isinstance(end, int):
+            ids[:, -1] = end
+        return ids
 
     def _find_pooling(self, hidden_size: int, device: torch.device) -> None:
         texts = [_random_rows(length, hidden_size).to(device) for length in _PROBE_LENGTHS]
@@ -108,6 +139,9 @@ class CheckpointHead:
             if all(map(_agree, found, whole)):
                 self.pooling = pooling
                 return
+        if all(map(_agree, [self(rows).mean(0, keepdim=True) for rows in texts], whole)):
+            self.pooling, self.is_late = "mean", True
+            return
         raise ValueError("its head reads more of a text than one row of it")
 
     def __repr__(self) -> str:
@@ -115,11 +149,12 @@ class CheckpointHead:
         return f"CheckpointHead({name}, pooling={self.pooling!r}, width={self.width})"
 
 
-@dataclass
-class _StubOutput(BaseModelOutputWithPoolingAndCrossAttentions):
-    """What models look for in the output of their base model."""
+class _StubOutput(BaseModelOutputWithPooling):
+    """The output of a base model that has nothing of what some models look for beside."""
 
-    router_logits: Any = None  # of experts
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 class _Stub(nn.Module):
@@ -138,6 +173,24 @@ class _Stub(nn.Module):
         elif self.pooler is not None:
             pooled = self.pooler(inputs_embeds)
         return _StubOutput(last_hidden_state=inputs_embeds, pooler_output=pooled)
+
+
+def _probe_ids(model: Any) -> Tensor:
+    """A text, `[1, length]`, that ends with the model's own id for it if it has one."""
+    config = model.config.get_text_config()
+    special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")}
+    most = min(_PROBE_VOCABULARY, len(model.get_input_embeddings().weight))
+    ids = [token for token in range(most) if token not in special][-_PROBE_LENGTHS[0] :]
+    end = getattr(config, "eos_token_id", None)
+    return torch.tensor([[*ids, end] if isinstance(end, int) else ids], device=model.device)
+
+
+def _answered(logits: Tensor, answers: Sequence[int]) -> Tensor:
+    """The score of the first of these answers at the end of each text; without any, all logits."""
+    if not answers:
+        return logits
+    found = logits[:, -1, list(answers)]
+    return found[:, :1] - found[:, 1:] if len(answers) > 1 else found
 
 
 def _keep_answers(model: Any, token_ids: Sequence[int]) -> None:
@@ -166,8 +219,8 @@ def _pooled(rows: Tensor, pooling: str) -> Tensor:
     return pool(TokenRows.of(rows, starts, lengths, None), [pooling])
 
 
-def _agree(found: Tensor, expected: Tensor) -> bool:
-    scale = float(expected.abs().max().clamp(min=1e-6))
-    return found.shape == expected.shape and bool(
-        (found - expected).abs().max() <= _TOLERANCE * scale
-    )
+def _agree(found: Tensor, expected: Tensor, dtype: torch.dtype = torch.float32) -> bool:
+    if found.shape != expected.shape:
+        return False
+    scale = float(expected.abs().max().clamp(min=1.0))
+    return bool((found - expected).abs().max() <= _TOLERANCE[dtype] * scale)

@@ -100,6 +100,7 @@ class Pooler:
         head: Step,
         *,
         pooling: str | None,
+        is_late: bool = False,
         hidden_size: int,
         dimension: int,
         device: torch.device,
@@ -107,6 +108,7 @@ class Pooler:
     ) -> Pooler:
         """A pooling, and then a head that gives `dimension` numbers of a row of `hidden_size`.
 
+        With `is_late` the head is for the rows of tokens, and what it gives of them is pooled.
         With `batch_invariant` (None: on the CPU) it runs on a fixed number of rows.
         """
         assert pooling is not None
@@ -115,10 +117,10 @@ class Pooler:
         step = invariant_step(head, hidden_size, device) if batch_invariant else head
         return cls(
             layers=None,
-            token_steps=(),
+            token_steps=(step,) if is_late else (),
             modes=(pooling,),
             excludes_prompt=False,
-            vector_steps=(step,),
+            vector_steps=() if is_late else (step,),
             dimension=dimension,
         )
 
