@@ -667,8 +667,6 @@ def test_a_router_to_a_route_that_is_not_there(tmp_path: Path, parameters: Any) 
 @pytest.mark.parametrize(
     "architecture",
     [
-        "BertForSequenceClassification",
-        "XLMRobertaForTokenClassification",
         "RobertaForQuestionAnswering",
         "BertForMultipleChoice",
     ],

@@ -179,10 +179,11 @@ def _probe_ids(model: Any) -> Tensor:
     """A text, `[1, length]`, that ends with the model's own id for it if it has one."""
     config = model.config.get_text_config()
     special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")}
-    most = min(_PROBE_VOCABULARY, len(model.get_input_embeddings().weight))
-    ids = [token for token in range(most) if token not in special][-_PROBE_LENGTHS[0] :]
-    end = getattr(config, "eos_token_id", None)
-    return torch.tensor([[*ids, end] if isinstance(end, int) else ids], device=model.device)
+    size = len(model.get_input_embeddings().weight)
+    ordinary = [token for token in range(min(size, _PROBE_VOCABULARY)) if token not in special]
+    ids, end = ordinary[-_PROBE_LENGTHS[0] :], getattr(config, "eos_token_id", None)
+    has_end = isinstance(end, int) and end < size and end != getattr(config, "pad_token_id", None)
+    return torch.tensor([[*ids, end] if has_end else ids], device=model.device)
 
 
 def _answered(logits: Tensor, answers: Sequence[int]) -> Tensor:
