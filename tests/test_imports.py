@@ -36,7 +36,9 @@ MAY_IMPORT = {
     "pooler": "checkpoint",
     "model": "config pair cpu checkpoint tokenization attention layers pooler",
     "runner": "config embeddings cpu checkpoint scheduler tokenization attention layers model",
-    "engine": "config stats pair outputs embeddings scores checkpoint scheduler tokenization model runner",
+    "engine": (
+        "config stats pair outputs embeddings scores checkpoint scheduler tokenization model runner"
+    ),
     "server": "config stats embeddings engine",
     "cli": "config stats embeddings checkpoint engine server",
     "__main__": "cli",

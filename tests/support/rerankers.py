@@ -1,4 +1,4 @@
-"""Tiny rerankers and classifiers with random weights, and sentence-transformers' reading of them."""
+"""Tiny rerankers and classifiers with random weights, and what sentence-transformers predicts."""
 
 from __future__ import annotations
 

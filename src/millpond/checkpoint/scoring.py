@@ -156,7 +156,7 @@ def _may_use(path: object, folder: Path, trust_remote_code: bool) -> bool:
         return True
     logger.warning(
         "%s: activation_fn %s is not torch's own and trust_remote_code is off; the default for "
-        "so many labels is used instead, as sentence-transformers does",
+        "its number of labels is used instead, as sentence-transformers does",
         folder,
         path,
     )

@@ -111,7 +111,7 @@ class ScoringCalls(abc.ABC):
     ) -> list[Ranked]:
         """The documents by their score for a query: the best first, ties by index.
 
-        `top_n` gives no more than so many; the options are those of `score`. What all pairs of
+        `top_n` gives at most that many; the options are those of `score`. What all pairs of
         the call begin with, such as an instruction and the query, is computed once by a decoder.
 
         Raises `UnsupportedCall` where the model has not one score, and else as `score`.
@@ -143,7 +143,7 @@ class ScoringCalls(abc.ABC):
         """The classes of texts or of pairs, for each a list of `Label`, the best first.
 
         A single text, or a tuple of two strings as a single pair, gives one such list. A list of
-        strings holds texts, a list of tuples pairs. `top_k` gives no more than so many classes.
+        strings holds texts, a list of tuples pairs. `top_k` gives at most that many classes.
         The options are those of `score`, but `activation="auto"` makes probabilities: what the
         checkpoint names, else softmax, or sigmoid where labels exclude each other not.
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from ..errors import InvalidText, TextTooLong, UnsupportedCall
 from ..pair import Pair
 from .backend import ids_of
+from .failures import tokenized
 from .pair_frame import PairBackend, cut, kept_tokens
 from .shared_prefix import PROBE_TEXTS, common_prefix_length
 from .token_types import typed_ids
@@ -194,7 +195,7 @@ class PairTokenizer(TextTokenizer):
         chat = self._source.chat
         assert chat is not None
         self._require_renders(chat.pair_failure, "pairs")
-        rows = self._tokenize(chat.render_pairs(pairs, prompt=prompt), False)
+        rows = tokenized(self._source, chat.render_pairs(pairs, prompt=prompt), False)
         found = []
         for index, (pair, row) in enumerate(zip(pairs, rows, strict=True)):
             ids, length = ids_of(row), len(ids_of(row))
@@ -212,7 +213,7 @@ class PairTokenizer(TextTokenizer):
         chat = self._source.chat
         assert chat is not None
         skeletons = [Pair(filler, filler) for filler in ("0", "1 2 3 4")]
-        rows = self._tokenize(chat.render_pairs(skeletons, prompt=prompt), False)
+        rows = tokenized(self._source, chat.render_pairs(skeletons, prompt=prompt), False)
         restored = chat.restores_suffix
         suffix = common_suffix(*map(ids_of, rows)) if restored else []
         return SpecialTokens([], suffix, restored=restored)
@@ -231,7 +232,9 @@ class PairTokenizer(TextTokenizer):
 
     def _rendered_ids(self, pair: Pair, prompt: str) -> list[int]:
         assert self._source.chat is not None
-        (row,) = self._tokenize(self._source.chat.render_pairs([pair], prompt=prompt), False)
+        (row,) = tokenized(
+            self._source, self._source.chat.render_pairs([pair], prompt=prompt), False
+        )
         return ids_of(row)
 
     def _require_renders(self, failure: str | None, what: str) -> None:
