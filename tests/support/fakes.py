@@ -21,11 +21,13 @@ import numpy.typing as npt
 
 from millpond.checkpoint.modules import Module
 from millpond.checkpoint.routes import Route
+from millpond.checkpoint.scoring import ScoringSpec
 from millpond.checkpoint.spec import ModelSpec
 from millpond.engine.engine import Engine
 from millpond.errors import InvalidInput, InvalidTokenIds, TextTooLong
 from millpond.locks import SteadyCondition
 from millpond.model.info import RouteInfo
+from millpond.pair import Pair
 from millpond.runner.limits import Limits
 from millpond.scheduler.batch import Batch
 from millpond.scheduler.batch_shape import BatchShape
@@ -34,6 +36,7 @@ from millpond.scheduler.prefix_cache import PrefixCacheConfig
 DIMENSION = 8
 PATIENCE_S = 30.0  # longest a test waits for what must happen; it fails then
 PACKED = BatchShape()
+BETWEEN = "|"  # the texts of a pair
 
 
 class FakeClock:
@@ -130,6 +133,7 @@ class FakeRunner:
     device_name: str = "fake"
     dtype_name: str = "float32"
     max_length: int | None = None
+    dimension: int = DIMENSION
     scale: float = 1.0  # of every vector
 
     raises_on: Collection[str] = ()  # the forward pass fails on a text with one of these words
@@ -207,7 +211,7 @@ class FakeRunner:
                 name=name,
                 execution="packed" if shape.pad_to is None else "padded",
                 reason="a fake has its own way",
-                dimension=DIMENSION,
+                dimension=self.dimension,
                 max_length=self.max_length,
                 excludes_prompt=True,
                 batch_invariant=True,
@@ -245,7 +249,7 @@ class FakeRunner:
         for segment in batch.segments:
             for row in segment.chunk.rows[segment.start : segment.stop].tolist():
                 text = segment.request.texts[row]
-                texts.append(text if isinstance(text, str) else str(text.tolist()))
+                texts.append(shown(text))
                 priorities.append(segment.request.priority.value)
         with self._changed:
             self.batches.append(
@@ -270,9 +274,9 @@ class FakeRunner:
             self.texts_collected += batch.texts
         bad = {token(word) for word in self.not_finite_on}
         vectors = [
-            np.full(DIMENSION, np.nan, np.float32)
+            np.full(self.dimension, np.nan, np.float32)
             if bad and not bad.isdisjoint(ids.tolist())
-            else vector_of(ids) * np.float32(self.scale)
+            else vector_of(ids)[: self.dimension] * np.float32(self.scale)
             for ids in _texts_of(batch)
         ]
         return np.array(vectors, dtype=np.float32)
@@ -302,6 +306,13 @@ class FakeTokens:
     truncated: npt.NDArray[np.bool_]
 
 
+def shown(text: Any) -> str:
+    """A text, a pair or token ids as one string."""
+    if isinstance(text, Pair):
+        return f"{text.query} {BETWEEN} {text.document}"
+    return text if isinstance(text, str) else str(text.tolist())
+
+
 class FakeTokenizer:
     """A `Tokenizer` whose ids are those of `token`, with the faults and the limit of a runner."""
 
@@ -327,6 +338,20 @@ class FakeTokenizer:
             ],
             truncate,
         )
+
+    def encode_pairs(
+        self, pairs: Sequence[Pair], *, prompt: str, truncate: Any, max_length: int | None
+    ) -> FakeTokens:
+        return self.encode(
+            [shown(pair) for pair in pairs],
+            prompt=prompt,
+            task=None,
+            truncate=truncate,
+            max_length=max_length,
+        )
+
+    def shared_pair_prefix_length(self, query: str, prompt: str) -> int:
+        return len((prompt + query).split()) + 1
 
     def fit_ids(self, ids: Any, truncate: Any, *, max_length: int | None) -> FakeTokens:
         return self._fitted(list(ids), truncate, limit=None)
@@ -399,6 +424,20 @@ def fake_spec(runner: FakeRunner | None = None, **facts: Any) -> ModelSpec:
         "other_route": names[0],
     }
     return ModelSpec(**(known | facts))
+
+
+def scorer(runner: FakeRunner, *labels: str, **options: Any) -> Engine:
+    """An engine for a model whose scores have these labels, a single one without."""
+    names = labels or ("relevance",)
+    runner.dimension = len(names)
+    scoring = ScoringSpec(labels=names, activation="none", class_activation="softmax")
+    return start_engine(runner, spec={"scoring": scoring}, **options)
+
+
+def scores_for(pairs: Sequence[tuple[str, str]], labels: int = 1) -> npt.NDArray[np.float32]:
+    """What such an engine must give for these pairs, `[n, labels]`."""
+    texts = [f"{query} {BETWEEN} {document}" for query, document in pairs]
+    return vectors_for(texts)[:, :labels]
 
 
 def start_engine(

@@ -10,7 +10,6 @@ import asyncio
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self, Unpack, cast
@@ -20,14 +19,13 @@ import numpy.typing as npt
 from ..checkpoint.spec import ModelSpec
 from ..config import EngineConfig, EngineOptions, require_bool
 from ..embeddings import Embeddings, OutputDType
-from ..errors import EngineClosed
 from ..runner.base import ModelRunner
 from ..scheduler.request import Priority, Request, TruncateSide
 from ..stats import EngineStats, ProgressHook, StatsHook
 from . import process
 from .core import Health
 from .info import EngineInfo
-from .inputs import InputProcessor, Tokenizer
+from .inputs import Tokenizer
 from .instance import Handle, ModelInstance
 from .params import (
     CallOptions,
@@ -38,9 +36,9 @@ from .params import (
     require_lists_of_ids,
 )
 from .progress import progress_hook
-from .scoring import MakeRequest, ScoringCalls
+from .score_params import require_embeddings
+from .scoring import ScoringCalls
 from .stream import EmbeddingStream, require_stream_options
-from .submission import Submission
 
 __all__ = ["Engine"]
 
@@ -178,20 +176,6 @@ class Engine(ScoringCalls):
             request, single = self._submit(texts, params, strict=True)
             return _vectors(await self._await(request, options.get("timeout")), single)
 
-    async def _await(self, request: Request, timeout: float | None) -> Any:
-        try:
-            if not request.future.done():
-                self._instance.core.own_threads.require_another()
-            waiting = asyncio.wrap_future(request.future)
-            if timeout is not None:
-                done, _ = await asyncio.wait({waiting}, timeout=timeout)
-                if not done and request.future.cancel():
-                    raise request.deadline_error()
-            return await waiting
-        except BaseException:
-            request.future.cancel()
-            raise
-
     def submit(
         self, texts: TextsInput, *, wait: bool = True, **options: Unpack[CallOptions]
     ) -> Future[Embeddings]:
@@ -227,6 +211,7 @@ class Engine(ScoringCalls):
         all with the place in the corpus. Nothing is lost by that: called again it gives the
         chunk's other rows, and goes on.
         """
+        require_embeddings(self._instance.spec, "embed_iter")
         require_stream_options(texts, chunk_size, progress, options.get("output_dtype"))
         params = replace(
             params_of({"priority": Priority.BULK, **options}),
@@ -256,33 +241,6 @@ class Engine(ScoringCalls):
             return self._inputs.request(texts, params, now_s=now_s, strict=strict, several=several)
 
         return self._send(make, wait=wait, block=block, inline=inline)
-
-    def _send(
-        self, make: MakeRequest, *, wait: bool = True, block: bool = False, inline: bool = False
-    ) -> tuple[Request, bool]:
-        if not self._release.alive:
-            raise EngineClosed("the engine is closed; make a new one")
-        core = self._instance.core
-        request, single = make(core.clock())
-        Submission(core, request, wait=wait, block=block, inline=inline).run()
-        return request, single
-
-    @property
-    def _inputs(self) -> InputProcessor:
-        return self._instance.inputs
-
-    def _wait(self, request: Request, timeout: float | None) -> Any:
-        try:
-            if not request.future.done():
-                self._instance.core.own_threads.require_another()
-            return request.future.result(timeout)
-        except FutureTimeout:  # an error of the request may be one too
-            if request.future.cancel():
-                raise request.deadline_error() from None
-            return request.future.result()
-        except BaseException:
-            request.future.cancel()
-            raise
 
     # Tokens.
 

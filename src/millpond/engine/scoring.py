@@ -5,8 +5,7 @@ They make requests and shape results; what runs them is the same for every kind 
 
 from __future__ import annotations
 
-import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, TypedDict, Unpack, cast
 
@@ -14,7 +13,7 @@ from ..errors import InvalidText
 from ..pair import Pair
 from ..scheduler.request import Priority, Request
 from ..scores import Ranked, Scores
-from .inputs import InputProcessor
+from .calls import Calls
 from .params import Texts, TextsInput
 from .score_params import (
     PairsInput,
@@ -27,9 +26,7 @@ from .score_params import (
     take_texts_or_pairs,
 )
 
-__all__ = ["MakeRequest", "ScoreOptions", "ScoringCalls"]
-
-MakeRequest = Callable[[float], tuple[Request, bool]]
+__all__ = ["ScoreOptions", "ScoringCalls"]
 
 
 class ScoreOptions(TypedDict, total=False):
@@ -43,27 +40,8 @@ class ScoreOptions(TypedDict, total=False):
     timeout: float | None
 
 
-class ScoringCalls(abc.ABC):
+class ScoringCalls(Calls):
     """What an engine answers with a model that scores or classifies."""
-
-    @property
-    @abc.abstractmethod
-    def _inputs(self) -> InputProcessor:
-        """What makes requests."""
-
-    @abc.abstractmethod
-    def _send(
-        self, make: MakeRequest, *, wait: bool = True, block: bool = False, inline: bool = False
-    ) -> tuple[Request, bool]:
-        """Submit what `make` makes at a time on the engine's clock."""
-
-    @abc.abstractmethod
-    def _wait(self, request: Request, timeout: float | None) -> Any:
-        """Its result."""
-
-    @abc.abstractmethod
-    async def _await(self, request: Request, timeout: float | None) -> Any:
-        """Its result."""
 
     def score(self, pairs: PairsInput, **options: Unpack[ScoreOptions]) -> Any:
         """Score pairs of a query and a document: float32 `[n]`, or `[n, labels]` with several.

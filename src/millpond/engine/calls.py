@@ -1,0 +1,68 @@
+"""`Calls`: what every call of an engine does, whatever it asks of the model: send and wait."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Callable
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any
+
+from ..errors import EngineClosed
+from ..scheduler.request import Request
+from .inputs import InputProcessor
+from .instance import ModelInstance
+from .submission import Submission
+
+__all__ = ["Calls", "MakeRequest"]
+
+MakeRequest = Callable[[float], tuple[Request, bool]]
+"""The request of a call at a time on the engine's clock, and whether it is for a single text."""
+
+
+class Calls:
+    """Sends requests to a model instance that is held, and waits for their results."""
+
+    _instance: ModelInstance
+    _release: weakref.finalize[Any, Any]  # alive as long as the instance is held
+
+    @property
+    def _inputs(self) -> InputProcessor:
+        return self._instance.inputs
+
+    def _send(
+        self, make: MakeRequest, *, wait: bool = True, block: bool = False, inline: bool = False
+    ) -> tuple[Request, bool]:
+        if not self._release.alive:
+            raise EngineClosed("the engine is closed; make a new one")
+        core = self._instance.core
+        request, single = make(core.clock())
+        Submission(core, request, wait=wait, block=block, inline=inline).run()
+        return request, single
+
+    def _wait(self, request: Request, timeout: float | None) -> Any:
+        try:
+            if not request.future.done():
+                self._instance.core.own_threads.require_another()
+            return request.future.result(timeout)
+        except FutureTimeout:  # an error of the request may be one too
+            if request.future.cancel():
+                raise request.deadline_error() from None
+            return request.future.result()
+        except BaseException:
+            request.future.cancel()
+            raise
+
+    async def _await(self, request: Request, timeout: float | None) -> Any:
+        try:
+            if not request.future.done():
+                self._instance.core.own_threads.require_another()
+            waiting = asyncio.wrap_future(request.future)
+            if timeout is not None:
+                done, _ = await asyncio.wait({waiting}, timeout=timeout)
+                if not done and request.future.cancel():
+                    raise request.deadline_error()
+            return await waiting
+        except BaseException:
+            request.future.cancel()
+            raise
