@@ -1,4 +1,4 @@
-"""The calls for scores and classes: what they take, give and refuse, under the laws of all calls."""
+"""The calls for scores and classes: what they take, give and refuse, and the laws of all calls."""
 
 from __future__ import annotations
 
@@ -258,13 +258,13 @@ def test_a_model_for_scores_names_the_call_for_them(engine: Engine) -> None:
         lambda: asyncio.run(engine.aembed("a")),
         lambda: engine.embed_iter(["a"]),
     ):
-        with pytest.raises(UnsupportedCall, match="gives a score, .*; call score or rank"):
+        with pytest.raises(UnsupportedCall, match=r"gives a score, .*; call score or rank"):
             call()
 
 
 def test_a_model_for_classes_names_the_call_for_them(runner: FakeRunner) -> None:
     with scorer(runner, "no", "yes") as engine:
-        with pytest.raises(UnsupportedCall, match="gives classes, and embed .*; call classify"):
+        with pytest.raises(UnsupportedCall, match=r"gives classes, and embed .*; call classify"):
             engine.embed("a")
         for call in (lambda: engine.rank("q", ["a"]), lambda: asyncio.run(engine.arank("q", []))):
             with pytest.raises(UnsupportedCall, match=r"gives 2 classes \(no, yes\), and rank"):
@@ -282,7 +282,7 @@ def test_an_embedder_names_the_call_for_vectors() -> None:
             lambda: engine.submit_classify([]),
             lambda: asyncio.run(engine.ascore(PAIRS)),
         ):
-            with pytest.raises(UnsupportedCall, match="gives embeddings, .*; call embed"):
+            with pytest.raises(UnsupportedCall, match=r"gives embeddings, .*; call embed"):
                 call()
 
 
@@ -396,8 +396,8 @@ def test_a_full_queue_refuses_those_who_will_not_wait() -> None:
         runner.hold()
         futures = [engine.submit_score([("q", "a b")])]
         runner.wait_until_held()
+        futures += [engine.submit_score([("q", f"c d e f {i}")], wait=False) for i in range(2)]
         with pytest.raises(QueueFull):
-            for _ in range(20):
-                futures.append(engine.submit_score([("q", "c d e f")], wait=False))
+            engine.submit_score([("q", "g h i j " * 8)], wait=False)
         runner.let()
         assert all(len(future.result(PATIENCE_S)) == 1 for future in futures)

@@ -144,6 +144,8 @@ class PairTokenizer(TextTokenizer):
         frame = self._frame
         assert frame is not None
         length = len(query) + len(document) + frame.size
+        if length > limit and truncate == "error":
+            raise _too_long(length, limit, index)
         if length > limit:
             keep = self._kept(len(query), len(document), limit - frame.size, truncate, index)
             from_start = truncate != "document" and self._side(truncate) == "start"
@@ -158,8 +160,6 @@ class PairTokenizer(TextTokenizer):
     def _kept(
         self, query: int, document: int, room: int, truncate: TruncatePair | None, index: int
     ) -> tuple[int, int]:
-        if truncate == "error":
-            raise _too_long(query + document, room, index)
         if truncate != "document":
             return kept_tokens(query, document, max(room, 0))
         if query >= room:
