@@ -26,11 +26,11 @@ from ..model.pooling_model import PoolingModel
 from ..scheduler.batch import Batch
 from .base import BatchHandle, FloatArray
 from .cuda.bucketed_forward import MOST_PREFIXED_ROWS
-from .cuda.lane import Lane, current
 from .cuda.launch_thread import LaunchThread
 from .cuda.memory_profile import tokens_that_fit
 from .cuda.own_stream import OwnStream
 from .cuda.pinned_buffers import PinnedBuffers
+from .cuda.stream_forwards import StreamForwards, current
 from .input_batch import InputBatch, PrefixInputBatch
 from .kv_cache_config import KVCacheConfig
 from .limits import CUDA_BATCH_TOKENS, CUDA_MIN_BATCH_TOKENS, DETERMINISTIC_ROWS, Limits
@@ -85,8 +85,8 @@ class CudaModelRunner(TorchModelRunner):
         self._is_deterministic = batch_invariant
         self._launches = LaunchThread()
         self._buffers = PinnedBuffers()
-        lane = partial(
-            Lane,
+        forwards = partial(
+            StreamForwards,
             self.models,
             device=device,
             buffers=self._buffers,
@@ -94,8 +94,8 @@ class CudaModelRunner(TorchModelRunner):
             invariant_rows=self._invariant_rows,
             cache=self._kv_cache,
         )
-        self._bulk = lane(stream=stream)
-        self._queries = lane(stream=OwnStream(device, priority=-1))
+        self._bulk = forwards(stream=stream)
+        self._queries = forwards(stream=OwnStream(device, priority=-1))
         self._queries.stream.wait_stream(stream.stream)  # weights are put into memory there
 
     @classmethod
@@ -149,7 +149,7 @@ class CudaModelRunner(TorchModelRunner):
         """Capture the graphs of queries, which the first of them would wait for."""
         self._queries.warm_up(most_texts=most_texts)
 
-    def _lane_of(self, batch: Batch) -> Lane:
+    def _forwards_of(self, batch: Batch) -> StreamForwards:
         return self._bulk if batch.has_bulk else self._queries
 
     def launch(self, batch: Batch) -> LaunchedBatch:
@@ -161,18 +161,18 @@ class CudaModelRunner(TorchModelRunner):
         return self._launches.run(launch) if batch.has_bulk else launch()
 
     def _launch_here(self, batch: Batch) -> LaunchedBatch:
-        with self._lane_of(batch).current():
+        with self._forwards_of(batch).current():
             return self._launch(batch)
 
     def _launch_packed(self, batch: Batch, layout: InputBatch) -> LaunchedBatch:
-        bucketed = self._lane_of(batch).forwards[batch.route]
+        bucketed = self._forwards_of(batch).buckets[batch.route]
         if bucketed is None:
             return super()._launch_packed(batch, layout)
         run = bucketed.run(layout.ids, layout.lengths, layout.prompt_lengths)
         return self._fetch(run.vectors, layout.order, run.rows - batch.tokens, run.staging)
 
     def _launch_prefixed(self, batch: Batch, layout: PrefixInputBatch) -> LaunchedBatch:
-        bucketed = self._lane_of(batch).forwards[batch.route]
+        bucketed = self._forwards_of(batch).buckets[batch.route]
         if bucketed is None:
             return super()._launch_prefixed(batch, layout)
         assert self._kv_cache is not None
@@ -233,6 +233,6 @@ class CudaModelRunner(TorchModelRunner):
     def free_memory(self) -> None:
         """Give pinned buffers, graphs and what torch's allocator keeps back."""
         self._buffers.clear()
-        for lane in (self._bulk, self._queries):
-            lane.free_memory()
+        for forwards in (self._bulk, self._queries):
+            forwards.free_memory()
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""`Lane`: a CUDA stream of an engine, and the forward passes in buckets that run on it."""
+"""`StreamForwards`: a CUDA stream of an engine, and the forward passes that run on it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from ...model.pooling_model import PoolingModel
 from .bucketed_forward import BucketedForward, bucketed_forwards
 from .own_stream import OwnStream
 
-__all__ = ["Lane", "current"]
+__all__ = ["StreamForwards", "current"]
 
 
-class Lane:
+class StreamForwards:
     """What one thread launches on at a time; `options` are those of `BucketedForward`.
 
-    Graphs and the integers they read belong to the stream that they were captured on, so each lane
-    has its own.
+    Graphs and the integers they read belong to the stream that they were captured on.
     """
 
     def __init__(
@@ -33,7 +32,7 @@ class Lane:
         self._device = device
         self._own = stream
         self.stream = stream.stream
-        self.forwards = bucketed_forwards(models, device=device, **options)
+        self.buckets = bucketed_forwards(models, device=device, **options)
         """For each model, or None where it does not run in buckets."""
 
     @contextmanager
@@ -44,7 +43,7 @@ class Lane:
 
     @property
     def _all(self) -> list[BucketedForward]:
-        return [forward for forward in self.forwards if forward is not None]
+        return [forward for forward in self.buckets if forward is not None]
 
     def warm_up(self, *, most_texts: int) -> None:
         """Capture the graphs of up to so many short texts at a time."""
@@ -58,7 +57,7 @@ class Lane:
             forward.free_memory()
 
     def __repr__(self) -> str:
-        return f"Lane({self.stream!r}, {self._all!r})"
+        return f"StreamForwards({self.stream!r}, {self._all!r})"
 
 
 @contextmanager
