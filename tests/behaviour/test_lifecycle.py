@@ -72,7 +72,7 @@ def test_a_closed_engine_has_no_threads_and_takes_no_calls(drain: bool) -> None:
     before = own_threads()
     engine = start_engine(FakeRunner())
     assert engine.health == "ready"
-    assert len(own_threads()) == len(before) + 3
+    assert len(own_threads()) == len(before) + 4
     engine.embed("a")
     engine.close(drain=drain)
     assert engine.health == "closed"
@@ -282,7 +282,7 @@ def test_equal_configurations_share_one_model_until_the_last_is_closed(
     assert first.health == "closed"
     assert second.embed("a").shape == (DIMENSION,)
     second.close()
-    assert len(own_threads()) == len(before) + 3
+    assert len(own_threads()) == len(before) + 4
     third = Engine.shared("model", max_length=9, prompts={"a": "1", "b": "2"})
     assert len(loads) == 3, "the last one to go lets the model go"
     third.close()

@@ -127,9 +127,8 @@ class Machine(RuleBasedStateMachine):
         self.claim_texts()
 
     def claim_texts(self) -> None:
-        claimed = self.scheduler.next_to_tokenize()
-        if claimed is not None:
-            self.claimed.append(claimed)
+        for priority in Priority:
+            self.claimed += self.scheduler.next_to_tokenize(priority)
 
     @precondition(lambda self: self.claimed)
     @rule(which=WHICH)

@@ -32,6 +32,7 @@ from millpond.scheduler.scheduler import (
     SPEED_MEMORY,
     STARVATION_LIMIT,
     TOKENIZE_AHEAD_BATCHES,
+    TOKENIZED_AT_A_TIME,
     Scheduler,
 )
 from millpond.scheduler.token_chunk import TokenChunk
@@ -97,10 +98,11 @@ def submit_ready(scheduler: Scheduler, request: Request, now_s: float = 0.0) -> 
 
 
 def tokenize_all(scheduler: Scheduler, now_s: float = 0.0) -> None:
-    while (claim := scheduler.next_to_tokenize()) is not None:
-        request, rows = claim
-        lengths = np.array([len(request.texts[row]) for row in rows])
-        scheduler.ready(request, chunk_of(request, lengths, rows), now_s)
+    for priority in Priority:
+        while claims := scheduler.next_to_tokenize(priority):
+            for request, rows in claims:
+                lengths = np.array([len(request.texts[row]) for row in rows])
+                scheduler.ready(request, chunk_of(request, lengths, rows), now_s)
 
 
 def finish(batch: Batch) -> None:
@@ -192,16 +194,15 @@ class Machine(RuleBasedStateMachine):
             assert waiting == 0 or waiting + added <= self.scheduler.queues[priority].max_tokens
         return request
 
-    @rule(target=claims)
-    def claim(self) -> object:
-        claim = self.scheduler.next_to_tokenize()
-        if claim is None:
-            return multiple()
-        request, rows = claim
-        assert not request.dead
-        assert request.admitted
-        assert len(rows)
-        return request, rows
+    @rule(target=claims, priority=st.sampled_from(Priority))
+    def claim(self, priority: Priority) -> object:
+        claims = self.scheduler.next_to_tokenize(priority)
+        for request, rows in claims:
+            assert request.priority is priority
+            assert not request.dead
+            assert request.admitted
+            assert len(rows)
+        return multiple(*claims)
 
     @rule(claim=consumes(claims))
     def deliver(self, claim: tuple[Request, Rows]) -> None:
@@ -325,14 +326,14 @@ class Machine(RuleBasedStateMachine):
             if rows and not request.dead:  # its claimed texts are on their way: deliver them
                 self.deliver((request, np.array(sorted(rows))))
         for _ in range(2000):
-            claim = self.scheduler.next_to_tokenize()
-            if claim is not None:
+            claims = [one for each in Priority for one in self.scheduler.next_to_tokenize(each)]
+            for claim in claims:
                 self.deliver(claim)
             batch = self.scheduler.next_batch(self.now_s)
             if batch is not None:
                 self.check(batch)
                 finish(batch)
-            elif claim is None:
+            elif not claims:
                 break
         for request in self.requests:
             if not request.dead:
@@ -529,20 +530,34 @@ def test_bulk_is_tokenised_a_few_batches_ahead_and_no_more() -> None:
     tokenize_all(scheduler)
     ahead = 10 * TOKENIZE_AHEAD_BATCHES
     assert ahead <= scheduler.queues[Priority.BULK].ready_tokens < 2 * ahead
-    assert scheduler.next_to_tokenize() is None
+    assert not scheduler.next_to_tokenize(Priority.BULK)
     for _ in range(2 * TOKENIZE_AHEAD_BATCHES):
         scheduler.next_batch(0.0)
-    assert scheduler.next_to_tokenize() is not None
+    assert scheduler.next_to_tokenize(Priority.BULK)
 
 
-def test_queries_are_tokenised_before_bulk() -> None:
+def test_small_requests_are_tokenised_together() -> None:
     scheduler = scheduler_of()
-    bulk, query = request_of(*[1] * 1000), query_of(3)
-    scheduler.submit(bulk, 0.0)
-    scheduler.submit(query, 0.0)
-    claim = scheduler.next_to_tokenize()
-    assert claim is not None
-    assert claim[0] is query
+    bulk, queries = request_of(*[1] * 1000), [query_of(3), query_of(2, 2)]
+    for request in (bulk, *queries):
+        scheduler.submit(request, 0.0)
+    claims = scheduler.next_to_tokenize(Priority.INTERACTIVE)
+    assert [request for request, _ in claims] == queries
+    assert [rows.tolist() for _, rows in claims] == [[0], [0, 1]]
+    assert scheduler.to_tokenize() == [Priority.BULK]
+
+
+def test_a_few_milliseconds_work_is_tokenised_at_a_time() -> None:
+    scheduler = scheduler_of(max_batch_tokens=100_000, max_queue_tokens=10**7)
+    requests = [request_of(*[TOKENIZED_AT_A_TIME // 3] * 5) for _ in range(3)]
+    for request in requests:
+        scheduler.submit(request, 0.0)
+    taken = []
+    while claims := scheduler.next_to_tokenize(Priority.BULK):
+        tokens = sum(int(request.size_guesses[rows].sum()) for request, rows in claims)
+        assert tokens <= 2 * TOKENIZED_AT_A_TIME
+        taken += [(request, row) for request, rows in claims for row in rows.tolist()]
+    assert sorted(row for _, row in taken) == sorted([*range(5)] * 3)
 
 
 # Deadlines and ends.
@@ -562,8 +577,7 @@ def test_texts_tokenised_after_their_request_ended_are_dropped() -> None:
     scheduler = scheduler_of()
     request = request_of(5, 5)
     scheduler.submit(request, 0.0)
-    claim = scheduler.next_to_tokenize()
-    assert claim is not None
+    assert scheduler.next_to_tokenize(Priority.BULK)
     scheduler.forget(request)
     scheduler.ready(request, chunk_of(request, np.array([5, 5])), 0.0)
     assert scheduler.next_batch(0.0) is None

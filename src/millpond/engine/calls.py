@@ -12,6 +12,7 @@ from ..errors import EngineClosed
 from ..scheduler.request import Request
 from .inputs import InputProcessor
 from .instance import ModelInstance
+from .loop_results import awaitable
 from .submission import Submission
 
 __all__ = ["Calls", "MakeRequest"]
@@ -57,7 +58,7 @@ class Calls:
         try:
             if not request.future.done():
                 self._instance.core.own_threads.require_another()
-            waiting = asyncio.wrap_future(request.future)
+            waiting = awaitable(request.future)
             if timeout is not None:
                 done, _ = await asyncio.wait({waiting}, timeout=timeout)
                 if not done and request.future.cancel():

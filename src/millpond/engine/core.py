@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Literal
 
 from ..errors import EngineClosed, EngineFailed
@@ -69,7 +70,11 @@ class EngineCore:
         self.lock = fork_safe(threading.RLock())
         self.own_threads = OwnThreads(self.lock)  # held by futures, which do not hold this
         self.background = BackgroundTasks(is_running=cause is None)
-        self.tokenizer_wakes = Gate()
+        tokenizing = {Priority.INTERACTIVE: 1, Priority.BULK: runners[0].limits.tokenizing_threads}
+        self.tokenizer_wakes = {
+            priority: [Gate() for _ in range(count)] for priority, count in tokenizing.items()
+        }
+        """Where the threads wait that tokenise texts of a priority."""
         # Everything below is under the lock; callers change `_inline_request` and, by single
         # assignments, `_health`, `_cause` and `_abandons`.
         self._inline_request: Request | None = None  # that a caller runs, if it has not ended
@@ -107,7 +112,7 @@ class EngineCore:
         if is_tokenized:
             self.pool.wake_one(queries=True, bulk=False)
         else:
-            self.tokenizer_wakes.open()
+            self.tokenizer_wakes[request.priority][0].open()
         if self.pending.arrivals > MOST_ARRIVALS or self.background.is_late_for(request.deadline_s):
             self.background.wake()
 
@@ -313,13 +318,15 @@ class EngineCore:
         bulk = self.scheduler.has_ready(Priority.BULK)
         if queries or bulk:
             self.pool.wake_one(queries=queries, bulk=bulk)
-        if self.scheduler.has_to_tokenize:
-            self.tokenizer_wakes.open()
+        for priority in self.scheduler.to_tokenize():
+            for gate in self.tokenizer_wakes[priority]:
+                gate.open()
         return False
 
     def _wake_all(self) -> None:
         self.pool.wake_all()
-        self.tokenizer_wakes.open()
+        for gate in chain.from_iterable(self.tokenizer_wakes.values()):
+            gate.open()
         self.background.wake()
 
     def _is_over(self) -> bool:

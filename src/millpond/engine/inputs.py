@@ -6,8 +6,9 @@ queue and no device.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -29,6 +30,8 @@ __all__ = ["InputProcessor", "Tokenized", "Tokenizer"]
 LONG_TEXT_TOKENS = 2**16  # that a longer text counts in the queue, if the model will not read it
 
 Rows = npt.NDArray[np.int64]
+
+logger = logging.getLogger("millpond")
 
 
 class TokenIds(Protocol):
@@ -99,6 +102,19 @@ class Tokenized:
     """Those that were accepted; None if there are none."""
     refused: Mapping[int, InvalidInput]
     """The errors of the others, by their index in the request."""
+
+
+def _reading(request: Request) -> Hashable:
+    """What a tokenizer's result depends on, beside the texts."""
+    return (
+        request.route,
+        request.prompt,
+        request.task,
+        request.truncate,
+        request.max_length,
+        request.tokenized,
+        isinstance(request.texts[0], Pair),
+    )
 
 
 class InputProcessor:
@@ -257,6 +273,37 @@ class InputProcessor:
                 f"the tokenizer failed with {type(error).__name__}: {error}"
             ) from error
 
+    def tokenize_all(
+        self, claims: Sequence[tuple[Request, Rows]]
+    ) -> Sequence[Tokenized | MillpondError]:
+        """What `tokenize` gives for each, or raises.
+
+        Texts that are tokenised alike go to the tokenizer together.
+        """
+        alike: dict[Hashable, list[int]] = {}
+        for place, (request, _) in enumerate(claims):
+            alike.setdefault(_reading(request), []).append(place)
+        found: dict[int, Tokenized | MillpondError] = {}
+        for places in alike.values():
+            found |= zip(places, self._tokenize_alike([claims[p] for p in places]), strict=True)
+        return [found[place] for place in range(len(claims))]
+
+    def _tokenize_alike(
+        self, claims: Sequence[tuple[Request, Rows]]
+    ) -> Sequence[Tokenized | MillpondError]:
+        if len(claims) > 1:
+            try:
+                return [Tokenized(chunk, {}) for chunk in self._chunks(claims)]
+            except Exception:  # of which request it is, they say one by one
+                logger.debug("requests are tokenised one by one", exc_info=True)
+        return [self._tokenized_or_error(request, rows) for request, rows in claims]
+
+    def _tokenized_or_error(self, request: Request, rows: Rows) -> Tokenized | MillpondError:
+        try:
+            return self.tokenize(request, rows)
+        except MillpondError as error:
+            return error
+
     def _tokenized(self, request: Request, rows: Rows) -> Tokenized:
         try:
             return Tokenized(self._chunk(request, rows), {})
@@ -282,17 +329,31 @@ class InputProcessor:
         return refused
 
     def _chunk(self, request: Request, rows: Rows) -> TokenChunk:
-        started_s = self._clock()
         try:
-            tokens = self._encoded(request, [request.texts[row] for row in rows.tolist()])
+            (chunk,) = self._chunks([(request, rows)])
         except InvalidInput as error:
             raise error.at(int(rows[error.index])) from None
-        if len(tokens.lengths) != len(rows):  # the request would wait for the rest for ever
-            raise TypeError(f"it gave the tokens of {len(tokens.lengths)} texts for {len(rows)}")
-        request.token_counts[rows] = tokens.lengths
-        request.truncated[rows] = tokens.truncated
-        seconds = self._clock() - started_s
-        return TokenChunk.build(rows, tokens.ids, tokens.lengths, seconds)
+        return chunk
+
+    def _chunks(self, claims: Sequence[tuple[Request, Rows]]) -> Sequence[TokenChunk]:
+        """A chunk for each, from one call of the tokenizer."""
+        started_s = self._clock()
+        texts = [request.texts[row] for request, rows in claims for row in rows.tolist()]
+        tokens = self._encoded(claims[0][0], texts)
+        if len(tokens.lengths) != len(texts):  # a request would wait for the rest for ever
+            raise TypeError(f"it gave the tokens of {len(tokens.lengths)} texts for {len(texts)}")
+        seconds = (self._clock() - started_s) / len(texts)
+        chunks, text, token = [], 0, 0
+        for request, rows in claims:
+            count = len(rows)
+            lengths = tokens.lengths[text : text + count]
+            request.token_counts[rows] = lengths
+            request.truncated[rows] = tokens.truncated[text : text + count]
+            stop = token + int(lengths.sum())
+            ids = tokens.ids[token:stop]
+            chunks.append(TokenChunk.build(rows, ids, lengths, seconds * count))
+            text, token = text + count, stop
+        return chunks
 
     def _encoded(self, request: Request, texts: Sequence[Any]) -> TokenIds:
         tokenizer, limit = self._tokenizers[request.route], request.max_length

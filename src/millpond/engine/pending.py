@@ -32,6 +32,7 @@ class PendingRequests:
         self._arrivals: deque[tuple[Request, TokenChunk | None]] = deque()  # appended by callers
         self._cancelled: deque[int] = deque()  # ids of requests; appended by anybody
         self._by_id: dict[int, Request] = {}  # that the scheduler has
+        self._queries = 0  # among those
         self._dropped_texts = 0
 
     def __len__(self) -> int:
@@ -42,6 +43,11 @@ class PendingRequests:
     def arrivals(self) -> int:
         """Requests that the scheduler does not have yet."""
         return len(self._arrivals)
+
+    @property
+    def queries(self) -> int:
+        """Interactive requests that have not ended, and what has just arrived."""
+        return self._queries + len(self._arrivals)
 
     def add(self, request: Request, chunk: TokenChunk | None) -> None:
         """A request arrives; `chunk` has its texts if they are tokenised."""
@@ -100,6 +106,7 @@ class PendingRequests:
         while self._arrivals:
             request, chunk = self._arrivals[0]
             self._by_id[request.id] = request
+            self._queries += request.priority is Priority.INTERACTIVE
             self._scheduler.submit(request, now_s, chunk)
             self._arrivals.popleft()
         ended: list[tuple[Request, MillpondError | None]] = []
@@ -118,7 +125,7 @@ class PendingRequests:
 
     def drop(self, request: Request) -> bool:
         """Have nothing more of a request planned; whether it was there, and is the caller's now."""
-        if self._by_id.pop(request.id, None) is None:
+        if not self._take(request):
             return False
         self._dropped_texts += request.remaining
         self._scheduler.forget(request)
@@ -126,16 +133,18 @@ class PendingRequests:
 
     def take_completed(self, requests: Iterable[Request]) -> Sequence[Request]:
         """Those of the requests with nothing left to wait for."""
-        return [
-            request
-            for request in requests
-            if not request.remaining and self._by_id.pop(request.id, None) is not None
-        ]
+        return [request for request in requests if not request.remaining and self._take(request)]
+
+    def _take(self, request: Request) -> bool:
+        if self._by_id.pop(request.id, None) is None:
+            return False
+        self._queries -= request.priority is Priority.INTERACTIVE
+        return True
 
     def take_all(self) -> Sequence[Request]:
         """Everything, without asking the scheduler, which may be why all of it fails."""
         requests = self._by_id | {request.id: request for request, _ in self._arrivals}
-        self._by_id = {}
+        self._by_id, self._queries = {}, 0
         self._arrivals.clear()
         for request in requests.values():
             request.dead = True

@@ -27,6 +27,10 @@ __all__ = ["INLINE_TEXTS", "INLINE_TOKENS", "Submission"]
 INLINE_TEXTS, INLINE_TOKENS = 16, 2048
 
 
+# Up to this number of calls at a time, each is quickest on its own.
+FEW_QUERIES = 3
+
+
 @dataclass(frozen=True, slots=True)
 class Submission:
     """One request that is handed to an engine.
@@ -62,10 +66,15 @@ class Submission:
             raise
 
     def _prepare(self) -> TokenChunk | None:
-        """A short query skips the tokenising thread: two thread switches less to wait for."""
+        """A short query skips the tokenising thread: two thread switches less to wait for.
+
+        Where others wait it does not: tokenised together, each takes a fraction of the time.
+        """
         request = self.request
         few = len(request) <= INLINE_TEXTS and request.waiting_tokens <= INLINE_TOKENS
         if request.priority is Priority.BULK or not few or not request.remaining:
+            return None
+        if self.core.pending.queries > FEW_QUERIES:
             return None
         tokenized = self.core.inputs.tokenize(request, np.sort(request.order))
         for row, error in tokenized.refused.items():

@@ -1,6 +1,7 @@
-"""The threads of an `EngineCore`: one for each worker, one that tokenises, one in the background.
+"""The threads of an `EngineCore`: for each worker, to tokenise texts of a priority, and one in the
+background.
 
-A worker's thread is the engine step. The tokenising thread keeps a few batches of token ids ahead.
+A worker's thread is the engine step. Those that tokenise keep a few batches of token ids ahead.
 The background thread never runs a model, so it is always free: it ends calls at their deadlines
 and those that were cancelled. None of them is ever interrupted.
 """
@@ -11,12 +12,11 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import numpy as np
-import numpy.typing as npt
-
 from ..errors import MillpondError
-from ..scheduler.request import Request
+from ..locks import Gate
+from ..scheduler.request import Priority, Request
 from ..scheduler.request_future import this_thread
+from ..scheduler.scheduler import Claim
 from .core import EngineCore
 from .worker import Worker
 
@@ -29,7 +29,12 @@ def make_threads(core: EngineCore) -> Sequence[threading.Thread]:
         f"batch-{number}": partial(_run_batches, core, worker)
         for number, worker in enumerate(core.pool.workers)
     }
-    roles |= {"tokenize": partial(_tokenize, core), "background": partial(_run_background, core)}
+    roles |= {
+        f"tokenize-{priority.value}-{number}": partial(_tokenize, core, priority, wakes)
+        for priority, gates in core.tokenizer_wakes.items()
+        for number, wakes in enumerate(gates)
+    }
+    roles["background"] = partial(_run_background, core)
     return [
         threading.Thread(target=_guarded, args=(core, work), name=f"millpond-{role}", daemon=True)
         for role, work in roles.items()
@@ -51,42 +56,43 @@ def _run_batches(core: EngineCore, worker: Worker) -> None:
     core.end_worker()
 
 
-def _tokenize(core: EngineCore) -> None:
-    while (claimed := _next_to_tokenize(core)) is not None:
-        _tokenize_claimed(core, *claimed)
-        del claimed  # it would keep its request while this thread waits
+def _tokenize(core: EngineCore, priority: Priority, wakes: Gate) -> None:
+    while claims := _next_to_tokenize(core, priority, wakes):
+        _tokenize_claimed(core, claims)
+        del claims  # they would keep their requests while this thread waits
 
 
-def _next_to_tokenize(core: EngineCore) -> tuple[Request, npt.NDArray[np.int64]] | None:
-    """Texts to tokenise, waited for; None when there will be no more."""
+def _next_to_tokenize(core: EngineCore, priority: Priority, wakes: Gate) -> Sequence[Claim]:
+    """Texts to tokenise, waited for; none when there will be no more."""
     while True:
         with core.lock:
             ended = core.update(core.clock())
-            claimed = core.scheduler.next_to_tokenize()
+            claims = core.scheduler.next_to_tokenize(priority)
             is_over = core.wake()
         core.end(ended)
         del ended
-        if claimed is not None or is_over:
-            return claimed
-        core.tokenizer_wakes.wait()
+        if claims or is_over:
+            return claims
+        wakes.wait()
 
 
-def _tokenize_claimed(core: EngineCore, request: Request, rows: npt.NDArray[np.int64]) -> None:
-    try:
-        tokenized = core.inputs.tokenize(request, rows)
-    except MillpondError as error:  # the call cannot be accepted after all
-        with core.lock:
-            ended = [(request, error)] if core.pending.drop(request) else []
-            core.wake()
-        core.end(ended)
-        return
+def _tokenize_claimed(core: EngineCore, claims: Sequence[Claim]) -> None:
+    tokenized = core.inputs.tokenize_all(claims)
+    ended: list[tuple[Request, MillpondError]] = []
     with core.lock:
-        if tokenized.refused:
-            core.scheduler.refuse(request, tokenized.refused)
-        if tokenized.chunk is not None:
-            core.scheduler.ready(request, tokenized.chunk, core.clock())
+        now_s = core.clock()
+        for (request, _), found in zip(claims, tokenized, strict=True):
+            if isinstance(found, MillpondError):  # the call cannot be accepted after all
+                if core.pending.drop(request):
+                    ended.append((request, found))
+                continue
+            if found.refused:
+                core.scheduler.refuse(request, found.refused)
+            if found.chunk is not None:
+                core.scheduler.ready(request, found.chunk, now_s)
         core.wake()
-        completed = core.take_completed([request])
+        completed = core.take_completed([request for request, _ in claims])
+    core.end(ended)
     core.finish(completed)
 
 

@@ -80,6 +80,7 @@ class CudaModelRunner(TorchModelRunner):
             min_batch_tokens=CUDA_MIN_BATCH_TOKENS,
             depth=2,
             query_workers=1,
+            tokenizing_threads=2,
             queries_apart=True,
         )
         self._is_deterministic = batch_invariant
@@ -148,6 +149,7 @@ class CudaModelRunner(TorchModelRunner):
     def warm_up(self, *, most_texts: int) -> None:
         """Capture the graphs of queries, which the first of them would wait for."""
         self._queries.warm_up(most_texts=most_texts)
+        self._launches.run(self._bulk.take_workspace)
 
     def _forwards_of(self, batch: Batch) -> StreamForwards:
         return self._bulk if batch.has_bulk else self._queries

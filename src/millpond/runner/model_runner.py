@@ -138,7 +138,7 @@ class TorchModelRunner:
         return self.collect(self._launch(batch))
 
     def warm_up(self, *, most_texts: int) -> None:
-        """Prepare for up to so many queries at a time, which the first of them would wait for."""
+        """Prepare for `most_texts` queries at a time, which the first of them would wait for."""
 
     def can_run_inline(self, tokens: int) -> bool:
         """Whether a caller's thread may launch a text of N tokens."""

@@ -39,7 +39,7 @@ from .request import PendingSpan, Priority, Request
 from .request_queue import RequestQueue
 from .token_chunk import TokenChunk
 
-__all__ = ["Scheduler"]
+__all__ = ["Claim", "Scheduler"]
 
 STARVATION_LIMIT = 4.0
 QUERY_MEMORY_S = 5.0  # how long after a query bulk batches stay short
@@ -52,6 +52,8 @@ TOKENIZE_AHEAD_BATCHES = 4
 # Work of a few milliseconds: a worker may be waiting for it, and handing ids over holds the
 # interpreter, for which queries wait.
 TOKENIZED_AT_A_TIME = 16_384
+Claim = tuple[Request, npt.NDArray[np.int64]]
+"""A request, and the places in it of texts to tokenise."""
 REGROWTH = 1.02  # after running out of memory, a batch that fits lets the next be larger by this
 
 
@@ -120,24 +122,30 @@ class Scheduler:
         self.queues[request.priority].enter(request)
         self._note_ready(request, now_s)
 
-    @property
-    def has_to_tokenize(self) -> bool:
-        """Whether `next_to_tokenize` may find texts."""
+    def to_tokenize(self) -> Sequence[Priority]:
+        """Priorities of which `next_to_tokenize` may find texts."""
         most = self.max_batch_tokens * self._ahead_batches
-        queries, bulk = self._queues
-        return bool(queries.untokenized and queries.ready_tokens < most) or bool(
-            bulk.untokenized and bulk.ready_tokens < most
-        )
+        found = []
+        for priority, queue in self.queues.items():
+            if queue.untokenized and queue.ready_tokens < most:
+                found.append(priority)
+        return found
 
-    def next_to_tokenize(self) -> tuple[Request, npt.NDArray[np.int64]] | None:
-        """Claim the next texts to tokenise: queries first, either queue a few batches ahead."""
-        most = self.max_batch_tokens * self._ahead_batches
-        for queue in self._queues:
-            if queue.ready_tokens < most:
-                claimed = queue.next_to_tokenize(min(most, TOKENIZED_AT_A_TIME))
-                if claimed is not None:
-                    return claimed
-        return None
+    def next_to_tokenize(self, priority: Priority) -> Sequence[Claim]:
+        """Claim the next texts of a priority to tokenise, a few batches ahead.
+
+        They are about `TOKENIZED_AT_A_TIME` tokens, of one request or of several.
+        """
+        claims: list[Claim] = []
+        left = min(TOKENIZED_AT_A_TIME, self.max_batch_tokens * self._ahead_batches)
+        while left > 0 and priority in self.to_tokenize():
+            claimed = self.queues[priority].next_to_tokenize(left)
+            if claimed is None:
+                break
+            request, rows = claimed
+            claims.append(claimed)
+            left -= int(request.size_guesses[rows].sum())
+        return claims
 
     def ready(self, request: Request, chunk: TokenChunk, now_s: float) -> None:
         """Texts that were claimed are tokenised. Nothing happens if the request ended meanwhile."""
@@ -204,7 +212,10 @@ class Scheduler:
 
         What waits in a queue is divided evenly among its shares, the workers that are free for it.
         """
-        while any(self.queues[priority].ready_requests for priority in priorities):
+        queries, bulk = self._queues
+        while (queries.ready_requests and Priority.INTERACTIVE in priorities) or (
+            bulk.ready_requests and Priority.BULK in priorities
+        ):
             builder = self._filled(now_s, priorities, bulk_shares, query_shares)
             if builder.segments:
                 return builder.batch()

@@ -132,7 +132,7 @@ class BucketedForward:
         return BucketRun(vectors, bucket.rows, staging)
 
     def warm_up(self, *, most_texts: int) -> None:
-        """Record the buckets that up to so many queries need."""
+        """Record the buckets that up to `most_texts` queries need."""
         pad_id = self._pipeline.tokenizer.pad_id
         text, length = np.full(WARM_UP_TOKENS, pad_id), np.array([WARM_UP_TOKENS])
         for bucket in query_buckets(self._most_rows, most_texts, **self._sizes):

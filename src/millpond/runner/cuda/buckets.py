@@ -134,7 +134,7 @@ def bucket_for(
 
 
 def query_buckets(most_tokens: int, most_texts: int, **options: int | None) -> list[Bucket]:
-    """The buckets of one query and of up to so many, smallest first; options of `bucket_for`."""
+    """The buckets of one query and of `most_texts`, smallest first; options of `bucket_for`."""
     sizes = [size for size in QUERY_ROWS if size <= most_tokens]
     found = {bucket_for(size - 1, 1, size - 1, **options) for size in sizes[:ROWS_OF_ONE]}
     if most_texts > 1:

@@ -41,12 +41,18 @@ class StreamForwards:
         with current(self._device, self._own):
             yield
 
+    def take_workspace(self) -> None:
+        """Have cuBLAS allocate what the calling thread's products on the stream need."""
+        with self.current():
+            rows = torch.zeros(16, 16, device=self._device)
+            rows @ rows
+
     @property
     def _all(self) -> list[BucketedForward]:
         return [forward for forward in self.buckets if forward is not None]
 
     def warm_up(self, *, most_texts: int) -> None:
-        """Capture the graphs of up to so many short texts at a time."""
+        """Capture the graphs of up to `most_texts` short texts at a time."""
         with self.current():
             for forward in self._all:
                 forward.warm_up(most_texts=most_texts)
