@@ -32,7 +32,6 @@ from millpond.scheduler.scheduler import (
     SPEED_MEMORY,
     STARVATION_LIMIT,
     TOKENIZE_AHEAD_BATCHES,
-    TOKENIZED_AT_A_TIME,
     Scheduler,
 )
 from millpond.scheduler.token_chunk import TokenChunk
@@ -545,19 +544,6 @@ def test_small_requests_are_tokenised_together() -> None:
     assert [request for request, _ in claims] == queries
     assert [rows.tolist() for _, rows in claims] == [[0], [0, 1]]
     assert scheduler.to_tokenize() == [Priority.BULK]
-
-
-def test_a_few_milliseconds_work_is_tokenised_at_a_time() -> None:
-    scheduler = scheduler_of(max_batch_tokens=100_000, max_queue_tokens=10**7)
-    requests = [request_of(*[TOKENIZED_AT_A_TIME // 3] * 5) for _ in range(3)]
-    for request in requests:
-        scheduler.submit(request, 0.0)
-    taken = []
-    while claims := scheduler.next_to_tokenize(Priority.BULK):
-        tokens = sum(int(request.size_guesses[rows].sum()) for request, rows in claims)
-        assert tokens <= 2 * TOKENIZED_AT_A_TIME
-        taken += [(request, row) for request, rows in claims for row in rows.tolist()]
-    assert sorted(row for _, row in taken) == sorted([*range(5)] * 3)
 
 
 # Deadlines and ends.

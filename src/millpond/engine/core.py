@@ -23,7 +23,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import chain
 from typing import Literal
 
 from ..errors import EngineClosed, EngineFailed
@@ -70,11 +69,7 @@ class EngineCore:
         self.lock = fork_safe(threading.RLock())
         self.own_threads = OwnThreads(self.lock)  # held by futures, which do not hold this
         self.background = BackgroundTasks(is_running=cause is None)
-        tokenizing = {Priority.INTERACTIVE: 1, Priority.BULK: runners[0].limits.tokenizing_threads}
-        self.tokenizer_wakes = {
-            priority: [Gate() for _ in range(count)] for priority, count in tokenizing.items()
-        }
-        """Where the threads wait that tokenise texts of a priority."""
+        self.tokenizer_wakes = {priority: Gate() for priority in Priority}
         # Everything below is under the lock; callers change `_inline_request` and, by single
         # assignments, `_health`, `_cause` and `_abandons`.
         self._inline_request: Request | None = None  # that a caller runs, if it has not ended
@@ -112,7 +107,7 @@ class EngineCore:
         if is_tokenized:
             self.pool.wake_one(queries=True, bulk=False)
         else:
-            self.tokenizer_wakes[request.priority][0].open()
+            self.tokenizer_wakes[request.priority].open()
         if self.pending.arrivals > MOST_ARRIVALS or self.background.is_late_for(request.deadline_s):
             self.background.wake()
 
@@ -319,13 +314,12 @@ class EngineCore:
         if queries or bulk:
             self.pool.wake_one(queries=queries, bulk=bulk)
         for priority in self.scheduler.to_tokenize():
-            for gate in self.tokenizer_wakes[priority]:
-                gate.open()
+            self.tokenizer_wakes[priority].open()
         return False
 
     def _wake_all(self) -> None:
         self.pool.wake_all()
-        for gate in chain.from_iterable(self.tokenizer_wakes.values()):
+        for gate in self.tokenizer_wakes.values():
             gate.open()
         self.background.wake()
 

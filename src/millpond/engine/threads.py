@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from ..errors import MillpondError
-from ..locks import Gate
 from ..scheduler.request import Priority, Request
 from ..scheduler.request_future import this_thread
 from ..scheduler.scheduler import Claim
@@ -30,9 +29,7 @@ def make_threads(core: EngineCore) -> Sequence[threading.Thread]:
         for number, worker in enumerate(core.pool.workers)
     }
     roles |= {
-        f"tokenize-{priority.value}-{number}": partial(_tokenize, core, priority, wakes)
-        for priority, gates in core.tokenizer_wakes.items()
-        for number, wakes in enumerate(gates)
+        f"tokenize-{priority.value}": partial(_tokenize, core, priority) for priority in Priority
     }
     roles["background"] = partial(_run_background, core)
     return [
@@ -56,13 +53,13 @@ def _run_batches(core: EngineCore, worker: Worker) -> None:
     core.end_worker()
 
 
-def _tokenize(core: EngineCore, priority: Priority, wakes: Gate) -> None:
-    while claims := _next_to_tokenize(core, priority, wakes):
+def _tokenize(core: EngineCore, priority: Priority) -> None:
+    while claims := _next_to_tokenize(core, priority):
         _tokenize_claimed(core, claims)
         del claims  # they would keep their requests while this thread waits
 
 
-def _next_to_tokenize(core: EngineCore, priority: Priority, wakes: Gate) -> Sequence[Claim]:
+def _next_to_tokenize(core: EngineCore, priority: Priority) -> Sequence[Claim]:
     """Texts to tokenise, waited for; none when there will be no more."""
     while True:
         with core.lock:
@@ -73,7 +70,7 @@ def _next_to_tokenize(core: EngineCore, priority: Priority, wakes: Gate) -> Sequ
         del ended
         if claims or is_over:
             return claims
-        wakes.wait()
+        core.tokenizer_wakes[priority].wait()
 
 
 def _tokenize_claimed(core: EngineCore, claims: Sequence[Claim]) -> None:

@@ -80,7 +80,6 @@ class CudaModelRunner(TorchModelRunner):
             min_batch_tokens=CUDA_MIN_BATCH_TOKENS,
             depth=2,
             query_workers=1,
-            tokenizing_threads=2,
             queries_apart=True,
         )
         self._is_deterministic = batch_invariant

@@ -48,8 +48,6 @@ class Limits:
     """Batches that run side by side, launched and collected by a thread each."""
     query_workers: int = 0
     """Batches of nothing but queries that run beside those."""
-    tokenizing_threads: int = 1
-    """That tokenise bulk texts: while the tokenizer works for one, others take its ids over."""
     queries_apart: bool = False
     """Whether queries run on the query workers alone, on the same device and in its order."""
 

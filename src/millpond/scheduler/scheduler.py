@@ -49,9 +49,7 @@ MIN_SHARE_TOKENS = 64  # fewer are not worth dividing
 FIRST_SHORT_BATCH_TOKENS = 256  # a short batch before any speed is known
 SPEED_MEMORY = 0.8  # what is left of the batches measured so far with every new one
 TOKENIZE_AHEAD_BATCHES = 4
-# Work of a few milliseconds: a worker may be waiting for it, and handing ids over holds the
-# interpreter, for which queries wait.
-TOKENIZED_AT_A_TIME = 16_384
+FIRST_TOKENS = 8192  # tokenised at a time where nothing is ready
 Claim = tuple[Request, npt.NDArray[np.int64]]
 """A request, and the places in it of texts to tokenise."""
 REGROWTH = 1.02  # after running out of memory, a batch that fits lets the next be larger by this
@@ -134,10 +132,13 @@ class Scheduler:
     def next_to_tokenize(self, priority: Priority) -> Sequence[Claim]:
         """Claim the next texts of a priority to tokenise, a few batches ahead.
 
-        They are about `TOKENIZED_AT_A_TIME` tokens, of one request or of several.
+        They are of one request or of several.
         """
         claims: list[Claim] = []
-        left = min(TOKENIZED_AT_A_TIME, self.max_batch_tokens * self._ahead_batches)
+        most = self.max_batch_tokens * self._ahead_batches
+        # Where nothing is ready a worker may be waiting: a little now, more beside it.
+        first = min(self.max_batch_tokens, FIRST_TOKENS)
+        left = min(most, max(first, 2 * self.queues[priority].ready_tokens))
         while left > 0 and priority in self.to_tokenize():
             claimed = self.queues[priority].next_to_tokenize(left)
             if claimed is None:

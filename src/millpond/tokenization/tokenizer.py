@@ -8,7 +8,7 @@ array of ids, cut to what the model reads, and how many belong to each text.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
@@ -175,7 +175,8 @@ class TextTokenizer:
             if (lengths >= limit).any()
             else self._special_tokens
         )
-        fitted = (ends.fit(ids_of(row), limit, side) or self._source.empty_ids for row in rows)
+        empty = self._source.empty_ids
+        fitted = (ends.fit(ids_of(row), limit, side) or empty for row in _released(rows))
         ids = np.fromiter(chain.from_iterable(fitted), np.int32, int(kept.sum(dtype=np.int64)))
         if self._may_exceed_vocabulary:
             require_known(ids, kept, self.vocab_size)
@@ -314,13 +315,13 @@ class TextTokenizer:
 
     def _enough_of(
         self, texts: Sequence[str], special_tokens: bool, limit: int, side: Side
-    ) -> tuple[Sequence[Any], Collection[int]]:
+    ) -> tuple[list[Any], Collection[int]]:
         """What `ids_of` takes for each text, and which have not all of their ids.
 
         Cut to the limit, those are still the whole text's.
         """
         if all(len(text) <= LONG_TEXT for text in texts):
-            return tokenized(self._source, texts, special_tokens), ()
+            return list(tokenized(self._source, texts, special_tokens)), ()
 
         def token_ids(part: str) -> list[int]:
             (row,) = tokenized(self._source, [part], special_tokens)
@@ -371,3 +372,11 @@ class TextTokenizer:
                 f"max_length={max_length}: {special} of them are special tokens, which leaves "
                 f"no room for text; choose at least {special + 1}"
             )
+
+
+def _released(rows: list[Any]) -> Iterator[Any]:
+    """Each of the rows, which the list lets go of: all at once they would hold the interpreter for
+    milliseconds."""
+    rows.reverse()
+    while rows:
+        yield rows.pop()
