@@ -118,9 +118,9 @@ def test_a_batch_beyond_the_largest_bucket_runs_plainly() -> None:
     assert "graphs=0" in repr(forward)
 
 
-def test_large_batches_run_plainly_and_their_graphs_take_no_memory() -> None:
-    forward, buffers = forward_on(FakePipeline(), most_tokens=32_767)
-    for length, graphs in ((9000, 0), (MOST_RECORDED_ROWS - 1, 1), (MOST_RECORDED_ROWS, 1)):
+def test_the_largest_batches_run_plainly_and_their_graphs_take_no_memory() -> None:
+    forward, buffers = forward_on(FakePipeline(), most_tokens=65_535)
+    for length, graphs in ((9000, 1), (MOST_RECORDED_ROWS - 1, 2), (MOST_RECORDED_ROWS, 2)):
         for _ in range(3):
             texts = texts_of(length)
             assert torch.equal(vectors(forward, buffers, texts), expected(texts))
