@@ -10,6 +10,11 @@ import pytest
 import torch
 from checkpoints import save_family, save_transformer
 from families import FAMILIES
+from hypothesis import settings
+
+# The same examples in every run, however long one takes on a busy machine.
+settings.register_profile("millpond", deadline=None, derandomize=True)
+settings.load_profile("millpond")
 
 TESTS = Path(__file__).parent
 # What is tested with models or with torch itself. Everything else runs on fakes, or on a tiny model
