@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ...attention.packed import PackedSequences
-from .encoder_layer import FusedLayer, leaves, norm_options
+from ..parts import leaves
+from .encoder_layer import FusedLayer, norm_options
 
 __all__ = ["FusedEncoder"]
 

@@ -25,40 +25,16 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from ...attention.packed import PackedSequences, wants_whole_steps
+from ..parts import BERT, DISTILBERT, NORMS, is_encoder_layer
 from ..replace import PROBE_ROWS, first_equal, probe_rows
 from .int8.attention import has_tile_attention, tile_attention
 from .int8.linear import Int8Linear
 from .int8.product import Int8Norm, Int8Product
 from .int8.smoothquant import Inputs, in_int8
-from .linear import PrepackedLinear, Product, is_exact_gelu, prepacked
+from .linear import PrepackedLinear, Product, prepacked
 
-__all__ = ["FusedLayer", "NormOptions", "fuse_layers", "leaves", "norm_options"]
+__all__ = ["FusedLayer", "NormOptions", "fuse_layers", "norm_options"]
 
-# Where the parts are, under the layer. What is left out at inference may be there besides.
-BERT = {
-    "query": "attention.self.query",
-    "key": "attention.self.key",
-    "value": "attention.self.value",
-    "out": "attention.output.dense",
-    "norm": "attention.output.LayerNorm",
-    "up": "intermediate.dense",
-    "activation": "intermediate.intermediate_act_fn",
-    "down": "output.dense",
-    "last_norm": "output.LayerNorm",
-}
-DISTILBERT = {
-    "query": "attention.q_lin",
-    "key": "attention.k_lin",
-    "value": "attention.v_lin",
-    "out": "attention.out_lin",
-    "norm": "sa_layer_norm",
-    "up": "ffn.lin1",
-    "activation": "ffn.activation",
-    "down": "ffn.lin2",
-    "last_norm": "output_layer_norm",
-}
-LINEARS = ("query", "key", "value", "out", "up", "down")
-NORMS = ("norm", "last_norm")
 INT8_TOLERANCE = 8e-2
 _attention_functions: Any = AttentionInterface()  # type: ignore[no-untyped-call]
 
@@ -198,7 +174,7 @@ def fuse_layers(
 def _fuse(
     layer: nn.Module, batch_invariant: bool, int8_inputs: Inputs | None, keep: Container[nn.Module]
 ) -> bool:
-    names = next((names for names in (BERT, DISTILBERT) if _has_parts(layer, names)), None)
+    names = next((names for names in (BERT, DISTILBERT) if is_encoder_layer(layer, names)), None)
     if names is None:
         return False
     parts: dict[str, Any] = {part: layer.get_submodule(name) for part, name in names.items()}
@@ -279,29 +255,6 @@ def _products(
     products = {part: linear.product() for part, linear in linears.items()}
     joined = products.pop("query")
     return kind(joined=joined, **products, **{part: norm(parts[part]) for part in NORMS})
-
-
-def _has_parts(layer: nn.Module, names: Mapping[str, str]) -> bool:
-    """Whether a layer has these parts, of the kinds they are to be, and no others."""
-    found = leaves(layer)
-    if found.keys() != set(names.values()) or "forward" in vars(layer):
-        return False
-    # Subclasses do something of their own.
-    return (
-        all(type(found[names[part]]) is nn.Linear for part in LINEARS)
-        and all(type(found[names[part]]) is nn.LayerNorm for part in NORMS)
-        and is_exact_gelu(found[names["activation"]])
-        and not getattr(layer, "is_decoder", False)
-    )
-
-
-def leaves(module: nn.Module) -> dict[str, nn.Module]:
-    """The modules that compute something, by their names."""
-    return {
-        name: part
-        for name, part in module.named_modules()
-        if next(part.children(), None) is None and type(part) is not nn.Dropout
-    }
 
 
 def _linears(parts: Mapping[str, Any]) -> dict[str, nn.Linear]:

@@ -14,10 +14,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import activations
 from transformers.pytorch_utils import Conv1D
 
 from ...cpu.preemption import yield_to_queries
+from ..parts import is_exact_gelu
 from ..replace import PROBE_ROWS, first_equal, probe_rows, replace_children
 from .batch_invariance import (
     PLAIN_PRODUCT,
@@ -34,13 +34,11 @@ __all__ = [
     "Product",
     "fuse_gelus",
     "has_invariant_products",
-    "is_exact_gelu",
     "prepack_linears",
     "prepacked",
 ]
 
 DTYPES = (torch.float32, torch.bfloat16)
-_EXACT_GELUS = (nn.GELU, activations.GELUActivation)
 
 
 class PrepackedLinear(nn.Linear):
@@ -150,11 +148,6 @@ def _fused(parent: nn.Module) -> bool:
         linear.post_op = "none"
         setattr(parent, name, children[name])
     return agrees
-
-
-def is_exact_gelu(module: nn.Module) -> bool:
-    # Subclasses do something of their own.
-    return type(module) in _EXACT_GELUS and getattr(module, "approximate", "none") == "none"
 
 
 def prepacked(layer: nn.Module, batch_invariant: bool) -> PrepackedLinear | None:

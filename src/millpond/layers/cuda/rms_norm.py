@@ -17,12 +17,12 @@ from torch.nn import functional
 
 from ..replace import PROBE_ROWS, TOLERANCE, first_equal, probe_rows, replace_children
 
-__all__ = ["fuse_rms_norms", "rms_norm"]
+__all__ = ["FusedNorm", "fuse_rms_norms", "rms_norm"]
 
 Norm = Callable[[Tensor, Tensor, float], Tensor]
 
 
-class _FusedNorm(nn.Module):
+class FusedNorm(nn.Module):
     """The norm of `[…, size]` rows times a weight, rounded once at the end."""
 
     def __init__(self, weight: Tensor, epsilon: float, norm: Norm) -> None:
@@ -60,7 +60,7 @@ def _fused(layer: nn.Module, norm: Norm, mixed: bool) -> nn.Module | None:
     scales = [weight.detach()]
     if mixed or weight.dtype == torch.float32:
         scales.append(weight.detach().float() + 1)
-    candidates = (_FusedNorm(scale, epsilon, norm).eval() for scale in scales)
+    candidates = (FusedNorm(scale, epsilon, norm).eval() for scale in scales)
     return first_equal(layer, candidates, _probe(weight), by_row=True)
 
 

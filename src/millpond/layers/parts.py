@@ -1,0 +1,67 @@
+"""What encoder layers are made of, by the names of their parts, which many share with BERT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+from transformers import activations
+
+__all__ = ["BERT", "DISTILBERT", "NORMS", "is_encoder_layer", "is_exact_gelu", "leaves"]
+
+# Where the parts are, under the layer. What is left out at inference may be there besides.
+BERT = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "out": "attention.output.dense",
+    "norm": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "activation": "intermediate.intermediate_act_fn",
+    "down": "output.dense",
+    "last_norm": "output.LayerNorm",
+}
+DISTILBERT = {
+    "query": "attention.q_lin",
+    "key": "attention.k_lin",
+    "value": "attention.v_lin",
+    "out": "attention.out_lin",
+    "norm": "sa_layer_norm",
+    "up": "ffn.lin1",
+    "activation": "ffn.activation",
+    "down": "ffn.lin2",
+    "last_norm": "output_layer_norm",
+}
+LINEARS = ("query", "key", "value", "out", "up", "down")
+NORMS = ("norm", "last_norm")
+
+_EXACT_GELUS = (nn.GELU, activations.GELUActivation)
+
+
+def is_encoder_layer(layer: nn.Module, names: Mapping[str, str]) -> bool:
+    """Whether a layer has these parts, of the kinds they are to be, and no others."""
+    found = leaves(layer)
+    if found.keys() != set(names.values()) or "forward" in vars(layer):
+        return False
+    # Subclasses do something of their own.
+    return (
+        all(type(found[names[part]]) is nn.Linear for part in LINEARS)
+        and all(type(found[names[part]]) is nn.LayerNorm for part in NORMS)
+        and is_exact_gelu(found[names["activation"]])
+        and not getattr(layer, "is_decoder", False)
+    )
+
+
+def leaves(module: nn.Module) -> dict[str, nn.Module]:
+    """The modules that compute something, by their names."""
+    return {
+        name: part
+        for name, part in module.named_modules()
+        if next(part.children(), None) is None and type(part) is not nn.Dropout
+    }
+
+
+def is_exact_gelu(module: nn.Module) -> bool:
+    """Whether it is the GELU without an approximation."""
+    # Subclasses do something of their own.
+    return type(module) in _EXACT_GELUS and getattr(module, "approximate", "none") == "none"
