@@ -22,7 +22,7 @@ from transformers import AttentionInterface
 
 from ..cpu.preemption import yield_to_queries
 from .causal_tiles import Masks, attend_in_tiles
-from .varlen import attend_varlen
+from .varlen import attend_varlen, in_float8
 
 __all__ = [
     "ATTENTION_NAME",
@@ -101,10 +101,13 @@ class PackedSequences:
         window: int | None,
         causal: bool,
         layer: int | None = None,
+        float8_scale: float | None = None,
     ) -> Tensor:
-        """`[heads, total, size]` in, `[total, heads, size]` out."""
+        """`[heads, total, size]` in, `[total, heads, size]` out, in e4m3 with a `float8_scale`."""
         if self.boundaries is None:
-            return _grouped(query, key, value, self, scaling, window, causal)
+            return in_float8(
+                _grouped(query, key, value, self, scaling, window, causal), float8_scale
+            )
         return attend_varlen(
             *(rows.transpose(0, 1) for rows in (query, key, value)),
             query_boundaries=self.boundaries,
@@ -115,6 +118,7 @@ class PackedSequences:
             window=window,
             causal=causal,
             deterministic=self.deterministic,
+            float8_scale=float8_scale,
         )
 
     def window_mask(self, length: int, window: int, device: torch.device) -> Tensor:
@@ -149,8 +153,12 @@ class Sequences(Protocol):
         window: int | None,
         causal: bool,
         layer: int | None,
+        float8_scale: float | None = None,
     ) -> Tensor:
-        """`[heads, total, size]` in, `[total, heads, size]` out."""
+        """`[heads, total, size]` in, `[total, heads, size]` out.
+
+        With a `float8_scale` it comes times that, in e4m3.
+        """
 
 
 def register_attention() -> None:

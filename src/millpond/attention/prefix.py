@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .causal_tiles import Masks, attend_in_tiles
 from .kv_cache import KVCache
-from .varlen import attend_varlen, uses_varlen
+from .varlen import attend_varlen, in_float8, uses_varlen
 
 __all__ = ["JoinedKeys", "PrefixIndex", "PrefixSlots", "PrefixedSequences"]
 
@@ -147,8 +147,9 @@ class PrefixedSequences:
         scaling: float | None,
         window: int | None,
         causal: bool,
+        float8_scale: float | None = None,
     ) -> Tensor:
-        """`[heads, total, size]` in, `[total, heads, size]` out."""
+        """`[heads, total, size]` in, `[total, heads, size]` out, in e4m3 with a `float8_scale`."""
         if not causal:
             raise NotImplementedError("its attention is not causal")
         if layer is None:
@@ -158,12 +159,13 @@ class PrefixedSequences:
             kept = (rows.index_select(0, self.rows) for rows in (key, value))
             self.cache.write(layer, self.written, *kept)
         if self.joined is not None:
-            return self._varlen(query.transpose(0, 1), key, value, layer, scaling, window)
+            out = self._varlen(query.transpose(0, 1), key, value, layer, scaling, window)
+            return in_float8(out, float8_scale)
         parts = [
             self._run(run, query, key, value, layer=layer, scaling=scaling, window=window)
             for run in self.runs
         ]
-        return torch.cat(parts)
+        return in_float8(torch.cat(parts), float8_scale)
 
     def _run(
         self,
