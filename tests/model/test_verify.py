@@ -166,7 +166,7 @@ def test_a_pooler_that_nobody_reads_is_left_out_where_the_model_can_do_without(
 
 
 @pytest.mark.parametrize(
-    ("int8_error", "distance", "agrees"),
+    ("quantisation_error", "distance", "agrees"),
     [
         (0.0, 0.07, True),
         (0.0, 0.09, False),  # bfloat16's own rounding ends there
@@ -176,10 +176,10 @@ def test_a_pooler_that_nobody_reads_is_left_out_where_the_model_can_do_without(
     ],
 )
 def test_runs_in_int8_may_be_as_far_apart_as_its_errors(
-    int8_error: float, distance: float, agrees: bool
+    quantisation_error: float, distance: float, agrees: bool
 ) -> None:
     expected = torch.eye(8, dtype=torch.bfloat16)
     rows = expected.clone()
     rows[3, 4] = distance
-    reason = disagreement([rows], [expected], int8_error=int8_error)
+    reason = disagreement([rows], [expected], quantisation_error=quantisation_error)
     assert (reason is None) == agrees

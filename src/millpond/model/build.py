@@ -32,6 +32,7 @@ from ..tokenization.tokenizer import TextTokenizer
 from .device import choose_dtype
 from .loading import LoadedTransformer, checkpoint_dtype, load_transformer
 from .overflow import DoesNotFit, refuse_overflow
+from .packed_forward import verify_packed_forward
 from .pooling_model import PoolingModel, ordinary_ids
 from .static import StaticEmbeddings
 from .transformer import Transformer
@@ -210,6 +211,8 @@ class _Encoders:
             execution = verify_execution(transformer, token_ids=ids, pad_id=tokenizer.pad_id)
             if self.device.type == "cpu":
                 verify_fused(transformer, execution, token_ids=ids)
+            elif not own_layers:
+                verify_packed_forward(transformer, execution, token_ids=ids, keep=keep)
         return transformer, tokenizer, execution
 
     def _replace_layers(
@@ -222,7 +225,7 @@ class _Encoders:
         model, batch_invariant = transformer.model, self.config.batch_invariant
         if self.config.dtype == "int8":
             run, texts = partial(run_alone, transformer), _ordinary_texts(tokenizer)
-            transformer.int8_error = quantize(model, run, texts, keep=keep)
+            transformer.quantisation_error = quantize(model, run, texts, keep=keep)
         if self.device.type == "cpu":
             fuse_layers(model, batch_invariant=batch_invariant, keep=keep)
             prepack_linears(model, batch_invariant=batch_invariant, keep=keep)

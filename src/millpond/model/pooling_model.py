@@ -74,6 +74,8 @@ class PoolingModel:
         """The same as users name it."""
         if isinstance(self.encoder, Transformer) and self.encoder.is_int8:
             return "int8"
+        if isinstance(self.encoder, Transformer) and self.encoder.is_float8:
+            return "fp8"
         return str(self.dtype).removeprefix("torch.")
 
     def packed(

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..attention.packed import ATTENTION_NAME, PackedSequences, Sequences, register_attention
 from ..layers.cpu.encoder import FusedEncoder
 from ..layers.cpu.int8.linear import has_int8_layers
+from ..layers.cuda.packed_model import PackedDecoder, PackedEncoder
 from ..layers.rotary import RotaryState
 from ..tokenization.token_types import split_token_types
 from .loading import LoadedTransformer
@@ -40,13 +41,13 @@ class Transformer:
         self.head = loaded.head
         self.all_layers = all_layers
         self.position_offset = 0
-        self.int8_error = 0.0
-        """How far int8 is off in the root mean square, relative to hidden states."""
+        self.quantisation_error = 0.0
+        """How far int8 or float8 is off in the root mean square, relative to hidden states."""
         parameters = inspect.signature(self.model.forward).parameters
         any_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         self.takes_positions = "position_ids" in parameters or any_name
         self.takes_boundaries = any_name
-        self._fused_encoder: FusedEncoder | None = None
+        self._fused: FusedEncoder | PackedEncoder | PackedDecoder | None = None
         self._stock_attention = self.model.config._attn_implementation
         self._rotary_state = RotaryState(self.model)
 
@@ -75,31 +76,47 @@ class Transformer:
 
     def use_fused_encoder(self) -> None:
         """Leave out the model's own forward. Raises `ValueError` where its layers are not fused."""
-        self._fused_encoder = FusedEncoder(
-            self.model, needs_token_type_ids=self.needs_token_type_ids
-        )
+        self._fused = FusedEncoder(self.model, needs_token_type_ids=self.needs_token_type_ids)
+
+    def use_packed_forward(self, forward: PackedEncoder | PackedDecoder) -> None:
+        """Leave out the model's own forward, on a GPU."""
+        self._fused = forward
+
+    @property
+    def packed_forward(self) -> PackedEncoder | PackedDecoder | None:
+        """What runs packed rows on a GPU in the place of the model's own forward."""
+        return None if isinstance(self._fused, FusedEncoder) else self._fused
+
+    @property
+    def is_float8(self) -> bool:
+        """Whether some of its products run in float8."""
+        return self.packed_forward is not None and self.packed_forward.layers.in_float8 > 0
 
     @property
     def runs_fused(self) -> bool:
-        """Whether packed rows go through the fused encoder and not the model's own forward."""
-        return self._fused_encoder is not None and not self.all_layers
+        """Whether packed rows go through fused layers and not the model's own forward."""
+        return self._fused is not None and not self.all_layers
 
     def use_reference_forward(self) -> None:
         """Back to the forward of the model."""
-        self._fused_encoder = None
+        self._fused = None
 
     def packed(self, ids: Tensor, positions: Tensor, sequences: Sequences) -> HiddenStates:
         """Hidden states of a packed row: int64 `[total]` ids and positions, no padding.
 
         Positions count from 0 in each text.
         """
-        if self.runs_fused and isinstance(sequences, PackedSequences):
-            assert self._fused_encoder is not None
+        positions = positions + self.position_offset
+        fused = None if self.all_layers else self._fused
+        # Those of a CPU know no cached prefixes.
+        if fused is not None and (
+            isinstance(sequences, PackedSequences) or not isinstance(fused, FusedEncoder)
+        ):
             ids, types = self._ids_and_types(ids)
-            return self._fused_encoder(ids, positions + self.position_offset, sequences, types)
+            return fused(ids, positions, sequences, types)  # type: ignore[arg-type]
         output = self._forward(
             input_ids=ids.unsqueeze(0),
-            position_ids=(positions + self.position_offset).unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
             packed_sequences=sequences,
         )
         return self._rows(output)

@@ -43,7 +43,7 @@ logger = logging.getLogger("millpond")
 PAD_TO = 16
 FAR_PAD_TO = 3 * PAD_TO
 MOST_WINDOW_TOKENS = 1024  # a sliding window up to this is checked with a text longer than it
-INT8_NOISE = 4  # tokens of two runs in int8 are as many of its errors apart, at the most
+MOST_ERRORS = 4  # tokens of two quantised runs are as many of its errors apart, at the most
 MOST_NOISE = 0.5  # a wrong mask or position is further off
 MOST_POSITIONS_TRIED = 4096  # a batch has hardly more tokens
 LENGTHS = (9, 4, 13, 1, 9, 6)
@@ -139,7 +139,7 @@ def verify_fused(
         rows = run_packed(transformer, texts)
         if transformer.is_int8:  # which has an attention of its own
             longest = max(range(len(texts)), key=lambda i: len(texts[i]))
-            reason = disagreement(rows, expected, int8_error=transformer.int8_error)
+            reason = disagreement(rows, expected, quantisation_error=transformer.quantisation_error)
             is_invariant = _is_batch_invariant(transformer, texts[longest], rows[longest])
         else:
             reason, is_invariant = None, all(map(torch.equal, rows, expected))
@@ -205,7 +205,7 @@ def _check_packed(
     for offset in _position_offsets(transformer, pad_id, max(map(len, texts))):
         transformer.position_offset = offset
         rows = run_packed(transformer, texts)
-        reason = disagreement(rows, expected, int8_error=transformer.int8_error)
+        reason = disagreement(rows, expected, quantisation_error=transformer.quantisation_error)
         if reason is None:
             return _refusal_of_long_rows(transformer, token_ids=texts[0])
     return reason
@@ -306,7 +306,7 @@ def _check_padded(
             found = _run_padded(transformer, texts, pad_id, length)
         except Exception as error:
             return summary(error)
-        reason = disagreement(found, expected, int8_error=transformer.int8_error)
+        reason = disagreement(found, expected, quantisation_error=transformer.quantisation_error)
         if reason is not None:
             return reason
     return None
@@ -325,12 +325,12 @@ def _run_padded(
 
 
 def disagreement(
-    rows: list[Tensor], expected: list[Tensor], *, int8_error: float = 0.0
+    rows: list[Tensor], expected: list[Tensor], *, quantisation_error: float = 0.0
 ) -> str | None:
     """The worst token's distance relative to its length, if it is more than rounding explains.
 
-    A model in int8 is as far from itself as from what it was, since a bit of difference has codes
-    rounded the other way: `int8_error` says how far that is.
+    A quantised model is as far from itself as from what it was, since a bit of difference has
+    values rounded the other way: `quantisation_error` says how far that is.
     """
     worst = 0.0
     for got, wanted in zip(rows, expected, strict=True):
@@ -340,7 +340,8 @@ def disagreement(
         distance = (got - wanted).nan_to_num().norm(dim=-1)
         scale = wanted.nan_to_num().norm(dim=-1).clamp(min=1e-6)
         worst = max(worst, float((distance / scale).max()))
-    if worst <= max(TOLERANCE[expected[0].dtype], min(INT8_NOISE * int8_error, MOST_NOISE)):
+    noise = min(MOST_ERRORS * quantisation_error, MOST_NOISE)
+    if worst <= max(TOLERANCE[expected[0].dtype], noise):
         return None
     return f"hidden states differ from the one-by-one run by {worst:.2g} of their length"
 

@@ -60,7 +60,7 @@ def _compare(transformer: Transformer, texts: list[list[int]]) -> PrefixSupport:
     used = PrefixSlots(prefixes, slots, NO_INTEGERS, NO_INTEGERS)
     found = _run(transformer, ends, used, cache)
     expected = [rows[prefix:] for rows, prefix in zip(whole, prefixes, strict=True)]
-    reason = disagreement(found, expected, int8_error=transformer.int8_error)
+    reason = disagreement(found, expected, quantisation_error=transformer.quantisation_error)
     if reason is not None:
         return PrefixSupport(reason=f"with a cached prefix {reason}")
     return PrefixSupport(reason="it agrees with the whole run", cache=cache)
