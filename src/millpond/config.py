@@ -17,7 +17,7 @@ from .errors import InvalidOption
 
 __all__ = ["DTypeName", "EngineConfig", "EngineOptions", "PoolingMode", "require_bool"]
 
-DTypeName = Literal["auto", "float32", "float16", "bfloat16", "int8"]
+DTypeName = Literal["auto", "float32", "float16", "bfloat16", "int8", "fp8"]
 PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
 RENAMED = {
@@ -53,7 +53,8 @@ class EngineConfig:
         default="auto",
         metadata=_help(
             "Precision of the transformer; pooling and what follows it run in float32. int8 is "
-            "for CPUs with VNNI or AMX: linear layers in int8, the rest as with auto."
+            "for CPUs with VNNI or AMX: linear layers in int8, the rest as with auto; fp8 for GPUs "
+            "that multiply in float8."
         ),
     )
     revision: str | None = field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import checkpoints
@@ -71,6 +72,62 @@ def test_a_decoder_that_shares_keys_has_the_vectors_of_the_cpu(tmp_path: Path) -
 def test_batch_invariant_gives_the_same_bits_in_any_company(folder: Path) -> None:
     with Engine(folder, device="cuda:0", batch_invariant=True) as engine:
         assert_the_same_bits_in_any_company(engine)
+
+
+@pytest.fixture(scope="module")
+def usual_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the weights' usual size, which float8 bears better."""
+    config = {**ENCODER, "initializer_range": 0.02}
+    return checkpoints.save_transformer(tmp_path_factory.mktemp("model") / "bert", config=config)
+
+
+def skip_without_float8() -> None:
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this card has no products in float8")
+
+
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_in_float8_the_vectors_are_nearly_those_of_the_cpu(
+    usual_folder: Path, batch_invariant: bool
+) -> None:
+    skip_without_float8()
+    with Engine(usual_folder, device="cpu", dtype="float32") as engine:
+        expected = engine.embed(MANY, normalize=True)
+    options = {"dtype": "fp8", "batch_invariant": batch_invariant}
+    with Engine(usual_folder, device="cuda:0", **options) as engine:
+        assert engine.info().dtype == "fp8"
+        for _ in range(3):  # plain, recorded, replayed
+            found = engine.embed(MANY, normalize=True)
+            assert (found * expected).sum(1).min() > 0.995
+        if batch_invariant:
+            assert_the_same_bits_in_any_company(engine)
+
+
+def test_a_decoder_in_float8_continues_from_cached_prefixes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skip_without_float8()
+    monkeypatch.setattr(cuda_runner, "MIN_SAVED_TOKENS", 0)
+    family = next(family for family in FAMILIES if family.name == "qwen3")
+    family = replace(family, config={**family.config, "initializer_range": 0.02, "head_dim": 32})
+    folder = checkpoints.save_family(family, tmp_path)
+    prompt = "Instruct: find the mill\nQuery: "
+    with Engine(folder, device="cpu", dtype="float32") as engine:
+        expected = engine.embed(MANY, prompt=prompt, normalize=True)
+    with Engine(folder, device="cuda:0", dtype="fp8") as engine:
+        assert engine.info().dtype == "fp8"
+        for _ in range(4):
+            found = engine.embed(MANY, prompt=prompt, normalize=True)
+            assert (found * expected).sum(1).min() > 0.98
+        assert engine.stats().cached_tokens > 0
+
+
+def test_models_without_known_layers_are_refused_in_float8(tmp_path: Path) -> None:
+    skip_without_float8()
+    family = next(family for family in FAMILIES if family.name == "mpnet")
+    folder = checkpoints.save_family(family, tmp_path)
+    with pytest.raises(InvalidOption, match="this model is of another kind"):
+        Engine(folder, device="cuda:0", dtype="fp8")
 
 
 def assert_the_same_bits_in_any_company(engine: Engine) -> None:

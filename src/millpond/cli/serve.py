@@ -53,7 +53,7 @@ def serve(
         ),
     ] = None,
     dtype: Annotated[
-        Literal["auto", "float32", "float16", "bfloat16", "int8", "float", "half"],
+        Literal["auto", "float32", "float16", "bfloat16", "int8", "fp8", "float", "half"],
         typer.Option("--dtype", help="Precision of the transformer."),
     ] = "auto",
     tensor_parallel_size: Annotated[

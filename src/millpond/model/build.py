@@ -19,7 +19,7 @@ from ..checkpoint.routes import Route
 from ..checkpoint.spec import ModelSpec
 from ..config import EngineConfig
 from ..cpu.openmp import threads_for_check
-from ..errors import MillpondError, UnsupportedModel, summary
+from ..errors import InvalidOption, MillpondError, UnsupportedModel, summary
 from ..layers.cpu.activation import replace_activations
 from ..layers.cpu.encoder_layer import fuse_layers
 from ..layers.cpu.int8.quantize import quantize
@@ -30,6 +30,7 @@ from ..pooler.pooler import Pooler
 from ..tokenization.pairs import PairTokenizer
 from ..tokenization.tokenizer import TextTokenizer
 from .device import choose_dtype
+from .float8 import use_float8
 from .loading import LoadedTransformer, checkpoint_dtype, load_transformer
 from .overflow import DoesNotFit, refuse_overflow
 from .packed_forward import verify_packed_forward
@@ -86,6 +87,11 @@ class _Encoders:
         found = self.loaded[module.path]
         if all_layers and isinstance(found[0], Transformer):
             found[0].all_layers = True
+            if found[0].is_float8:
+                raise InvalidOption(
+                    f"dtype='fp8': the head of {module.path} reads all layers, and float8 gives "
+                    "the last; leave it at 'auto'"
+                )
         return found
 
     def _tokenizer(
@@ -180,6 +186,7 @@ class _Encoders:
 
         With `own_layers` none of them is replaced.
         """
+        in_float8 = self.config.dtype == "fp8"
         loaded = load_transformer(
             module,
             device=self.device,
@@ -211,8 +218,12 @@ class _Encoders:
             execution = verify_execution(transformer, token_ids=ids, pad_id=tokenizer.pad_id)
             if self.device.type == "cpu":
                 verify_fused(transformer, execution, token_ids=ids)
-            elif not own_layers:
-                verify_packed_forward(transformer, execution, token_ids=ids, keep=keep)
+            elif not own_layers or in_float8:
+                verify_packed_forward(
+                    transformer, execution, token_ids=ids, keep=keep, float8=in_float8
+                )
+            if in_float8:
+                use_float8(transformer, _ordinary_texts(tokenizer))
         return transformer, tokenizer, execution
 
     def _replace_layers(

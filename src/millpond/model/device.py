@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from ..errors import InvalidOption
+from ..layers.cuda.float8 import has_float8_products
+from ..layers.cuda.kernels import packed_kernels
 
 __all__ = ["choose_device", "choose_dtype"]
 
@@ -49,14 +51,17 @@ def _available_devices() -> list[str]:
 def choose_dtype(
     name: str, *, device: torch.device, checkpoint_dtype: torch.dtype | None
 ) -> torch.dtype:
-    """The precision of the transformer, for `auto`, `float32`, `float16`, `bfloat16` or `int8`.
+    """The precision of the transformer, for `auto`, a precision, `int8` or `fp8`.
 
     `auto` on CUDA: the checkpoint's own half type, and float16 for any other checkpoint; on a
     CPU that computes in bfloat16: bfloat16; elsewhere float32. `int8` is what is between its linear
-    layers: that of `auto`, on a CPU.
+    layers: that of `auto`, on a CPU; `fp8` is bfloat16, which its products give.
     """
-    if name not in ("auto", "int8", *DTYPES):
-        raise InvalidOption(f"dtype={name!r}: choose one of auto, int8, {', '.join(DTYPES)}")
+    if name not in ("auto", "int8", "fp8", *DTYPES):
+        raise InvalidOption(f"dtype={name!r}: choose one of auto, int8, fp8, {', '.join(DTYPES)}")
+    if name == "fp8":
+        refuse_float8(device)
+        return torch.bfloat16
     if name == "int8":
         if device.type != "cpu":
             raise InvalidOption(f"dtype='int8' is for CPUs and this is {device}; choose 'auto'")
@@ -72,6 +77,24 @@ def choose_dtype(
     if device.type == "cpu" and _cpu_computes_bfloat16():
         return torch.bfloat16
     return torch.float32
+
+
+def refuse_float8(device: torch.device) -> None:
+    """Raise `InvalidOption` where products in float8 cannot run."""
+    if device.type != "cuda":
+        raise InvalidOption(
+            f"dtype='fp8' is for GPUs that multiply in float8 and this is {device}; choose 'auto'"
+        )
+    if not has_float8_products(device):
+        raise InvalidOption(
+            f"dtype='fp8': {torch.cuda.get_device_name(device)} has no products in float8 (those "
+            "need compute capability 8.9), or the installed torch has none; choose 'auto'"
+        )
+    if packed_kernels(device, float8=True) is None:
+        raise InvalidOption(
+            "dtype='fp8' needs Triton and a C compiler for it, and its kernels could not be made "
+            "here; install both or choose 'auto'"
+        )
 
 
 def _cpu_computes_bfloat16() -> bool:
