@@ -77,7 +77,12 @@ def prove(model: nn.Module) -> tuple[ExecutionMode, Transformer]:
 
 def transformer_of(model: nn.Module) -> Transformer:
     loaded = SimpleNamespace(
-        model=model, hidden_size=8, vocab_size=40, max_positions=64, needs_token_type_ids=False
+        model=model,
+        hidden_size=8,
+        vocab_size=40,
+        max_positions=64,
+        needs_token_type_ids=False,
+        head=None,
     )
     return Transformer(loaded)  # type: ignore[arg-type]
 
