@@ -35,7 +35,9 @@ MAY_IMPORT = {
     "layers": "cpu attention",
     "pooler": "checkpoint",
     "model": "config pair cpu checkpoint tokenization attention layers pooler",
-    "runner": "config embeddings cpu checkpoint scheduler tokenization attention layers model",
+    "runner": (
+        "config outputs embeddings cpu checkpoint scheduler tokenization attention layers model"
+    ),
     "engine": (
         "config stats pair outputs embeddings scores checkpoint scheduler tokenization model runner"
     ),

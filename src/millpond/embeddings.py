@@ -88,6 +88,12 @@ class OutputSpec:
             vectors = _unit_length(vectors)
         return vectors if self.calibrated else quantize(vectors, self.dtype)
 
+    def store(
+        self, room: npt.NDArray[Any], texts: npt.NDArray[np.int64], rows: npt.NDArray[Any]
+    ) -> None:
+        """Put rows of these texts into `allocate`'s array."""
+        room[texts] = rows
+
     @property
     def overflow_advice(self) -> str:
         """What to say of a vector that is finite in float32 alone."""

@@ -6,7 +6,7 @@ them. Pure numpy; it knows nothing of models, devices or queues.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,7 +15,59 @@ import numpy.typing as npt
 
 from .errors import InvalidInput, TextFailed, TextsFailed
 
-__all__ = ["CallResult", "Output", "Timings"]
+__all__ = ["CallResult", "Output", "RaggedRows", "Rows", "Timings", "finite_texts"]
+
+
+@dataclass(frozen=True, eq=False)
+class RaggedRows:
+    """Several rows for each text: text *i* has `values[offsets[i]:offsets[i + 1]]`.
+
+    It has the length and the slices of an array with one row a text.
+    """
+
+    values: npt.NDArray[np.float32]
+    """`[total, width]`."""
+    offsets: npt.NDArray[np.int64]
+    """`[texts + 1]`, from 0."""
+
+    @classmethod
+    def of(cls, texts: Sequence[npt.NDArray[np.float32]], width: int) -> RaggedRows:
+        """Of the rows of each text, `[any, width]`."""
+        lengths = [len(rows) for rows in texts]
+        values = np.concatenate(texts) if texts else np.empty((0, width), dtype=np.float32)
+        return cls(values, np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))))
+
+    @property
+    def width(self) -> int:
+        """Numbers in a row."""
+        return int(self.values.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __iter__(self) -> Iterator[npt.NDArray[np.float32]]:
+        return iter(np.split(self.values, self.offsets[1:-1])[: len(self)])
+
+    def __getitem__(self, which: Any) -> Any:
+        """The rows of one text; or those of a slice, of places or of a mask, ragged."""
+        if isinstance(which, int | np.integer):
+            return self.values[self.offsets[which] : self.offsets[which + 1]]
+        return self.at(np.arange(len(self))[which])
+
+    def at(self, places: npt.NDArray[np.int64]) -> RaggedRows:
+        """The rows of the texts at these places, in their order."""
+        return RaggedRows.of([self[place] for place in places], self.width)
+
+
+Rows = npt.NDArray[Any] | RaggedRows
+"""What a model gives for texts, or what becomes of it: a row for each, or several."""
+
+
+def finite_texts(rows: Rows) -> npt.NDArray[np.bool_]:
+    """Whether all numbers of each text are finite, bool `[texts]`."""
+    if isinstance(rows, RaggedRows):
+        return np.array([bool(np.isfinite(each).all()) for each in rows], dtype=np.bool_)
+    return np.asarray(np.isfinite(rows).all(axis=1))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,11 +121,14 @@ class Output(Protocol):
     def overflow_advice(self) -> str:
         """What to say of a text whose row is finite as the model gave it, and not any more."""
 
-    def allocate(self, texts: int) -> npt.NDArray[Any]:
-        """Room for the rows of a call, `[texts, …]`; those of failed texts stay as they are."""
+    def allocate(self, texts: int) -> Any:
+        """Room for the rows of a call: what `store` takes. Those of failed texts stay empty."""
 
-    def rows(self, computed: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-        """Rows of the model `[n, dimension]` as rows for `allocate`'s array."""
+    def rows(self, computed: Any) -> Any:
+        """What becomes of `Rows` of the model, `dimension` numbers wide."""
 
-    def result(self, rows: npt.NDArray[Any], **of_call: Any) -> CallResult:
+    def store(self, room: Any, texts: npt.NDArray[np.int64], rows: Any) -> None:
+        """Put rows of these texts into the room of their call."""
+
+    def result(self, rows: Any, **of_call: Any) -> CallResult:
         """The result of a call with these rows; `of_call` are the fields of `CallResult`."""

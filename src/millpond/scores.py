@@ -5,16 +5,25 @@ Pure numpy; it knows nothing of models, devices or queues.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .outputs import CallResult
+from .outputs import CallResult, RaggedRows
 
-__all__ = ["ACTIVATIONS", "Label", "Ranked", "ScoreOutput", "Scores"]
+__all__ = [
+    "ACTIVATIONS",
+    "Label",
+    "Ranked",
+    "ScoreOutput",
+    "Scores",
+    "TokenLabel",
+    "TokenScoreOutput",
+    "TokenScores",
+]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -36,6 +45,16 @@ class Label:
 
     name: str
     score: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLabel:
+    """The best class of a token, and which characters of the text are the token's."""
+
+    name: str
+    score: float
+    start: int
+    end: int
 
 
 def _sigmoid(logits: Logits) -> Logits:
@@ -88,9 +107,46 @@ class ScoreOutput:
         """Scores float32 `[n, labels]` of logits, computed in float64."""
         return ACTIVATIONS[self.activation](computed.astype(np.float64)).astype(np.float32)
 
+    def store(self, room: FloatArray, texts: npt.NDArray[np.int64], rows: FloatArray) -> None:
+        """Put scores of these texts into `allocate`'s array."""
+        room[texts] = rows
+
     def result(self, rows: npt.NDArray[Any], **of_call: Any) -> Scores:
         """The scores of a call."""
         return Scores(rows=rows, labels=self.labels, **of_call)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenScoreOutput:
+    """What a caller wants of the logits of tokens: an activation."""
+
+    labels: tuple[str, ...]
+    activation: str
+
+    @property
+    def overflow_advice(self) -> str:
+        """As that of `ScoreOutput`."""
+        return f"its scores are not finite after {self.activation}; ask for activation='none'"
+
+    def allocate(self, texts: int) -> list[FloatArray | None]:
+        """A place for the scores of each text, empty for those that will fail."""
+        return [None] * texts
+
+    def rows(self, computed: RaggedRows) -> RaggedRows:
+        """Scores of logits, computed in float64."""
+        scores = ACTIVATIONS[self.activation](computed.values.astype(np.float64))
+        return RaggedRows(scores.astype(np.float32), computed.offsets)
+
+    def store(
+        self, room: list[FloatArray | None], texts: npt.NDArray[np.int64], rows: RaggedRows
+    ) -> None:
+        """Put scores of these texts into their places, as copies that hold no others."""
+        for text, scores in zip(texts.tolist(), rows, strict=True):
+            room[text] = scores.copy()
+
+    def result(self, rows: list[FloatArray | None], **of_call: Any) -> TokenScores:
+        """The scores of a call."""
+        return TokenScores(rows=rows, labels=self.labels, **of_call)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,4 +189,33 @@ class Scores(CallResult):
             f"Scores(texts={len(self)}, labels={len(self.labels)}, "
             f"tokens={int(self.token_counts.sum())}, truncated={int(self.truncated.sum())}, "
             f"failed={len(self.errors)})"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenScores(CallResult):
+    """The scores of the tokens of a call's texts."""
+
+    labels: tuple[str, ...]
+    """The checkpoint's names for them."""
+    rows: Sequence[FloatArray | None] = field(repr=False)
+    """Of each text float32 `[tokens, labels]`, special tokens included; None with an error."""
+
+    def best(self, text: int, spans: Sequence[tuple[int, int] | None]) -> list[TokenLabel]:
+        """The best class of each token that has a span of characters, in the text's order.
+
+        None of a text with an error. Tokens that were cut off have none either.
+        """
+        rows = self.rows[text]
+        found = []
+        for row, span in zip(() if rows is None else rows, spans, strict=False):
+            if span is not None:
+                best = int(row.argmax())
+                found.append(TokenLabel(self.labels[best], float(row[best]), *span))
+        return found
+
+    def __repr__(self) -> str:
+        return (
+            f"TokenScores(texts={len(self)}, labels={len(self.labels)}, "
+            f"tokens={int(self.token_counts.sum())}, failed={len(self.errors)})"
         )

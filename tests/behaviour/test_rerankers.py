@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from rerankers import (
     save_reranker,
 )
 from sentence_transformers import CrossEncoder
+from transformers import AutoTokenizer, pipeline
 
 from millpond import Engine, Label, Pair, TextTooLong, UnsupportedCall, UnsupportedModel
 
@@ -293,3 +296,53 @@ def test_a_head_that_needs_more_than_hidden_states_is_refused(tmp_path: Path) ->
     )
     with pytest.raises(UnsupportedModel, match="more than the text"):
         start(folder)
+
+
+# Classes of tokens.
+
+
+@pytest.mark.parametrize("name", ["bert", "deberta_v2", "modernbert"])
+def test_tokens_are_classified_as_transformers_does_and_bit_for_bit_in_every_batch(
+    name: str, tmp_path: Path
+) -> None:
+    folder = save_reranker(name, tmp_path, labels=5, task="ForTokenClassification")
+    words = AutoTokenizer.from_pretrained(folder)
+    reference = pipeline("token-classification", str(folder), tokenizer=words, ignore_labels=[])
+    texts = [text for text in DOCUMENTS if len(text) < 40]
+    with Engine(folder, dtype="float32", device="cpu") as engine:
+        info = engine.info()
+        assert (info.kind, info.execution == "padded") == ("classify", name == "deberta_v2")
+        assert info.batch_invariant
+        found = engine.classify(texts)
+        for text, tokens, expected in zip(texts, found, reference(texts), strict=True):
+            places = [(token.name, token.start, token.end) for token in tokens]
+            assert places == [(each["entity"], each["start"], each["end"]) for each in expected]
+            scores = [float(each["score"]) for each in expected]
+            np.testing.assert_allclose([token.score for token in tokens], scores, atol=1e-5)
+            assert engine.classify(text) == tokens
+        assert asyncio.run(engine.aclassify(texts)) == found
+        result = engine.submit_classify(texts, activation="none").result()
+        assert [len(rows) for rows in result.rows] == result.token_counts.tolist()
+        for call in (
+            lambda: engine.score([("a", "b")]),
+            lambda: engine.rank("a", ["b"]),
+            lambda: engine.classify([("a", "b")]),
+            lambda: engine.embed("a"),
+        ):
+            with pytest.raises(UnsupportedCall, match="call classify"):
+                call()
+
+
+def test_tokens_that_are_cut_off_have_no_class(tmp_path: Path) -> None:
+    folder = save_reranker("bert", tmp_path, labels=3, task="ForTokenClassification")
+    text = " ".join(["the stone grinds the grain"] * 9)
+    with start(folder) as engine:
+        whole = engine.classify("the stone grinds the grain", prompt="mill: ")
+        assert (whole[0].start, whole[-1].end) == (0, len("the stone grinds the grain"))
+        for side in ("end", "start"):
+            tokens = engine.classify(text, truncate=side)
+            assert len(tokens) == MAX_LENGTH - 2
+            assert (tokens[0].start == 0) == (side == "end")
+            assert (tokens[-1].end == len(text)) == (side == "start")
+            spans = [(token.start, token.end) for token in tokens]
+            assert all(a[1] <= b[0] for a, b in pairwise(spans))

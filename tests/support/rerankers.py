@@ -55,10 +55,17 @@ def save_classifier(
     return save_transformer(folder, model=model, tokenizer=tokenizer, config=config)
 
 
-def save_reranker(name: str, folder: Path, *, labels: int = 1, **more: Any) -> Path:
-    """A family's model for sequences."""
+def save_reranker(
+    name: str,
+    folder: Path,
+    *,
+    labels: int = 1,
+    task: str = "ForSequenceClassification",
+    **more: Any,
+) -> Path:
+    """A family's model for sequences, or for another task."""
     family = next(family for family in FAMILIES if family.name == name)
-    model = family.model.removesuffix("Model") + "ForSequenceClassification"
+    model = family.model.removesuffix("Model") + task
     return save_classifier(
         folder,
         model=model,

@@ -9,13 +9,11 @@ import itertools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import NonFiniteVector, OutOfMemory, TextFailed
-from ..runner.base import FloatArray
+from ..outputs import Rows, finite_texts
 from ..scheduler.batch import Batch, Segment
 from ..scheduler.deduplication import Duplicate
 from ..scheduler.request import Priority, Request
@@ -39,7 +37,7 @@ class Delivery:
         self._failed_texts = 0
         self.duplicates: Duplicates = {}
         """Texts that wait for those of the batch, by their place in it."""
-        self.is_finite = forward.vectors is not None and bool(np.isfinite(forward.vectors).all())
+        self.is_finite = forward.vectors is not None and bool(finite_texts(forward.vectors).all())
 
     def deliver(self) -> None:
         """Write the texts of the batch itself."""
@@ -204,7 +202,7 @@ def _note_start(request: Request, launched_s: float) -> None:
         request.started_s = max(launched_s, request.arrived_s)
 
 
-def _deliver(batch: Batch, vectors: FloatArray) -> int:
+def _deliver(batch: Batch, vectors: Rows) -> int:
     """Write the vectors of a batch to its requests; how many were not finite is returned."""
     place = failed = 0
     for segment in batch.segments:
@@ -216,12 +214,12 @@ def _deliver(batch: Batch, vectors: FloatArray) -> int:
     return failed
 
 
-def _write(request: Request, chunk: TokenChunk, start: int, vectors: FloatArray) -> int:
+def _write(request: Request, chunk: TokenChunk, start: int, vectors: Rows) -> int:
     """Write vectors of texts of a chunk, from `start` on; how many were not finite is returned."""
     texts = chunk.rows[start : start + len(vectors)]
     with np.errstate(all="ignore"):  # what comes of it is looked at below
         output_rows = request.output.rows(vectors)
-    computed, finite = _finite(vectors), _finite(output_rows)
+    computed, finite = finite_texts(vectors), finite_texts(output_rows)
     finite &= computed
     if finite.all():
         request.write(texts, output_rows)
@@ -236,11 +234,6 @@ def _write(request: Request, chunk: TokenChunk, start: int, vectors: FloatArray)
         row = int(texts[place])
         request.fail(row, NonFiniteVector(reason, index=row))
     return len(texts) - int(finite.sum())
-
-
-def _finite(rows: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    finite: npt.NDArray[np.bool_] = np.isfinite(rows).all(axis=1)
-    return finite
 
 
 def _tokenize_s(segment: Segment) -> float:

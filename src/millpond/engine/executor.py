@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ..runner.base import FloatArray, ModelRunner
+from ..outputs import RaggedRows, Rows
+from ..runner.base import ModelRunner
 from ..scheduler.batch import Batch, Segment
 
 __all__ = ["BatchExecutor", "BatchResult", "DeviceSlot", "ForwardPass"]
@@ -30,8 +31,8 @@ class ForwardPass:
     forward_s: float = 0.0
     """From its launch, or the end of the one before it on the device, until its vectors came."""
     padded_tokens: int = 0
-    vectors: FloatArray | None = None
-    """float32 `[texts, dimension]`, in the order of the segments."""
+    vectors: Rows | None = None
+    """float32 `[texts, dimension]`, or ragged, in the order of the segments."""
     error: Exception | None = None
     """Why none of its texts can have a vector."""
     out_of_memory: bool = False
@@ -123,7 +124,7 @@ class BatchExecutor:
         self._recover(batch, failure, result, launched_s=launched_s, is_alone=is_alone)
 
     def _pass(
-        self, batch: Batch, launched_s: float, padded_tokens: int, vectors: FloatArray
+        self, batch: Batch, launched_s: float, padded_tokens: int, vectors: Rows
     ) -> ForwardPass:
         done_s = self._clock()
         forward_s = done_s - max(launched_s, self._slot.last_done_s)
@@ -135,6 +136,8 @@ class BatchExecutor:
     def _wrong_shape(self, batch: Batch, vectors: Any) -> Exception | None:
         """What is wrong with what the runner gave: whose each row is cannot be known then."""
         expected = (batch.texts, self._runner.routes[batch.route].dimension)
+        if isinstance(vectors, RaggedRows) and (len(vectors), vectors.width) == expected:
+            return None
         is_numbers = isinstance(vectors, np.ndarray) and vectors.dtype.kind == "f"
         if is_numbers and vectors.shape == expected:
             return None

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ..checkpoint.spec import ModelSpec
 from ..embeddings import OutputSpec
-from ..errors import EngineError, InvalidInput, InvalidText, MillpondError
+from ..errors import EngineError, InvalidInput, InvalidText, MillpondError, UnsupportedCall
 from ..model.info import RouteInfo
 from ..pair import Pair
 from ..scheduler.request import Request
@@ -92,6 +92,11 @@ class PairReader(Tokenizer, Protocol):
 
     def shared_pair_prefix_length(self, query: str, prompt: str) -> int:
         """Leading tokens that pairs with this query have in common."""
+
+    def spans(
+        self, texts: Sequence[str], *, prompt: str, truncate: Any, max_length: int | None
+    ) -> Sequence[Sequence[tuple[int, int] | None]]:
+        """The characters of each token that `encode` keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +209,11 @@ class InputProcessor:
     ) -> Request:
         """The request for scores of texts or pairs that were taken. Raises as `request` does."""
         spec, info, tokenizer = self.spec, self._routes[0], self._tokenizers[0]
+        assert spec.scoring is not None
+        if spec.scoring.per_token and (taken.are_pairs or taken.are_ids):
+            raise UnsupportedCall(
+                f"{spec.name} gives a class for each token of a text; call classify with strings"
+            )
         params.validate(spec, pairs=taken.are_pairs)
         if strict and taken.refused:
             raise next(iter(taken.refused.values()))
@@ -225,6 +235,15 @@ class InputProcessor:
             deadline_s=None if params.timeout is None else now_s + float(params.timeout),
             refused=taken.refused,
             strict=strict,
+        )
+
+    def spans(self, request: Request) -> Sequence[Sequence[tuple[int, int] | None]]:
+        """The characters of each token of a request's texts. Raises `UnsupportedCall`."""
+        return cast("PairReader", self._tokenizers[0]).spans(
+            cast("Sequence[str]", request.texts),
+            prompt=request.prompt,
+            truncate=request.truncate,
+            max_length=self._limit(request),
         )
 
     def _shared_by_pairs(self, taken: Texts, prompt: str) -> int:
@@ -356,9 +375,7 @@ class InputProcessor:
         return chunks
 
     def _encoded(self, request: Request, texts: Sequence[Any]) -> TokenIds:
-        tokenizer, limit = self._tokenizers[request.route], request.max_length
-        if limit is not None and self._max_length is not None:
-            limit = min(limit, self._max_length)
+        tokenizer, limit = self._tokenizers[request.route], self._limit(request)
         if isinstance(texts[0], Pair):
             return cast("PairReader", tokenizer).encode_pairs(
                 texts, prompt=request.prompt, truncate=request.truncate, max_length=limit
@@ -372,6 +389,11 @@ class InputProcessor:
             truncate=request.truncate,
             max_length=limit,
         )
+
+    def _limit(self, request: Request) -> int | None:
+        """The lowest limit of a call's texts beside the tokenizer's own."""
+        limit = request.max_length
+        return limit if limit is None or self._max_length is None else min(limit, self._max_length)
 
     def __repr__(self) -> str:
         return f"InputProcessor(routes={len(self._routes)}, max_length={self._max_length})"

@@ -12,7 +12,7 @@ from ..checkpoint.spec import ModelSpec
 from ..errors import InvalidInput, InvalidOption, InvalidText, UnsupportedCall
 from ..pair import Pair
 from ..scheduler.request import Priority, TruncateSide
-from ..scores import ACTIVATIONS, ScoreOutput
+from ..scores import ACTIVATIONS, ScoreOutput, TokenScoreOutput
 from .params import EmbedParams, Texts, TextsInput, take_texts
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "require_embeddings",
     "require_one_score",
     "require_scores",
+    "require_scores_of_texts",
     "take_pairs",
     "take_texts_or_pairs",
 ]
@@ -76,13 +77,14 @@ class ScoreParams:
         """What stands in front of every query, or is the instruction of a chat template."""
         return self._common().prompt_text(spec, tokenized)
 
-    def output(self, spec: ModelSpec) -> ScoreOutput:
+    def output(self, spec: ModelSpec) -> ScoreOutput | TokenScoreOutput:
         """What is made of the logits of the call."""
         scoring = spec.scoring
         assert scoring is not None
         usual = scoring.class_activation if self.for_classes else scoring.activation
         activation = usual if self.activation == "auto" else self.activation
-        return ScoreOutput(labels=scoring.labels, activation=activation)
+        kind = TokenScoreOutput if scoring.per_token else ScoreOutput
+        return kind(labels=scoring.labels, activation=activation)
 
     def priority_of(self, texts: Texts) -> Priority:
         """Of a call with these texts or pairs."""
@@ -119,9 +121,19 @@ def require_embeddings(spec: ModelSpec, call: str) -> None:
         )
 
 
+def require_scores_of_texts(spec: ModelSpec, call: str) -> None:
+    """Raise `UnsupportedCall` also for a model that classifies tokens."""
+    require_scores(spec, call)
+    if spec.scoring is not None and spec.scoring.per_token:
+        raise UnsupportedCall(
+            f"{spec.name} gives a class for each token, and {call} needs scores of pairs; "
+            "call classify with texts"
+        )
+
+
 def require_one_score(spec: ModelSpec) -> None:
     """Raise `UnsupportedCall` for a model by whose scores nothing can be ranked."""
-    require_scores(spec, "rank")
+    require_scores_of_texts(spec, "rank")
     assert spec.scoring is not None
     if spec.kind != "score":
         raise UnsupportedCall(

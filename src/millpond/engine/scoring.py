@@ -12,7 +12,7 @@ from typing import Any, TypedDict, Unpack, cast
 from ..errors import InvalidText
 from ..pair import Pair
 from ..scheduler.request import Priority, Request
-from ..scores import Ranked, Scores
+from ..scores import Ranked, Scores, TokenScores
 from .calls import Calls
 from .params import Texts, TextsInput
 from .score_params import (
@@ -22,6 +22,7 @@ from .score_params import (
     require_count,
     require_one_score,
     require_scores,
+    require_scores_of_texts,
     take_pairs,
     take_texts_or_pairs,
 )
@@ -96,7 +97,8 @@ class ScoringCalls(Calls):
         """
         pairs = self._pairs_to_rank(query, documents, top_n)
         request, _ = self._submit_pairs(pairs, options, inline=True)
-        return _checked(self._wait(request, options.get("timeout"))).ranked(top_n)
+        result: Scores = _checked(self._wait(request, options.get("timeout")))
+        return result.ranked(top_n)
 
     async def arank(
         self,
@@ -109,7 +111,8 @@ class ScoringCalls(Calls):
         """`rank` for any event loop."""
         pairs = self._pairs_to_rank(query, documents, top_n)
         request, _ = self._submit_pairs(pairs, options)
-        return _checked(await self._await(request, options.get("timeout"))).ranked(top_n)
+        result: Scores = _checked(await self._await(request, options.get("timeout")))
+        return result.ranked(top_n)
 
     def classify(
         self,
@@ -125,10 +128,14 @@ class ScoringCalls(Calls):
         The options are those of `score`, but `activation="auto"` makes probabilities: what the
         checkpoint names, else softmax, or sigmoid where labels exclude each other not.
 
+        A model that classifies tokens takes texts alone, and gives of each a list of `TokenLabel`:
+        the best class of every token, in the text's order.
+
         Raises `UnsupportedCall` where the model embeds, and else as `score`.
         """
         request, single = self._submit_classes(texts, top_k, options, inline=True)
-        return _classes(_checked(self._wait(request, options.get("timeout"))), top_k, single)
+        result = _checked(self._wait(request, options.get("timeout")))
+        return self._classes(request, result, top_k, single)
 
     async def aclassify(
         self,
@@ -139,7 +146,8 @@ class ScoringCalls(Calls):
     ) -> Any:
         """`classify` for any event loop."""
         request, single = self._submit_classes(texts, top_k, options)
-        return _classes(_checked(await self._await(request, options.get("timeout"))), top_k, single)
+        result = _checked(await self._await(request, options.get("timeout")))
+        return self._classes(request, result, top_k, single)
 
     def submit_classify(
         self,
@@ -169,7 +177,7 @@ class ScoringCalls(Calls):
     def _submit_pairs(
         self, pairs: Any, options: ScoreOptions, *, strict: bool = True, **how: bool
     ) -> tuple[Request, bool]:
-        require_scores(self._inputs.spec, "score")
+        require_scores_of_texts(self._inputs.spec, "score")
         return self._submit_taken(take_pairs(pairs), ScoreParams(**options), strict, how)
 
     def _submit_classes(
@@ -186,6 +194,16 @@ class ScoringCalls(Calls):
         params = ScoreParams(**options, for_classes=True)
         return self._submit_taken(take_texts_or_pairs(texts), params, strict, how)
 
+    def _classes(
+        self, request: Request, result: Scores | TokenScores, top_k: int | None, single: bool
+    ) -> Any:
+        if isinstance(result, TokenScores):
+            spans = self._inputs.spans(request)
+            found: Any = [result.best(text, each) for text, each in enumerate(spans)]
+        else:
+            found = result.classes(top_k)
+        return found[0] if single else found
+
     def _submit_taken(
         self, taken: Texts, params: ScoreParams, strict: bool, how: dict[str, bool]
     ) -> tuple[Request, bool]:
@@ -196,7 +214,7 @@ class ScoringCalls(Calls):
         return self._send(make, **how)
 
 
-def _checked(result: Scores) -> Scores:
+def _checked(result: Any) -> Any:
     """Raises the errors of its texts."""
     result.raise_for_errors()
     return result
@@ -204,8 +222,3 @@ def _checked(result: Scores) -> Scores:
 
 def _scores(result: Scores, single: bool) -> Any:
     return result.scores[0] if single else result.scores
-
-
-def _classes(result: Scores, top_k: int | None, single: bool) -> Any:
-    found = result.classes(top_k)
-    return found[0] if single else found

@@ -38,8 +38,11 @@ class Pooler:
         excludes_prompt: bool,
         vector_steps: tuple[Step, ...],
         dimension: int,
+        keeps_rows: bool = False,
     ) -> None:
         self.dimension = dimension
+        self.keeps_rows = keeps_rows
+        """Whether it pools nothing: a text has as many rows as it has tokens."""
         self.excludes_prompt = excludes_prompt
         self.needs_all_layers = layers is not None
         self._layers = layers
@@ -108,20 +111,21 @@ class Pooler:
     ) -> Pooler:
         """A pooling, and then a head that gives `dimension` numbers of a row of `hidden_size`.
 
-        With `is_late` the head is for the rows of tokens, and what it gives of them is pooled.
+        With `is_late` the head is for the rows of tokens, and what it gives of them is pooled;
+        without a `pooling` nothing is.
         With `batch_invariant` (None: on the CPU) it runs on a fixed number of rows.
         """
-        assert pooling is not None
         if batch_invariant is None:
             batch_invariant = device.type == "cpu"
         step = invariant_step(head, hidden_size, device) if batch_invariant else head
         return cls(
             layers=None,
             token_steps=(step,) if is_late else (),
-            modes=(pooling,),
+            modes=() if pooling is None else (pooling,),
             excludes_prompt=False,
             vector_steps=() if is_late else (step,),
             dimension=dimension,
+            keeps_rows=pooling is None,
         )
 
     @property
@@ -149,9 +153,11 @@ class Pooler:
         rows; with `needs_all_layers` it is the sequence of all hidden states, the embeddings first.
         Text i has `lengths[i]` ≥ 1 rows from `starts[i]` on, its prompt's `prompt_lengths[i]` among
         them; all three are int64 [n] on the device of `hidden`. Texts lie in ascending order, and
-        rows between them are ignored.
+        rows between them are ignored. With `keeps_rows` every token has its own, end to end.
         """
         rows = self._token_rows(hidden)
+        if self.keeps_rows:
+            return self.finish(rows[_ranges(starts, lengths)])
         for step in self._token_steps:
             rows = step(rows)
         prompts = prompt_lengths if self.excludes_prompt else None
@@ -171,6 +177,13 @@ class Pooler:
             return hidden[-1].float()
         start, weights = self._layers
         return weighted_layers(hidden, start=start, weights=weights)
+
+
+def _ranges(starts: Tensor, lengths: Tensor) -> Tensor:
+    """`start, start + 1, …` for each text, end to end."""
+    before = lengths.cumsum(0) - lengths
+    within = torch.arange(int(lengths.sum()), device=lengths.device)
+    return torch.repeat_interleave(starts - before, lengths) + within
 
 
 def _pooling_index(modules: Sequence[Module]) -> int:

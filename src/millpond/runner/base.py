@@ -9,18 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from ..model.info import RouteInfo
+from ..outputs import Rows
 from ..scheduler.batch import Batch
 from ..scheduler.batch_shape import BatchShape
 from ..scheduler.prefix_cache import PrefixCacheConfig
 from .limits import Limits
 
-__all__ = ["BatchHandle", "FloatArray", "ModelRunner"]
-
-FloatArray = npt.NDArray[np.float32]
+__all__ = ["BatchHandle", "ModelRunner"]
 
 
 class BatchHandle(Protocol):
@@ -68,8 +64,11 @@ class ModelRunner(Protocol):
     def launch(self, batch: Batch) -> BatchHandle:
         """Start a forward pass. It may return before the pass is done."""
 
-    def collect(self, handle: BatchHandle) -> FloatArray:
-        """Wait for its result: float32 `[texts, dimension]`, a row a text in the batch's order."""
+    def collect(self, handle: BatchHandle) -> Rows:
+        """Wait for its result: float32 `[texts, dimension]`, a row a text in the batch's order.
+
+        A route that gives several rows a text gives `RaggedRows` of that width.
+        """
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Whether a smaller batch could succeed where this error was raised."""

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..embeddings import OutputSpec
+from ..outputs import Rows
 from ..scheduler.batch import Batch, Segment
 from ..scheduler.batch_shape import BatchShape
 from ..scheduler.prefix_cache import BlockAllocation, PrefixCache, PrefixCacheConfig
@@ -31,7 +32,7 @@ LENGTHS = (130, 75, 40, 40, 20, 9, 9, 3, 1)
 Ids = npt.NDArray[np.int32]
 
 
-Run = Callable[[Batch, int | None], npt.NDArray[np.float32]]
+Run = Callable[[Batch, int | None], Rows]
 """Vectors of a batch, computed on N threads, or on as many as there are."""
 
 
@@ -69,7 +70,7 @@ def is_batch_invariant(
 def _agree(
     expected: Sequence[npt.NDArray[np.float32]],
     places: Sequence[int],
-    found: npt.NDArray[np.float32],
+    found: Rows,
 ) -> bool:
     return all(
         np.array_equal(vector, expected[place]) for place, vector in zip(places, found, strict=True)
@@ -86,7 +87,7 @@ def _groups(texts: Sequence[Ids], shape: BatchShape) -> list[list[int]]:
 
 def _after_prefixes(
     run: Run, texts: Sequence[Ids], route: int, cache: PrefixCache, threads: int | None
-) -> tuple[list[int], npt.NDArray[np.float32]]:
+) -> tuple[list[int], Rows]:
     """The texts with more than a block, each after a prefix that other texts put into the cache."""
     step = cache.block_tokens
     places = [place for place, ids in enumerate(texts) if len(ids) > step]

@@ -18,8 +18,8 @@ from ..cpu.openmp import limited_threads, may_use_several
 from ..cpu.row_buckets import whole_rows
 from ..model.pooling_model import PoolingModel
 from ..model.transformer import Transformer
+from ..outputs import Rows
 from ..scheduler.batch import Batch
-from .base import FloatArray
 from .cpu_workers import CpuWorkers
 from .kv_cache_config import KVCacheConfig
 from .limits import CPU_MIN_BATCH_TOKENS, Limits, cpu_batch_tokens
@@ -73,7 +73,7 @@ class CpuModelRunner(TorchModelRunner):
             return False
         return super()._is_batch_invariant(route, counts or threads)
 
-    def _run_on(self, batch: Batch, threads: int | None) -> FloatArray:
+    def _run_on(self, batch: Batch, threads: int | None) -> Rows:
         if threads is None:
             return super()._run_on(batch, threads)
         with limited_threads(threads):

@@ -23,8 +23,9 @@ from ..attention.prefix import PrefixIndex, PrefixSlots
 from ..checkpoint.spec import ModelSpec
 from ..config import EngineConfig
 from ..model.pooling_model import PoolingModel
+from ..outputs import Rows
 from ..scheduler.batch import Batch
-from .base import BatchHandle, FloatArray
+from .base import BatchHandle
 from .cuda.bucketed_forward import MOST_PREFIXED_ROWS
 from .cuda.launch_thread import LaunchThread
 from .cuda.memory_profile import tokens_that_fit
@@ -202,17 +203,19 @@ class CudaModelRunner(TorchModelRunner):
         order: npt.NDArray[np.int64],
         padded_tokens: int,
         staging: Tensor | None,
+        lengths: npt.NDArray[np.int64] | None = None,
     ) -> LaunchedBatch:
         assert staging is not None
-        texts, columns = len(order), vectors.shape[1]
-        fetched = self._buffers.take(texts * columns, vectors.dtype)
-        on_host = fetched[: texts * columns].view(texts, columns)
-        on_host.copy_(vectors[:texts], non_blocking=True)
+        rows, columns = len(order) if lengths is None else len(vectors), vectors.shape[1]
+        fetched = self._buffers.take(rows * columns, vectors.dtype)
+        on_host = fetched[: rows * columns].view(rows, columns)
+        on_host.copy_(vectors[:rows], non_blocking=True)
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record(torch.cuda.current_stream(self.device))
-        return _InFlight(on_host, order, padded_tokens, done, (staging, fetched))
+        buffers = (staging, fetched)
+        return _InFlight(on_host, order, padded_tokens, done, buffers, lengths=lengths)
 
-    def collect(self, handle: BatchHandle) -> FloatArray:
+    def collect(self, handle: BatchHandle) -> Rows:
         """Wait for the vectors of a launched batch: float32 `[texts, dimension]`."""
         assert isinstance(handle, _InFlight)
         handle.done.synchronize()

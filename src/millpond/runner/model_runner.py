@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -24,9 +24,10 @@ from ..config import EngineConfig
 from ..cpu.row_buckets import FEWEST_ROWS
 from ..model.build import load_models
 from ..model.pooling_model import PooledRows, PoolingModel
+from ..outputs import RaggedRows, Rows
 from ..scheduler.batch import Batch
 from ..scheduler.batch_shape import BatchShape
-from .base import BatchHandle, FloatArray
+from .base import BatchHandle
 from .batch_invariance import LENGTHS, is_batch_invariant
 from .host_memory import host_memory
 from .input_batch import InputBatch, PrefixInputBatch
@@ -45,8 +46,10 @@ class LaunchedBatch:
 
     vectors: Tensor
     order: npt.NDArray[np.int64]
-    """Place in the batch of the *i*-th vector."""
+    """Place in the batch of the *i*-th vector, or of the *i*-th text's."""
     padded_tokens: int
+    lengths: npt.NDArray[np.int64] | None = field(default=None, kw_only=True)
+    """Vectors of each text, where a text has several."""
 
 
 class TorchModelRunner:
@@ -134,7 +137,7 @@ class TorchModelRunner:
             prefixes=self.prefix_cache_config,
         )
 
-    def _run_on(self, batch: Batch, threads: int | None) -> FloatArray:
+    def _run_on(self, batch: Batch, threads: int | None) -> Rows:
         return self.collect(self._launch(batch))
 
     def warm_up(self, *, most_texts: int) -> None:
@@ -183,7 +186,8 @@ class TorchModelRunner:
         if not pipeline.is_static:
             sequences = PackedSequences.of(lengths, deterministic=self._is_deterministic)
         vectors = pipeline.packed(device_ids, device_positions, sequences, PooledRows(*texts))
-        return self._fetch(vectors, layout.order, missing, staging)
+        counts = layout.lengths if pipeline.head.keeps_rows else None
+        return self._fetch(vectors, layout.order, missing, staging, counts)
 
     def _launch_prefixed(self, batch: Batch, layout: PrefixInputBatch) -> LaunchedBatch:
         assert self._kv_cache is not None
@@ -224,7 +228,9 @@ class TorchModelRunner:
         vectors = pipeline.padded(
             device_ids.view(rows, width), device_mask.view(rows, width), PooledRows(*places)
         )
-        return self._fetch(vectors, layout.order, rows * width - batch.tokens, staging)
+        padding = rows * width - batch.tokens
+        counts = layout.lengths if pipeline.head.keeps_rows else None
+        return self._fetch(vectors, layout.order, padding, staging, counts)
 
     def _missing_rows(self, tokens: int) -> int:
         """Rows to add so that a pass has one of the numbers of rows that it is prepared for."""
@@ -254,13 +260,19 @@ class TorchModelRunner:
         order: npt.NDArray[np.int64],
         padded_tokens: int,
         staging: Tensor | None,
+        lengths: npt.NDArray[np.int64] | None = None,
     ) -> LaunchedBatch:
-        """The vectors of a pass, `[≥ texts, dimension]`, to the host."""
-        return LaunchedBatch(vectors[: len(order)].cpu(), order, padded_tokens)
+        """The vectors of a pass to the host: `[≥ texts, dimension]`, or as many a text as
+        `lengths` says."""
+        texts = vectors[: len(order)] if lengths is None else vectors
+        return LaunchedBatch(texts.cpu(), order, padded_tokens, lengths=lengths)
 
-    def collect(self, handle: BatchHandle) -> FloatArray:
+    def collect(self, handle: BatchHandle) -> Rows:
         """Wait for the vectors of a launched batch: float32 `[texts, dimension]`."""
         assert isinstance(handle, LaunchedBatch)
+        if handle.lengths is not None:
+            offsets = np.concatenate(([0], np.cumsum(handle.lengths)))
+            return RaggedRows(handle.vectors.numpy(), offsets).at(np.argsort(handle.order))
         vectors = np.empty(handle.vectors.shape, dtype=np.float32)
         vectors[handle.order] = handle.vectors.numpy()
         return vectors

@@ -156,10 +156,10 @@ class Request:
         self.waiting_tokens = int(chunk.offsets[-1])
         self.spans.append(PendingSpan(chunk, 0, len(chunk), now_s))
 
-    def write(self, rows: npt.NDArray[np.int64], output_rows: npt.NDArray[Any]) -> None:
+    def write(self, rows: npt.NDArray[np.int64], output_rows: Any) -> None:
         """Keep what `output.rows` made of the vectors of these texts."""
         with self._result_lock:
-            self.rows[rows] = output_rows
+            self.output.store(self.rows, rows, output_rows)
         self._finished(rows)
 
     def let_in(self) -> None:

@@ -22,11 +22,14 @@ from ..locks import fork_safe
 from .chat_template import ChatTemplate
 from .pair_frame import PairBackend, pair_backend
 
-__all__ = ["NO_LIMIT", "TokenizerBackend", "ids_of", "load_source"]
+__all__ = ["NO_LIMIT", "Spans", "TokenizerBackend", "ids_of", "load_source"]
 
 # A tokenizer without a limit of its own says so with a number this large or larger.
 NO_LIMIT = 10**9
 _FEW_TOKENS = 1000  # listing a whole vocabulary takes time, and an empty one is short
+
+Spans = list[tuple[int, int] | None]
+"""Of each token, where in its text it begins and ends; None for a special one."""
 
 _PROBES = (
     "",
@@ -55,6 +58,8 @@ class TokenizerBackend:
     rust: bool
     chat: ChatTemplate | None = None
     """What texts are rendered through, and then take no special tokens of the tokenizer's own."""
+    spans: Callable[[list[str]], list[Spans]] | None = None
+    """The characters of each token of a text, with special tokens; None where it cannot tell."""
     pairs: PairBackend | None = None
     """How it joins the texts of a pair; None where it was loaded for single texts."""
 
@@ -127,6 +132,7 @@ def _transformers_source(module: Module, code: dict[str, Any], *, pairs: bool) -
         limit=_limit(tokenizer, config, module),
         rust=rust is not None,
         chat=chat,
+        spans=None if rust is None or chat is not None else partial(_rust_spans, rust),
         pairs=pair_backend(tokenizer) if pairs and chat is None else None,
     )
 
@@ -227,6 +233,16 @@ def _rust_tokenize(tokenizer: Tokenizer) -> Callable[[list[str], bool], Sequence
         return tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
 
     return tokenize
+
+
+def _rust_spans(tokenizer: Tokenizer, texts: list[str]) -> list[Spans]:
+    return [
+        [
+            None if special else span
+            for span, special in zip(row.offsets, row.special_tokens_mask, strict=True)
+        ]
+        for row in tokenizer.encode_batch(texts)
+    ]
 
 
 def _python_tokenize(tokenizer: Any) -> Callable[[list[str], bool], list[list[int]]]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ..errors import InvalidText, TextTooLong, UnsupportedCall
 from ..pair import Pair
-from .backend import ids_of
+from .backend import Spans, ids_of
 from .failures import tokenized
 from .pair_frame import PairBackend, cut, kept_tokens
 from .shared_prefix import PROBE_TEXTS, common_prefix_length
@@ -98,6 +98,41 @@ class PairTokenizer(TextTokenizer):
         )
         truncated = np.fromiter((row.length > limit for row in rows), np.bool_, len(rows))
         return self._without_ignored_end(TokenizedTexts(ids, lengths, truncated))
+
+    def spans(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt: str = "",
+        truncate: Truncate | None = None,
+        max_length: int | None = None,
+    ) -> list[Spans]:
+        """The characters of the tokens that `encode` keeps of each text, None for all others.
+
+        Raises `UnsupportedCall` for a tokenizer that cannot tell.
+        """
+        if self._source.spans is None:
+            raise UnsupportedCall(
+                "this checkpoint's tokenizer does not say which characters a token has, so classes "
+                "of tokens would have no place; it needs a tokenizer.json and no chat template"
+            )
+        limit, side = self._limit(max_length), self._side(truncate)
+        prompted = [prompt + text for text in texts]
+        rows = self._source.tokenize(prompted, True)
+        return [
+            _shifted(self._kept_spans(spans, ids_of(row), limit, side), len(prompt))
+            for row, spans in zip(rows, self._source.spans(prompted), strict=True)
+        ]
+
+    def _kept_spans(self, spans: Spans, ids: list[int], limit: int, side: Side) -> Spans:
+        kept = self._special_tokens.fit(ids, limit, side)
+        if len(kept) == len(ids):
+            return spans
+        pairs = enumerate(zip(kept, ids, strict=False))
+        head = next((place for place, (one, other) in pairs if one != other), len(kept))
+        if side == "start":
+            head = min(head, len(self._special_tokens.prefix))
+        return spans[:head] + spans[len(spans) - (len(kept) - head) :]
 
     def shared_pair_prefix_length(self, query: str, prompt: str = "") -> int:
         """Leading token ids that the pairs of a query have in common, whatever the document."""
@@ -266,6 +301,14 @@ class PairTokenizer(TextTokenizer):
             lengths[place] = last[-1] + 1 if len(last) else 1
             kept[start + lengths[place] : start + length] = False
         return TokenizedTexts(texts.ids[kept], lengths, texts.truncated)
+
+
+def _shifted(spans: Spans, start: int) -> Spans:
+    """Spans counted from there; None for those that begin before."""
+    return [
+        None if span is None or span[0] < start else (span[0] - start, span[1] - start)
+        for span in spans
+    ]
 
 
 def _too_long(length: int, limit: int, index: int) -> TextTooLong:

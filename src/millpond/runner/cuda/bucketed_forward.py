@@ -174,7 +174,7 @@ def bucketed_forwards(
 def is_bucketed(pipeline: PoolingModel, device: torch.device) -> bool:
     """Whether the variable-length kernel serves it."""
     packed = pipeline.pad_to is None and not pipeline.is_static
-    return packed and uses_varlen(device, pipeline.dtype)
+    return packed and not pipeline.head.keeps_rows and uses_varlen(device, pipeline.dtype)
 
 
 def forward_bucket(
