@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from families import ENCODER, FAMILIES
+from rerankers import PAIRS, TEMPLATE, save_answering, save_modular, save_reranker
 
 from millpond import Engine, InvalidOption
 from millpond.runner import cuda_runner, kv_cache_config
@@ -67,6 +68,55 @@ def test_a_decoder_that_shares_keys_has_the_vectors_of_the_cpu(tmp_path: Path) -
         for _ in range(3):
             found = engine.embed(MANY, normalize=True)
             assert (found * expected).sum(1).min() > 0.99
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [
+        ("bert", 3e-2),
+        ("modernbert", 3e-2),
+        ("deberta_v2", 5e-2),
+        ("qwen3", 5e-2),
+        ("eurobert", 5e-2),
+    ],
+)
+def test_the_scores_are_those_of_the_cpu(tmp_path: Path, name: str, tolerance: float) -> None:
+    folder = save_reranker(name, tmp_path)
+    with Engine(folder, device="cpu", dtype="float32") as engine:
+        scores, queries = engine.score(PAIRS), engine.rank("mill", [text for _, text in PAIRS])
+    for options, most in (({"dtype": "float32"}, 1e-4), ({}, tolerance)):
+        with Engine(folder, device="cuda:0", **options) as engine:
+            for _ in range(3):  # plain, captured, replayed
+                assert np.abs(engine.score(PAIRS) - scores).max() < most
+            assert np.abs(engine.score(PAIRS[5]) - scores[5]) < most
+            ranked = engine.rank("mill", [text for _, text in PAIRS])
+            found = sorted((one.index, one.score) for one in ranked)
+            expected = sorted((one.index, one.score) for one in queries)
+            assert np.abs(np.array(found) - np.array(expected)).max() < most
+
+
+def test_scores_of_modules_answers_and_tokens_are_those_of_the_cpu(tmp_path: Path) -> None:
+    tokens = save_reranker("bert", tmp_path / "c", labels=3, task="ForTokenClassification")
+    folders = [save_modular(tmp_path / "a"), save_answering(tmp_path / "b", template=TEMPLATE)]
+    for folder in folders:
+        with Engine(folder, device="cpu", dtype="float32") as engine:
+            expected = engine.score(PAIRS)
+        with Engine(folder, device="cuda:0", dtype="float32") as engine:
+            assert np.abs(engine.score(PAIRS) - expected).max() < 1e-4
+    with Engine(tokens, device="cpu", dtype="float32") as engine:
+        classes = engine.submit_classify(TEXTS).result().rows
+    with Engine(tokens, device="cuda:0", dtype="float32") as engine:
+        for one, other in zip(engine.submit_classify(TEXTS).result().rows, classes, strict=True):
+            assert one is not None
+            assert np.abs(one - other).max() < 1e-4
+
+
+def test_batch_invariant_scores_have_the_same_bits_alone_and_together(tmp_path: Path) -> None:
+    folder = save_reranker("bert", tmp_path)
+    with Engine(folder, device="cuda:0", batch_invariant=True) as engine:
+        together = engine.score(PAIRS)
+        alone = np.array([engine.score(pair) for pair in PAIRS[::9]])
+        assert np.array_equal(alone, together[::9])
 
 
 def test_batch_invariant_gives_the_same_bits_in_any_company(folder: Path) -> None:
