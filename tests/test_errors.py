@@ -123,7 +123,7 @@ def test_several_failed_texts_are_named_in_order_and_moved_together() -> None:
     several = make(TextsFailed)
     assert list(several.errors) == [2, 4]
     assert several.index == 2
-    assert "2 of the texts could not be embedded (index 2, 4)" in str(several)
+    assert "2 of the texts failed (index 2, 4)" in str(several)
     assert "TextFailed: text 2: bad" in str(several)
     moved = several.at(12)
     assert {place: error.index for place, error in moved.errors.items()} == {12: 12, 14: 14}

@@ -179,8 +179,8 @@ class TextsFailed(TextFailed):
         first, error = next(iter(self.errors.items()))
         shown = ", ".join(map(str, list(self.errors)[:10])) + (", …" if len(errors) > 10 else "")
         super().__init__(
-            f"{len(errors)} of the texts could not be embedded (index {shown}); the first failed "
-            f"with {type(error).__name__}: {error}. `submit` gives the vectors of the others",
+            f"{len(errors)} of the texts failed (index {shown}), the first "
+            f"with {type(error).__name__}: {error}. `submit` gives the results of the others",
             index=first,
         )
 

@@ -216,6 +216,39 @@ def test_scores_of_half_precision_come_near(dtype: str, tmp_path: Path) -> None:
     assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("kind", ["classifier", "answers"])
+def test_scores_of_int8_come_near(kind: str, tmp_path: Path) -> None:
+    if kind == "classifier":
+        folder = save_reranker("bert", tmp_path)
+    else:
+        folder = save_answering(tmp_path, template=TEMPLATE)
+    with Engine(folder, dtype="int8", device="cpu", max_length=MAX_LENGTH) as engine:
+        found = engine.score(PAIRS, activation="none")
+    expected = predicted(folder, activation_fn=torch.nn.Identity())
+    assert np.corrcoef(found, expected)[0, 1] > 0.97
+
+
+def test_a_template_for_pairs_takes_no_single_texts(tmp_path: Path) -> None:
+    folder = save_answering(tmp_path, template=TEMPLATE)
+    with start(folder) as engine:
+        for call in (lambda: engine.classify("mill"), lambda: engine.tokenize(["mill"])):
+            with pytest.raises(
+                UnsupportedCall, match=r"takes no single texts.* Call score or rank"
+            ):
+                call()
+        assert engine.tokenize(["mill"], special_tokens=False)[0]
+
+
+def test_a_template_for_messages_of_a_user_takes_no_pairs(tmp_path: Path) -> None:
+    folder = save_reranker("qwen3", tmp_path)
+    template = "{% for m in messages if m.role == 'user' %}<bos>{{ m.content }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    with start(folder) as engine:
+        with pytest.raises(UnsupportedCall, match=r"takes no pairs.* Call classify"):
+            engine.score(PAIRS)
+        assert engine.classify("mill")[0].name == "LABEL_0"
+
+
 # What every document of a query shares.
 
 
@@ -240,8 +273,10 @@ def test_what_the_documents_of_a_query_share_is_computed_once(kind: str, tmp_pat
         tokenizer = engine._instance.inputs._tokenizers[0]
         shared = tokenizer.shared_pair_prefix_length(query, instruction)  # type: ignore[attr-defined]
         assert shared > 16
-        assert cached >= 99 * shared
-        assert tokens - cached <= tokens - 99 * shared
+        limits = engine._instance.runners[0].limits
+        side_by_side = limits.workers + limits.query_workers  # each may compute it once
+        assert cached >= (100 - side_by_side) * shared
+        assert 0 < tokens - cached < tokens / 2
     with Engine(folder, prefix_cache="off", **options) as engine:
         alone = engine.score([(query, text) for text in documents], prompt=instruction)
         scores = {one.index: one.score for one in ranked}

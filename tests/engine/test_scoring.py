@@ -103,6 +103,7 @@ def test_a_ranking_is_best_first_and_ties_by_index(engine: Engine) -> None:
     assert ranked == [Ranked(index, float(scores[index])) for index in expected]
     assert engine.rank("q", documents, top_n=2) == ranked[:2]
     assert engine.rank("q", documents, top_n=99) == ranked
+    assert engine.rank("q", iter(documents)) == ranked
     assert engine.rank("q", []) == []
     assert type(ranked[0].index) is int
     assert type(ranked[0].score) is float
@@ -112,7 +113,8 @@ def test_a_ranking_is_best_first_and_ties_by_index(engine: Engine) -> None:
     ("query", "documents", "message"),
     [
         (3, ["a"], "the query is int"),
-        ("q", "a document", "put the one document into a list"),
+        ("q", "a document", "put a single document into a list"),
+        ("q", None, "expected a list of documents, not NoneType"),
         ("q", ["a", 3], "text 1: the document is int"),
     ],
 )

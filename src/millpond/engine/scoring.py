@@ -5,7 +5,7 @@ They make requests and shape results; what runs them is the same for every kind 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import Any, TypedDict, Unpack, cast
 
@@ -83,7 +83,7 @@ class ScoringCalls(Calls):
     def rank(
         self,
         query: str,
-        documents: Sequence[str],
+        documents: Iterable[str],
         *,
         top_n: int | None = None,
         **options: Unpack[ScoreOptions],
@@ -103,7 +103,7 @@ class ScoringCalls(Calls):
     async def arank(
         self,
         query: str,
-        documents: Sequence[str],
+        documents: Iterable[str],
         *,
         top_n: int | None = None,
         **options: Unpack[ScoreOptions],
@@ -160,19 +160,23 @@ class ScoringCalls(Calls):
         request, _ = self._submit_classes(texts, None, options, strict=False, wait=wait, block=wait)
         return cast("Future[Scores]", request.future)
 
-    def _pairs_to_rank(self, query: str, documents: Sequence[str], top_n: int | None) -> list[Pair]:
+    def _pairs_to_rank(self, query: str, documents: Iterable[str], top_n: int | None) -> list[Pair]:
         require_one_score(self._inputs.spec)
         require_count("top_n", top_n)
         if not isinstance(query, str):
             raise InvalidText(f"the query is {type(query).__name__}, not a string")
-        if isinstance(documents, str | bytes):
-            raise InvalidText("expected a list of documents; put the one document into a list")
-        for index, document in enumerate(documents):
+        if isinstance(documents, str | bytes) or not isinstance(documents, Iterable):
+            raise InvalidText(
+                f"expected a list of documents, not {type(documents).__name__}; put a single "
+                "document into a list"
+            )
+        given = list(documents)
+        for index, document in enumerate(given):
             if not isinstance(document, str):
                 raise InvalidText(
                     f"the document is {type(document).__name__}, not a string", index=index
                 )
-        return [Pair(query, document) for document in documents]
+        return [Pair(query, document) for document in given]
 
     def _submit_pairs(
         self, pairs: Any, options: ScoreOptions, *, strict: bool = True, **how: bool

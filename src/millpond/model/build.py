@@ -26,6 +26,7 @@ from ..layers.cpu.int8.quantize import quantize
 from ..layers.cpu.linear import fuse_gelus, prepack_linears
 from ..layers.cuda.fusion import fuse_for_cuda
 from ..layers.weight_reads import layers_read_by_others
+from ..pair import Pair
 from ..pooler.pooler import Pooler
 from ..tokenization.pairs import PairTokenizer
 from ..tokenization.tokenizer import TextTokenizer
@@ -334,8 +335,12 @@ def _reading(loaded: LoadedTransformer) -> dict[str, Any]:
 
 
 def _ordinary_texts(tokenizer: TextTokenizer) -> list[list[int]]:
-    """Token ids of some English, from one word to a paragraph."""
-    tokens = tokenizer.encode(
-        ENGLISH, prompt="", task=None, truncate="end", max_length=MOST_ENGLISH_TOKENS
-    )
+    """Token ids of some English, from one word to a paragraph, or of pairs of it."""
+    if isinstance(tokenizer, PairTokenizer) and not tokenizer.reads_single_texts:
+        pairs = [Pair(ENGLISH[1], text) for text in ENGLISH]
+        tokens = tokenizer.encode_pairs(pairs, truncate="end")
+    else:
+        tokens = tokenizer.encode(
+            ENGLISH, prompt="", task=None, truncate="end", max_length=MOST_ENGLISH_TOKENS
+        )
     return [ids.tolist() for ids in np.split(tokens.ids, np.cumsum(tokens.lengths)[:-1])]

@@ -232,7 +232,7 @@ class Request:
         """Its time is over."""
         return DeadlineExceeded(
             f"the call's timeout passed with {len(self) - self.remaining} of its {len(self)} texts "
-            "embedded; allow more time or send fewer texts"
+            "done; allow more time or send fewer texts"
         )
 
     def result(self, now_s: float) -> CallResult:

@@ -51,7 +51,8 @@ class PairTokenizer(TextTokenizer):
         **options: Any,
     ) -> None:
         """`token_types`: the model is to be told which token is of which text. `ignored_end`: ids
-        at the end of a text that its head looks past, as padding."""
+        at the end of a text that its head looks past, as padding.
+        """
         super().__init__(*args, **options)
         self._ignored_end = ignored_end
         self._pairs: PairBackend | None = self._source.pairs
@@ -59,11 +60,23 @@ class PairTokenizer(TextTokenizer):
         frame = None if self._pairs is None else self._pairs.frame
         self._frame = frame.typed() if frame is not None and self.has_token_types else frame
 
+    @property
+    def reads_single_texts(self) -> bool:
+        """Whether its chat template, if it has one, renders a text that is in no pair."""
+        return self._source.chat is None or self._source.chat.text_failure is None
+
     def encode(self, texts: Sequence[str], **options: Any) -> TokenizedTexts:
         """As `TextTokenizer.encode`."""
         chat = self._source.chat
         self._require_renders(None if chat is None else chat.text_failure, "single texts")
         return self._without_ignored_end(super().encode(texts, **options))
+
+    def token_ids(self, texts: Sequence[str], **options: Any) -> list[list[int]]:
+        """As `TextTokenizer.token_ids`."""
+        chat = self._source.chat
+        if chat is not None and options.get("special_tokens", True):
+            self._require_renders(chat.text_failure, "single texts")
+        return super().token_ids(texts, **options)
 
     def fit_ids(self, *args: Any, **options: Any) -> TokenizedTexts:
         """As `TextTokenizer.fit_ids`."""
