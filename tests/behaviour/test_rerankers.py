@@ -120,6 +120,23 @@ def test_a_language_model_scores_by_its_answers(
         assert np.array_equal([engine.score(pair) for pair in PAIRS[::7]], together[::7])
 
 
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("gemma2", {"final_logit_softcapping": 5.0}),
+        ("granite", {"logits_scaling": 3.0}),
+        ("gpt_neox", {}),
+    ],
+)
+def test_what_a_model_does_to_its_logits_is_done_to_the_answers(
+    name: str, config: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = save_answering(tmp_path, name=name, config=config)
+    with start(folder) as engine:
+        assert engine.info().execution == "packed"
+        assert_as_predicted(engine, folder)
+
+
 @pytest.mark.parametrize("template", [None, TEMPLATE])
 def test_an_instruction_goes_where_sentence_transformers_puts_it(
     template: str | None, tmp_path: Path

@@ -39,6 +39,13 @@ TEMPLATE = (
 )
 """A template for pairs, the query first."""
 
+_LANGUAGE_MODELS = {
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "granite": "GraniteForCausalLM",
+    "gpt_neox": "GPTNeoXForCausalLM",
+}
+
 RERANKERS = (
     *("bert", "roberta", "xlm_roberta", "camembert", "electra", "albert", "distilbert"),
     *("modernbert", "gte", "nomic_bert", "deberta_v2", "mpnet", "eurobert"),
@@ -89,15 +96,21 @@ def save_modular(folder: Path, **options: Any) -> Path:
 
 
 def save_answering(
-    folder: Path, *, template: str | None = None, has_false: bool = True, **options: Any
+    folder: Path,
+    *,
+    name: str = "qwen3",
+    template: str | None = None,
+    has_false: bool = True,
+    config: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> Path:
     """A language model that scores by the logits of one token or two."""
-    family = next(family for family in FAMILIES if family.name == "qwen3")
+    family = next(family for family in FAMILIES if family.name == name)
     bare = save_transformer(
         folder / "bare",
-        model="Qwen3ForCausalLM",
+        model=_LANGUAGE_MODELS[name],
         tokenizer="chat",
-        config={**family.config, "max_position_embeddings": 1024},
+        config={**family.config, "max_position_embeddings": 1024, **(config or {})},
     )
     if template is not None:
         (bare / "chat_template.jinja").write_text(template)

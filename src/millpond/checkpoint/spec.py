@@ -144,6 +144,8 @@ def read_spec(
         chain, root, pooling=pooling, include_prompt=include_prompt
     )
     scoring = read_scoring(routes[0].modules, saved, trust_remote_code=trust_remote_code)
+    if scoring is not None and len(routes) > 1:
+        raise UnsupportedModel(f"{checkpoint.name} has a Router; one that scores has one route")
     if (scoring is None) == (model_type == "CrossEncoder") and saved:
         raise UnsupportedModel(
             f"{checkpoint.name} is saved as a {model_type} and its modules give "
