@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import NonFiniteVector, OutOfMemory, TextFailed
 from ..outputs import Rows, finite_texts
@@ -37,7 +38,9 @@ class Delivery:
         self._failed_texts = 0
         self.duplicates: Duplicates = {}
         """Texts that wait for those of the batch, by their place in it."""
-        self.is_finite = forward.vectors is not None and bool(finite_texts(forward.vectors).all())
+        vectors = forward.vectors
+        self._finite = None if vectors is None else finite_texts(vectors)
+        self.is_finite = self._finite is not None and bool(self._finite.all())
 
     def deliver(self) -> None:
         """Write the texts of the batch itself."""
@@ -47,7 +50,20 @@ class Delivery:
         if self._pass.vectors is None:
             self._fail(_texts_of(self.batch))
         else:
-            self._failed_texts += _deliver(self.batch, self._pass.vectors)
+            self._failed_texts += self._write_all(self._pass.vectors)
+
+    def _write_all(self, vectors: Rows) -> int:
+        """Write the texts of the batch; how many were not finite is returned."""
+        assert self._finite is not None
+        place = failed = 0
+        for segment in self.batch.segments:
+            stop = place + segment.texts
+            if not segment.is_unfinished:
+                own, finite = vectors[place:stop], self._finite[place:stop]
+                failed += _write(segment.request, segment.chunk, segment.start, own, finite)
+            segment.request.spent(tokenize_s=_tokenize_s(segment))
+            place = stop
+        return failed
 
     def deliver_duplicates(self) -> None:
         """Write the texts that wait for those of the batch."""
@@ -58,11 +74,13 @@ class Delivery:
             if request not in self.batch.requests:
                 _note_start(request, self._pass.launched_s)
                 request.spent(forward_s=self._pass.forward_s)
+        assert self._finite is not None
         for place, texts in self.duplicates.items():
+            vector = self._pass.vectors[place : place + 1]
+            finite = self._finite[place : place + 1]
             for request, chunk, at in texts:
                 request.spent(tokenize_s=chunk.tokenize_s / len(chunk))
-                vector = self._pass.vectors[place : place + 1]
-                self._failed_texts += _write(request, chunk, at, vector)
+                self._failed_texts += _write(request, chunk, at, vector, finite)
 
     def _waiting(self) -> Iterable[Duplicate]:
         return itertools.chain(*self.duplicates.values())
@@ -202,25 +220,17 @@ def _note_start(request: Request, launched_s: float) -> None:
         request.started_s = max(launched_s, request.arrived_s)
 
 
-def _deliver(batch: Batch, vectors: Rows) -> int:
-    """Write the vectors of a batch to its requests; how many were not finite is returned."""
-    place = failed = 0
-    for segment in batch.segments:
-        stop = place + segment.texts
-        if not segment.is_unfinished:
-            failed += _write(segment.request, segment.chunk, segment.start, vectors[place:stop])
-        segment.request.spent(tokenize_s=_tokenize_s(segment))
-        place = stop
-    return failed
+def _write(
+    request: Request, chunk: TokenChunk, start: int, vectors: Rows, computed: npt.NDArray[np.bool_]
+) -> int:
+    """Write vectors of texts of a chunk, from `start` on; how many were not finite is returned.
 
-
-def _write(request: Request, chunk: TokenChunk, start: int, vectors: Rows) -> int:
-    """Write vectors of texts of a chunk, from `start` on; how many were not finite is returned."""
+    `computed` says which are finite as the model gave them.
+    """
     texts = chunk.rows[start : start + len(vectors)]
     with np.errstate(all="ignore"):  # what comes of it is looked at below
         output_rows = request.output.rows(vectors)
-    computed, finite = finite_texts(vectors), finite_texts(output_rows)
-    finite &= computed
+    finite = finite_texts(output_rows) & computed
     if finite.all():
         request.write(texts, output_rows)
         return 0

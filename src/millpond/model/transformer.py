@@ -112,7 +112,7 @@ class Transformer:
         if fused is not None and (
             isinstance(sequences, PackedSequences) or not isinstance(fused, FusedEncoder)
         ):
-            ids, types = self._ids_and_types(ids)
+            ids, types = split_token_types(ids) if self.reads_token_types else (ids, None)
             return fused(ids, positions, sequences, types)  # type: ignore[arg-type]
         output = self._forward(
             input_ids=ids.unsqueeze(0),
@@ -126,18 +126,14 @@ class Transformer:
         return self._rows(self._forward(input_ids=ids, attention_mask=mask))
 
     def _forward(self, *, input_ids: Tensor, **inputs: Any) -> Any:
-        input_ids, types = self._ids_and_types(input_ids)
-        if types is not None:
-            inputs["token_type_ids"] = types
+        if self.reads_token_types:
+            input_ids, inputs["token_type_ids"] = split_token_types(input_ids)
         elif self.needs_token_type_ids:
             inputs["token_type_ids"] = torch.zeros_like(input_ids)
         if self.all_layers:
             inputs["output_hidden_states"] = True
         self._rotary_state.restore()
         return self.model(input_ids=input_ids, return_dict=True, **inputs)
-
-    def _ids_and_types(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        return split_token_types(ids) if self.reads_token_types else (ids, None)
 
     def _rows(self, output: Any) -> HiddenStates:
         if self.all_layers:
