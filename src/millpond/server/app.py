@@ -25,13 +25,22 @@ from .middleware.paths import PathMiddleware
 from .middleware.timeout import TimeoutMiddleware
 from .models import ServedModel, ServedModels
 from .routes.body_parser import BodyParser
+from .routes.classify import classify, predict
 from .routes.docs_page import add_docs_page
 from .routes.embeddings import create_embedding
 from .routes.json_body import JsonRoute
 from .routes.models import list_models, retrieve_model
+from .routes.rerank import rerank, score
 from .routes.status import health, metrics, version
 from .routes.tokens import TokenizingSlots, detokenize, tokenize
 from .schemas import DetokenizeResponse, EmbeddingResponse, ErrorResponse, TokenizeResponse
+from .score_schemas import (
+    ClassifyResponse,
+    PredictResponse,
+    RerankResponse,
+    ScoreResponse,
+    TextScore,
+)
 from .settings import AppSettings
 
 __all__ = ["create_app"]
@@ -43,7 +52,7 @@ _STATUSES = {
     405: "The route has other methods.",
     413: "The body or the list of inputs is too large.",
     415: "The body has a content-encoding that is not supported.",
-    422: "The model could not embed a text.",
+    422: "The model could not compute a text.",
     429: "The queue is full; `Retry-After` says when to try again.",
     500: "The server failed.",
     503: "The server is shutting down, or an engine has failed.",
@@ -77,7 +86,7 @@ def create_app(
     app = _Application(
         settings,
         title="Millpond",
-        summary="Embeddings over HTTP, compatible with OpenAI's API.",
+        summary="Embeddings, scores and classes over HTTP, compatible with OpenAI's API.",
         version=installed_version("millpond"),
         lifespan=lifespan,
         docs_url=None,
@@ -131,7 +140,8 @@ def _add_routes(router: APIRouter) -> None:
         responses = _responses(401, 405, 500, 503, 504) | options.pop("responses", {})
         router.add_api_route(path, endpoint, summary=summary, responses=responses, **options)
 
-    def post(path: str, endpoint: Callable[..., Any], summary: str, answer: type) -> None:
+    def post(path: str, endpoint: Callable[..., Any], summary: str, answer: Any) -> None:
+        version = path.split("/")[1] if path.startswith(("/v1/rerank", "/v2/rerank")) else ""
         router.add_api_route(
             path,
             endpoint,
@@ -140,7 +150,7 @@ def _add_routes(router: APIRouter) -> None:
             response_model=answer,
             responses=_responses(*_STATUSES),
             route_class_override=JsonRoute,
-            operation_id=endpoint.__name__,
+            operation_id=f"{endpoint.__name__}_{version}".rstrip("_"),
         )
 
     text = {"content": {"text/plain": {"schema": {"type": "string"}}}}
@@ -152,6 +162,11 @@ def _add_routes(router: APIRouter) -> None:
         "Describe a served model",
         responses=_responses(404),
     )
+    for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
+        post(path, rerank, "Order documents by a query", RerankResponse | list[TextScore])
+    post("/score", score, "Score pairs of texts", ScoreResponse)
+    post("/classify", classify, "Classify texts", ClassifyResponse)
+    post("/predict", predict, "Classify texts or pairs", PredictResponse)
     post("/tokenize", tokenize, "The token ids of a text", TokenizeResponse)
     post("/detokenize", detokenize, "The text of token ids", DetokenizeResponse)
     get("/health", health, "Whether the server is ready")

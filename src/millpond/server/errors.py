@@ -29,6 +29,7 @@ from ..errors import (
     TextTooLong,
     UnknownPrompt,
     UnknownTask,
+    UnsupportedCall,
 )
 from .middleware.paths import meant_path
 
@@ -64,6 +65,7 @@ _FROM_ENGINE: tuple[tuple[type[MillpondError], int, str | None, str], ...] = (
     (UnknownPrompt, 400, "prompt_name", "unknown_prompt"),
     (UnknownTask, 400, "input_type", "unknown_input_type"),
     (InvalidOption, 400, None, "invalid_option"),
+    (UnsupportedCall, 400, "model", "unsupported_call"),
     (TextFailed, 422, "input", "text_failed"),
     (QueueFull, 429, None, "queue_full"),
     (DeadlineExceeded, 504, None, "timeout"),
@@ -89,13 +91,14 @@ class ApiError(HTTPException):
         self.param = param
 
     @classmethod
-    def of(cls, error: MillpondError) -> ApiError:
-        """The response for an error of the engine."""
+    def of(cls, error: MillpondError, input_field: str = "input") -> ApiError:
+        """The response for an error of the engine; about a text, it names the field."""
         for kind, status, param, code in _FROM_ENGINE:
             if isinstance(error, kind):
                 message = _several(error) if isinstance(error, TextsFailed) else str(error)
                 if kind is InvalidTokenIds:
                     message = f"{message}. {FOREIGN_IDS_HINT}"
+                param = input_field if param == "input" else param
                 return cls(status, message, code=code, param=param)
         return cls.unexpected()
 
@@ -107,7 +110,7 @@ class ApiError(HTTPException):
 
 def _several(failed: TextsFailed) -> str:
     first = failed.errors[failed.index]
-    return f"{len(failed.errors)} of the texts could not be embedded; the first is {first}"
+    return f"{len(failed.errors)} of the texts failed; the first is {first}"
 
 
 def shown(sent: str, longest: int = _LONGEST_ECHO) -> str:

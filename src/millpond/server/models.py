@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from ..checkpoint.scoring import Kind
 from ..engine.engine import Engine
 from ..errors import InvalidOption, UnknownPrompt
 from .errors import FOREIGN_IDS_HINT, ApiError, shown
 
-__all__ = ["ServedModel", "ServedModels"]
+__all__ = ["CLASSIFIES", "EMBEDS", "SCORES", "ServedModel", "ServedModels"]
 
+EMBEDS: tuple[Kind, ...] = ("embed",)
+SCORES: tuple[Kind, ...] = ("score",)
+CLASSIFIES: tuple[Kind, ...] = ("score", "classify")  # a score is the only class of a reranker
+_ROUTES: dict[Kind, tuple[str, str]] = {
+    "embed": ("embeddings", "/v1/embeddings"),
+    "score": ("scores", "/rerank or /score, or to /classify or /predict"),
+    "classify": ("classes", "/classify or /predict"),
+}
 _PROBES = ("hello", "a", "1")
 
 
@@ -34,6 +43,22 @@ class ServedModel:
     @property
     def name(self) -> str:
         return self.names[0]
+
+    @property
+    def kind(self) -> Kind:
+        """`embed`, `score` or `classify`."""
+        return self.engine.info().kind
+
+    def require_kind(self, kinds: Collection[Kind]) -> None:
+        """Raises `ApiError` 400 where no route that needs one of these can answer with it."""
+        if self.kind not in kinds:
+            gives, routes = _ROUTES[self.kind]
+            raise ApiError(
+                400,
+                f"{self.name} gives {gives}; send it to {routes}",
+                param="model",
+                code="unsupported_call",
+            )
 
     def prompt(self, input_type: str | None, prompt_name: str | None) -> str:
         """What goes in front of a text. Raises `ApiError` 400 for a name the model did not save."""
@@ -101,18 +126,32 @@ class ServedModels:
                     raise InvalidOption(f"two models would be served as {name!r}")
                 self._by_name[name] = model
 
-    def find(self, name: str | None) -> ServedModel:
-        """The model of that name, or the only one. Raises `ApiError`: 404, or 400 without one."""
-        if name is None:
-            if len(self._models) == 1:
-                return self._models[0]
+    def find(self, name: str | None, kinds: Collection[Kind] | None = None) -> ServedModel:
+        """The model of that name, or the only one, or the only one of these kinds.
+
+        Raises `ApiError`: 404 for an unknown name, 400 where one is missing, or where its model
+        is of another kind.
+        """
+        found = self._only(kinds) if name is None else self._named(name)
+        if kinds is not None:
+            found.require_kind(kinds)
+        return found
+
+    def _only(self, kinds: Collection[Kind] | None) -> ServedModel:
+        fitting = [model for model in self._models if kinds is None or model.kind in kinds]
+        models = fitting or self._models
+        if len(models) > 1:
+            names = [name for model in models for name in model.names]
             raise ApiError(
-                400, f"model is missing; choose {self._listed()}", param="model", code="no_model"
+                400, f"model is missing; choose {_listed(names)}", param="model", code="no_model"
             )
+        return models[0]
+
+    def _named(self, name: str) -> ServedModel:
         if name not in self._by_name:
             raise ApiError(
                 404,
-                f"the model {shown(name)!r} is not served here; choose {self._listed()}",
+                f"the model {shown(name)!r} is not served here; choose {_listed(self._by_name)}",
                 param="model",
                 code="model_not_found",
             )
@@ -125,8 +164,9 @@ class ServedModels:
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models)
 
-    def _listed(self) -> str:
-        return " or ".join(map(repr, self._by_name))
-
     def __repr__(self) -> str:
         return f"ServedModels(models={len(self._models)}, names={sorted(self._by_name)})"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return " or ".join(map(repr, names))

@@ -71,12 +71,20 @@ Input = Annotated[
 ]
 OptionalModel = Annotated[
     str | None,
-    Field(description="A name of `/v1/models`. Optional where one model is served."),
+    Field(
+        description="A name of `/v1/models`. Optional where one model is served, or one of the "
+        "kind that the route needs."
+    ),
 ]
 InputType = Annotated[
     Literal["query", "document"] | None,
     BeforeValidator(foreign_fields.input_type),
     Field(description="Millpond's own. Adds the prompt that the model saved for it."),
+]
+# Other servers' default is the number 0.
+Priority = Annotated[
+    Literal["interactive", "bulk"] | None,
+    BeforeValidator(lambda value: None if value == 0 and value is not False else value),
 ]
 PromptName = Annotated[
     str | None, Field(description="Millpond's own. Name of a prompt saved with the model.")
@@ -86,8 +94,10 @@ PromptName = Annotated[
 class RequestBody(BaseModel):
     """The body of a POST. A misspelt option is an error; "5" is not 5."""
 
-    LARGE_FIELD: ClassVar[str]
-    """The one whose size has no small bound."""
+    LARGE_FIELDS: ClassVar[tuple[str, ...]]
+    """Those whose size has no small bound. The first tells the bodies of a route apart."""
+    FOREIGN: ClassVar[foreign_fields.ForeignFields] = foreign_fields.ForeignFields()
+    """Fields of other servers that this request may have."""
     model_config = ConfigDict(extra="forbid", strict=True)
 
     @model_validator(mode="before")
@@ -106,7 +116,8 @@ class RequestBody(BaseModel):
 class EmbeddingRequest(RequestBody):
     """OpenAI's request, with Millpond's own options beside it."""
 
-    LARGE_FIELD = "input"
+    LARGE_FIELDS = ("input",)
+    FOREIGN = foreign_fields.OF_EMBEDDINGS
 
     input: Annotated[
         Input,
@@ -142,8 +153,7 @@ class EmbeddingRequest(RequestBody):
         ),
     ] = None
     priority: Annotated[
-        Literal["interactive", "bulk"] | None,
-        BeforeValidator(lambda value: None if value == 0 and value is not False else value),
+        Priority,
         Field(
             description="Millpond's own. Interactive requests do not wait for bulk ones. By "
             "default a query, or a single text that is not very long, is interactive."
@@ -179,7 +189,11 @@ class ModelCard(BaseModel):
     created: Annotated[int, Field(description="When the server loaded it, in Unix seconds.")]
     owned_by: Literal["millpond"] = "millpond"
     root: Annotated[str, Field(description="Name of the checkpoint.")]
-    dimension: int
+    kind: Annotated[str, Field(description="`embed`, `score` (a reranker) or `classify`.")]
+    labels: Annotated[
+        list[str], Field(description="Names of the scores or classes; none of an embedder.")
+    ]
+    dimension: Annotated[int, Field(description="Of the vectors, or how many labels there are.")]
     max_model_len: int | None
     device: str
     dtype: str
@@ -192,7 +206,7 @@ class ModelList(BaseModel):
 
 
 class TokenizeRequest(RequestBody):
-    LARGE_FIELD = "prompt"
+    LARGE_FIELDS = ("prompt",)
 
     prompt: Annotated[
         str,
@@ -217,7 +231,7 @@ class TokenizeResponse(BaseModel):
 
 
 class DetokenizeRequest(RequestBody):
-    LARGE_FIELD = "tokens"
+    LARGE_FIELDS = ("tokens",)
 
     tokens: Annotated[
         list[TokenId], Field(max_length=MAX_TOKENIZED, fail_fast=True, examples=[[101, 102]])

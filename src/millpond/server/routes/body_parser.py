@@ -22,8 +22,8 @@ from typing import IO, Any
 import numpy as np
 
 from ..errors import ApiError
-from ..schemas import RequestBody, input_kind
-from .json_body import parsed_body
+from ..schemas import RequestBody
+from .json_body import Kinds, parsed_body
 
 __all__ = ["BodyParser", "serve"]
 
@@ -39,17 +39,15 @@ class BodyParser:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="millpond-body-parser")
         self._child: _Child | None = None  # of that thread
 
-    async def parse(
-        self, kind: type[RequestBody], chunks: Sequence[bytes], **options: Any
-    ) -> RequestBody:
+    async def parse(self, kinds: Kinds, chunks: Sequence[bytes], **options: Any) -> RequestBody:
         """The request that a body holds; the options are those of `parsed_body`.
 
         That of a large one is not validated again, and its token ids are arrays. Raises `ApiError`.
         """
         if sum(map(len, chunks)) <= LARGE_BYTES:
-            return parsed_body(kind, b"".join(chunks), **options)
+            return parsed_body(kinds, b"".join(chunks), **options)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._in_child, kind, chunks, options)
+        return await loop.run_in_executor(self._thread, self._in_child, kinds, chunks, options)
 
     def close(self) -> None:
         """End the child. To be called when no body is being parsed."""
@@ -58,12 +56,12 @@ class BodyParser:
             self._child.end()
 
     def _in_child(
-        self, kind: type[RequestBody], chunks: Sequence[bytes], options: dict[str, Any]
+        self, kinds: Kinds, chunks: Sequence[bytes], options: dict[str, Any]
     ) -> RequestBody:
         if self._child is None:
             self._child = _Child()
         try:
-            return self._child.parse(kind, chunks, options)
+            return self._child.parse(kinds, chunks, options)
         except ApiError:
             raise
         except Exception:
@@ -91,21 +89,21 @@ class _Child:
         )
         self.end = weakref.finalize(self, _end, self._process)
 
-    def parse(
-        self, kind: type[RequestBody], chunks: Sequence[bytes], options: dict[str, Any]
-    ) -> RequestBody:
+    def parse(self, kinds: Kinds, chunks: Sequence[bytes], options: dict[str, Any]) -> RequestBody:
         """Raises `ApiError`, and `EOFError` or `OSError` where the process is gone."""
         requests, answers = self._process.stdin, self._process.stdout
         assert requests is not None
         assert answers is not None
-        _write((kind, chunks, options), requests)
+        _write((kinds, chunks, options), requests)
         found = pickle.load(answers)
         if isinstance(found, ApiError):
             raise found
-        fields, is_list = found
-        items = list(_joined(iter(lambda: pickle.load(answers), None)))
-        fields[kind.LARGE_FIELD] = items if is_list else items[0]
-        return kind.model_construct(**fields)
+        kind, fields, shapes = found
+        items = _joined(iter(lambda: pickle.load(answers), None))
+        large = {name: _restored(shape, items) for name, shape in shapes.items()}
+        assert next(items, None) is None
+        request: RequestBody = kind.model_construct(**fields, **large)
+        return request
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -125,18 +123,17 @@ def serve() -> None:
 
 
 def _serve_one(requests: IO[bytes], answers: IO[bytes]) -> None:
-    kind, chunks, options = pickle.load(requests)
+    kinds, chunks, options = pickle.load(requests)
     try:
-        request = parsed_body(kind, b"".join(chunks), **options)
+        request = parsed_body(kinds, b"".join(chunks), **options)
     except ApiError as error:
         _write(error, answers)
         return
-    value = getattr(request, kind.LARGE_FIELD)
-    is_list = input_kind(value) in ("texts", "token_lists")
-    items = value if is_list else [value]
+    kind = type(request)
     fields = {name: getattr(request, name) for name in kind.model_fields}
-    del fields[kind.LARGE_FIELD]
-    _write((fields, is_list), answers)
+    items: list[str | list[int]] = []
+    shapes = {name: _taken_apart(fields.pop(name), items) for name in kind.LARGE_FIELDS}
+    _write((kind, fields, shapes), answers)
     for batch in _batches(_parts(items)):
         _write(batch, answers)
     _write(None, answers)
@@ -145,6 +142,22 @@ def _serve_one(requests: IO[bytes], answers: IO[bytes]) -> None:
 def _write(value: object, file: IO[bytes]) -> None:
     pickle.dump(value, file, protocol=5)
     file.flush()
+
+
+_Shape = list["_Shape"] | None
+"""A list of shapes; None for a text, or for the token ids of one."""
+
+
+def _taken_apart(value: Any, items: list[str | list[int]]) -> _Shape:
+    """The shape of a field, whose texts and token ids are appended to `items`."""
+    if isinstance(value, str) or (value and isinstance(value[0], int)):
+        items.append(value)
+        return None
+    return [_taken_apart(one, items) for one in value]
+
+
+def _restored(shape: _Shape, items: Iterator[Any]) -> Any:
+    return next(items) if shape is None else [_restored(one, items) for one in shape]
 
 
 _Part = tuple[Any, bool]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Future
+from typing import TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from ...embeddings import Embeddings
+from ...outputs import CallResult
 
 __all__ = ["result_or_disconnect"]
 
+Result = TypeVar("Result", bound=CallResult)
 
-async def result_or_disconnect(future: Future[Embeddings], receive: Receive) -> Embeddings:
+
+async def result_or_disconnect(future: Future[Result], receive: Receive) -> Result:
     """The result of a submitted call whose request body has been read.
 
     Raises the call's error, and `ClientDisconnect` when the client is gone. However the
@@ -32,7 +35,7 @@ async def result_or_disconnect(future: Future[Embeddings], receive: Receive) -> 
         future.cancel()
 
 
-async def _cancel_when_disconnected(receive: Receive, answer: asyncio.Future[Embeddings]) -> None:
+async def _cancel_when_disconnected(receive: Receive, answer: asyncio.Future[Result]) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     answer.cancel()

@@ -5,9 +5,10 @@ Writing holds the interpreter, and every query waits as long. A slice takes abou
 
 from __future__ import annotations
 
+import asyncio
 from binascii import b2a_base64
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +16,17 @@ import orjson
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
-__all__ = ["SLICE_LENGTH", "SlicedResponse", "array_slices", "embedding_slices"]
+__all__ = [
+    "SLICE_LENGTH",
+    "SlicedResponse",
+    "array_slices",
+    "embedding_slices",
+    "item_slices",
+    "string_parts",
+]
 
 SLICE_LENGTH = 2**15  # numbers, or strings
+SLICE_BYTES = 2**19  # of texts
 
 
 def embedding_slices(
@@ -48,6 +57,29 @@ def array_slices(items: Sequence[Any]) -> Iterator[bytes]:
     yield b"]"
 
 
+def item_slices(
+    opening: bytes, items: Iterable[Iterable[bytes]], closing: bytes
+) -> Iterator[bytes]:
+    """Items in their parts, with commas in between, joined to slices."""
+    parts, size = [opening], len(opening)
+    for index, item in enumerate(items):
+        for part in (b",", *item) if index else item:
+            parts.append(part)
+            size += len(part)
+            if size >= SLICE_BYTES:
+                yield b"".join(parts)
+                parts, size = [], 0
+    yield b"".join((*parts, closing))
+
+
+def string_parts(text: str) -> Iterator[bytes]:
+    """A JSON string."""
+    yield b'"'
+    for start in range(0, len(text), SLICE_BYTES):
+        yield orjson.dumps(text[start : start + SLICE_BYTES])[1:-1]
+    yield b'"'
+
+
 class SlicedResponse(Response):
     """A body that was written in slices and is sent in them."""
 
@@ -56,6 +88,16 @@ class SlicedResponse(Response):
     def __init__(self, slices: Sequence[bytes], headers: Mapping[str, str]) -> None:
         super().__init__(headers={"content-length": str(sum(map(len, slices))), **headers})
         self._slices = slices
+
+    @classmethod
+    async def of(cls, slices: Iterable[bytes], headers: Mapping[str, str]) -> Self:
+        """Written with the event loop free between slices."""
+        written: list[bytes] = []
+        for one in slices:
+            if written:
+                await asyncio.sleep(0)
+            written.append(one)
+        return cls(written, headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = {"status": self.status_code, "headers": self.raw_headers}

@@ -1,13 +1,13 @@
 """Fields of other servers' APIs, translated to ours.
 
 A field with an equivalent is taken. A value that asks for something unsupported is refused rather
-than ignored: the vectors would not be what the client expects.
+than ignored: the vectors or scores would not be what the client expects.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import ApiError
@@ -15,7 +15,11 @@ from ..errors import ApiError
 __all__ = [
     "DEFAULT_ONLY",
     "IGNORED",
+    "OF_EMBEDDINGS",
+    "OF_SCORES",
+    "OF_TWO_SIDES",
     "RENAMED",
+    "ForeignFields",
     "Translated",
     "input_type",
     "translate",
@@ -47,6 +51,36 @@ DEFAULT_ONLY: Mapping[str, tuple[Any, ...]] = {
 
 # They do not affect the vectors.
 IGNORED = frozenset({"cache_salt", "metadata", "request_id", "safety_identifier"})
+
+
+@dataclass(frozen=True)
+class ForeignFields:
+    """What a request takes of other servers' fields."""
+
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    default_only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    ignored: Collection[str] = frozenset()
+
+
+OF_EMBEDDINGS = ForeignFields(RENAMED, DEFAULT_ONLY, IGNORED)
+OF_SCORES = ForeignFields(
+    renamed={
+        "truncation": "truncate",  # Voyage, Jina
+        "truncation_side": "truncate",  # vLLM
+    },
+    default_only={
+        "add_special_tokens": (True,),  # vLLM
+        "max_chunks_per_doc": (1,),  # Cohere's first version
+        "modality": ("text",),  # infinity
+        "rank_fields": (["text"],),  # Cohere's first version
+        "truncate_prompt_tokens": (-1,),  # vLLM
+        "use_activation": (True,),  # vLLM
+    },
+    ignored=IGNORED | {"user"},
+)
+OF_TWO_SIDES = replace(  # vLLM
+    OF_SCORES, renamed={**OF_SCORES.renamed, "text_1": "queries", "text_2": "documents"}
+)
 _INPUT_TYPES = {
     "passage": "document",  # NVIDIA, and models of E5's kind
     "search_query": "query",  # Cohere
@@ -68,17 +102,17 @@ class Translated:
     client_names: Mapping[str, str]
 
 
-def translate(body: Mapping[str, Any]) -> Translated:
+def translate(body: Mapping[str, Any], foreign: ForeignFields = OF_EMBEDDINGS) -> Translated:
     """Raises `ApiError` 400 for an unsupported value, or a field given twice."""
     ours: dict[str, Any] = {}
     client_names: dict[str, str] = {}
     for name, value in body.items():
-        if name in DEFAULT_ONLY:
-            _require_default(name, value)
-        elif name in RENAMED:
+        if name in foreign.default_only:
+            _require_default(name, value, foreign.default_only[name])
+        elif name in foreign.renamed:
             if value is None:
                 continue
-            meant = RENAMED[name]
+            meant = foreign.renamed[name]
             if meant in client_names or body.get(meant) is not None:
                 other = client_names.get(meant, meant)
                 raise ApiError(
@@ -86,7 +120,7 @@ def translate(body: Mapping[str, Any]) -> Translated:
                 )
             client_names[meant] = name
             ours[meant] = value
-        elif name not in IGNORED:
+        elif name not in foreign.ignored:
             ours.setdefault(name, value)
     return Translated(ours, client_names)
 
@@ -94,8 +128,7 @@ def translate(body: Mapping[str, Any]) -> Translated:
 _CODE = "invalid_value"
 
 
-def _require_default(name: str, value: Any) -> None:
-    allowed = DEFAULT_ONLY[name]
+def _require_default(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     if value is not None and not any(value == one and type(value) is type(one) for one in allowed):
         choices = " or ".join(map(_as_json, allowed))
         hint = ""

@@ -17,10 +17,13 @@ from fastapi.routing import APIRoute
 from pydantic import ValidationError
 
 from ..errors import ApiError, shown
-from ..schemas import MAX_INPUTS, UNKNOWN_FIELD, EmbeddingRequest, RequestBody
-from .foreign_fields import Translated, translate
+from ..schemas import MAX_INPUTS, UNKNOWN_FIELD, RequestBody
+from .foreign_fields import translate
 
-__all__ = ["JsonRoute", "parsed_body"]
+__all__ = ["JsonRoute", "Kinds", "parsed_body"]
+
+Kinds = tuple[type[RequestBody], ...]
+"""The bodies that a route takes, told apart by the first of their large fields."""
 
 _LONGEST_TYPO = 40  # finding a similar name takes time that grows with its length
 _ADVICE = "Send one JSON object in UTF-8, as Content-Type: application/json"
@@ -29,15 +32,17 @@ _INPUT_KINDS = "it is a text, a list of texts, the token ids of one text, or a l
 
 
 class JsonRoute(APIRoute):
-    """Its endpoint takes `body`, a `RequestBody`, and `request`, and returns the `Response`."""
+    """Its endpoint takes `body`, a `RequestBody` or a union of them, and `request`, and returns
+    the `Response`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         endpoint = self.endpoint
-        kind: type[RequestBody] = typing.get_type_hints(endpoint)["body"]
+        hint = typing.get_type_hints(endpoint)["body"]
+        kinds: Kinds = typing.get_args(hint) or (hint,)
 
         async def handle(request: Request) -> Response:
             body = await request.app.state.body_parser.parse(
-                kind,
+                kinds,
                 [chunk async for chunk in request.stream()],
                 content_type=request.headers.get("content-type", "application/json"),
                 ignore_unknown=request.app.state.settings.ignore_unknown_fields,
@@ -49,13 +54,13 @@ class JsonRoute(APIRoute):
 
 
 def parsed_body(
-    kind: type[RequestBody], content: bytes, *, content_type: str, ignore_unknown: bool
+    kinds: Kinds, content: bytes, *, content_type: str, ignore_unknown: bool
 ) -> RequestBody:
     """Raises `ApiError` 400 for an invalid body, or 413 for too many inputs."""
     media_type = content_type.partition(";")[0].strip().lower()
     if not (media_type == "application/json" or media_type.endswith("+json")):
         raise _unreadable(f"it was sent as {shown(media_type)}")
-    return _validated(kind, _parsed(content), ignore_unknown=ignore_unknown)
+    return _validated(kinds, _parsed(content), ignore_unknown=ignore_unknown)
 
 
 def _parsed(content: bytes) -> Any:
@@ -76,10 +81,11 @@ def _unreadable(why: str) -> ApiError:
     return ApiError(400, f"the body is not JSON: {why}. {_ADVICE}", code="bad_json")
 
 
-def _validated(kind: type[RequestBody], value: Any, *, ignore_unknown: bool) -> RequestBody:
+def _validated(kinds: Kinds, value: Any, *, ignore_unknown: bool) -> RequestBody:
     if not isinstance(value, dict):
         raise ApiError(400, f"the body is not a JSON object. {_ADVICE}", code="bad_json")
-    translated = translate(value) if kind is EmbeddingRequest else Translated(value, {})
+    kind = next((kind for kind in kinds if kind.LARGE_FIELDS[0] in value), kinds[0])
+    translated = translate(value, kind.FOREIGN)
     body = translated.body
     if ignore_unknown:
         body = {name: body[name] for name in body if name in kind.model_fields}
@@ -101,9 +107,9 @@ def _refusal(
         return ApiError(400, message, param=shown(name), code="unknown_parameter")
     param = _named(problem["loc"])
     param = client_names.get(param, param)
-    if found == "too_long" and param == "input":
+    if found == "too_long" and problem["ctx"]["max_length"] == MAX_INPUTS:
         return ApiError(
-            413, f"at most {MAX_INPUTS} inputs a request; send several requests", param=param
+            413, f"at most {MAX_INPUTS} {param} a request; send several requests", param=param
         )
     if found in _UNITS:
         most = problem["ctx"]["max_length"]

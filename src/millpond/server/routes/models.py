@@ -26,6 +26,8 @@ def _card(name: str, model: ServedModel) -> ModelCard:
         id=name,
         created=model.created,
         root=info.model.name,
+        kind=info.kind,
+        labels=list(info.labels),
         dimension=info.dimension,
         max_model_len=info.max_length,
         device=info.device,

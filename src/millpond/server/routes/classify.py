@@ -1,0 +1,119 @@
+"""`POST /classify` and `/predict`: the classes of texts, and of pairs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import orjson
+from fastapi import Request, Response
+
+from ...engine.score_params import INTERACTIVE_PAIRS
+from ...scores import Scores
+from ..errors import ApiError
+from ..models import CLASSIFIES, ServedModel
+from ..score_schemas import ClassifyRequest, PredictRequest
+from .encoding import SlicedResponse, item_slices
+from .engine_call import MANY_TEXTS, Answer, ask, model_for
+from .rerank import opening, priority_of, usage_of
+
+__all__ = ["classify", "predict"]
+
+
+async def classify(body: ClassifyRequest, request: Request) -> Response:
+    """Classify texts, as vLLM does; or as infinity does, where `raw_scores` is given."""
+    model = model_for(request, body.model, CLASSIFIES)
+    texts = [body.input] if isinstance(body.input, str) else body.input
+    answer = await _classes(request, model, body, texts)
+    result, is_infinity = answer.result, body.raw_scores is not None
+    items = _class_lists(result) if is_infinity else _probabilities(result)
+    kind = "classify" if is_infinity else "list"
+    created = f',"created":{int(time.time())},"data":['.encode()
+    before = opening(request, kind, body.model or model.name) + created
+    after = b'],"usage":' + orjson.dumps(usage_of(answer.tokens)) + b"}"
+    return await SlicedResponse.of(item_slices(before, items, after), answer.headers)
+
+
+async def predict(body: PredictRequest, request: Request) -> Response:
+    """Classify texts or pairs, as Text Embeddings Inference does."""
+    model = model_for(request, body.model, CLASSIFIES)
+    sequences, is_batch = _sequences(body.inputs)
+    pairs_or_texts = [one[0] if len(one) == 1 else tuple(one) for one in sequences]
+    answer = await _classes(request, model, body, pairs_or_texts)
+    before, after = (b"[", b"]") if is_batch else (b"", b"")
+    slices = item_slices(before, _class_lists(answer.result), after)
+    return await SlicedResponse.of(slices, answer.headers)
+
+
+def _sequences(inputs: str | list[str] | list[list[str]]) -> tuple[list[list[str]], bool]:
+    """Lists of one text or two, and whether several were asked for.
+
+    Raises `ApiError` 400 where some are pairs and some are not.
+    """
+    if isinstance(inputs, str):
+        return [[inputs]], False
+    sequences: list[Any] = inputs
+    if isinstance(inputs[0], str):
+        return [sequences], False
+    if len({len(one) for one in sequences}) > 1:
+        raise ApiError(
+            400,
+            "inputs: some are pairs and some are single texts; send them in two requests",
+            param="inputs",
+            code="invalid_value",
+        )
+    return sequences, True
+
+
+async def _classes(
+    request: Request,
+    model: ServedModel,
+    body: ClassifyRequest | PredictRequest,
+    inputs: Sequence[Any],
+) -> Answer[Scores]:
+    """The scores of texts, or of pairs as tuples."""
+    lengths = [len(one) if isinstance(one, str) else sum(map(len, one)) for one in inputs]
+    few = 1 if isinstance(inputs[0], str) else INTERACTIVE_PAIRS
+    priority = priority_of(body, lengths, few=few)
+
+    def submit() -> Future[Scores]:
+        return model.engine.submit_classify(
+            inputs,
+            wait=False,
+            activation="none" if body.raw_scores else "auto",
+            truncate=body.truncate_option,
+            prompt=body.prompt,
+            prompt_name=body.prompt_name,
+            priority=priority,
+        )
+
+    return await ask(
+        request,
+        model,
+        submit,
+        priority=priority,
+        field=body.LARGE_FIELDS[0],
+        has_much=len(inputs) > MANY_TEXTS,
+    )
+
+
+def _class_lists(result: Scores) -> Iterator[tuple[bytes]]:
+    """Of each text a list of its classes, the best first."""
+    for row in result.rows:
+        order = (-row).argsort(kind="stable")
+        found = [{"label": result.labels[place], "score": row[place]} for place in order]
+        yield (orjson.dumps(found, option=orjson.OPT_SERIALIZE_NUMPY),)
+
+
+def _probabilities(result: Scores) -> Iterator[tuple[bytes]]:
+    """Of each text vLLM's object."""
+    for index, row in enumerate(result.rows):
+        found = {
+            "index": index,
+            "label": result.labels[int(row.argmax())],
+            "probs": row,
+            "num_classes": len(row),
+        }
+        yield (orjson.dumps(found, option=orjson.OPT_SERIALIZE_NUMPY),)
