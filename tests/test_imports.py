@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "engine": (
         "config stats pair outputs embeddings scores checkpoint scheduler tokenization model runner"
     ),
-    "server": "config stats embeddings engine",
+    "server": "config stats pair outputs embeddings scores engine",
     "cli": "config stats embeddings checkpoint engine server",
     "__main__": "cli",
 }

@@ -153,6 +153,8 @@ def test_models_are_listed_and_found_by_name() -> None:
                 "object": "model",
                 "owned_by": "millpond",
                 "root": "fake/model",
+                "kind": "embed",
+                "labels": [],
                 "dimension": DIMENSION,
                 "max_model_len": 9,
                 "device": "fake",

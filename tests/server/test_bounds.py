@@ -19,6 +19,13 @@ from millpond import Engine
 from millpond.server.errors import ApiError, error_response
 from millpond.server.routes.tokens import LARGE, SMALL_AT_A_TIME
 from millpond.server.schemas import MAX_TOKENIZED, DetokenizeRequest, EmbeddingRequest
+from millpond.server.score_schemas import (
+    ClassifyRequest,
+    PredictRequest,
+    RerankRequest,
+    RerankTextsRequest,
+    ScoreRequest,
+)
 
 MANY = 100_000
 
@@ -39,6 +46,12 @@ def app() -> Iterator[FastAPI]:
         (EmbeddingRequest, {"input": [[1], *([[]] * 2000)]}),
         (EmbeddingRequest, {"input": "a", **{f"field {n}": n for n in range(MANY)}}),
         (DetokenizeRequest, {"tokens": [-1] * MANY}),
+        (RerankRequest, {"query": "q", "documents": [{"image": "a"}] * 2000}),
+        (RerankTextsRequest, {"query": "q", "texts": [1] * MANY}),
+        (ScoreRequest, {"queries": "q", "documents": [1] * MANY}),
+        (ClassifyRequest, {"input": [1] * MANY}),
+        (PredictRequest, {"inputs": ["a"] * MANY}),
+        (PredictRequest, {"inputs": [[]] * MANY}),
     ],
 )
 def test_of_many_mistakes_only_the_first_is_looked_for(

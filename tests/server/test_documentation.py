@@ -17,6 +17,13 @@ from millpond.cli.serve import serve
 from millpond.server.app import _EXPOSED_HEADERS, _STATUSES
 from millpond.server.errors import _FROM_ENGINE
 from millpond.server.schemas import EmbeddingRequest
+from millpond.server.score_schemas import (
+    ClassifyRequest,
+    PredictRequest,
+    RerankRequest,
+    RerankTextsRequest,
+    ScoreRequest,
+)
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
@@ -64,6 +71,9 @@ def test_every_default_in_the_table_is_the_flags_own() -> None:
 def test_every_field_header_status_and_code_is_described() -> None:
     for name in (*EmbeddingRequest.model_fields, *_EXPOSED_HEADERS[:-1]):
         assert f"| `{name}` |" in PAGE
+    for kind in (RerankRequest, RerankTextsRequest, ScoreRequest, ClassifyRequest, PredictRequest):
+        for name in kind.model_fields:
+            assert f"`{name}`" in PAGE.partition("### `POST /rerank`")[2]
     for status in _STATUSES:
         assert f"| {status} |" in PAGE
     assert {"`queue_full`", "`text_failed`"} <= {f"`{row[3]}`" for row in _FROM_ENGINE}

@@ -21,6 +21,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from checkpoints import save_transformer
+from families import ENCODER
+
 from millpond import Engine
 from millpond.server.app import create_app
 from millpond.server.models import ServedModel
@@ -35,9 +38,15 @@ CHECKS = [
 
 
 @pytest.fixture(scope="module")
-def document(one_thread: None) -> Iterator[Any]:
-    with Engine(MODEL) as engine:
-        app = create_app([ServedModel.of(engine, ["model"])])
+def document(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    folder = save_transformer(
+        tmp_path_factory.mktemp("reranker"),
+        model="BertForSequenceClassification",
+        config={**ENCODER, "num_labels": 1},
+    )
+    with Engine(MODEL) as engine, Engine(folder) as reranker:
+        models = [ServedModel.of(engine, ["model"]), ServedModel.of(reranker, ["reranker"])]
+        app = create_app(models)
         yield schemathesis.openapi.from_asgi("/openapi.json", app)
 
 
@@ -45,6 +54,12 @@ OPERATIONS = [
     ("POST", "/v1/embeddings", 250),
     ("GET", "/v1/models", 5),
     ("GET", "/v1/models/{model_id}", 50),
+    ("POST", "/rerank", 250),
+    ("POST", "/v1/rerank", 25),
+    ("POST", "/v2/rerank", 25),
+    ("POST", "/score", 100),
+    ("POST", "/classify", 100),
+    ("POST", "/predict", 100),
     ("POST", "/tokenize", 100),
     ("POST", "/detokenize", 100),
     ("GET", "/health", 5),

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import uvicorn
-from fakes import PATIENCE_S, FakeRunner, start_engine
+from fakes import PATIENCE_S, FakeRunner, scorer, start_engine
 from fastapi import FastAPI
 from uvicorn.server import ServerState
 
@@ -33,6 +33,24 @@ def fake_app(
     engine = start_engine(runner, **engine_options)
     try:
         yield create_app([ServedModel.of(engine)], settings)
+    finally:
+        runner.let()
+        engine.close(drain=False)
+
+
+@contextmanager
+def fake_scoring_app(
+    *labels: str,
+    runner: FakeRunner | None = None,
+    settings: AppSettings | None = None,
+    beside: Sequence[ServedModel] = (),
+    **engine_options: Any,
+) -> Iterator[FastAPI]:
+    """The same over a fake reranker, or with several labels a classifier, called `NAME`."""
+    runner = runner or FakeRunner()
+    engine = scorer(runner, *labels, **engine_options)
+    try:
+        yield create_app([ServedModel.of(engine), *beside], settings)
     finally:
         runner.let()
         engine.close(drain=False)

@@ -69,14 +69,15 @@ def serve(
         ),
     ] = None,
     task: Annotated[
-        Literal["auto", "embed", "embedding"],
-        typer.Option("--task", help="vLLM's: models embed."),
+        Literal["auto", "embed", "embedding", "score", "classify"],
+        typer.Option("--task", help="vLLM's: the checkpoint says."),
     ] = "auto",
     runner: Annotated[
-        Literal["auto", "pooling"], typer.Option("--runner", help="vLLM's: models embed.")
+        Literal["auto", "pooling"], typer.Option("--runner", help="vLLM's: no model generates.")
     ] = "auto",
     convert: Annotated[
-        Literal["auto", "embed", "none"], typer.Option("--convert", help="vLLM's: models embed.")
+        Literal["auto", "embed", "classify", "none"],
+        typer.Option("--convert", help="vLLM's: the checkpoint says."),
     ] = "auto",
     load_format: Annotated[
         Literal["auto", "safetensors"],

@@ -141,7 +141,7 @@ _OF_BATCHES = (
 )
 # Fields of `EngineStats` and `PrefixCacheStats`, which are the names too, and help.
 _TOTALS = {
-    "texts": "Texts embedded.",
+    "texts": "Texts and pairs computed.",
     "tokens": "Tokens computed.",
     "deduplicated_texts": "Texts that shared the result of an identical text in flight.",
     "cached_tokens": "Tokens read from the prefix cache instead of computed.",

@@ -6,17 +6,16 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from ..checkpoint.scoring import Kind
 from ..engine.engine import Engine
 from ..errors import InvalidOption, UnknownPrompt
 from .errors import FOREIGN_IDS_HINT, ApiError, shown
 
 __all__ = ["CLASSIFIES", "EMBEDS", "SCORES", "ServedModel", "ServedModels"]
 
-EMBEDS: tuple[Kind, ...] = ("embed",)
-SCORES: tuple[Kind, ...] = ("score",)
-CLASSIFIES: tuple[Kind, ...] = ("score", "classify")  # a score is the only class of a reranker
-_ROUTES: dict[Kind, tuple[str, str]] = {
+EMBEDS: tuple[str, ...] = ("embed",)
+SCORES: tuple[str, ...] = ("score",)
+CLASSIFIES: tuple[str, ...] = ("score", "classify")  # a score is the only class of a reranker
+_ROUTES: dict[str, tuple[str, str]] = {
     "embed": ("embeddings", "/v1/embeddings"),
     "score": ("scores", "/rerank or /score, or to /classify or /predict"),
     "classify": ("classes", "/classify or /predict"),
@@ -45,11 +44,11 @@ class ServedModel:
         return self.names[0]
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> str:
         """`embed`, `score` or `classify`."""
         return self.engine.info().kind
 
-    def require_kind(self, kinds: Collection[Kind]) -> None:
+    def require_kind(self, kinds: Collection[str]) -> None:
         """Raises `ApiError` 400 where no route that needs one of these can answer with it."""
         if self.kind not in kinds:
             gives, routes = _ROUTES[self.kind]
@@ -126,7 +125,7 @@ class ServedModels:
                     raise InvalidOption(f"two models would be served as {name!r}")
                 self._by_name[name] = model
 
-    def find(self, name: str | None, kinds: Collection[Kind] | None = None) -> ServedModel:
+    def find(self, name: str | None, kinds: Collection[str] | None = None) -> ServedModel:
         """The model of that name, or the only one, or the only one of these kinds.
 
         Raises `ApiError`: 404 for an unknown name, 400 where one is missing, or where its model
@@ -137,7 +136,7 @@ class ServedModels:
             found.require_kind(kinds)
         return found
 
-    def _only(self, kinds: Collection[Kind] | None) -> ServedModel:
+    def _only(self, kinds: Collection[str] | None) -> ServedModel:
         fitting = [model for model in self._models if kinds is None or model.kind in kinds]
         models = fitting or self._models
         if len(models) > 1:

@@ -229,4 +229,5 @@ def _is_closing(connection: Any) -> bool:
 
 def _engine_line(engine: Engine) -> str:
     info = engine.info()
-    return f"{info.device} in {info.dtype}, {info.execution}, {info.dimension} dimensions"
+    gives = f"{info.dimension} dimensions" if info.kind == "embed" else ", ".join(info.labels[:5])
+    return f"{info.device} in {info.dtype}, {info.execution}, {info.kind}: {gives}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from .routes import foreign_fields
@@ -42,7 +42,10 @@ def _text_of(document: Any) -> Any:
 
 Document = Annotated[str, BeforeValidator(_text_of, json_schema_input_type=str | DocumentText)]
 Documents = Annotated[list[Document], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
-TextOrTexts = Annotated[str | Texts, Field(union_mode="left_to_right")]
+TextOrTexts = Annotated[
+    Annotated[str, Tag("text")] | Annotated[Texts, Tag("texts")],
+    Discriminator(lambda value: "text" if isinstance(value, str) else "texts"),
+]
 RawScores = Annotated[
     bool | None,
     Field(
@@ -165,8 +168,25 @@ class ClassifyRequest(ScoringBody):
     ] = None
 
 
-Sequence = Annotated[list[str], Field(min_length=1, max_length=2, fail_fast=True)]
-Sequences = Annotated[list[Sequence], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
+TextOrPair = Annotated[list[str], Field(min_length=1, max_length=2, fail_fast=True)]
+TextsOrPairs = Annotated[
+    list[TextOrPair], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)
+]
+
+
+def _inputs_kind(value: Any) -> Literal["text", "sequence", "sequences"]:
+    if isinstance(value, str):
+        return "text"
+    is_one = isinstance(value, list) and value and isinstance(value[0], str)
+    return "sequence" if is_one else "sequences"
+
+
+Inputs = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[TextOrPair, Tag("sequence")]
+    | Annotated[TextsOrPairs, Tag("sequences")],
+    Discriminator(_inputs_kind),
+]
 
 
 class PredictRequest(TruncatedAsInTei):
@@ -175,7 +195,7 @@ class PredictRequest(TruncatedAsInTei):
     LARGE_FIELDS = ("inputs",)
 
     inputs: Annotated[
-        str | Sequence | Sequences,
+        Inputs,
         Field(
             description="One text, or one pair as a list of two; or a list of lists of one text "
             "or two.",

@@ -31,6 +31,12 @@ from millpond.server.schemas import (
     RequestBody,
     TokenizeRequest,
 )
+from millpond.server.score_schemas import (
+    PredictRequest,
+    RerankRequest,
+    RerankTextsRequest,
+    ScoreRequest,
+)
 
 LONG = "mill pond \n é 水 😀 " * (LARGE_BYTES // 8)
 OPTIONS = {"content_type": "application/json", "ignore_unknown": False}
@@ -45,7 +51,7 @@ def parser() -> Iterator[BodyParser]:
 
 def parse(parser: BodyParser, kind: type[RequestBody], content: bytes, **options: Any) -> Any:
     chunks = [content[start : start + 2**16] for start in range(0, len(content), 2**16)]
-    return asyncio.run(parser.parse(kind, chunks, **{**OPTIONS, **options}))
+    return asyncio.run(parser.parse((kind,), chunks, **{**OPTIONS, **options}))
 
 
 def floats(answer: Any) -> np.ndarray:
@@ -70,6 +76,13 @@ def plain(value: Any) -> Any:
         (EmbeddingRequest, {"input": [[1], list(range(LARGE_BYTES)), [2**31 - 1]]}),
         (TokenizeRequest, {"prompt": LONG[: 2**19], "return_token_strs": True}),
         (DetokenizeRequest, {"tokens": list(range(LARGE_BYTES)), "model": "m"}),
+        (RerankRequest, {"query": LONG[:9], "documents": [{"text": LONG}, "", LONG[:99]]}),
+        (RerankTextsRequest, {"query": "q", "texts": ["a", LONG], "truncate": False}),
+        (ScoreRequest, {"text_1": LONG, "text_2": ["a", LONG]}),
+        (ScoreRequest, {"queries": [LONG, "b"], "documents": ["a", LONG]}),
+        (PredictRequest, {"inputs": LONG}),
+        (PredictRequest, {"inputs": [LONG, "b"]}),
+        (PredictRequest, {"inputs": [[LONG, "b"], ["", LONG]]}),
     ],
 )
 def test_a_large_body_gives_what_a_small_one_would(
@@ -77,7 +90,7 @@ def test_a_large_body_gives_what_a_small_one_would(
 ) -> None:
     content = json.dumps(body).encode()
     assert len(content) > LARGE_BYTES
-    expected = body_parser.parsed_body(kind, content, **OPTIONS)  # type: ignore[arg-type]
+    expected = body_parser.parsed_body((kind,), content, **OPTIONS)  # type: ignore[arg-type]
     found = parse(parser, kind, content)
     assert type(found) is kind
     assert {name: plain(value) for name, value in found} == dict(expected)
@@ -98,7 +111,7 @@ def test_a_large_body_is_refused_as_a_small_one(
     content: bytes, status: int, parser: BodyParser
 ) -> None:
     with pytest.raises(ApiError) as expected:
-        body_parser.parsed_body(EmbeddingRequest, content, **OPTIONS)  # type: ignore[arg-type]
+        body_parser.parsed_body((EmbeddingRequest,), content, **OPTIONS)  # type: ignore[arg-type]
     with pytest.raises(ApiError) as refused:
         parse(parser, EmbeddingRequest, content)
     assert refused.value.status_code == status

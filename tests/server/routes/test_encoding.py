@@ -16,8 +16,8 @@ from serving import client_of, embed, fake_app
 
 from millpond import Engine
 from millpond.server.routes import encoding
-from millpond.server.routes.embeddings import MANY_TEXTS, _on_a_thread
 from millpond.server.routes.encoding import SLICE_LENGTH, array_slices, embedding_slices
+from millpond.server.routes.engine_call import MANY_TEXTS, _on_a_thread
 
 TEXTS = [f"text {n}" for n in range(2048)]
 

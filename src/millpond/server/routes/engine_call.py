@@ -11,7 +11,6 @@ from typing import Generic, TypeVar
 
 from fastapi import Request
 
-from ...checkpoint.scoring import Kind
 from ...errors import InvalidInput, QueueFull, TextFailed
 from ...outputs import CallResult
 from ...stats import EngineStats
@@ -39,7 +38,7 @@ class Answer(Generic[Result]):
     headers: dict[str, str]
 
 
-def model_for(request: Request, name: str | None, kinds: tuple[Kind, ...]) -> ServedModel:
+def model_for(request: Request, name: str | None, kinds: tuple[str, ...]) -> ServedModel:
     """The model that a request names, or the only one that can answer it. Raises `ApiError`."""
     state, context = request.app.state, RequestContext.of(request.scope)
     state.drain.require_accepted(context)

@@ -17,7 +17,7 @@ from fastapi.routing import APIRoute
 from pydantic import ValidationError
 
 from ..errors import ApiError, shown
-from ..schemas import MAX_INPUTS, UNKNOWN_FIELD, RequestBody
+from ..schemas import MAX_INPUTS, UNKNOWN_FIELD, EmbeddingRequest, RequestBody
 from .foreign_fields import translate
 
 __all__ = ["JsonRoute", "Kinds", "parsed_body"]
@@ -108,14 +108,15 @@ def _refusal(
     param = _named(problem["loc"])
     param = client_names.get(param, param)
     if found == "too_long" and problem["ctx"]["max_length"] == MAX_INPUTS:
+        items = f"{param.removesuffix('s')}s"
         return ApiError(
-            413, f"at most {MAX_INPUTS} {param} a request; send several requests", param=param
+            413, f"at most {MAX_INPUTS} {items} a request; send several requests", param=param
         )
     if found in _UNITS:
         most = problem["ctx"]["max_length"]
         message = f"{param}: at most {most} {_UNITS[found]}; send a part of it"
         return ApiError(413, message, param=param)
-    text = _INPUT_KINDS if found == "list_type" and param == "input" else problem["msg"]
+    text = _INPUT_KINDS if found == "list_type" and kind is EmbeddingRequest else problem["msg"]
     return ApiError(400, f"{param}: {text}", param=param, code="invalid_value")
 
 
