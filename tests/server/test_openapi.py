@@ -7,10 +7,13 @@ and none may have a status, a type or a shape that the document does not declare
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import schemathesis
+from checkpoints import save_transformer
+from families import ENCODER
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
@@ -20,9 +23,6 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-
-from checkpoints import save_transformer
-from families import ENCODER
 
 from millpond import Engine
 from millpond.server.app import create_app
@@ -47,7 +47,10 @@ def document(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
     with Engine(MODEL) as engine, Engine(folder) as reranker:
         models = [ServedModel.of(engine, ["model"]), ServedModel.of(reranker, ["reranker"])]
         app = create_app(models)
+        # schemathesis starts and stops the application with every request.
+        app.router.lifespan_context = lambda app: nullcontext()
         yield schemathesis.openapi.from_asgi("/openapi.json", app)
+        app.state.body_parser.close()
 
 
 OPERATIONS = [

@@ -1,5 +1,6 @@
-"""Embeddings from a Millpond engine, for LangChain."""
+"""Embeddings and rerankers from a Millpond engine, for LangChain."""
 
 from langchain_millpond.embeddings import MillpondEmbeddings
+from langchain_millpond.rerank import MillpondCrossEncoder, MillpondRerank
 
-__all__ = ["MillpondEmbeddings"]
+__all__ = ["MillpondCrossEncoder", "MillpondEmbeddings", "MillpondRerank"]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("ANONYMIZED_TELEMETRY", "False")  # Chroma's
+
+from checkpoints import save_transformer
+from families import ENCODER
 
 from millpond import Engine
 
@@ -26,3 +30,13 @@ def real_engine() -> Iterator[Engine]:
 def model(real_engine: Engine) -> str:
     """The name of the real model, which is loaded."""
     return MODEL
+
+
+@pytest.fixture(scope="session")
+def tiny_reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of random weights that gives a score."""
+    return save_transformer(
+        tmp_path_factory.mktemp("tiny_reranker"),
+        model="BertForSequenceClassification",
+        config={**ENCODER, "num_labels": 1},
+    )

@@ -11,26 +11,29 @@ import tarfile
 import typing
 from importlib.metadata import distribution
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import langchain_millpond
 import millpond
-from langchain_millpond import MillpondEmbeddings
+from langchain_millpond import MillpondCrossEncoder, MillpondEmbeddings, MillpondRerank
 from langchain_millpond.embeddings import EmbeddingOptions
+from langchain_millpond.rerank import DocumentOptions, RerankOptions
 
 SOURCE = Path(langchain_millpond.__file__).parent
 PROJECT = Path(__file__).parents[2]
+CLASSES = (MillpondCrossEncoder, MillpondEmbeddings, MillpondRerank)
 
 
 def test_the_wheel_is_typed_and_has_its_licence() -> None:
     names = {Path(file).name for file in distribution("langchain-millpond").files or ()}
-    assert {"py.typed", "LICENSE", "__init__.py", "embeddings.py"} <= names
+    assert {"py.typed", "LICENSE", "__init__.py", "embeddings.py", "rerank.py"} <= names
     assert (SOURCE / "py.typed").is_file()
 
 
-def test_one_name_is_exported() -> None:
-    assert langchain_millpond.__all__ == ["MillpondEmbeddings"]
+def test_the_classes_are_exported() -> None:
+    assert langchain_millpond.__all__ == [one.__name__ for one in CLASSES]
 
 
 def test_only_public_names_of_millpond_are_imported() -> None:
@@ -46,18 +49,27 @@ def test_only_public_names_of_millpond_are_imported() -> None:
     assert imported <= set(millpond.__all__)
 
 
-def test_an_everyday_option_of_the_engine_is_a_field_with_its_default() -> None:
+@pytest.mark.parametrize("kind", CLASSES)
+def test_an_everyday_option_of_the_engine_is_a_field_with_its_default(kind: type[Any]) -> None:
     options = {field.name: field.default for field in dataclasses.fields(millpond.EngineConfig)}
-    fields = MillpondEmbeddings.model_fields
+    fields = kind.model_fields
     for name in ("device", "dtype", "max_length", "revision", "trust_remote_code"):
         assert fields[name].get_default(call_default_factory=True) == options[name]
 
 
-def test_type_checkers_and_the_schema_know_every_field() -> None:
-    fields = set(MillpondEmbeddings.model_fields)
-    assert set(typing.get_type_hints(EmbeddingOptions)) == fields | {"model_name"}
-    assert set(inspect.signature(MillpondEmbeddings).parameters) == fields
-    schema = MillpondEmbeddings.model_json_schema()
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (MillpondCrossEncoder, RerankOptions),
+        (MillpondEmbeddings, EmbeddingOptions),
+        (MillpondRerank, DocumentOptions),
+    ],
+)
+def test_type_checkers_and_the_schema_know_every_field(kind: type[Any], options: Any) -> None:
+    fields = set(kind.model_fields)
+    assert set(typing.get_type_hints(options)) == fields | {"model_name"}
+    assert set(inspect.signature(kind).parameters) == fields
+    schema = kind.model_json_schema()
     assert set(schema["properties"]) == fields - {"engine"}
 
 
