@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self, TypedDict, Unpack
 
 from llama_index.core.bridge.pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
-from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
@@ -198,34 +198,36 @@ class MillpondRerank(BaseNodePostprocessor):
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        query = _query(query_bundle)
+        query = _required(query_bundle)
         with self._reported(nodes, query) as returned:
             if nodes:
-                ranked = self.engine.rank(query, _texts(nodes), **self._call())
+                ranked = self.engine.rank(query.query_str, _texts(nodes), **self._call())
                 returned += self._best(nodes, ranked)
         return returned
 
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        query = _query(query_bundle)
+        query = _required(query_bundle)
         with self._reported(nodes, query) as returned:
             if nodes:
-                ranked = await self.engine.arank(query, _texts(nodes), **self._call())
+                ranked = await self.engine.arank(query.query_str, _texts(nodes), **self._call())
                 returned += self._best(nodes, ranked)
         return returned
 
     @contextmanager
-    def _reported(self, nodes: list[NodeWithScore], query: str) -> Iterator[list[NodeWithScore]]:
+    def _reported(
+        self, nodes: list[NodeWithScore], query: QueryBundle
+    ) -> Iterator[list[NodeWithScore]]:
         """The list for the nodes to return, with LlamaIndex's events before and after."""
         returned: list[NodeWithScore] = []
         dispatcher.event(
             ReRankStartEvent(query=query, nodes=nodes, top_n=self.top_n, model_name=self.model)
         )
-        payload = {
+        payload: dict[str, Any] = {
             EventPayload.NODES: nodes,
             EventPayload.MODEL_NAME: self.model,
-            EventPayload.QUERY_STR: query,
+            EventPayload.QUERY_STR: query.query_str,
             EventPayload.TOP_K: self.top_n,
         }
         with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
@@ -252,10 +254,9 @@ MillpondRerank.__doc__ = f"{MillpondRerank.__doc__}\n    Args:\n" + "\n".join(
 )
 
 
-def _query(query_bundle: QueryBundle | None) -> str:
-    if query_bundle is None:
+def _required(query: QueryBundle | None) -> QueryBundle:
+    if query is None:
         raise InvalidOption("a reranker needs a query: pass query_bundle or query_str")
-    query: str = query_bundle.query_str
     return query
 
 
