@@ -42,7 +42,7 @@ MAY_IMPORT = {
         "config stats pair outputs embeddings scores checkpoint scheduler tokenization model runner"
     ),
     "server": "config stats pair outputs embeddings scores engine",
-    "cli": "config stats embeddings checkpoint engine server",
+    "cli": "config stats embeddings scores checkpoint engine server",
     "__main__": "cli",
 }
 EVERYBODY_MAY_IMPORT = {"errors", "locks"}

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes import FakeRunner, scorer, scores_for, start_engine
+from llama_index.core import Settings
 from llama_index.core.callbacks import CallbackManager, LlamaDebugHandler
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
 from llama_index.core.instrumentation import get_dispatcher
@@ -278,8 +279,11 @@ class Everything(BaseRetriever):
         return nodes()
 
 
-def test_a_query_engine_answers_from_the_best(engine: Engine) -> None:
-    synthesizer = get_response_synthesizer(response_mode=ResponseMode.NO_TEXT, llm=MockLLM())
+def test_a_query_engine_answers_from_the_best(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Settings, "_llm", MockLLM())  # which no answer is asked of
+    synthesizer = get_response_synthesizer(response_mode=ResponseMode.NO_TEXT)
     query_engine = RetrieverQueryEngine(
         Everything(),
         response_synthesizer=synthesizer,

@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from .embed import embed
 from .errors import exit_after
 from .info import info
+from .rank import rank
 from .serve import ServeCommand, serve
 
 __all__ = ["app", "main"]
@@ -61,6 +62,7 @@ app = typer.Typer(
 )
 app.command(short_help="Embed a file of texts into a file of vectors.")(embed)
 app.command(short_help="Show a checkpoint's settings and how it runs here.")(info)
+app.command(short_help="Order the texts of a file by a query.")(rank)
 app.command(cls=ServeCommand, short_help="Serve models over HTTP.")(serve)
 
 
@@ -76,7 +78,7 @@ def millpond(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Embed texts with sentence-transformers models.
+    """Embed and rank texts with sentence-transformers models.
 
     \b
     Example:

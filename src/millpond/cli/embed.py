@@ -127,7 +127,7 @@ def embed(
         "output_dtype": output_dtype,
     }
     run = _file_run(path, target, formats, options, chunk_rows=chunk_size)
-    with open_engine(model, engine_options) as engine:
+    with open_engine(model, engine_options, kind="embed") as engine:
         show = _shows_progress(output) if progress is None else progress
         _run(run, engine, resume=resume, show_progress=show)
 

@@ -25,6 +25,7 @@ from typing import (
 import typer
 
 from ..config import EngineConfig, EngineOptions
+from .errors import CommandError
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
@@ -33,6 +34,12 @@ __all__ = ["DEFAULT_MODEL", "engine_options", "open_engine", "options_of", "with
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
+_INSTEAD = {  # kind of model -> what it gives, and what to call
+    "embed": "gives embeddings, not scores: call millpond embed, or name a reranker with --model",
+    "score": "is a reranker and gives scores, not embeddings: call millpond rank",
+    "classify": "is a classifier, which has no command here: call classify of millpond.Engine in "
+    "Python, or millpond serve and /classify",
+}
 Command = TypeVar("Command", bound=Callable[..., object])
 Names = Mapping[str, Sequence[str]]
 
@@ -76,11 +83,18 @@ def engine_options(flags: Mapping[str, Any]) -> EngineOptions:
     return cast(EngineOptions, options_of(EngineConfig, flags))
 
 
-def open_engine(model: str, flags: Mapping[str, Any]) -> Engine:
-    """An engine with the options of a command's flags. Raises what `Engine` raises."""
+def open_engine(model: str, flags: Mapping[str, Any], *, kind: str | None = None) -> Engine:
+    """An engine with the options of a command's flags.
+
+    Raises what `Engine` raises, and `CommandError` for a model that is not of the kind.
+    """
     from ..engine.engine import Engine
 
-    return Engine(model, **engine_options(flags))
+    engine = Engine(model, **engine_options(flags))
+    if kind is not None and engine.info().kind != kind:
+        engine.close(drain=False)
+        raise CommandError(f"{model} {_INSTEAD[engine.info().kind]}")
+    return engine
 
 
 def _parameters(

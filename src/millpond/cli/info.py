@@ -52,7 +52,10 @@ def _facts(engine_info: EngineInfo) -> Facts:
         "source": model.source,
         "path": str(model.path),
         "revision": model.revision,
-        "similarity": model.similarity_fn_name or "cosine",
+        "kind": model.kind,
+        "labels": list(engine_info.labels),
+        "activation": None if model.scoring is None else model.scoring.activation,
+        "similarity": None if model.scoring is not None else model.similarity_fn_name or "cosine",
         "truncate_dim": model.truncate_dim,
         "prompts": dict(model.prompts),
         "default_prompt_name": model.default_prompt_name,
@@ -84,7 +87,10 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
     for name, value in facts.items():
         if name == "routes":
             for route in value:
-                yield from _route_lines(route, named=len(value) > 1)
+                yield from _route_lines(route, named=len(value) > 1, scores=bool(facts["labels"]))
+        elif name == "labels":
+            if value:
+                yield "labels", ", ".join(value)
         elif name == "prompts":
             yield from ((f"prompt {key}", json.dumps(text)) for key, text in value.items())
         elif name == "prefix_cache":
@@ -99,11 +105,12 @@ def _size(cache: Facts) -> str:
     return f"{tokens} tokens, {tokens * cache['bytes_per_token'] / 2**20:.0f} MiB"
 
 
-def _route_lines(route: Facts, *, named: bool) -> Iterator[tuple[str, str]]:
+def _route_lines(route: Facts, *, named: bool, scores: bool) -> Iterator[tuple[str, str]]:
     prefix = f"{route['name']}: " if named else ""
     length = "no limit" if route["max_length"] is None else f"{route['max_length']} tokens"
     yield f"{prefix}modules", " → ".join(route["modules"])
-    yield f"{prefix}dimensions", str(route["dimension"])
+    if not scores:
+        yield f"{prefix}dimensions", str(route["dimension"])
     yield f"{prefix}longest text", length
     yield f"{prefix}execution", f"{route['execution']}: {route['reason']}"
     yield f"{prefix}batch invariant", "yes" if route["batch_invariant"] else "no"

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -110,9 +110,9 @@ def test_every_run_asks_for_bits_that_depend_on_no_company(
 ) -> None:
     asked = []
 
-    def opened(model: str, flags: Mapping[str, object]) -> Engine:
+    def opened(model: str, flags: Mapping[str, object], **options: Any) -> Engine:
         asked.append(flags["batch_invariant"])
-        return open_engine(model, flags)
+        return open_engine(model, flags, **options)
 
     monkeypatch.setattr(sys.modules["millpond.cli.embed"], "open_engine", opened)
     run(*arguments(folder, source, tmp_path / "out.npy"))

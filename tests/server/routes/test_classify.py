@@ -6,9 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import scores_for, vectors_for
+from fakes import FakeRunner, scores_for, start_engine, vectors_for
 from fastapi import FastAPI
 from serving import NAME, error_of, fake_scoring_app, request
+
+from millpond.checkpoint.scoring import ScoringSpec
+from millpond.server.app import create_app
+from millpond.server.models import ServedModel
 
 LABELS = ("no", "yes", "maybe")
 TEXTS = ["a b", "c", ""]
@@ -96,6 +100,19 @@ def test_other_inputs_are_refused(app: FastAPI, inputs: Any, part: str) -> None:
     answer = post(app, "/predict", inputs=inputs)
     assert answer.status_code in (400, 413)
     assert part in error_of(answer)["message"]
+
+
+def test_classes_of_tokens_have_no_route() -> None:
+    scoring = ScoringSpec(
+        labels=LABELS, activation="none", class_activation="softmax", per_token=True
+    )
+    engine = start_engine(FakeRunner(), spec={"scoring": scoring})
+    with engine:
+        app = create_app([ServedModel.of(engine)])
+        for path, field in (("/classify", "input"), ("/predict", "inputs")):
+            answer = post(app, path, **{field: "a"})
+            assert answer.status_code == 400
+            assert error_of(answer)["code"] == "unsupported_call"
 
 
 def test_a_reranker_has_one_class() -> None:

@@ -24,7 +24,7 @@ __all__ = ["classify", "predict"]
 
 async def classify(body: ClassifyRequest, request: Request) -> Response:
     """Classify texts, as vLLM does; or as infinity does, where `raw_scores` is given."""
-    model = model_for(request, body.model, CLASSIFIES)
+    model = _classifier(request, body.model)
     texts = [body.input] if isinstance(body.input, str) else body.input
     answer = await _classes(request, model, body, texts)
     result, is_infinity = answer.result, body.raw_scores is not None
@@ -38,13 +38,28 @@ async def classify(body: ClassifyRequest, request: Request) -> Response:
 
 async def predict(body: PredictRequest, request: Request) -> Response:
     """Classify texts or pairs, as Text Embeddings Inference does."""
-    model = model_for(request, body.model, CLASSIFIES)
+    model = _classifier(request, body.model)
     sequences, is_batch = _sequences(body.inputs)
     pairs_or_texts = [one[0] if len(one) == 1 else tuple(one) for one in sequences]
     answer = await _classes(request, model, body, pairs_or_texts)
     before, after = (b"[", b"]") if is_batch else (b"", b"")
     slices = item_slices(before, _class_lists(answer.result), after)
     return await SlicedResponse.of(slices, answer.headers)
+
+
+def _classifier(request: Request, name: str | None) -> ServedModel:
+    """Raises `ApiError` 400 where there are classes of tokens alone."""
+    model = model_for(request, name, CLASSIFIES)
+    scoring = model.engine.info().model.scoring
+    if scoring is not None and scoring.per_token:
+        raise ApiError(
+            400,
+            f"{model.name} gives a class for each token, which no route answers; call classify of "
+            "millpond.Engine in Python",
+            param="model",
+            code="unsupported_call",
+        )
+    return model
 
 
 def _sequences(inputs: str | list[str] | list[list[str]]) -> tuple[list[list[str]], bool]:
