@@ -60,7 +60,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "  millpond and what it is tested with"
 	@$(PIP_INSTALL) hatchling editables
 	@$(PIP_INSTALL) --no-build-isolation -e '.[test,dev]'
-	@$(PIP_INSTALL) --no-deps langchain-huggingface
+	@$(PIP_INSTALL) --no-deps infinity-client langchain-huggingface
 	@touch $(READY)
 
 adapters: $(ADAPTERS)
