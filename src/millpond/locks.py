@@ -14,10 +14,11 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-__all__ = ["Gate", "SteadyCondition", "SteadyFuture", "fork_safe"]
+__all__ = ["Gate", "SteadyCondition", "SteadyFuture", "fork_safe", "this_thread_pauses"]
 
 Lock = TypeVar("Lock")
 Result = TypeVar("Result")
@@ -38,6 +39,21 @@ def _free_all() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_free_all)
+
+
+class _Pauses(threading.local):
+    call: Callable[[], object] | None = None
+
+    def __call__(self) -> None:
+        if self.call is not None:
+            self.call()
+
+
+this_thread_pauses = _Pauses()
+"""Called between short pieces of long work in Python: other threads may wait for the interpreter.
+
+Left to itself it changes hands every five milliseconds. `call` is what the thread does then.
+"""
 
 
 class Gate:

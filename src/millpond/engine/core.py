@@ -45,6 +45,7 @@ __all__ = ["EngineCore", "Health"]
 
 Health = Literal["ready", "closing", "closed", "failed"]
 
+PAUSE_S = 0.0002
 MOST_ARRIVALS = 32  # looked through at every call; then the background thread takes them in
 
 logger = logging.getLogger("millpond")
@@ -70,6 +71,7 @@ class EngineCore:
         self.own_threads = OwnThreads(self.lock)  # held by futures, which do not hold this
         self.background = BackgroundTasks(is_running=cause is None)
         self.tokenizer_wakes = {priority: Gate() for priority in Priority}
+        self._query_ended = Gate()
         # Everything below is under the lock; callers change `_inline_request` and, by single
         # assignments, `_health`, `_cause` and `_abandons`.
         self._inline_request: Request | None = None  # that a caller runs, if it has not ended
@@ -280,6 +282,8 @@ class EngineCore:
         completed = self.pending.take_completed(requests)
         for request in completed:
             self._counts.add_request(request)
+            if request.priority is Priority.INTERACTIVE:
+                self._query_ended.open()
         if completed and self._is_over():
             self._wake_all()
         return completed
@@ -290,6 +294,11 @@ class EngineCore:
             request.finish(result_s=self.clock())
 
     # All threads of the engine.
+
+    def pause_for_queries(self) -> None:
+        """While there are queries, leave the interpreter to their threads for a moment."""
+        if self.pending.queries:
+            self._query_ended.wait(PAUSE_S)
 
     def update(self, now_s: float) -> Ended:
         """Under the lock: act on what callers have appended, and on deadlines."""

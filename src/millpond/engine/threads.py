@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from ..errors import MillpondError
+from ..locks import this_thread_pauses
 from ..scheduler.request import Priority, Request
 from ..scheduler.request_future import this_thread
 from ..scheduler.scheduler import Claim
@@ -54,6 +55,8 @@ def _run_batches(core: EngineCore, worker: Worker) -> None:
 
 
 def _tokenize(core: EngineCore, priority: Priority) -> None:
+    if priority is Priority.BULK:
+        this_thread_pauses.call = core.pause_for_queries
     while claims := _next_to_tokenize(core, priority):
         _tokenize_claimed(core, claims)
         del claims  # they would keep their requests while this thread waits

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from ..checkpoint.modules import Module
 from ..errors import InvalidCheckpoint, InvalidOption, InvalidText
+from ..locks import this_thread_pauses
 from .backend import NO_LIMIT, TokenizerBackend, ids_of, load_source
 from .failures import is_broken_unicode, tokenized
 from .long_texts import LONG_TEXT, all_ids, enough_ids
@@ -35,6 +36,7 @@ from .truncation import (
 
 __all__ = ["TextTokenizer", "TokenizedTexts"]
 
+ROWS_BETWEEN_PAUSES = 32
 PROBE_CHARACTERS = 1000  # of a long text, by which the special tokens at its ends are verified
 CACHED_PROMPTS = 256  # with what was found out for them, for each tokenizer
 
@@ -380,3 +382,5 @@ def _released(rows: list[Any]) -> Iterator[Any]:
     rows.reverse()
     while rows:
         yield rows.pop()
+        if len(rows) % ROWS_BETWEEN_PAUSES == 0:
+            this_thread_pauses()
