@@ -2,13 +2,12 @@
 
     python examples/langchain_rerank.py [RERANKER]
 
-The embedding model finds fifteen passages in Chroma, and the reranker keeps the best three. Without
-the name of one it trains a small one. The last step prints what was found; in a program of yours, a
-language model stands there.
+The embedding model finds fifteen passages in Chroma, and the reranker, a folder or a name on the
+Hugging Face hub, keeps the best three. The last step prints what was found; in a program of yours,
+a language model stands there.
 """
 
 import sys
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from chromadb.config import Settings
@@ -21,6 +20,7 @@ from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 
 from langchain_millpond import MillpondEmbeddings, MillpondRerank
 
+RERANKER = "cross-encoder/ms-marco-MiniLM-L6-v2"
 PASSAGES = 300
 QUESTIONS = [
     "how do I parse the options of a command line program?",
@@ -35,13 +35,7 @@ def shown(documents: list[Document]) -> str:
     return "\n".join(f"  {one['relevance_score']:.3f}  {one['title']}" for one in facts)
 
 
-def trained(folder: Path) -> str:
-    from train_reranker import gather_examples, train
-
-    return str(train(folder, gather_examples()))
-
-
-def main(reranker: str | None = None) -> None:
+def main(reranker: str = RERANKER) -> None:
     passages = gather_passages()[:PASSAGES]
     embeddings = MillpondEmbeddings(model="sentence-transformers/all-MiniLM-L6-v2")
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -52,9 +46,7 @@ def main(reranker: str | None = None) -> None:
             [{"title": title} for title, _ in passages],
         )
         retriever = ContextualCompressionRetriever(
-            base_compressor=MillpondRerank(
-                model=reranker or trained(Path(folder, "reranker")), top_n=3
-            ),
+            base_compressor=MillpondRerank(model=reranker, top_n=3),
             base_retriever=store.as_retriever(search_kwargs={"k": 15}),
         )
         context = retriever | RunnableLambda(shown)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import importlib
 import inspect
 import pickle
 import threading
@@ -319,3 +320,18 @@ def test_the_hub_of_llama_index_finds_the_class() -> None:
     assert hub["import_path"] == MillpondRerank.__module__.removesuffix(".base")
     assert list(hub["class_authors"]) == ["MillpondRerank"]
     assert "](.." not in (PROJECT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_example_reranks_what_the_index_finds(
+    tiny_reranker: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = PROJECT.parents[1] / "examples"
+    monkeypatch.setattr(Settings, "_llm", None)  # the example sets it
+    monkeypatch.syspath_prepend(str(examples))
+    importlib.import_module("llama_index_rerank").main(tiny_reranker)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 * (1 + 3)
+    found = [float(line.split()[0]) for line in lines if line.startswith("  ")]
+    for first in range(0, len(found), 3):
+        assert found[first : first + 3] == sorted(found[first : first + 3], reverse=True)
