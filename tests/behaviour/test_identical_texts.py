@@ -7,7 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import PATIENCE_S, FakeRunner, held_engine, start_engine, vectors_for
+from fakes import (
+    PATIENCE_S,
+    FakeRunner,
+    held_engine,
+    start_engine,
+    vectors_for,
+    wait_until_tokenized,
+)
 from faults import FAULTS, SCRIPT
 from slot_memory import RememberingRunner
 
@@ -21,7 +28,9 @@ def submit_behind(engine: Engine, runner: FakeRunner, *calls: dict[str, Any]) ->
     """Calls that wait together, behind a text that is held."""
     first = engine.submit("behind this", priority="interactive")
     runner.wait_for_batches(1)
-    return [first, *(engine.submit(**call) for call in calls)]
+    futures = [first, *(engine.submit(**call) for call in calls)]
+    wait_until_tokenized(engine, len(calls))
+    return futures
 
 
 def results(futures: list[Future[Embeddings]]) -> list[Embeddings]:

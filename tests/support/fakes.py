@@ -468,6 +468,18 @@ def held_engine(runner: FakeRunner, **options: Any) -> Iterator[Engine]:
         engine.close(drain=False)
 
 
+def wait_until_tokenized(engine: Engine, requests: int) -> None:
+    """Wait until this number of requests could be in the next batch, all of their texts."""
+    core = engine._instance.core
+    while True:
+        with core.lock:
+            queues = core.scheduler.queues.values()
+            ready = sum(len(queue.ready_requests) for queue in queues)
+            arrived = [chunk is not None for _, chunk in core.pending._arrivals]
+            if ready + sum(arrived) == requests and not any(q.untokenized for q in queues):
+                return
+
+
 def words(count: int, word: str = "w") -> str:
     """A text of so many tokens."""
     return " ".join([word] * count)
