@@ -138,7 +138,7 @@ def test_the_cuda_kernel_is_asked_for_the_same(
         return reference_varlen(*args, **kwargs)
 
     monkeypatch.setattr(varlen, "varlen_attn", record)
-    monkeypatch.setattr(varlen, "_VARLEN_OPTIONS", frozenset(options))
+    monkeypatch.setattr(varlen, "_has_option", frozenset(options).__contains__)
     monkeypatch.setattr(varlen, "_shares_keys", lambda *_: False)
     monkeypatch.setattr(varlen, "_can_keep_keys_whole", lambda *_: "num_splits" in options)
     edges = torch.tensor(np.concatenate(([0], np.cumsum(LENGTHS))), dtype=torch.int32)
@@ -190,7 +190,7 @@ def test_keys_are_asked_to_stay_whole_where_the_kernel_can(
     monkeypatch: pytest.MonkeyPatch, kernel: Any, options: set[str], takes: bool
 ) -> None:
     monkeypatch.setattr(varlen, "varlen_attn", kernel)
-    monkeypatch.setattr(varlen, "_VARLEN_OPTIONS", frozenset(options))
+    monkeypatch.setattr(varlen, "_has_option", frozenset(options).__contains__)
     probe = varlen._can_keep_keys_whole.__wrapped__
     assert probe(torch.device("cpu"), torch.float32) == takes
     monkeypatch.setattr(varlen, "_can_keep_keys_whole", probe)

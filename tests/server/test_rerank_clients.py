@@ -16,7 +16,6 @@ from langchain_core.documents import Document
 from llama_index.core.schema import NodeWithScore, TextNode
 from server_process import ServerProcess, server_process
 
-from langchain_millpond import MillpondRerank
 from millpond import Engine
 
 pytestmark = pytest.mark.slow
@@ -199,7 +198,8 @@ def test_langchains_infinity_reranker(
 def test_our_own_reranker_in_langchain_gives_the_same(
     engine: Engine, scores: np.ndarray, best: list[int]
 ) -> None:
-    found = MillpondRerank(engine=engine, top_n=4).compress_documents(documents(), QUERY)
+    adapter = pytest.importorskip("langchain_millpond", reason="make adapters installs it")
+    found = adapter.MillpondRerank(engine=engine, top_n=4).compress_documents(documents(), QUERY)
     assert_documents(found, scores, best)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 __all__ = ["attend_varlen", "in_float8", "uses_varlen"]
 
@@ -23,13 +22,26 @@ MOST_DISTANCE = 1e-2  # of two kernels in half precision, relative to what they 
 LARGEST = 448.0  # of e4m3
 
 
-_VARLEN_OPTIONS = frozenset(inspect.signature(varlen_attn).parameters)  # more in newer releases
+def varlen_attn(*arguments: Any, **options: Any) -> Any:
+    """torch's kernel. Importing it takes as long as importing the rest of torch."""
+    return _torch_varlen_attn()(*arguments, **options)
+
+
+@functools.cache
+def _torch_varlen_attn() -> Callable[..., Any]:
+    found: Callable[..., Any] = importlib.import_module("torch.nn.attention.varlen").varlen_attn
+    return found
+
+
+def _has_option(name: str) -> bool:
+    """Whether torch's kernel has an option: newer releases have more."""
+    return name in inspect.signature(_torch_varlen_attn()).parameters
 
 
 def uses_varlen(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the variable-length CUDA kernel serves this device and dtype."""
     half = dtype in (torch.float16, torch.bfloat16)
-    return device.type == "cuda" and half and "window_size" in _VARLEN_OPTIONS
+    return device.type == "cuda" and half and _has_option("window_size")
 
 
 def attend_varlen(
@@ -70,7 +82,7 @@ def attend_varlen(
     reach = -1 if window is None else window - 1
     options: dict[str, Any] = {"window_size": (reach, 0 if causal else reach)}
     if query.shape[1] != key.shape[1]:
-        if "enable_gqa" in _VARLEN_OPTIONS:
+        if _has_option("enable_gqa"):
             options["enable_gqa"] = True
         elif not _shares_keys(query.device, query.dtype):
             repeats = query.shape[1] // key.shape[1]
@@ -123,7 +135,7 @@ def _own_kernel(
 @functools.cache
 def _can_keep_keys_whole(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernel takes `num_splits`. In some builds the option is there and refused."""
-    if "num_splits" not in _VARLEN_OPTIONS:
+    if not _has_option("num_splits"):
         return False
     rows = torch.zeros(2, 1, 64, device=device, dtype=dtype)
     bounds = torch.tensor([0, 2], dtype=torch.int32, device=device)
