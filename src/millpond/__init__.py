@@ -43,9 +43,9 @@ from .stats import BatchStats, CallProgress, EngineStats, PrefixCacheStats, Prog
 
 if typing.TYPE_CHECKING:
     from .embeddings import Embeddings, quantize
+    from .engine.calls.progress import ProgressBar, TruncationLog
     from .engine.engine import Engine
     from .engine.info import EngineInfo
-    from .engine.progress import ProgressBar, TruncationLog
     from .scheduler.request import Priority
     from .scores import Label, Ranked, Scores
 
@@ -102,8 +102,8 @@ _LAZY_NAMES = {
     "EngineInfo": "millpond.engine.info",
     "Label": "millpond.scores",
     "Priority": "millpond.scheduler.request",
-    "ProgressBar": "millpond.engine.progress",
-    "TruncationLog": "millpond.engine.progress",
+    "ProgressBar": "millpond.engine.calls.progress",
+    "TruncationLog": "millpond.engine.calls.progress",
     "Ranked": "millpond.scores",
     "Scores": "millpond.scores",
     "quantize": "millpond.embeddings",

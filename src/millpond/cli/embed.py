@@ -20,8 +20,8 @@ from .files.streams import can_be_read_again, is_same_file, is_stream, name_of
 from .flags import DEFAULT_MODEL, open_engine, with_flags_of
 
 if TYPE_CHECKING:
+    from ..engine.calls.params import CallOptions
     from ..engine.engine import Engine
-    from ..engine.params import CallOptions
     from .files.run import FileRun
 
 __all__ = ["embed"]

@@ -6,7 +6,7 @@ import threading
 import time
 from dataclasses import replace
 
-from ..engine.progress import ProgressBar
+from ..engine.calls.progress import ProgressBar
 from ..stats import CallProgress
 from .files.partial_output import PartialOutput
 from .files.run import FileRun

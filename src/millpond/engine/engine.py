@@ -23,11 +23,7 @@ from ..runner.base import ModelRunner
 from ..scheduler.request import Priority, Request, TruncateSide
 from ..stats import EngineStats, ProgressHook, StatsHook
 from . import process
-from .core import Health
-from .info import EngineInfo
-from .inputs import Tokenizer
-from .instance import Handle, ModelInstance
-from .params import (
+from .calls.params import (
     CallOptions,
     EmbedParams,
     TextInput,
@@ -35,10 +31,14 @@ from .params import (
     params_of,
     require_lists_of_ids,
 )
-from .progress import progress_hook
-from .score_params import require_embeddings
-from .scoring import ScoringCalls
-from .stream import EmbeddingStream, require_stream_options
+from .calls.progress import progress_hook
+from .calls.score_params import require_embeddings
+from .calls.scoring import ScoringCalls
+from .calls.stream import EmbeddingStream, require_stream_options
+from .core import Health
+from .info import EngineInfo
+from .inputs import Tokenizer
+from .instance import Handle, ModelInstance
 
 __all__ = ["Engine"]
 

@@ -22,8 +22,8 @@ from ..model.info import RouteInfo
 from ..pair import Pair
 from ..scheduler.request import Request
 from ..scheduler.token_chunk import TokenChunk
-from .params import NO_TEXTS, EmbedParams, Texts, TextsInput, take_strings, take_texts
-from .score_params import ScoreParams, require_embeddings
+from .calls.params import NO_TEXTS, EmbedParams, Texts, TextsInput, take_strings, take_texts
+from .calls.score_params import ScoreParams, require_embeddings
 
 __all__ = ["InputProcessor", "Tokenized", "Tokenizer"]
 

@@ -16,8 +16,8 @@ from .rows import Encoding, Rows, Source
 from .streams import StreamOutput, is_stream
 
 if TYPE_CHECKING:
+    from ...engine.calls.params import CallOptions
     from ...engine.engine import Engine
-    from ...engine.params import CallOptions
     from ...stats import ProgressHook
 
 __all__ = ["FileRun", "InputInfo", "scan"]

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 from fastapi import Request, Response
 
-from ...engine.score_params import INTERACTIVE_PAIRS
+from ...engine.calls.score_params import INTERACTIVE_PAIRS
 from ...scores import Scores
 from ..errors import ApiError
 from ..models import CLASSIFIES, ServedModel

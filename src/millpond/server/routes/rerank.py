@@ -11,8 +11,8 @@ import numpy.typing as npt
 import orjson
 from fastapi import Request, Response
 
+from ...engine.calls.score_params import INTERACTIVE_PAIRS
 from ...engine.engine import Engine
-from ...engine.score_params import INTERACTIVE_PAIRS
 from ...pair import Pair
 from ...scores import Scores
 from ..errors import ApiError

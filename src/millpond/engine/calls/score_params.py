@@ -8,11 +8,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ..checkpoint.spec import ModelSpec
-from ..errors import InvalidInput, InvalidOption, InvalidText, UnsupportedCall
-from ..pair import Pair
-from ..scheduler.request import Priority, TruncateSide
-from ..scores import ACTIVATIONS, ScoreOutput, TokenScoreOutput
+from ...checkpoint.spec import ModelSpec
+from ...errors import InvalidInput, InvalidOption, InvalidText, UnsupportedCall
+from ...pair import Pair
+from ...scheduler.request import Priority, TruncateSide
+from ...scores import ACTIVATIONS, ScoreOutput, TokenScoreOutput
 from .params import EmbedParams, Texts, TextsInput, take_texts
 
 __all__ = [

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
-from ..errors import EngineClosed
-from ..scheduler.request import Request
-from .inputs import InputProcessor
-from .instance import ModelInstance
+from ...errors import EngineClosed
+from ...scheduler.request import Request
+from ..inputs import InputProcessor
+from ..instance import ModelInstance
 from .loop_results import awaitable
 from .submission import Submission
 

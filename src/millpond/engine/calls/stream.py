@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..embeddings import Embeddings
-from ..errors import InvalidInput, InvalidOption, TextFailed, TextsFailed
-from ..scheduler.request import Request
+from ...embeddings import Embeddings
+from ...errors import InvalidInput, InvalidOption, TextFailed, TextsFailed
+from ...scheduler.request import Request
 from .params import NO_TEXTS, TextInput
 
 __all__ = ["EmbeddingStream", "require_stream_options"]

@@ -10,8 +10,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..errors import InvalidOption
-from ..stats import CallProgress, ProgressHook
+from ...errors import InvalidOption
+from ...stats import CallProgress, ProgressHook
 from .params import TextsInput
 
 __all__ = ["CallTotals", "ProgressBar", "TruncationLog", "progress_hook"]

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import Any, TypedDict, Unpack, cast
 
-from ..errors import InvalidText
-from ..pair import Pair
-from ..scheduler.request import Priority, Request
-from ..scores import Ranked, Scores, TokenScores
-from .calls import Calls
+from ...errors import InvalidText
+from ...pair import Pair
+from ...scheduler.request import Priority, Request
+from ...scores import Ranked, Scores, TokenScores
+from .base import Calls
 from .params import Texts, TextsInput
 from .score_params import (
     PairsInput,

@@ -13,13 +13,13 @@ from functools import partial
 
 import numpy as np
 
-from ..scheduler.batch import Batch, Segment
-from ..scheduler.request import Priority, Request
-from ..scheduler.request_future import this_thread
-from ..scheduler.token_chunk import TokenChunk
-from . import process
-from .core import EngineCore
-from .executor import BatchExecutor, DeviceSlot
+from ...scheduler.batch import Batch, Segment
+from ...scheduler.request import Priority, Request
+from ...scheduler.request_future import this_thread
+from ...scheduler.token_chunk import TokenChunk
+from .. import process
+from ..core import EngineCore
+from ..executor import BatchExecutor, DeviceSlot
 
 __all__ = ["INLINE_TEXTS", "INLINE_TOKENS", "Submission"]
 

@@ -14,7 +14,7 @@ from concurrent.futures import CancelledError, Future
 from functools import partial
 from typing import Any
 
-from ..scheduler.request_future import this_thread
+from ...scheduler.request_future import this_thread
 
 __all__ = ["awaitable"]
 

@@ -10,12 +10,12 @@ from typing import Any, TypedDict, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ..checkpoint.spec import ModelSpec
-from ..config import require_bool
-from ..embeddings import OutputDType
-from ..errors import InvalidInput, InvalidOption, InvalidText, InvalidTokenIds, UnknownTask
-from ..scheduler.request import Priority, TruncateSide
-from ..stats import ProgressHook
+from ...checkpoint.spec import ModelSpec
+from ...config import require_bool
+from ...embeddings import OutputDType
+from ...errors import InvalidInput, InvalidOption, InvalidText, InvalidTokenIds, UnknownTask
+from ...scheduler.request import Priority, TruncateSide
+from ...stats import ProgressHook
 
 __all__ = [
     "NO_TEXTS",

@@ -12,7 +12,7 @@ import pytest
 from fakes import FakeRunner, start_engine
 
 from millpond import CallProgress, InvalidOption
-from millpond.engine.progress import ProgressBar
+from millpond.engine.calls.progress import ProgressBar
 
 TEXTS = [f"a{number} " * (number % 5 + 1) for number in range(40)]
 

@@ -10,9 +10,9 @@ import pytest
 from fakes import FakeRunner, FakeTokenizer, fake_spec
 
 from millpond import Engine, InvalidOption, Priority
+from millpond.engine.calls.params import EmbedParams
 from millpond.engine.engine import CallOptions
 from millpond.engine.inputs import LONG_TEXT_TOKENS, InputProcessor
-from millpond.engine.params import EmbedParams
 from millpond.scheduler.batch_shape import BatchShape
 from millpond.scheduler.prefix_cache import PrefixCacheConfig
 from millpond.scheduler.request import Request
