@@ -261,7 +261,7 @@ def test_what_was_loaded_is_exempt_from_garbage_collections(monkeypatch: Any) ->
         (["a", "b", "--served-model-name", "c"], "2 models and 1 names"),
         (["--served-model-name", "x", "a", "b"], "2 models and 1 names"),
         (["a", "--served-model-name", "c", "c"], "'c' would be"),
-        (["--task", "classify"], "classify"),
+        (["--task", "generate"], "generate"),
         (["--runner", "generate"], "generate"),
         (["--idle-timeout-s", "0"], "idle_timeout_s=0"),
         (["--header-timeout-s", "nan"], "header_timeout_s=nan"),
