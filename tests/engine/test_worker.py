@@ -88,6 +88,26 @@ def test_the_next_batch_is_launched_while_one_runs_also_if_its_texts_come_later(
             np.testing.assert_array_equal(future.result(PATIENCE_S).vectors, vectors_for([text]))
 
 
+def test_where_queries_run_apart_they_and_bulk_share_no_batch_and_wait_for_none() -> None:
+    runner = FakeRunner(depth=2, query_workers=1, queries_apart=True)
+    with held_engine(runner) as engine:
+        bulk = [f"t{i} {words(63)}" for i in range(4)]
+        ingestion = engine.submit(bulk)
+        runner.wait_for_batches(2)
+        queries = [engine.submit(f"q{i} {words(60)}", priority="interactive") for i in range(3)]
+        runner.wait_for_batches(3)
+        runner.wait_until_held(3)
+        assert [len(set(batch.priorities)) for batch in runner.batches] == [1, 1, 1]
+        assert runner.batches[2].priorities == ("interactive",)
+        runner.let()
+        for i, query in enumerate(queries):
+            expected = vectors_for([f"q{i} {words(60)}"])
+            np.testing.assert_array_equal(query.result(PATIENCE_S).vectors, expected)
+        np.testing.assert_array_equal(ingestion.result(PATIENCE_S).vectors, vectors_for(bulk))
+    assert all(len(set(batch.priorities)) == 1 for batch in runner.batches)
+    assert len(runner.batches) == 4 + 3
+
+
 def test_what_waits_is_not_divided_among_the_workers_of_one_device() -> None:
     with held_engine(runner := FakeRunner(depth=2, max_batch_tokens=1000)) as engine:
         texts = [f"t{i} {words(99)}" for i in range(8)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,8 +31,18 @@ from millpond.runner.cuda.own_stream import OwnStream
 from millpond.runner.cuda.pinned_buffers import PinnedBuffers
 from millpond.runner.cuda_runner import CudaModelRunner
 from millpond.scheduler.batch import Batch
+from millpond.scheduler.request import Priority
 
 CPU = torch.device("cpu")
+
+
+class FakeStream(str):
+    """Its name."""
+
+    waits_for: str | None = None
+
+    def wait_stream(self, other: str) -> None:
+        self.waits_for = other
 
 
 @dataclass
@@ -45,9 +56,9 @@ class FakeCuda:
     pools: list[FakePool] = field(default_factory=list)
     streams_made: int = 0
 
-    def make_stream(self, device: torch.device) -> str:
+    def make_stream(self, device: torch.device, priority: int) -> FakeStream:
         self.streams_made += 1
-        return f"own {self.streams_made}"
+        return FakeStream(f"own {self.streams_made}" + " first" * (priority < 0))
 
     @contextmanager
     def stream(self, name: str) -> Iterator[None]:
@@ -98,6 +109,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
         "Event": Event,
         "Stream": fake.make_stream,
         "stream": fake.stream,
+        "current_stream": lambda _: fake.streams[-1],
         "device": fake.device,
         "mem_get_info": lambda _: (40 << 30, 80 << 30),
         "MemPool": FakePool,
@@ -176,15 +188,20 @@ def test_the_stream_of_an_engine_that_is_gone_goes_to_the_next(
 ) -> None:
     """With the memory that torch's allocator keeps for it."""
     first, second = (runner_of(on_cpu.models, max_batch_tokens=64) for _ in range(2))
-    assert (first._stream.stream, second._stream.stream) == ("own 1", "own 2")
+    assert [(each._bulk.stream, each._queries.stream) for each in (first, second)] == [
+        ("own 1", "own 2 first"),
+        ("own 3", "own 4 first"),
+    ]
+    assert first._queries.stream.waits_for == "own 1", "weights are put into memory there"
     del first
     gc.collect()
     third = runner_of(on_cpu.models, max_batch_tokens=64)
-    assert (third._stream.stream, cuda.streams_made) == ("own 1", 2)
+    assert (third._bulk.stream, third._queries.stream) == ("own 1", "own 2 first")
+    assert cuda.streams_made == 4
     with pytest.raises(InvalidOption, match="the weights alone take"):
         load(checkpoint("bert"), memory_bytes=1000)
     gc.collect()
-    assert (OwnStream(CPU).stream, cuda.streams_made) == ("own 3", 3), "of a load that failed"
+    assert (OwnStream(CPU).stream, cuda.streams_made) == ("own 5", 5), "of a load that failed"
 
 
 def test_what_work_takes_is_read_from_a_pool_of_its_own(cuda: FakeCuda) -> None:
@@ -209,7 +226,7 @@ def test_limits_are_those_of_a_device_that_runs_one_batch_and_has_the_next_one_r
 ) -> None:
     limits = runner_of(on_cpu.models, max_batch_tokens=50_000).limits
     assert (limits.max_batch_tokens, limits.depth) == (50_000, 2)
-    assert (limits.workers, limits.query_workers) == (1, 0)
+    assert (limits.workers, limits.query_workers, limits.queries_apart) == (1, 1, True)
     fixed = runner_of(on_cpu.models, max_batch_tokens=50_000, batch_invariant=True).limits
     assert fixed.max_batch_tokens == cuda_runner.DETERMINISTIC_ROWS - 1
 
@@ -237,6 +254,27 @@ def test_a_batch_on_a_stream_is_waited_for_once_and_gives_its_buffers_back(
         assert np.array_equal(streamed.collect(handle), expected)
         assert log == ["event on own 1", "wait"]
         assert repr(streamed._buffers) == "PinnedBuffers(free=2, made=2)", round
+
+
+def test_queries_run_on_a_stream_of_their_own_launched_by_the_calling_thread(
+    streamed: CudaModelRunner, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched_by: list[int] = []
+    launch = streamed._launch
+
+    def noting(batch: Batch) -> Any:
+        launched_by.append(threading.get_ident())
+        return launch(batch)
+
+    monkeypatch.setattr(streamed, "_launch", noting)
+    for priority, stream in ((Priority.BULK, "own 1"), (Priority.INTERACTIVE, "own 2 first")):
+        piece = segment(streamed, TEXTS)
+        piece.request.priority = priority
+        cuda.log.clear()
+        streamed.collect(streamed.launch(Batch(0, (piece,))))
+        assert cuda.log == [f"event on {stream}", "wait"]
+    of_bulk, of_queries = launched_by
+    assert of_bulk != of_queries == threading.get_ident()
 
 
 def test_two_batches_under_way_share_no_buffer(

@@ -349,7 +349,7 @@ def test_vllms_command_is_understood(monkeypatch: pytest.MonkeyPatch, capsys: An
     assert plan.options["max_length"] == 128
     assert plan.options["max_batch_tokens"] == 512
     assert plan.options["memory_utilization"] == 0.5
-    assert plan.options["device"] == ["cpu", "cpu"]
+    assert list(plan.options["device"]) == ["cpu", "cpu"]
     assert plan.options["warmup"] is True
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
