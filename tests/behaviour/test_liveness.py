@@ -547,7 +547,7 @@ def live_through(seed: int, operations: int, chaos_of: type[Chaos] = Chaos) -> N
     engine.close()
     for thread in engine._instance._core._threads:
         thread.join(PATIENCE_S)
-        assert not thread.is_alive()
+        assert not thread.is_alive(), engine._instance  # which counts the engines that hold it
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
