@@ -491,6 +491,7 @@ def is_through(engine: Engine) -> bool:
 
 def at_rest(engine: Engine) -> None:
     """Wait until nothing waits or runs, and see that nothing is left."""
+    gc.collect()  # finalizers may hand texts in, and would do so between two looks
     until_s = time.monotonic() + PATIENCE_S
     while not is_through(engine):
         assert time.monotonic() < until_s, engine._instance
