@@ -40,7 +40,7 @@ def make_threads(core: EngineCore) -> Sequence[threading.Thread]:
 
 
 def _guarded(core: EngineCore, work: Callable[[], None]) -> None:
-    this_thread.works_for = core.own_threads
+    this_thread.works_for, this_thread.is_uninterrupted = core.own_threads, True
     try:
         work()
     except BaseException as error:  # no call may wait for a thread that is gone

@@ -24,6 +24,8 @@ logger = logging.getLogger("millpond")
 
 class _ThisThread(threading.local):
     works_for: OwnThreads | None = None
+    is_uninterrupted: bool = False
+    """Whether it is an engine's own, and not a caller's that runs its own query."""
 
 
 this_thread = _ThisThread()

@@ -10,13 +10,13 @@ import pytest
 from fakes import FakeRunner, held_engine, vectors_for
 
 from millpond.engine.calls.loop_results import awaitable
-from millpond.scheduler.request_future import OwnThreads, this_thread
+from millpond.scheduler.request_future import this_thread
 
 
 @pytest.fixture
 def on_an_engines_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which is not interrupted."""
-    monkeypatch.setattr(this_thread, "works_for", OwnThreads(None), raising=False)
+    monkeypatch.setattr(this_thread, "is_uninterrupted", True)
 
 
 def test_calls_that_end_together_wake_their_loop_once(on_an_engines_thread: None) -> None:
@@ -33,6 +33,25 @@ def test_calls_that_end_together_wake_their_loop_once(on_an_engines_thread: None
         return await asyncio.gather(*waiting), len(wakes)
 
     assert asyncio.run(wait_for([Future() for _ in range(5)])) == ([0, 1, 2, 3, 4], 1)
+
+
+def test_a_thread_that_may_be_interrupted_wakes_the_loop_for_each() -> None:
+    """Between its two steps it may be stopped, and the others must not count on it."""
+
+    async def wakes_for(calls: list[Future[int]]) -> int:
+        wakes = []
+        loop = asyncio.get_running_loop()
+        waiting = [awaitable(call) for call in calls]
+        loop.call_soon_threadsafe, call_soon = (  # type: ignore[method-assign]
+            lambda *args, **options: wakes.append(args) or call_soon(*args, **options),
+            loop.call_soon_threadsafe,
+        )
+        for call in calls:
+            call.set_result(1)
+        await asyncio.gather(*waiting)
+        return len(wakes)
+
+    assert asyncio.run(wakes_for([Future() for _ in range(3)])) == 3
 
 
 def test_errors_and_cancellations_are_handed_over() -> None:

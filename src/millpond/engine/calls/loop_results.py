@@ -55,7 +55,7 @@ class LoopResults:
         """A call has ended. Any thread may call it."""
         self._ended.append((waiting, call))
         # Other threads may be interrupted here, and what they leave half done must not matter.
-        is_ours = this_thread.works_for is not None
+        is_ours = this_thread.is_uninterrupted
         if is_ours and self._is_woken:
             return
         self._is_woken = self._is_woken or is_ours
