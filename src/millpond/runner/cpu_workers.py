@@ -35,7 +35,7 @@ from ..layers.cpu.int8.linear import has_int8_layers
 from ..layers.rotary import rotates_by_length
 from ..locks import fork_safe
 
-__all__ = ["CpuWorkers"]
+__all__ = ["CpuWorkers", "is_reentrant"]
 
 # Python's share of a pass is serial, and a few percent of it. On 32 threads of a Xeon with
 # all-MiniLM-L6-v2 16 workers on two threads each do 1.4 to 1.5 times as much as on one each, and as
@@ -107,7 +107,7 @@ class CpuWorkers:
         if openmp_library() is None:
             return None
         total = torch.get_num_threads()
-        if len(models) != 1 or not _is_reentrant(models[0]):
+        if len(models) != 1 or not is_reentrant(models[0]):
             return cls(total, parameters=0, max_batch_tokens=max_batch_tokens, side_by_side=False)
         return cls(
             total,
@@ -170,7 +170,7 @@ def _uses_matrix_units(model: nn.Module) -> bool:
     return model.dtype == torch.bfloat16 and bool(has_units())
 
 
-def _is_reentrant(model: nn.Module) -> bool:
+def is_reentrant(model: nn.Module) -> bool:
     if not type(model).__module__.startswith("transformers."):
         return False
     return not rotates_by_length(model)

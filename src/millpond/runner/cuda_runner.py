@@ -23,9 +23,11 @@ from ..attention.prefix import PrefixIndex, PrefixSlots
 from ..checkpoint.spec import ModelSpec
 from ..config import EngineConfig
 from ..model.pooling_model import PoolingModel
+from ..model.transformer import Transformer
 from ..outputs import Rows
 from ..scheduler.batch import Batch
 from .base import BatchHandle
+from .cpu_workers import is_reentrant
 from .cuda.bucketed_forward import MOST_PREFIXED_ROWS
 from .cuda.launch_thread import LaunchThread
 from .cuda.memory_profile import tokens_that_fit
@@ -85,6 +87,10 @@ class CudaModelRunner(TorchModelRunner):
         )
         self._is_deterministic = batch_invariant
         self._launches = LaunchThread()
+        encoders = [model.encoder for model in models]
+        self._side_by_side = all(
+            is_reentrant(encoder.model) for encoder in encoders if isinstance(encoder, Transformer)
+        )
         self._buffers = PinnedBuffers()
         forwards = partial(
             StreamForwards,
@@ -157,10 +163,12 @@ class CudaModelRunner(TorchModelRunner):
     def launch(self, batch: Batch) -> LaunchedBatch:
         """Start a forward pass; it returns before the device is done.
 
-        Queries are launched by the calling thread, which is the one worker that they have.
+        Queries are launched by the calling thread, which is the one worker that they have, unless
+        the model is another one while it runs.
         """
         launch = partial(self._launch_here, batch)
-        return self._launches.run(launch) if batch.has_bulk else launch()
+        own_thread = self._side_by_side and not batch.has_bulk
+        return launch() if own_thread else self._launches.run(launch)
 
     def _launch_here(self, batch: Batch) -> LaunchedBatch:
         with self._forwards_of(batch).current():
