@@ -277,6 +277,27 @@ def test_queries_run_on_a_stream_of_their_own_launched_by_the_calling_thread(
     assert of_bulk != of_queries == threading.get_ident()
 
 
+def test_one_thread_launches_all_of_a_model_whose_state_changes_as_it_runs(
+    on_cpu: CpuModelRunner, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_runner, "is_reentrant", lambda _: False)
+    runner = runner_of(on_cpu.models, max_batch_tokens=1024)
+    launched_by: set[int] = set()
+    launch = runner._launch
+
+    def noting(batch: Batch) -> Any:
+        launched_by.add(threading.get_ident())
+        return launch(batch)
+
+    monkeypatch.setattr(runner, "_launch", noting)
+    for priority in Priority:
+        piece = segment(runner, TEXTS)
+        piece.request.priority = priority
+        runner.collect(runner.launch(Batch(0, (piece,))))
+    assert len(launched_by) == 1
+    assert threading.get_ident() not in launched_by
+
+
 def test_two_batches_under_way_share_no_buffer(
     streamed: CudaModelRunner,
 ) -> None:
