@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -470,8 +471,9 @@ def held_engine(runner: FakeRunner, **options: Any) -> Iterator[Engine]:
 
 def wait_until_tokenized(engine: Engine, requests: int) -> None:
     """Wait until this number of requests could be in the next batch, all of their texts."""
-    core = engine._instance.core
+    core, until_s = engine._instance.core, time.monotonic() + PATIENCE_S
     while True:
+        assert time.monotonic() < until_s, core
         with core.lock:
             queues = core.scheduler.queues.values()
             ready = sum(len(queue.ready_requests) for queue in queues)
