@@ -696,6 +696,7 @@ GUEST = """
 import logging, os, signal, threading, warnings
 import torch, transformers
 from transformers.utils import logging as transformers_logging
+import millpond.runner.load  # its imports of others (scipy, sympy) add filters of their own
 from millpond import Engine
 
 def state():
