@@ -537,11 +537,15 @@ def live_through(seed: int, operations: int, chaos_of: type[Chaos] = Chaos) -> N
     chaos = chaos_of(engine, seed)
     gc.collect()
     gc.freeze()  # what is there already takes long to look through
-    before = gc.get_threshold()
+    before, unraisable = gc.get_threshold(), sys.unraisablehook
     gc.set_threshold(*THRESHOLD)
+    # What is raised in a finalizer holds the frames that it came amid, and engines in them, for as
+    # long as it is kept; pytest's hook would keep it until the test is over.
+    sys.unraisablehook = lambda raised: None
     try:
         chaos.run(operations)
     finally:
+        sys.unraisablehook = unraisable
         gc.set_threshold(*before)
         gc.unfreeze()
     for future in chaos.futures:
