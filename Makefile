@@ -13,6 +13,8 @@ ARGS ?=
 # A file's tests stay in one process, which makes their checkpoints and engines once.
 PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 FAST := not slow and not model
+# What importing LiteLLM takes beside the rest; all of its dependencies would be many more.
+LITELLM := litellm fastuuid importlib-metadata lazy-importer h2 hpack hyperframe
 
 WHEEL_TESTS := tests/test_imports.py tests/test_errors.py tests/test_examples.py tests/engine \
 	tests/scheduler tests/server tests/cli tests/behaviour/test_real_model.py
@@ -60,7 +62,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "  millpond and what it is tested with"
 	@$(PIP_INSTALL) hatchling editables
 	@$(PIP_INSTALL) --no-build-isolation -e '.[test,dev]'
-	@$(PIP_INSTALL) --no-deps infinity-client langchain-huggingface
+	@$(PIP_INSTALL) --no-deps infinity-client langchain-huggingface $(LITELLM)
 	@touch $(READY)
 
 adapters: $(ADAPTERS)

@@ -14,6 +14,7 @@ import torch
 from millpond import Engine
 from millpond.attention import verify as attention_check
 from millpond.cpu import openmp
+from millpond.model import pooling_model
 from millpond.model.pooling_model import PoolingModel
 from millpond.runner.batch_invariance import LENGTHS, is_batch_invariant
 from millpond.runner.input_batch import InputBatch, PrefixInputBatch
@@ -128,3 +129,30 @@ def test_attention_within_long_texts_is_tried_too(
 
     monkeypatch.setattr(attention_check.PackedSequences, "attend", changed)
     assert not is_invariant(*sizes)
+
+
+def test_the_products_of_padded_attention_are_tried_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_invariant = attention_check.padded_attention_is_invariant.__wrapped__
+    assert is_invariant(torch.float32, (1, 2))
+    matmul = torch.matmul
+
+    def halves(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """For several texts the sums are those of two halves."""
+        if len(left) == 1:
+            return matmul(left, right)
+        middle = left.shape[-1] // 2
+        first = matmul(left[..., :middle], right[..., :middle, :])
+        return first + matmul(left[..., middle:], right[..., middle:, :])
+
+    monkeypatch.setattr(torch, "matmul", halves)
+    assert not is_invariant(torch.float32, (1,))
+
+
+def test_a_padded_model_is_promised_what_its_products_keep(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kept in (True, False):
+        monkeypatch.setattr(pooling_model, "padded_attention_is_invariant", lambda *_, k=kept: k)
+        with Engine(checkpoint("mpnet"), device="cpu", dtype="float32") as engine:
+            assert engine.info().execution == "padded"
+            assert engine.info().batch_invariant == kept

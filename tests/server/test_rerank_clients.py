@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -146,6 +150,41 @@ def test_infinitys_client(server: ServerProcess, scores: np.ndarray, best: list[
     assert_ranked(ranked(answer), scores, best)
     assert answer.usage.total_tokens > len(TEXTS)
     assert [one.label for one in classes] == ["LABEL_0"]
+
+
+LITELLM = """
+import json, os, sys
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # or it asks the network while it is imported
+import litellm
+litellm.suppress_debug_info = True
+url, key, name, query, *documents = sys.argv[1:]
+access = {"api_base": url, "api_key": key}
+for provider in ["cohere", "jina_ai", "infinity", "hosted_vllm", "huggingface"]:
+    few = {"top_n": 4, "return_documents": False}  # infinity's documents have another shape
+    answer = litellm.rerank(f"{provider}/{name}", query, documents, **few, **access)
+    print(json.dumps([[one["index"], one["relevance_score"]] for one in answer.results]))
+for provider, path in [("openai", "/v1"), ("hosted_vllm", "/v1"), ("infinity", "")]:
+    access["api_base"] = url + path
+    answer = litellm.embedding(f"{provider}/embedder", input=documents, **access)
+    print(json.dumps([[len(answer.data), len(answer.data[0]["embedding"])]]))
+"""
+
+
+def test_litellm(
+    server: ServerProcess, engine: Engine, scores: np.ndarray, best: list[int]
+) -> None:
+    if importlib.util.find_spec("litellm") is None:  # importing it asks the network
+        pytest.skip(NOT_INSTALLED)
+    command = [sys.executable, "-c", LITELLM, server.url, KEY, NAME, QUERY, *TEXTS]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    *reranked, tei = [json.loads(line) for line in ended.stdout.splitlines()[:5]]
+    for found in reranked:
+        assert_ranked(found, scores, best)
+    of_tei = engine.score([(QUERY, text) for text in TEXTS], activation="sigmoid")
+    assert_ranked(tei, of_tei, best)
+    embedded = [json.loads(line) for line in ended.stdout.splitlines()[5:]]
+    assert embedded == [[[len(TEXTS), 384]]] * 3
 
 
 # LangChain.

@@ -17,12 +17,13 @@ from torch import Tensor
 from ..cpu.openmp import limited_threads
 from .packed import PackedSequences
 
-__all__ = ["AttentionShape", "attention_is_invariant"]
+__all__ = ["AttentionShape", "attention_is_invariant", "padded_attention_is_invariant"]
 
 # torch's kernel takes more queries at a time from 192 and from 768 on, and keys in blocks of 512.
 LENGTHS = (200, 800)
 TEXTS = 3
 MOST_NUMBERS = 2**22  # of queries, so that a check takes milliseconds
+PADDED = (4, 96, 64)  # heads, tokens and head size that speak for the attention of padded models
 
 
 class AttentionShape(NamedTuple):
@@ -79,3 +80,37 @@ def _is_invariant(
             found.append(attended(0, TEXTS))
             found.append(torch.cat([attended(text, 1) for text in range(TEXTS)]))
     return all(torch.equal(each, found[0]) for each in found)
+
+
+@cache
+@torch.inference_mode()
+def padded_attention_is_invariant(dtype: torch.dtype, threads: tuple[int, ...]) -> bool:
+    """Whether the products of padded attention give a text alone the bits that it has among others.
+
+    torch reads the heads of one text where they stand and copies those of several. On processors
+    without bfloat16 of their own these are two kernels, which round differently. Every sum is one
+    of pairs that cancel, in a mixed order, so what is left of it is rounding.
+    """
+    heads, tokens, size = PADDED
+    generator = torch.Generator().manual_seed(0)
+
+    def cancelling(rows: int, columns: int, sign: int) -> Tensor:
+        half = torch.randn(rows, heads, columns // 2, generator=generator)
+        order = torch.randperm(columns, generator=torch.Generator().manual_seed(1))
+        return torch.cat([half, sign * half], dim=2)[:, :, order].to(dtype)
+
+    def by_heads(rows: Tensor, texts: int) -> Tensor:
+        return rows.expand(texts, *rows.shape).contiguous().transpose(1, 2)
+
+    query, key = cancelling(tokens, size, 1), cancelling(tokens, size, -1)
+    weights, value = cancelling(tokens, tokens, 1), cancelling(size, tokens, -1)
+    found: list[tuple[Tensor, Tensor]] = []
+    for count in threads:
+        with limited_threads(count):
+            for texts in (1, 2, TEXTS):
+                keys = by_heads(key, texts).transpose(-1, -2)
+                scores = torch.matmul(by_heads(query, texts), keys)
+                values = by_heads(value.permute(2, 1, 0), texts)
+                summed = torch.matmul(by_heads(weights, texts).contiguous(), values)
+                found += zip(scores, summed, strict=True)
+    return all(torch.equal(a, b) for each in found for a, b in zip(each, found[0], strict=True))

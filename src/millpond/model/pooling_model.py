@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..attention.packed import Sequences as PackedRow
-from ..attention.verify import attention_is_invariant
+from ..attention.verify import attention_is_invariant, padded_attention_is_invariant
 from ..cpu.openmp import multiplied_parameters, products_are_whole
 from ..errors import UnsupportedModel
 from ..layers.cpu.linear import has_invariant_products
@@ -107,7 +107,9 @@ class PoolingModel:
             return True
         if not products_are_whole() or not has_invariant_products(self.encoder.model, threads):
             return False
-        return self.execution.kind != "packed" or attention_is_invariant(
+        if self.execution.kind != "packed":
+            return padded_attention_is_invariant(self.dtype, tuple(threads))
+        return attention_is_invariant(
             self.execution.attention,
             self.dtype,
             longest=self.tokenizer.max_length,

@@ -140,7 +140,9 @@ def _add_routes(router: APIRouter) -> None:
         responses = _responses(401, 405, 500, 503, 504) | options.pop("responses", {})
         router.add_api_route(path, endpoint, summary=summary, responses=responses, **options)
 
-    def post(path: str, endpoint: Callable[..., Any], summary: str, answer: Any) -> None:
+    def post(
+        path: str, endpoint: Callable[..., Any], summary: str, answer: Any, **options: Any
+    ) -> None:
         version = path.split("/")[1] if path.startswith(("/v1/rerank", "/v2/rerank")) else ""
         router.add_api_route(
             path,
@@ -151,11 +153,15 @@ def _add_routes(router: APIRouter) -> None:
             responses=_responses(*_STATUSES),
             route_class_override=JsonRoute,
             operation_id=f"{endpoint.__name__}_{version}".rstrip("_"),
+            **options,
         )
 
     text = {"content": {"text/plain": {"schema": {"type": "string"}}}}
-    post("/v1/embeddings", create_embedding, "Embed one text or several", EmbeddingResponse)
-    get("/v1/models", list_models, "List the served models")
+    for prefix in ("/v1", ""):  # infinity's have none; the document has each once
+        once: dict[str, Any] = {"include_in_schema": bool(prefix)}
+        summary = "Embed one text or several"
+        post(f"{prefix}/embeddings", create_embedding, summary, EmbeddingResponse, **once)
+        get(f"{prefix}/models", list_models, "List the served models", **once)
     get(
         "/v1/models/{model_id:path}",
         retrieve_model,

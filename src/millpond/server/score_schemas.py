@@ -53,6 +53,7 @@ RawScores = Annotated[
         "checkpoint says, which is mostly a probability."
     ),
 ]
+TopN = Annotated[int | None, Field(ge=1, lt=2**31, description="The best N alone.")]
 TeiRawScores = Annotated[bool, Field(description="Logits instead of probabilities.")]
 
 
@@ -121,7 +122,7 @@ class RerankRequest(ScoringBody):
             examples=[["The bakery opens at six.", {"text": "Rain is expected."}]],
         ),
     ]
-    top_n: Annotated[int | None, Field(ge=1, lt=2**31, description="The best N alone.")] = None
+    top_n: TopN = None
     return_documents: Annotated[bool | None, Field(description="The texts beside scores.")] = False
     max_tokens_per_doc: Annotated[
         int | None, Field(ge=1, lt=2**31, description="Read no more tokens of a document.")
@@ -138,6 +139,7 @@ class RerankTextsRequest(TruncatedAsInTei):
     texts: Texts
     raw_scores: TeiRawScores = False
     return_text: Annotated[bool, Field(description="The texts beside their scores.")] = False
+    top_n: TopN = None  # LiteLLM sends it; TEI itself gives all
 
 
 class ScoreRequest(ScoringBody):

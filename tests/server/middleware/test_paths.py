@@ -58,14 +58,14 @@ def test_a_key_guards_a_path_however_it_is_written() -> None:
 @pytest.mark.parametrize(
     ("path", "meant"),
     [
-        ("/embeddings", "/v1/embeddings"),
+        ("/v2/embeddings", "/v1/embeddings"),
         ("/embed", "/v1/embeddings"),
         ("/v1/v1/embeddings", "/v1/embeddings"),
         ("/v1/embedding", "/v1/embeddings"),
         ("/api/embed/", "/v1/embeddings"),
         ("/openai/deployments/some/embeddings", "/v1/embeddings"),
         ("/V1/Embeddings", "/v1/embeddings"),
-        ("/models", "/v1/models"),
+        ("/v2/models", "/v1/models"),
         ("/v1/tokenize", "/tokenize"),
         ("/healthz", "/health"),
         ("/metric", "/metrics"),

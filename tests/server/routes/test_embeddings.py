@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from fakes import DIMENSION, FakeRunner, start_engine, token_ids, vectors_for, words
 from fastapi import FastAPI
-from serving import NAME, client_of, embed, error_of, fake_app
+from serving import NAME, client_of, embed, error_of, fake_app, request
 
 from millpond.server.app import create_app
 from millpond.server.models import ServedModel
@@ -48,6 +48,13 @@ def test_the_answer_has_openais_shape_and_nothing_else(app: FastAPI) -> None:
 
 def test_a_single_text_gives_a_list_of_one(app: FastAPI) -> None:
     np.testing.assert_array_equal(floats(embed(app, {"input": "a b"})), vectors_for(["a b"]))
+
+
+def test_infinitys_paths_have_no_version(app: FastAPI) -> None:
+    body = {"input": ["a b", "c"]}
+    assert request(app, "POST", "/embeddings", json=body).json() == embed(app, body).json()
+    assert request(app, "GET", "/models").json() == request(app, "GET", "/v1/models").json()
+    assert not {"/embeddings", "/models"} & app.openapi()["paths"].keys()
 
 
 def test_base64_is_the_bytes_of_little_endian_float32(app: FastAPI) -> None:

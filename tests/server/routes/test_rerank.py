@@ -137,6 +137,9 @@ def test_texts_give_a_list_of_probabilities(app: FastAPI) -> None:
     found = post(app, "/rerank", **body, raw_scores=True, return_text=True).json()
     np.testing.assert_array_equal(by_index(found, "score"), expected("q", DOCUMENTS))
     assert all(one["text"] == DOCUMENTS[one["index"]] for one in found)
+    assert (
+        post(app, "/rerank", **body, raw_scores=True, return_text=True, top_n=2).json() == found[:2]
+    )
 
 
 def test_truncation_is_named_as_there() -> None:
@@ -199,7 +202,7 @@ def test_lists_of_different_lengths_make_no_pairs(app: FastAPI) -> None:
         ({"query": "q", "documents": ["a", {"text": 1}]}, "documents[1]", "string"),
         ({"query": "q", "documents": ["a"], "top_n": 0}, "top_n", "greater"),
         ({"query": "q", "documents": ["a"], "topn": 1}, "topn", "did you mean top_n"),
-        ({"query": "q", "texts": ["a"], "top_n": 1}, "top_n", "unknown"),
+        ({"query": "q", "texts": ["a"], "topn": 1}, "topn", "did you mean top_n"),
         ({"query": "q", "documents": ["a"], "max_chunks_per_doc": 9}, "max_chunks_per_doc", "1"),
         ({"query": "q", "documents": ["a"], "prompt_name": "no"}, "prompt_name", "no"),
     ],

@@ -88,7 +88,7 @@ async def _rerank_texts(body: RerankTextsRequest, request: Request) -> Response:
 
     answer = await _score_pairs(request, model, body, pairs, lengths)
     texts = body.texts if body.return_text else None
-    items = (_text_result(row, texts) for row in _ranked(answer.result, None))
+    items = (_text_result(row, texts) for row in _ranked(answer.result, body.top_n))
     return await SlicedResponse.of(item_slices(b"[", items, b"]"), answer.headers)
 
 
