@@ -47,6 +47,7 @@ def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         ("millpond.server", 15),
         ("millpond.cli", 15),
         ("millpond.runner.base", 0),
+        ("millpond.runner.remote", 9),
     ],
 )
 def test_no_module_imports_torch(package: str, modules: int) -> None:

@@ -17,6 +17,7 @@
     ├── EngineError              the engine cannot take or finish the call
     │   ├── EngineClosed         closed before the text was embedded
     │   ├── EngineFailed         its loop or its device died; `.__cause__` says of what
+    │   ├── ProcessDied          a process that ran the model for it ended; it says how
     │   ├── QueueFull            the queue bound is reached and the caller would not wait
     │   └── DeadlineExceeded     the call's `timeout` passed first
     └── TextFailed               accepted, but no vector could be computed; `.index` says which
@@ -50,6 +51,7 @@ __all__ = [
     "ModelNotFound",
     "NonFiniteVector",
     "OutOfMemory",
+    "ProcessDied",
     "QueueFull",
     "TextFailed",
     "TextTooLong",
@@ -149,6 +151,13 @@ class EngineClosed(EngineError):
 
 class EngineFailed(EngineError):
     """The engine's loop or device died; `__cause__` says of what."""
+
+
+class ProcessDied(EngineError):
+    """A child process that ran the model ended by itself; the message says how, and its last lines.
+
+    Raised while a model is loaded; later it is the cause of an `EngineFailed` or a `TextFailed`.
+    """
 
 
 class QueueFull(EngineError):

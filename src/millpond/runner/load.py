@@ -19,8 +19,9 @@ from .base import ModelRunner
 from .cpu_runner import CpuModelRunner, is_plain_thread
 from .cuda_runner import CudaModelRunner
 from .model_runner import TorchModelRunner
+from .remote.task import Loaded, Rank
 
-__all__ = ["LoadedModel", "load_model", "on_plain_thread", "require_one_dtype"]
+__all__ = ["LoadedModel", "load_in_child", "load_model", "on_plain_thread", "require_one_dtype"]
 
 Result = TypeVar("Result")
 
@@ -46,6 +47,12 @@ def load_model(spec: ModelSpec, config: EngineConfig) -> LoadedModel:
     runners = [on_plain_thread(partial(_load_runner, spec, one)) for one in configs]
     require_one_dtype(runners)
     return LoadedModel(runners, [pipeline.tokenizer for pipeline in runners[0].models])
+
+
+def load_in_child(spec: ModelSpec, config: EngineConfig, *, rank: Rank) -> Loaded:
+    """In a child: the model on its one device, and how its parent loads the tokenizers."""
+    runner = _load_runner(spec, config)
+    return Loaded(runner, [pipeline.tokenizer.load_again for pipeline in runner.models])
 
 
 def _load_runner(spec: ModelSpec, config: EngineConfig) -> TorchModelRunner:

@@ -8,9 +8,9 @@ array of ids, cut to what the model reads, and how many belong to each text.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from typing import Any, Self
 
@@ -61,6 +61,8 @@ class TextTokenizer:
     """
 
     reads_pairs = False
+    load_again: Callable[[], TextTokenizer]
+    """Loads the same once more, in this process or another: unlike a tokenizer it pickles."""
 
     def __init__(
         self,
@@ -123,7 +125,7 @@ class TextTokenizer:
         limits = [source.limit if max_length is None else max_length, max_positions]
         known = [limit for limit in limits if limit is not None]
         try:
-            return cls(
+            tokenizer = cls(
                 source,
                 max_length=min(known, default=None),
                 max_positions=max_positions,
@@ -136,6 +138,17 @@ class TextTokenizer:
             raise InvalidCheckpoint(
                 f"{module.path}: the checkpoint limits texts too far: {error}"
             ) from None
+        tokenizer.load_again = partial(
+            cls.load,
+            module,
+            max_length=max_length,
+            max_positions=max_positions,
+            hidden_vocab_size=hidden_vocab_size,
+            trust_remote_code=trust_remote_code,
+            cache_dir=cache_dir,
+            **options,
+        )
+        return tokenizer
 
     def __repr__(self) -> str:
         prefix, suffix = self._special_tokens.prefix, self._special_tokens.suffix

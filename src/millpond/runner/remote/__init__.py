@@ -1,0 +1,1 @@
+"""A model runner in child processes: what the parent and the child know of each other."""

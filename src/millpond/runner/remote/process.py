@@ -1,0 +1,123 @@
+"""`ChildProcess`: one child as its parent sees it, from its start to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from typing import Any
+
+from ...errors import EngineError
+from .messages import ConnectionEnded, send_message
+from .task import ChildTask
+
+__all__ = ["ChildProcess"]
+
+ENDS_WITHIN_S = 5.0  # once its connection is closed; it is killed then
+MOST_LINES, LINE_BYTES = 20, 500  # of what it wrote last, for the message of its death
+
+logger = logging.getLogger("millpond")
+
+
+class ChildProcess:
+    """A child that was started for a task. One thread, which no interrupt comes to, owns it."""
+
+    def __init__(self, task: ChildTask) -> None:
+        """Start it. Raises `EngineError` where the system lets no process be started."""
+        self.rank = task.rank.rank
+        self.connection, other = socket.socketpair()
+        self._last_lines: deque[str] = deque(maxlen=MOST_LINES)
+        try:
+            with other:
+                self._process = _start(task, other)
+            assert self._process.stderr is not None
+            self.written = self._process.stderr
+            os.set_blocking(self.written.fileno(), False)
+            with contextlib.suppress(ConnectionEnded):  # it has died; its watch will see it
+                send_message(self.connection, (task, logger.getEffectiveLevel()))
+        except BaseException:
+            self.connection.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def read_written(self) -> bool:
+        """Take in what it wrote to its standard error; False once there will be no more."""
+        data: bytes | None = self.written.read(1 << 16)
+        for line in (data or b"").decode(errors="replace").splitlines():
+            if line.strip():
+                self._last_lines.append(line[:LINE_BYTES])
+                logger.debug("process %d wrote: %s", self.pid, line)
+        return data != b""
+
+    def end(self) -> None:
+        """Let it end, without waiting for it. Any thread may, and more than once."""
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def wait(self) -> None:
+        """Wait until it has ended, and take in what it wrote last."""
+        self.end()
+        try:
+            self._process.wait(ENDS_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self.read_written()
+
+    def kill(self) -> None:
+        """End it whatever it does."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """After its end: close what it was connected by."""
+        self.connection.close()
+        self.written.close()
+
+    def forget(self) -> None:
+        """In a forked child of the parent: it is the parent's. Nothing of it is touched."""
+        self._process.returncode = 0  # or collecting it would complain that it runs on
+        self.close()
+
+    def how_it_ended(self) -> str:
+        """In words, once it has."""
+        status = self._process.returncode
+        ended = f"exited with status {status}"
+        if status < 0:
+            try:
+                ended = f"was killed by {signal.Signals(-status).name}"
+            except ValueError:
+                ended = f"was killed by signal {-status}"
+        lines = "".join(f"\n  {line}" for line in self._last_lines)
+        return f"process {self.pid} {ended}" + (f"; it last wrote:{lines}" if lines else "")
+
+    def __repr__(self) -> str:
+        return f"ChildProcess(rank={self.rank}, pid={self.pid}, status={self._process.returncode})"
+
+
+def _start(task: ChildTask, connection: socket.socket) -> subprocess.Popen[bytes]:
+    if not sys.executable:
+        raise EngineError("processes cannot be started: sys.executable names no Python")
+    path = [entry or os.getcwd() for entry in sys.path if isinstance(entry, str)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), **task.environment}
+    command = [sys.executable, "-P", "-m", "millpond.runner.remote.child"]
+    options: dict[str, Any] = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.PIPE,
+        "bufsize": 0,
+        "pass_fds": [connection.fileno()],
+        "env": environment,
+        "process_group": 0,  # what a terminal sends to this group does not reach it
+    }
+    try:
+        return subprocess.Popen([*command, str(connection.fileno())], **options)
+    except OSError as error:
+        raise EngineError(f"a process for the model could not be started: {error}") from error

@@ -1,0 +1,238 @@
+"""`RemoteRunner`: a `ModelRunner` whose model is in other processes.
+
+A batch goes to its child through one of a few ports, each of which carries one batch at a time: as
+many as the child's own limits say. Whoever launches writes it there, and whoever collects waits at
+the port's socket, so no thread stands between the engine's and the child's. Where several ranks
+hold the model, all of them read every batch, in the order in which they were launched, and rank 0
+answers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from ...errors import ProcessDied
+from ...model.info import RouteInfo
+from ...outputs import Rows
+from ...scheduler.batch import Batch
+from ...scheduler.batch_shape import BatchShape
+from ...scheduler.prefix_cache import PrefixCacheConfig
+from ..base import BatchHandle
+from ..limits import Limits
+from .batch_codec import arrays_of, rows_of
+from .channel import Message, Port, port_pair
+from .child import FREE_MEMORY, GAVE_ROWS, RAISED, RUN
+from .errors import arrived_of
+from .group import ChildGroup, load_groups
+from .messages import ConnectionEnded, send_message
+from .task import ChildTask, RunnerFacts, slots_of
+
+__all__ = ["RemoteRunner"]
+
+
+@dataclass(slots=True, eq=False)
+class RemoteBatch:
+    """A batch that is with the children."""
+
+    port: Port
+    is_query: bool
+    padded_tokens: int = 0
+    """Known once it is collected."""
+
+
+class PortPool:
+    """The ports that carry no batch, the one used last first; taken and given by any thread."""
+
+    def __init__(self, ports: Sequence[Port]) -> None:
+        self._changed = threading.Condition()
+        self._free = list(ports)  # under the condition
+        self._is_over = False
+
+    def take(self) -> Port:
+        """A free port, waited for. Raises `ConnectionEnded` when there will be none."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._free or self._is_over)
+            if self._is_over:
+                raise ConnectionEnded
+            return self._free.pop()
+
+    def give(self, port: Port) -> None:
+        """It carries no batch any more."""
+        with self._changed:
+            self._free.append(port)
+            self._changed.notify()
+
+    def end(self) -> None:
+        """Let nobody wait."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+
+
+class RemoteRunner:
+    """Runs batches in children. They end when it is closed or collected."""
+
+    def __init__(self, group: ChildGroup, ranks: Sequence[RunnerFacts]) -> None:
+        """Of a group that is loaded, and what its ranks say. Raises `ProcessDied`."""
+        self._group = group
+        self._facts = ranks[0]
+        any_batch, queries = slots_of(self._facts.limits)
+        made: list[tuple[Port, list[socket.socket]]] = []
+        for _ in range(any_batch + queries):
+            made.append(port_pair(len(ranks)))
+        group.serve(made, send_message)
+        ports = [port for port, _ in made]
+        # Where queries run apart, a port is always theirs: its thread launches nothing else.
+        apart = queries if self._facts.limits.queries_apart else 0
+        self._ports = PortPool(ports[apart:])
+        self._query_ports = PortPool(ports[:apart]) if apart else self._ports
+        self._order = threading.Lock() if len(ranks) > 1 else None
+        self._numbers = itertools.count()  # of launches; with the lock where order matters
+
+    @classmethod
+    def load(cls, tasks: Sequence[ChildTask]) -> Self:
+        """A runner whose model several ranks hold, or one. Raises what their loader raises."""
+        (runner,) = cls.load_several([tasks])
+        return runner
+
+    @classmethod
+    def load_several(cls, tasks: Sequence[Sequence[ChildTask]]) -> list[Self]:
+        """A runner for each, loaded at the same time. Where one fails, none is left."""
+        loaded = load_groups(tasks)
+        try:
+            return [cls(group, facts) for group, facts in loaded]
+        except BaseException:
+            for group, _ in loaded:
+                group.end()
+            raise
+
+    @property
+    def facts(self) -> RunnerFacts:
+        """What rank 0 said of itself."""
+        return self._facts
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The processes' ids, by rank."""
+        return self._group.pids
+
+    @property
+    def device_name(self) -> str:
+        return self._facts.device_name
+
+    @property
+    def dtype_name(self) -> str:
+        return self._facts.dtype_name
+
+    @property
+    def limits(self) -> Limits:
+        return self._facts.limits
+
+    @property
+    def routes(self) -> Sequence[RouteInfo]:
+        return self._facts.routes
+
+    @property
+    def shapes(self) -> Sequence[BatchShape]:
+        return self._facts.shapes
+
+    @property
+    def prefix_cache_config(self) -> PrefixCacheConfig | None:
+        return self._facts.prefix_cache_config
+
+    def can_run_inline(self, tokens: int) -> bool:
+        """A caller may be interrupted while the children answer."""
+        return False
+
+    def launch(self, batch: Batch) -> RemoteBatch:
+        """Send a batch. Raises `ProcessDied`."""
+        is_query = not batch.has_bulk
+        return RemoteBatch(self._send(RUN, arrays_of(batch), is_query=is_query), is_query)
+
+    def collect(self, handle: BatchHandle) -> Rows:
+        """Wait for its rows. Raises what the child's runner raised, and `ProcessDied`."""
+        assert isinstance(handle, RemoteBatch)
+        try:
+            answer = self._receive(handle.port)
+            if answer.kind == RAISED:
+                failure = arrived_of(answer.arrays[0])
+                vars(failure.error)["in_child"] = failure
+                raise failure.error
+            assert answer.kind == GAVE_ROWS
+            rows, handle.padded_tokens = rows_of(answer.arrays)
+        finally:
+            self._pool(handle.is_query).give(handle.port)
+        return rows
+
+    def _send(self, kind: int, arrays: Sequence[Any] = (), *, is_query: bool = False) -> Port:
+        pool = self._pool(is_query)
+        try:
+            port = pool.take()
+            try:
+                self._send_to(port, kind, arrays)
+            except BaseException:
+                pool.give(port)
+                raise
+        except ConnectionEnded:
+            raise self._lost() from None
+        return port
+
+    def _send_to(self, port: Port, kind: int, arrays: Sequence[Any]) -> None:
+        if self._order is None:
+            port.send(kind, arrays)
+            return
+        with self._order:
+            port.send(kind, arrays, number=next(self._numbers))
+
+    def _receive(self, port: Port) -> Message:
+        try:
+            return port.receive()
+        except ConnectionEnded:
+            raise self._lost() from None
+
+    def _pool(self, is_query: bool) -> PortPool:
+        return self._query_ports if is_query else self._ports
+
+    def _lost(self) -> Exception:
+        for pool in {self._ports, self._query_ports}:
+            pool.end()
+        return ProcessDied(str(self._group.lost()))  # each time another: it may be raised anew
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Whether a smaller batch could succeed where this error was raised."""
+        failure = vars(error).get("in_child")
+        return isinstance(error, MemoryError) if failure is None else failure.is_out_of_memory
+
+    def is_fatal(self, error: BaseException) -> bool:
+        """Whether no batch can succeed after this error."""
+        failure = vars(error).get("in_child")
+        return isinstance(error, ProcessDied) if failure is None else failure.is_fatal
+
+    def free_memory(self) -> None:
+        """Have every rank give cached device memory back. Raises `ProcessDied`."""
+        port = self._send(FREE_MEMORY)
+        try:
+            self._receive(port)
+        finally:
+            self._ports.give(port)
+
+    def tell_when_lost(self, tell: Callable[[Exception], object]) -> None:
+        """Call `tell` with a `ProcessDied` when a child ends by itself; on another thread, or
+        now."""
+        self._group.tell_when_lost(tell)
+
+    def end(self) -> None:
+        """Have the children end, without waiting for it; batches with them fail."""
+        self._group.end()
+
+    def close(self) -> None:
+        """End the children and wait for that. No batch is with them, and none comes."""
+        self._group.close()
+
+    def __repr__(self) -> str:
+        return f"RemoteRunner({self.device_name!r}, pids={self.pids})"

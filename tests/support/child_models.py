@@ -1,0 +1,101 @@
+"""What tests load in child processes: fakes that need no torch.
+
+Their faults are words of texts, as those of a `FakeRunner` are.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from fakes import FakeRunner, _texts_of, token
+
+from millpond.outputs import RaggedRows
+from millpond.runner.remote.task import ChildTask, Loaded, Rank
+from millpond.scheduler.batch import Batch
+
+FAULTS = {
+    "raises_on": ["bad"],
+    "memory_error_on": ["huge"],
+    "not_finite_on": ["nan"],
+    "fatal_on": ["fatal"],
+}
+
+
+COLUMNS = np.arange(1, 9)
+
+
+class ChildRunner(FakeRunner):
+    """Gives each text the vector of its ids.
+
+    A text with the word "die" kills the process, one with "hang" never comes home; before that its
+    process writes its id into the file `hanging` of a folder.
+    """
+
+    folder: str = ""
+
+    def _record(self, batch: Batch) -> None:
+        return
+
+    def collect(self, handle: Any) -> npt.NDArray[np.float32]:
+        words = {one for ids in _texts_of(handle.batch) for one in ids.tolist()}
+        if token("die") in words:
+            print("the last words", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if token("hang") in words:
+            Path(self.folder, "hanging").write_text(str(os.getpid()))
+            threading.Event().wait()
+        return super().collect(handle)
+
+
+class RaggedRunner(ChildRunner):
+    """Gives each text a row for each of its tokens."""
+
+    def collect(self, handle: Any) -> Any:
+        rows = [
+            np.outer(ids, np.arange(1, 9)).astype(np.float32) for ids in _texts_of(handle.batch)
+        ]
+        return RaggedRows.of(rows, 8)
+
+
+def load(*, rank: Rank, folder: str = "", kind: str = "one", **options: Any) -> Loaded:
+    """A fake, in a child."""
+    runner = {"one": ChildRunner, "ragged": RaggedRunner}[kind](**FAULTS | options)
+    runner.folder = folder
+    return Loaded(runner, extra=os.getpid())
+
+
+def load_with(options: dict[str, Any], *, rank: Rank) -> Loaded:
+    """The same, with options as a task has them."""
+    return load(rank=rank, **options)
+
+
+def raise_at_load(error: Exception, *, rank: Rank) -> Loaded:
+    """No model."""
+    raise error
+
+
+def die_at_load(*, rank: Rank) -> Loaded:
+    """Neither."""
+    print("no room for the weights", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def hang_at_load(folder: str, *, rank: Rank) -> Loaded:
+    """A load that takes for ever, and has begun when there is the file `hanging`."""
+    Path(folder, "hanging").write_text(str(os.getpid()))
+    threading.Event().wait()
+    raise AssertionError
+
+
+def task(loader: str = "load_with", *arguments: Any, **options: Any) -> ChildTask:
+    """A child of one of these loaders."""
+    given = arguments or (() if loader != "load_with" else (options,))
+    return ChildTask(loader=f"child_models:{loader}", arguments=given)
