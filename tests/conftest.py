@@ -26,6 +26,7 @@ RUN_MODELS = (
     "behaviour/test_fidelity.py",
     "behaviour/test_prefixes_of_decoders.py",
     "behaviour/test_real_model.py",
+    "behaviour/test_replicas.py",
     "behaviour/test_same_bits.py",
 )
 

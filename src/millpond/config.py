@@ -46,7 +46,15 @@ class EngineConfig:
         default="auto",
         metadata=_help(
             "auto (CUDA, then MPS, then CPU), cpu, cuda (every GPU), cuda:N or mps; several of "
-            "them each get a copy of the model, behind one queue."
+            "them each get a copy of the model in a process of its own, behind one queue."
+        ),
+    )
+    replicas: int | None = field(
+        default=None,
+        metadata=_help(
+            "Copies of the model on a CPU, each in a process of its own with its share of the "
+            "threads, behind one queue. Without it one model on one device runs in this process; "
+            "several GPUs have a process each anyway."
         ),
     )
     dtype: DTypeName = field(
@@ -189,6 +197,12 @@ class EngineConfig:
                 isinstance(value, int) and not isinstance(value, bool) and value >= 1,
                 f"{name}={value!r}: it must be a whole number of tokens, at least 1",
             )
+        replicas = self.replicas
+        _require(
+            replicas is None
+            or (isinstance(replicas, int) and not isinstance(replicas, bool) and replicas >= 1),
+            f"replicas={replicas!r}: it must be a whole number of copies, at least 1",
+        )
         wait = self.max_query_wait_ms
         _require(
             _is_number(wait) and 0 < wait < float("inf"),
@@ -226,6 +240,7 @@ class EngineOptions(TypedDict, total=False):
     """The fields of `EngineConfig` but the model, as keyword arguments."""
 
     device: str | Sequence[str] | None
+    replicas: int | None
     dtype: DTypeName
     revision: str | None
     trust_remote_code: bool

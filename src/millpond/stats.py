@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Protocol
 
 from .errors import InvalidOption
@@ -56,7 +57,7 @@ class BatchStats:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrefixCacheStats:
-    """Totals since the cache was made, and what its blocks hold now."""
+    """Totals since the cache was made, and what its blocks hold now; of all replicas together."""
 
     looked_up_tokens: int
     """Tokens of all texts that were claimed."""
@@ -71,6 +72,15 @@ class PrefixCacheStats:
     blocks_pinned: int
     blocks_cached: int
     """Free, and remembered until they are needed."""
+
+    @classmethod
+    def sum_of(cls, caches: Sequence[PrefixCacheStats]) -> PrefixCacheStats | None:
+        """Those of all replicas together; None of none."""
+        if not caches:
+            return None
+        names = [each.name for each in fields(cls) if each.name != "block_tokens"]
+        sums = {name: sum(getattr(cache, name) for cache in caches) for name in names}
+        return cls(block_tokens=caches[0].block_tokens, **sums)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -41,8 +41,7 @@ pytestmark = pytest.mark.usefixtures("quiet_log")  # the faults are meant
 
 
 def prefixes_of(engine: Engine) -> PrefixCache:
-    found = engine._instance.core.scheduler.prefixes
-    assert found is not None
+    (found,) = engine._instance.core.scheduler.caches
     return found
 
 

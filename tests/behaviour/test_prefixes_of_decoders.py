@@ -129,9 +129,9 @@ def engine_on(folder: Path, *, blocks: int | None = None, **options: Any) -> Ite
     with engine:
         yield engine
     scheduler = engine._instance.core.scheduler
-    assert (scheduler.prefixes is None) == (blocks is None)
-    if scheduler.prefixes is not None:
-        scheduler.prefixes.check(idle=True)
+    assert len(scheduler.caches) == (blocks is not None)
+    for each in scheduler.caches:
+        each.check(idle=True)
 
 
 def agree(engine: Engine, found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> None:
@@ -191,8 +191,7 @@ def test_a_cold_cache_a_warm_one_and_a_full_one_change_nothing(
             for how, found in ways(engine).items():
                 agree(engine, found, whole(name)[how])
         stats = engine.stats()
-        cache = engine._instance.core.scheduler.prefixes
-        assert cache is not None
+        (cache,) = engine._instance.core.scheduler.caches
         assert (stats.cached_tokens > 0) == (blocks > 0)
         assert (cache.stats.evictions > 0) == (0 < blocks < 500)
 

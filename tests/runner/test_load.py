@@ -10,7 +10,7 @@ import pytest
 from fakes import FakeRunner, start_engine, vectors_for
 
 from millpond import Engine, InvalidOption
-from millpond.runner.load import require_one_dtype
+from millpond.runner.load import require_alike
 
 TEXTS = [f"text number {i} of the pond" for i in range(400)]
 
@@ -60,7 +60,7 @@ def test_the_budget_is_that_of_the_smallest_device() -> None:
 
 def test_devices_must_agree_on_the_precision() -> None:
     with pytest.raises(InvalidOption, match="float16 and float32"):
-        require_one_dtype([FakeRunner(), FakeRunner(dtype_name="float16")])
+        require_alike([FakeRunner(), FakeRunner(dtype_name="float16")])
 
 
 @pytest.mark.parametrize(

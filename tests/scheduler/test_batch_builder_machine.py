@@ -41,6 +41,7 @@ class Flight:
 
     batch: Batch
     use: SlotUse | None
+    replica: int = 0
     is_part: bool = False
 
 
@@ -58,6 +59,7 @@ class Machine(RuleBasedStateMachine):
         room=st.sampled_from([20, 10_000]),
         gives_nan=st.booleans(),
         digests=st.sampled_from([None, 3]),
+        replicas=st.integers(1, 3),
     )
     def start(
         self,
@@ -71,14 +73,18 @@ class Machine(RuleBasedStateMachine):
         room: int,
         gives_nan: bool,
         digests: int | None,
+        replicas: int,
     ) -> None:
         self.digests = digests
         self.gives_nan = gives_nan  # in the end always, before that at times
-        self.memory = SlotMemory(block_tokens)
-        cache = PrefixCache(blocks, block_tokens=block_tokens, digest=digest)
+        self.memories = [SlotMemory(block_tokens) for _ in range(replicas)]
+        self.replicas = [*range(replicas)]  # that are not lost
+        caches = [
+            PrefixCache(blocks, block_tokens=block_tokens, digest=digest) for _ in self.memories
+        ]
         self.scheduler = scheduler_of(
             budget=budget,
-            prefixes=cache if with_cache else None,
+            caches=caches if with_cache else (),
             max_queue_tokens=room,
             min_saved_tokens=min_saved_tokens if with_cache else 0,
             max_prefixed_tokens=max_prefixed_tokens,
@@ -142,21 +148,28 @@ class Machine(RuleBasedStateMachine):
     # Batches.
 
     @precondition(lambda self: len(self.flights) < 4)
-    @rule(priorities=st.sampled_from(WORKERS_PRIORITIES), shares=st.integers(1, 3))
-    def plan_one(self, priorities: Sequence[Priority], shares: int) -> None:
-        self.plan(priorities, shares)
+    @rule(priorities=st.sampled_from(WORKERS_PRIORITIES), shares=st.integers(1, 3), which=WHICH)
+    def plan_one(self, priorities: Sequence[Priority], shares: int, which: int) -> None:
+        self.plan(priorities, shares, which)
 
-    def plan(self, priorities: Sequence[Priority] = tuple(Priority), shares: int = 1) -> bool:
+    def plan(
+        self, priorities: Sequence[Priority] = tuple(Priority), shares: int = 1, which: int = 0
+    ) -> bool:
+        replica = self.replicas[which % len(self.replicas)]
         batch = self.scheduler.next_batch(
-            self.now_s, priorities=priorities, bulk_shares=shares, query_shares=shares
+            self.now_s,
+            priorities=priorities,
+            bulk_shares=shares,
+            query_shares=shares,
+            replica=replica,
         )
         if batch is None:
             return False
         assert all(segment.request.priority in priorities for segment in batch.segments)
         assert not any(segment.request.dead for segment in batch.segments)
         self.check_size(batch)
-        use = self.memory.launch(batch) if batch.uses_prefixes else None
-        self.flights.append(Flight(batch, use))
+        use = self.memories[replica].launch(batch) if batch.uses_prefixes else None
+        self.flights.append(Flight(batch, use, replica))
         return True
 
     def check_size(self, batch: Batch) -> None:
@@ -175,9 +188,10 @@ class Machine(RuleBasedStateMachine):
         if flight.is_part:
             keep = False
         if flight.use is not None:
+            memory = self.memories[flight.replica]
             if not keep:
-                self.memory.spoil(flight.use)
-            self.memory.done(flight.use)
+                memory.spoil(flight.use)
+            memory.done(flight.use)
         self.end(flight.batch, self.scheduler.completed(flight.batch, self.now_s, keep=keep))
 
     def end(self, batch: Batch, duplicates: Any) -> None:
@@ -209,8 +223,8 @@ class Machine(RuleBasedStateMachine):
     def fail(self, which: int) -> None:
         flight = self.flights.pop(which % len(self.flights))
         if flight.use is not None:
-            self.memory.spoil(flight.use)
-            self.memory.done(flight.use)
+            self.memories[flight.replica].spoil(flight.use)
+            self.memories[flight.replica].done(flight.use)
         self.scheduler.failed(flight.batch)
         batch = flight.batch.uncached()
         assert not batch.uses_prefixes
@@ -222,6 +236,11 @@ class Machine(RuleBasedStateMachine):
             self.scheduler.dropped(half.left_out(alive), self.now_s)
             if alive.segments:
                 self.flights.append(Flight(alive, None, is_part=True))
+
+    @precondition(lambda self: len(self.replicas) > 1)
+    @rule(which=WHICH)
+    def lose_a_replica(self, which: int) -> None:
+        self.scheduler.lose_replica(self.replicas.pop(which % len(self.replicas)))
 
     # Ends.
 
@@ -240,8 +259,8 @@ class Machine(RuleBasedStateMachine):
     def the_books_agree(self) -> None:
         if not hasattr(self, "scheduler"):
             return
-        if self.scheduler.prefixes is not None:
-            self.scheduler.prefixes.check()
+        for cache in self.scheduler.caches:
+            cache.check()
         assert max(self.ended.values(), default=1) == 1
         for queue in self.scheduler.queues.values():
             assert 0 <= queue.ready_tokens <= queue.waiting_tokens
@@ -250,13 +269,13 @@ class Machine(RuleBasedStateMachine):
         """Everything comes to its end in a number of steps that is bounded."""
         if not hasattr(self, "scheduler"):
             return
-        for _ in range(2000):
+        for step in range(2000):
             if self.claimed:
                 self.tokenized(0)
             self.claim_texts()
             if self.flights:
                 self.land(0, keep=not self.gives_nan)
-            elif not self.plan() and not self.claimed:
+            elif not self.plan(which=step) and not self.claimed:
                 break
         else:
             raise AssertionError(f"no end: {self.scheduler!r}")
@@ -272,8 +291,8 @@ class Machine(RuleBasedStateMachine):
         assert repr(scheduler._in_flight_texts) == "InFlightTexts(in_flight=0, following=0)"
         assert {queue.waiting_tokens for queue in scheduler.queues.values()} == {0}
         assert {queue.ready_tokens for queue in scheduler.queues.values()} == {0}
-        if scheduler.prefixes is not None:
-            scheduler.prefixes.check(idle=True)
+        for cache in scheduler.caches:
+            cache.check(idle=True)
 
 
 TestPlans = Machine.TestCase

@@ -11,7 +11,7 @@ import hashlib
 import threading
 import time
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,6 +149,7 @@ class FakeRunner:
     batches: list[RanBatch] = field(default_factory=list)
     threads: set[int] = field(default_factory=set)  # that launched or collected
     memory_freed: int = 0
+    closed: int = 0
     texts_tokenized: int = 0
     chunks_tokenized: int = 0
     texts_collected: int = 0
@@ -295,6 +296,16 @@ class FakeRunner:
 
     def free_memory(self) -> None:
         self.memory_freed += 1
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return ()
+
+    def tell_when_lost(self, tell: Callable[[Exception], object]) -> None:
+        self.lose = tell
+
+    def close(self, *, wait: bool = True) -> None:
+        self.closed += 1
 
     def __repr__(self) -> str:
         return f"FakeRunner(batches={len(self.batches)}, permits={self._permits})"

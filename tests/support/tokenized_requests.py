@@ -43,11 +43,14 @@ def scheduler_of(
     *,
     budget: int = 8,
     prefixes: PrefixCache | None = None,
+    caches: Sequence[PrefixCache] = (),
     shape: BatchShape = PACKED,
     **more: Any,
 ) -> Scheduler:
     options = {"max_queue_tokens": 10_000, "max_query_wait_s": WAIT_S, **more}
-    return Scheduler([shape], max_batch_tokens=budget, prefixes=prefixes, **options)
+    if prefixes is not None:
+        caches = [prefixes]
+    return Scheduler([shape], max_batch_tokens=budget, caches=caches, **options)
 
 
 def submit(scheduler: Scheduler, request: Request, now_s: float = 0.0) -> Request:

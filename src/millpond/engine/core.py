@@ -21,6 +21,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Literal
@@ -32,11 +33,11 @@ from ..scheduler.batch import Batch
 from ..scheduler.request import Priority, Request
 from ..scheduler.request_future import OwnThreads
 from ..scheduler.scheduler import Scheduler
-from ..stats import EngineStats, StatsHooks
+from ..stats import EngineStats, PrefixCacheStats, StatsHooks
 from . import process
 from .background import BackgroundTasks
 from .delivery import Counts, Delivery, delivered
-from .executor import BatchResult
+from .executor import BatchResult, Place
 from .inputs import InputProcessor
 from .pending import Ended, PendingRequests
 from .worker import Worker, WorkerPool
@@ -62,11 +63,13 @@ class EngineCore:
         *,
         hooks: StatsHooks,
         cause: BaseException | None = None,
+        closes_runners: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.clock = clock
         self.inputs = inputs
         self.runners = tuple(runners)
+        self._closes_runners = closes_runners  # whether they are its own
         self.lock = fork_safe(threading.RLock())
         self.own_threads = OwnThreads(self.lock)  # held by futures, which do not hold this
         self.background = BackgroundTasks(is_running=cause is None)
@@ -83,10 +86,14 @@ class EngineCore:
         self.pool = WorkerPool(runners, clock=clock)
         self._counts = Counts(hooks)
         self._threads: Sequence[threading.Thread] = ()
+        self._running_threads = 0
 
     def start(self, threads: Sequence[threading.Thread]) -> None:
         """Start the threads that serve it. They are stopped by `close`."""
         self._threads = threads  # before one of them runs, if an interrupt comes
+        self._running_threads = len(threads)
+        for runner in self.runners:
+            runner.tell_when_lost(partial(_note_lost, weakref.ref(self), weakref.ref(runner)))
         try:
             for thread in self._threads:
                 thread.start()
@@ -178,12 +185,13 @@ class EngineCore:
     def stats(self) -> EngineStats:
         """Totals since the start, and what is waiting now."""
         with self.lock:
-            prefixes = self.scheduler.prefixes
             waits = self._health != "failed"  # else all that waited has ended
             return self._counts.stats(
                 {p: self.pending.waiting_tokens(p) if waits else 0 for p in Priority},
                 cancelled_texts=self.pending.cancelled_texts,
-                prefix_cache=None if prefixes is None else prefixes.stats,
+                prefix_cache=PrefixCacheStats.sum_of(
+                    [cache.stats for cache in self.scheduler.caches]
+                ),
             )
 
     def abandon_in_child(self) -> None:
@@ -193,6 +201,35 @@ class EngineCore:
             request.future.fail_in_child(error)
 
     # The engine step. From here on no thread is interrupted.
+
+    def lose_idle(self, runner: ModelRunner, error: Exception) -> None:
+        """A runner was lost while it ran nothing."""
+        if self.replacement(runner, error) is None:
+            self.fail(error)
+
+    def replacement(self, lost: ModelRunner, error: Exception) -> Place | None:
+        """A runner is lost: it is given nothing more. Where its batches may run instead, if
+        another one is left."""
+        with self.lock:
+            is_new = self.pool.retire(lost)
+            if is_new:
+                self.scheduler.lose_replica([each is lost for each in self.runners].index(True))
+            left = self.pool.runners
+            place = self.pool.place()
+            self.wake()
+        if is_new and left:
+            lost.close(wait=False)
+            logger.error("a replica of the model is lost, %d are left: %s", left, error)
+        return place
+
+    def end_thread(self) -> None:
+        """A thread of the engine ends. With the last of them end the runners that are its own."""
+        with self.lock:
+            self._running_threads -= 1
+            is_last = not self._running_threads
+        if is_last and self._closes_runners:
+            for runner in self.runners:
+                runner.close()
 
     def end_worker(self) -> None:
         """A worker has seen its last batch."""
@@ -210,7 +247,8 @@ class EngineCore:
                 now_s = self.clock()
                 ended = self.update(now_s)
                 batch = self._plan(worker, now_s)
-                is_over = self.wake()  # all that was ready may have joined texts in flight
+                # All that was ready may have joined texts in flight.
+                is_over = self.wake() or worker.retired
                 worker.idle = batch is None and not is_over
             self.end(ended)
             del ended
@@ -219,7 +257,7 @@ class EngineCore:
             worker.wait()
 
     def _plan(self, worker: Worker, now_s: float) -> Batch | None:
-        if self._health == "failed":
+        if self._health == "failed" or worker.retired:
             return None
         batch = None
         if self.pool.can_start(worker):
@@ -229,6 +267,7 @@ class EngineCore:
                 priorities=worker.priorities,
                 query_shares=query_shares,
                 bulk_shares=bulk_shares,
+                replica=worker.replica,
             )
         if batch is not None:
             self.pool.start(worker, has_bulk=batch.has_bulk)
@@ -359,6 +398,15 @@ class EngineCore:
                 f"EngineCore(health={self._health!r}, pending_requests={len(self.pending)}, "
                 f"in_flight={self.pool.in_flight}, {self.scheduler!r})"
             )
+
+
+def _note_lost(
+    core: weakref.ref[EngineCore], runner: weakref.ref[ModelRunner], error: Exception
+) -> None:
+    """Any thread: a runner has ended by itself. It holds neither of them."""
+    found, lost = core(), runner()
+    if found is not None and lost is not None:
+        found.run_in_background(partial(found.lose_idle, lost, error))
 
 
 def engine_failure(cause: BaseException | None) -> EngineFailed:

@@ -19,7 +19,7 @@ from ..outputs import RaggedRows, Rows
 from ..runner.base import ModelRunner
 from ..scheduler.batch import Batch, Segment
 
-__all__ = ["BatchExecutor", "BatchResult", "DeviceSlot", "ForwardPass"]
+__all__ = ["BatchExecutor", "BatchResult", "DeviceSlot", "ForwardPass", "Place"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,6 +51,8 @@ class BatchResult:
     """Whether the batch failed as a whole."""
     was_too_large: bool = False
     """Whether it did not fit in memory, and smaller batches could."""
+    was_moved: bool = False
+    """Whether its runner was lost, and another one ran it again."""
 
 
 class DeviceSlot:
@@ -91,28 +93,42 @@ class DeviceSlot:
         return f"DeviceSlot(in_flight={self._in_flight}, exclusive={self._is_exclusive})"
 
 
+Place = tuple[ModelRunner, DeviceSlot]
+"""Where a batch may run."""
+Replace = Callable[[ModelRunner, Exception], Place | None]
+"""Given a runner that is lost, and its error: another one, or None where there is none left."""
+
+
 class BatchExecutor:
     """Runs batches on a runner, one at a time. Used by one thread only."""
 
     def __init__(
         self, runner: ModelRunner, slot: DeviceSlot, *, clock: Callable[[], float]
     ) -> None:
-        self._runner = runner
+        self.runner = runner
         self._slot = slot
         self._clock = clock
+        self._replace: Replace | None = None
 
-    def run(self, batch: Batch) -> BatchResult:
-        """Run a batch. Raises only what no batch can survive."""
+    def run(self, batch: Batch, replace: Replace | None = None) -> BatchResult:
+        """Run a batch, on another runner where its own is lost and `replace` has one.
+
+        Raises only what no batch can survive.
+        """
+        self._replace = replace
         result = BatchResult(batch)
-        self._run(batch, result)
+        try:
+            self._run(batch, result)
+        finally:
+            self._replace = None  # it may lead back here
         return result
 
     def _run(self, batch: Batch, result: BatchResult, *, is_retry: bool = False) -> None:
         is_alone = is_retry or self._slot.enter()
         launched_s = self._clock()
         try:
-            handle = self._runner.launch(batch)
-            vectors = self._runner.collect(handle)
+            handle = self.runner.launch(batch)
+            vectors = self.runner.collect(handle)
         except Exception as error:
             failure = error
         else:
@@ -135,7 +151,7 @@ class BatchExecutor:
 
     def _wrong_shape(self, batch: Batch, vectors: Any) -> Exception | None:
         """What is wrong with what the runner gave: whose each row is cannot be known then."""
-        expected = (batch.texts, self._runner.routes[batch.route].dimension)
+        expected = (batch.texts, self.runner.routes[batch.route].dimension)
         if isinstance(vectors, RaggedRows) and (len(vectors), vectors.width) == expected:
             return None
         is_numbers = isinstance(vectors, np.ndarray) and vectors.dtype.kind == "f"
@@ -154,10 +170,11 @@ class BatchExecutor:
         is_alone: bool,
     ) -> None:
         """Split a failed batch until its good texts have vectors and its bad one is alone."""
-        if self._runner.is_fatal(error):
-            raise error
+        if self.runner.is_fatal(error):
+            self._move(failed, error, result, launched_s=launched_s)
+            return
         traceback.clear_frames(error.__traceback__)  # they hold the tensors of the failed pass
-        out_of_memory = self._runner.is_out_of_memory(error)
+        out_of_memory = self.runner.is_out_of_memory(error)
         is_part, result.was_split = result.was_split, True
         if out_of_memory and not is_part:
             result.was_too_large = _is_divisible(failed)
@@ -165,7 +182,7 @@ class BatchExecutor:
         if batch.texts > 1:
             if out_of_memory:
                 with self._slot:
-                    self._runner.free_memory()
+                    self.runner.free_memory()
             for half in batch.halves():
                 alive = half.alive()
                 result.dropped += half.left_out(alive)
@@ -175,15 +192,36 @@ class BatchExecutor:
             # The prefixes were too much, perhaps, or the other batches on the device.
             with self._slot:
                 if out_of_memory:
-                    self._runner.free_memory()
+                    self.runner.free_memory()
                 self._run(batch, result, is_retry=True)
         else:
             result.passes.append(
                 ForwardPass(batch, launched_s, error=error, out_of_memory=out_of_memory)
             )
 
+    def _move(
+        self, failed: Batch, error: Exception, result: BatchResult, *, launched_s: float
+    ) -> None:
+        """The runner is lost: run what was on it on another, but for what was moved before.
+
+        A text that ends every process it comes to is not to end all of them.
+        """
+        place = None if self._replace is None else self._replace(self.runner, error)
+        if place is None:
+            raise error
+        self.runner, self._slot = place
+        was_moved, result.was_split, result.was_moved = result.was_moved, True, True
+        batch = failed.uncached()
+        if was_moved:
+            result.passes.append(ForwardPass(batch, launched_s, error=error))
+            return
+        alive = batch.alive()
+        result.dropped += batch.left_out(alive)
+        if alive.segments:
+            self._run(alive, result)
+
     def __repr__(self) -> str:
-        return f"BatchExecutor({self._runner!r}, {self._slot!r})"
+        return f"BatchExecutor({self.runner!r}, {self._slot!r})"
 
 
 def _is_divisible(batch: Batch) -> bool:

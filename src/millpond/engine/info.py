@@ -26,6 +26,11 @@ class EngineInfo:
     prefix_cache: PrefixCacheConfig | None = None
     """Room for prefixes that texts share; None where they are not kept, see `prefix_reason`."""
 
+    replicas: int = 1
+    """Copies of the model that were loaded."""
+    processes: tuple[int, ...] = ()
+    """The ids of the processes that run them; empty where that is this one."""
+
     @property
     def kind(self) -> Kind:
         """What the model is for: `embed`, `score` or `classify`."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from ..checkpoint.resolve import resolve_checkpoint
@@ -58,8 +58,11 @@ class ModelInstance:
         config: EngineConfig,
         *,
         reloadable: bool = True,
+        renew: Callable[[], Sequence[ModelRunner]] | None = None,
     ) -> None:
+        """`renew` loads other runners for a forked child, where it cannot use its parent's."""
         self.reloadable = reloadable  # whether the configuration is all it takes to load it again
+        self._renew = renew
         self.spec = spec
         self.runners = tuple(runners)
         self.config = config
@@ -98,7 +101,7 @@ class ModelInstance:
         from ..runner.load import load_model  # torch: only now that there is something to load
 
         loaded = load_model(spec, config)
-        return cls(spec, loaded.runners, loaded.tokenizers, config)
+        return cls(spec, loaded.runners, loaded.tokenizers, config, renew=loaded.renew)
 
     @classmethod
     def shared(cls, config: EngineConfig) -> Handle:
@@ -117,7 +120,9 @@ class ModelInstance:
 
     def _start_core(self, cause: BaseException | None = None) -> EngineCore:
         config, runners = self.config, self.runners
-        budget = runners[0].prefix_cache_config if len(runners) == 1 else None
+        budgets = [runner.prefix_cache_config for runner in runners]
+        caches = [PrefixCache.of(budget) for budget in budgets if budget is not None]
+        budget = budgets[0] if len(caches) == len(budgets) else None
         scheduler = Scheduler(
             runners[0].shapes,
             max_batch_tokens=self._max_batch_tokens,
@@ -127,11 +132,18 @@ class ModelInstance:
             workers=sum(runner.limits.workers for runner in runners),
             query_workers=sum(runner.limits.query_workers for runner in runners),
             min_short_batch_tokens=min(runner.limits.min_batch_tokens for runner in runners),
-            prefixes=None if budget is None else PrefixCache.of(budget),
+            caches=() if budget is None else caches,
             min_saved_tokens=0 if budget is None else budget.min_saved_tokens,
             max_prefixed_tokens=None if budget is None else budget.max_batch_tokens,
         )
-        core = EngineCore(runners, self.inputs, scheduler, hooks=self.hooks, cause=cause)
+        core = EngineCore(
+            runners,
+            self.inputs,
+            scheduler,
+            hooks=self.hooks,
+            cause=cause,
+            closes_runners=self.reloadable,
+        )
         # Where an interrupt keeps the instance from its engine, no other code would stop it.
         close = partial(core.close, drain=True, wait=False)
         weakref.finalize(self, core.run_in_background, close).atexit = False
@@ -152,6 +164,8 @@ class ModelInstance:
         if self._process != os.getpid():
             with self._lock:
                 if self._process != os.getpid():
+                    if self._renew is not None:
+                        self.runners = tuple(self._renew())
                     self._core = self._start_core(self._fork_failure())
                     self._process = os.getpid()
         return self._core
@@ -164,7 +178,8 @@ class ModelInstance:
         return "failed" if self._fork_failure() else "ready"
 
     def _fork_failure(self) -> BaseException | None:
-        if not any("cuda" in runner.device_name for runner in self.runners):
+        uses_cuda = any("cuda" in runner.device_name for runner in self.runners)
+        if self._renew is not None or not uses_cuda:
             return None
         return EngineFailed(
             "CUDA does not survive a fork: make the engine in the child, or start workers "
@@ -217,6 +232,8 @@ class ModelInstance:
             max_queue_tokens=self.config.max_queue_tokens,
             max_query_wait_ms=self.config.max_query_wait_ms,
             prefix_cache=self.runners[0].prefix_cache_config,
+            replicas=len(self.runners),
+            processes=tuple(pid for runner in self.runners for pid in runner.pids),
         )
 
     def after_fork_in_child(self) -> None:

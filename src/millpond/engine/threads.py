@@ -45,11 +45,13 @@ def _guarded(core: EngineCore, work: Callable[[], None]) -> None:
         work()
     except BaseException as error:  # no call may wait for a thread that is gone
         core.fail(error)
+    finally:
+        core.end_thread()
 
 
 def _run_batches(core: EngineCore, worker: Worker) -> None:
     while (batch := core.next_batch(worker)) is not None:
-        core.complete(worker.executor.run(batch))
+        core.complete(worker.executor.run(batch, core.replacement))
         del batch  # it would keep its texts while this thread waits
     core.end_worker()
 

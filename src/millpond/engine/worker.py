@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from ..locks import Gate
 from ..runner.base import ModelRunner
 from ..scheduler.request import Priority
-from .executor import BatchExecutor, DeviceSlot
+from .executor import BatchExecutor, DeviceSlot, Place
 
 __all__ = ["Worker", "WorkerPool"]
 
@@ -25,11 +25,18 @@ class Worker:
     """
 
     def __init__(
-        self, executor: BatchExecutor, slot: DeviceSlot, priorities: Collection[Priority]
+        self,
+        executor: BatchExecutor,
+        slot: DeviceSlot,
+        priorities: Collection[Priority],
+        replica: int,
     ) -> None:
         self.executor = executor  # the thread's own
+        self.replica = replica  # which of the runners it is on, by its place among them
         self.slot = slot
         self.priorities = priorities  # of the texts that it takes
+        self.retired = False  # its runner is lost
+        self.guests = 0  # batches of lost runners that were sent to its own
         self.idle = False  # it waits for work
         self.woken = False  # of an idle one: a thread has woken it
         self.busy = False  # its batch is in flight
@@ -56,22 +63,26 @@ class WorkerPool:
 
     def __init__(self, runners: Sequence[ModelRunner], *, clock: Callable[[], float]) -> None:
         # Those for queries come first: they are woken first. Then one of each device.
-        slots = [
-            (runner, [DeviceSlot() for _ in range(runner.limits.workers)]) for runner in runners
-        ]
+        slots = [[DeviceSlot() for _ in range(runner.limits.workers)] for runner in runners]
+
+        def worker(replica: int, slot: DeviceSlot, priorities: Collection[Priority]) -> Worker:
+            executor = BatchExecutor(runners[replica], slot, clock=clock)
+            return Worker(executor, slot, priorities, replica)
+
         for_queries = [
-            _worker(runner, own[0] if runner.limits.queries_apart else DeviceSlot(), clock, QUERIES)
-            for runner, own in slots
+            worker(place, own[0] if runner.limits.queries_apart else DeviceSlot(), QUERIES)
+            for place, (runner, own) in enumerate(zip(runners, slots, strict=True))
             for _ in range(runner.limits.query_workers)
         ]
         general = [
-            _worker(runner, slot, clock, BULK if runner.limits.queries_apart else ANY)
+            worker(place, slot, BULK if runner.limits.queries_apart else ANY)
             for turn in range(max(runner.limits.depth for runner in runners))
-            for runner, own in slots
+            for place, (runner, own) in enumerate(zip(runners, slots, strict=True))
             for slot in own
             if turn < runner.limits.depth
         ]
         self.workers = (*for_queries, *general)
+        """Those whose runner is not lost."""
         self._general = len(general)
         self.in_flight = 0
         """Batches planned whose results are not delivered."""
@@ -111,6 +122,30 @@ class WorkerPool:
         free = self._general - self.in_flight
         return min(free, len(queries - busy)), min(free, len(bulk - busy))
 
+    def retire(self, runner: ModelRunner) -> bool:
+        """A runner is lost: its workers run nothing more. Whether it was not known to be."""
+        lost = [worker for worker in self.workers if worker.executor.runner is runner]
+        for worker in lost:
+            worker.retired = True
+            self._general -= worker.priorities != QUERIES
+            worker.wake()
+        self.workers = tuple(worker for worker in self.workers if not worker.retired)
+        return bool(lost)
+
+    @property
+    def runners(self) -> int:
+        """Runners that are left."""
+        return len({id(worker.executor.runner) for worker in self.workers})
+
+    def place(self) -> Place | None:
+        """Where a batch of a lost runner may run; None where no runner is left."""
+        general = [worker for worker in self.workers if worker.priorities != QUERIES]
+        if not general:
+            return None
+        worker = min(general, key=lambda worker: worker.busy + worker.guests)
+        worker.guests += 1
+        return worker.executor.runner, worker.slot
+
     @property
     def is_idle(self) -> bool:
         """Whether no batch is in flight."""
@@ -133,12 +168,3 @@ class WorkerPool:
 
     def __repr__(self) -> str:
         return f"WorkerPool(workers={len(self.workers)}, in_flight={self.in_flight})"
-
-
-def _worker(
-    runner: ModelRunner,
-    slot: DeviceSlot,
-    clock: Callable[[], float],
-    priorities: Collection[Priority],
-) -> Worker:
-    return Worker(BatchExecutor(runner, slot, clock=clock), slot, priorities)

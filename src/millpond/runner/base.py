@@ -6,7 +6,7 @@ for a model in another process. `model_runner` has the one that runs models in t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ..model.info import RouteInfo
@@ -58,6 +58,10 @@ class ModelRunner(Protocol):
     def prefix_cache_config(self) -> PrefixCacheConfig | None:
         """Room for a prefix cache, or None where there is none."""
 
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The processes that it runs in; none where that is this one."""
+
     def can_run_inline(self, tokens: int) -> bool:
         """Whether a caller's thread may launch a text of N tokens."""
 
@@ -78,3 +82,15 @@ class ModelRunner(Protocol):
 
     def free_memory(self) -> None:
         """Give cached device memory back after running out of it."""
+
+    def tell_when_lost(self, tell: Callable[[Exception], object]) -> None:
+        """Call `tell` with an error that is fatal if there comes to be one while it runs nothing.
+
+        Once, on any thread.
+        """
+
+    def close(self, *, wait: bool = True) -> None:
+        """Let go of what is outside of this process. Batches that it runs there fail.
+
+        Without `wait` it is only asked for. Twice is as good as once.
+        """

@@ -106,7 +106,9 @@ class CudaModelRunner(TorchModelRunner):
         self._queries.stream.wait_stream(stream.stream)  # weights are put into memory there
 
     @classmethod
-    def load(cls, spec: ModelSpec, config: EngineConfig, device: torch.device) -> Self:
+    def load(
+        cls, spec: ModelSpec, config: EngineConfig, device: torch.device, *, sharers: int = 1
+    ) -> Self:
         """Load a model onto a CUDA device. Raises `ModelError` and `InvalidOption`.
 
         All of it happens on the stream that batches will run on, so that they can use the memory
@@ -115,7 +117,7 @@ class CudaModelRunner(TorchModelRunner):
         stream = OwnStream(device)
         with current(device, stream):
             return cls._load(
-                spec, config, device, stream=stream, batch_invariant=config.batch_invariant
+                spec, config, device, sharers, stream=stream, batch_invariant=config.batch_invariant
             )
 
     @staticmethod

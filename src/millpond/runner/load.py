@@ -1,4 +1,4 @@
-"""`load_model`: one model on one device or several, and the tokenizers of its routes."""
+"""`load_model`: one model, in this process or on several devices, and its routes' tokenizers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -19,9 +19,11 @@ from .base import ModelRunner
 from .cpu_runner import CpuModelRunner, is_plain_thread
 from .cuda_runner import CudaModelRunner
 from .model_runner import TorchModelRunner
-from .remote.task import Loaded, Rank
+from .remote.runner import RemoteRunner
+from .remote.task import ChildTask, Loaded, Rank
+from .replicas import can_start_children, replica_devices, replica_tasks
 
-__all__ = ["LoadedModel", "load_in_child", "load_model", "on_plain_thread", "require_one_dtype"]
+__all__ = ["LoadedModel", "load_in_child", "load_model", "on_plain_thread", "require_alike"]
 
 Result = TypeVar("Result")
 
@@ -31,43 +33,67 @@ RUNNERS: dict[str, type[TorchModelRunner]] = {"cpu": CpuModelRunner, "cuda": Cud
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """What runs a model: a runner for each device, and a tokenizer for each route."""
+    """What runs a model: a runner for each replica, and a tokenizer for each route."""
 
     runners: Sequence[ModelRunner]
     tokenizers: Sequence[TextTokenizer]
+    renew: Callable[[], Sequence[ModelRunner]] | None = None
+    """Loads them once more for a forked process, which cannot use those of its parent."""
 
 
 def load_model(spec: ModelSpec, config: EngineConfig) -> LoadedModel:
-    """Load a model onto its device or devices. Raises `ModelError` and `InvalidOption`."""
+    """Load a model onto its device or devices. Raises `ModelError` and `InvalidOption`.
+
+    One copy on one device runs in this process where `replicas` says nothing else; several run in
+    a process each.
+    """
     names = _device_names(config)
-    changes: dict[str, Any] = {}
-    if len(names) > 1:
-        changes["prefix_cache"] = "off"  # the scheduler does not know who will run a batch
-    configs = [replace(config, device=name, **changes) for name in names]
+    devices = [choose_device(name) for name in names]
+    if config.replicas is None and (len(devices) == 1 or not can_start_children()):
+        return _load_here(spec, config, names)
+    placed = replica_devices(devices, config.replicas)
+    loader = f"{__name__}:{load_in_child.__name__}"
+    return _load_in_children(replica_tasks(loader, spec, config, placed))
+
+
+def _load_here(spec: ModelSpec, config: EngineConfig, names: Sequence[str]) -> LoadedModel:
+    configs = [replace(config, device=name) for name in names]
     runners = [on_plain_thread(partial(_load_runner, spec, one)) for one in configs]
-    require_one_dtype(runners)
+    require_alike(runners)
     return LoadedModel(runners, [pipeline.tokenizer for pipeline in runners[0].models])
 
 
-def load_in_child(spec: ModelSpec, config: EngineConfig, *, rank: Rank) -> Loaded:
+def _load_in_children(tasks: Sequence[ChildTask]) -> LoadedModel:
+    renew = partial(RemoteRunner.load_several, [[task] for task in tasks])
+    runners = renew()
+    require_alike(runners)
+    return LoadedModel(runners, [load() for load in runners[0].facts.extra], renew)
+
+
+def load_in_child(spec: ModelSpec, config: EngineConfig, sharers: int, *, rank: Rank) -> Loaded:
     """In a child: the model on its one device, and how its parent loads the tokenizers."""
-    runner = _load_runner(spec, config)
+    runner = _load_runner(spec, config, sharers)
     return Loaded(runner, [pipeline.tokenizer.load_again for pipeline in runner.models])
 
 
-def _load_runner(spec: ModelSpec, config: EngineConfig) -> TorchModelRunner:
+def _load_runner(spec: ModelSpec, config: EngineConfig, sharers: int = 1) -> TorchModelRunner:
     (name,) = config.device_names  # of several, each has a configuration of its own
     device = choose_device(name)
-    return RUNNERS.get(device.type, TorchModelRunner).load(spec, config, device)
+    return RUNNERS.get(device.type, TorchModelRunner).load(spec, config, device, sharers=sharers)
 
 
-def require_one_dtype(runners: Sequence[ModelRunner]) -> None:
-    """Raise `InvalidOption` where devices chose different precisions."""
+def require_alike(runners: Sequence[ModelRunner]) -> None:
+    """Raise `InvalidOption` where a text's vector would depend on which of them computes it."""
     precisions = sorted({runner.dtype_name for runner in runners})
     if len(precisions) > 1:
         raise InvalidOption(
             f"the devices run in {' and '.join(precisions)}, and a text's vector would depend "
             "on where it ran; choose a dtype that all of them have"
+        )
+    if len({tuple(runner.shapes) for runner in runners}) > 1:
+        raise InvalidOption(
+            "the model runs packed on one of the devices and padded on another; choose devices "
+            "that are alike"
         )
 
 

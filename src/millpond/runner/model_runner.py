@@ -7,7 +7,7 @@ batch runs when is not its business.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -79,15 +79,27 @@ class TorchModelRunner:
         self._kv_cache = None if prefixes is None else prefixes.allocate()
 
     @classmethod
-    def load(cls, spec: ModelSpec, config: EngineConfig, device: torch.device) -> Self:
-        """Load a model onto a device of the class's kind. Raises `ModelError`, `InvalidOption`."""
-        return cls._load(spec, config, device)
+    def load(
+        cls, spec: ModelSpec, config: EngineConfig, device: torch.device, *, sharers: int = 1
+    ) -> Self:
+        """Load a model onto a device of the class's kind, whose memory N processes share alike.
+
+        Raises `ModelError` and `InvalidOption`.
+        """
+        return cls._load(spec, config, device, sharers)
 
     @classmethod
-    def _load(cls, spec: ModelSpec, config: EngineConfig, device: torch.device, **own: Any) -> Self:
+    def _load(
+        cls,
+        spec: ModelSpec,
+        config: EngineConfig,
+        device: torch.device,
+        sharers: int,
+        **own: Any,
+    ) -> Self:
         """`own` are arguments of the class's that others do not have."""
         models = load_models(spec, config, device)
-        free, total = cls._free_and_total_bytes(device)
+        free, total = (known // sharers for known in cls._free_and_total_bytes(device))
         memory = DeviceMemory(free, total, weight_bytes(models))
         budget = MemoryBudget(memory, config.memory_utilization, config.memory_bytes)
         tokens, prefixes = cls._sizes(models, device, config, budget)
@@ -293,6 +305,16 @@ class TorchModelRunner:
 
     def free_memory(self) -> None:
         """Give cached device memory back after running out of it."""
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return ()
+
+    def tell_when_lost(self, tell: Callable[[Exception], object]) -> None:
+        """A lost device shows in the next batch."""
+
+    def close(self, *, wait: bool = True) -> None:
+        """All it holds goes with this object."""
 
     def __repr__(self) -> str:
         kinds = ", ".join(route.execution for route in self.routes)

@@ -51,7 +51,11 @@ class BatchBuilder:
     may_skip_prefixes: bool = False
     """Whether texts without a prompt need not be looked up: recent look-ups found too little."""
     parts_taken: int = 0
-    """Texts in it that are computed in part already."""
+    """Texts in it that were computed in part already."""
+    takes_over: bool = False
+    """Whether texts go in of which another cache has a part, to be computed anew."""
+    left_parts: bool = False
+    """Whether some did not."""
     waiting_beside: int = 0
     """Tokens that wait in the queue beside those of the request whose turn it is."""
     route: int | None = None
@@ -111,12 +115,16 @@ class BatchBuilder:
 
     def _take_one(self, request: Request, span: PendingSpan, prefixes: PrefixCache) -> bool:
         chunk, place = span.chunk, span.start
+        is_elsewhere = span.claim is not None and span.claim.cache is not prefixes
+        if is_elsewhere and not self.takes_over:
+            self.left_parts = True
+            return False
         if span.claim is None and self.in_flight_texts.follows(request, chunk, place):
             span.start += 1
             return True
         if self.segments and chunk.lengths[place] > self.keys_left:
             return False
-        ids, before = chunk.ids_of(place), span.computed_tokens
+        ids, before = chunk.ids_of(place), 0 if is_elsewhere else span.computed_tokens
         # A text that was cut may have lost its prompt, and there is no room to pin just anything.
         pin = request.is_pinned and not request.truncated[chunk.rows[place]]
         hold = partial(prefixes.claim, ids, owner=self, split=request.shared_tokens, pin=pin)
@@ -125,8 +133,7 @@ class BatchBuilder:
             return False
         claim, until = found
         if span.claim is not None:
-            prefixes.release(span.claim)
-            span.claim = None
+            span.release()
             self.parts_taken += 1
         if until is None:
             self.in_flight_texts.lead(request, chunk, place)

@@ -90,6 +90,8 @@ class BlockAllocation:
     nodes: list[CachedBlock] = field(default_factory=list)  # from here on the cache's own
     to_pin: int = 0
     state: str = OPEN
+    cache: PrefixCache | None = None
+    """Which it is a claim on; None of one that came from another process."""
 
     @property
     def cached_so_far(self) -> int:
@@ -180,6 +182,7 @@ class PrefixCache:
             length,
             nodes=nodes,
             to_pin=-(-split // self.block_tokens) if pin else 0,
+            cache=self,
         )
 
     def share(self, claim: BlockAllocation, lengths: npt.NDArray[np.int64]) -> None:
@@ -302,6 +305,13 @@ class PrefixCache:
         self._claims -= 1
         for node in reversed(claim.nodes):
             self.pool.release(node.block, keep=self._remembers(node))
+
+    def settle(self, claim: BlockAllocation, *, keep: bool) -> None:
+        """Commit a claim whose blocks are filled, or abort it."""
+        if keep:
+            self.commit(claim)
+        else:
+            self.abort(claim)
 
     def cancel(self, claim: BlockAllocation) -> None:
         """Abort and release: the text does not run now. It does not count as looked up."""

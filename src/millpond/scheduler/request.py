@@ -57,6 +57,13 @@ class PendingSpan:
     is_rest: bool = False
     """Whether it is a text of which a batch was to compute a part."""
 
+    def release(self) -> None:
+        """Let go of what holds the part that is computed."""
+        assert self.claim is not None
+        assert self.claim.cache is not None
+        self.claim.cache.release(self.claim)
+        self.claim = None
+
     @property
     def computed_tokens(self) -> int:
         """Tokens that earlier batches have computed of a text that takes several."""

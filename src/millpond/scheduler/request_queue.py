@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .batch_builder import BatchBuilder
-from .prefix_cache import BlockAllocation
+from .prefix_cache import BlockAllocation, PrefixCache
 from .request import PendingSpan, Request
 from .token_chunk import TokenChunk
 
@@ -95,7 +95,16 @@ class RequestQueue:
         request.spans.append(PendingSpan(chunk, 0, len(chunk), now_s))
 
     def fill(self, builder: BatchBuilder) -> None:
-        """Move ready texts into a batch, from each request in turn, until it is full."""
+        """Move ready texts into a batch, from each request in turn, until it is full.
+
+        Those of which another cache has a part only where there are no others.
+        """
+        self._fill(builder)
+        if builder.left_parts and not builder.segments:
+            builder.takes_over = True
+            self._fill(builder)
+
+    def _fill(self, builder: BatchBuilder) -> None:
         skipped: list[Request] = []
         served: list[Request] = []
         while self.ready_requests and builder.tokens_left > 0 and len(skipped) < MOST_MISFITS:
@@ -144,6 +153,18 @@ class RequestQueue:
         request.waiting_tokens += tokens
         self.waiting_tokens += tokens
         self.ready_tokens += tokens
+
+    def release_parts(self, cache: PrefixCache) -> int:
+        """A cache is lost: texts of which it has a part begin anew. How many those are."""
+        held = [
+            span
+            for request in self.ready_requests
+            for span in request.spans
+            if span.claim is not None and span.claim.cache is cache
+        ]
+        for span in held:
+            span.release()
+        return len(held)
 
     def forget(self, request: Request) -> list[BlockAllocation]:
         """Take everything of a request out. What a batch already holds is that batch's to drop.

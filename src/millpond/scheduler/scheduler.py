@@ -60,7 +60,7 @@ class Scheduler:
 
     `shapes[route]` says how texts of that route stand in a batch, and `depth` how many batches a
     worker takes before the first is done. Where `queries_have_workers` of their own, bulk batches
-    stay long.
+    stay long. Each replica of the model has a prefix cache of its own among `caches`, or none has.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Scheduler:
         workers: int = 1,
         query_workers: int = 0,
         min_short_batch_tokens: int = MIN_SHORT_BATCH_TOKENS,
-        prefixes: PrefixCache | None = None,
+        caches: Sequence[PrefixCache] = (),
         min_saved_tokens: int = 0,
         max_prefixed_tokens: int | None = None,
     ) -> None:
@@ -87,7 +87,8 @@ class Scheduler:
         self._queries_have_workers = query_workers > 0
         self._ahead_batches = max(TOKENIZE_AHEAD_BATCHES, 2 * workers)
         self._min_short_batch_tokens = min_short_batch_tokens
-        self.prefixes = prefixes
+        self.caches = tuple(caches)
+        self._lost_caches: set[PrefixCache] = set()
         self._min_saved_tokens = min_saved_tokens
         self._max_prefixed_tokens = max_prefixed_tokens or max_batch_tokens
         self._lookups = LookupBackoff()
@@ -176,8 +177,8 @@ class Scheduler:
         if not request.dead:
             queue = self.queues[request.priority]
             for claim in queue.forget(request):
-                assert self.prefixes is not None
-                self.prefixes.release(claim)
+                assert claim.cache is not None
+                claim.cache.release(claim)
                 self._parts_waiting -= 1
             queue.admit()
             if not self.queues[Priority.BULK].ready_requests:
@@ -208,8 +209,9 @@ class Scheduler:
         priorities: Collection[Priority] = tuple(Priority),
         bulk_shares: int = 1,
         query_shares: int = 1,
+        replica: int = 0,
     ) -> Batch | None:
-        """The next forward pass with texts of these priorities, or None when none is ready.
+        """The next forward pass of a replica with texts of these priorities; None if none is ready.
 
         What waits in a queue is divided evenly among its shares, the workers that are free for it.
         """
@@ -217,7 +219,8 @@ class Scheduler:
         while (queries.ready_requests and Priority.INTERACTIVE in priorities) or (
             bulk.ready_requests and Priority.BULK in priorities
         ):
-            builder = self._filled(now_s, priorities, bulk_shares, query_shares)
+            cache = self.caches[replica] if self.caches else None
+            builder = self._filled(now_s, priorities, bulk_shares, query_shares, cache)
             if builder.segments:
                 return builder.batch()
             # All of it follows texts in flight, and something else may have waited behind it.
@@ -229,10 +232,11 @@ class Scheduler:
         priorities: Collection[Priority],
         bulk_shares: int,
         query_shares: int,
+        cache: PrefixCache | None,
     ) -> BatchBuilder:
         interactive, bulk = self._queues
         builder = BatchBuilder(
-            self.shapes, self.max_batch_tokens, now_s, self._in_flight_texts, self.prefixes
+            self.shapes, self.max_batch_tokens, now_s, self._in_flight_texts, cache
         )
         builder.may_skip_prefixes = not self._parts_waiting and self._lookups.may_skip()
         builder.keys_left = most_keys(self.max_batch_tokens)
@@ -295,11 +299,20 @@ class Scheduler:
         Texts it did not finish are put back. Returned are the texts that wait for those it did,
         by their place in the batch.
         """
+        keep = keep and not any(claim.cache in self._lost_caches for claim in batch.claims)
         unfinished = [s for s in batch.segments if s.is_unfinished and not s.request.dead]
         self._settle(batch, keep=keep, but_hold=unfinished if keep else ())
         for segment in unfinished:
             self._put_back(segment, now_s, keep=keep)
         return self._in_flight_texts.land(batch.segments)
+
+    def lose_replica(self, replica: int) -> None:
+        """A replica is gone, and its cache with it. Nothing more is planned for it."""
+        if self.caches:
+            lost = self.caches[replica]
+            self._lost_caches.add(lost)
+            for queue in self._queues:
+                self._parts_waiting -= queue.release_parts(lost)
 
     def failed(self, batch: Batch) -> None:
         """A batch failed as a whole; its texts run again, in parts and without prefixes."""
@@ -316,11 +329,10 @@ class Scheduler:
         """Let go of what a batch held of the prefix cache, but for those texts."""
         held = {claim for segment in but_hold for claim in segment.claims or ()}
         for claim in batch.claims:
-            assert self.prefixes is not None
-            settle = self.prefixes.commit if keep else self.prefixes.abort
-            settle(claim)
+            assert claim.cache is not None
+            claim.cache.settle(claim, keep=keep)
             if claim not in held:
-                self.prefixes.release(claim)
+                claim.cache.release(claim)
 
     def _put_back(self, segment: Segment, now_s: float, *, keep: bool) -> None:
         """Let a text that was computed in part wait for its next turn, holding its blocks."""
@@ -342,8 +354,8 @@ class Scheduler:
     def check_idle(self) -> None:
         """Where nothing is planned or running, assert that no block is held."""
         assert self._parts_waiting == 0
-        if self.prefixes is not None:
-            self.prefixes.check_idle()
+        for cache in self.caches:
+            cache.check_idle()
 
     def record(self, batch: Batch, seconds: float) -> None:
         """Learn from a finished batch what fits, and how many tokens a second bulk runs at."""

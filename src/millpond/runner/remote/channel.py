@@ -90,7 +90,7 @@ class Port:
 
 
 def port_pair(ranks: int) -> tuple[Port, list[socket.socket]]:
-    """A port to so many processes, and the socket that each of them gets."""
+    """A port to N processes, and the socket that each of them gets."""
     pairs = [socket.socketpair() for _ in range(ranks)]
     return Port([own for own, _ in pairs]), [other for _, other in pairs]
 

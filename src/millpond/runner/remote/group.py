@@ -2,7 +2,7 @@
 
 That is one child, or a rank each of several; when one ends, all of them do. A thread of the group's
 own starts them, reads what they say, and sees their end. It is never interrupted, so a child that
-has been started is always one that is known, whatever happens to who waits for its model.
+has been started is always known, whatever happens to the thread that waits for its model.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def receive_message(connection: socket.socket) -> tuple[Any, list[int]]:
 def receive_exactly(
     connection: socket.socket, count: int, most_descriptors: int = 0
 ) -> tuple[bytes, list[int]]:
-    """So many bytes, and descriptors that came with them. Raises `ConnectionEnded`."""
+    """`count` bytes, and descriptors that came with them. Raises `ConnectionEnded`."""
     parts: list[bytes] = []
     descriptors: list[int] = []
     try:

@@ -82,7 +82,7 @@ class ChildProcess:
         self.written.close()
 
     def forget(self) -> None:
-        """In a forked child of the parent: it is the parent's. Nothing of it is touched."""
+        """In a forked child of the parent: it is the parent's, and is left alone."""
         self._process.returncode = 0  # or collecting it would complain that it runs on
         self.close()
 

@@ -68,7 +68,7 @@ class PortPool:
             self._changed.notify()
 
     def end(self) -> None:
-        """Let nobody wait."""
+        """Have every thread that waits for one raise."""
         with self._changed:
             self._is_over = True
             self._changed.notify_all()
@@ -118,7 +118,6 @@ class RemoteRunner:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """The processes' ids, by rank."""
         return self._group.pids
 
     @property
@@ -226,13 +225,12 @@ class RemoteRunner:
         now."""
         self._group.tell_when_lost(tell)
 
-    def end(self) -> None:
-        """Have the children end, without waiting for it; batches with them fail."""
-        self._group.end()
-
-    def close(self) -> None:
-        """End the children and wait for that. No batch is with them, and none comes."""
-        self._group.close()
+    def close(self, *, wait: bool = True) -> None:
+        """End the children, and with `wait` wait for that. Batches that are with them fail."""
+        if wait:
+            self._group.close()
+        else:
+            self._group.end()
 
     def __repr__(self) -> str:
         return f"RemoteRunner({self.device_name!r}, pids={self.pids})"
