@@ -9,14 +9,19 @@ import os
 import signal
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from fakes import FakeRunner, _texts_of, token
+from fakes import FakeRunner, FakeTokenizer, _texts_of, fake_spec, token
 
+from millpond.config import EngineConfig
+from millpond.engine.engine import Engine
+from millpond.engine.instance import ModelInstance
 from millpond.outputs import RaggedRows
+from millpond.runner.remote.runner import RemoteRunner
 from millpond.runner.remote.task import ChildTask, Loaded, Rank
 from millpond.scheduler.batch import Batch
 
@@ -99,3 +104,12 @@ def task(loader: str = "load_with", *arguments: Any, **options: Any) -> ChildTas
     """A child of one of these loaders."""
     given = arguments or (() if loader != "load_with" else (options,))
     return ChildTask(loader=f"child_models:{loader}", arguments=given)
+
+
+def engine_of(*tasks: ChildTask) -> Engine:
+    """An engine on fakes in processes of their own, which are the engine's to end."""
+    renew = partial(RemoteRunner.load_several, [[each] for each in tasks])
+    here = FakeRunner()
+    config = EngineConfig(model="fake/model")
+    instance = ModelInstance(fake_spec(here), renew(), [FakeTokenizer(here)], config, renew=renew)
+    return Engine._on(instance.acquire())

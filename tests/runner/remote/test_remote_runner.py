@@ -188,6 +188,7 @@ print(*runner.pids, flush=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "then",
     ["os.kill(os.getpid(), signal.SIGKILL)", "sys.exit()", "os._exit(3)", "os.abort()"],

@@ -206,7 +206,8 @@ class ChildGroup:
         self._watch.end()
         if self._watch.thread.is_alive():
             self._watch.thread.join()
-        self._when_collected()
+        self._when_collected.detach()
+        _release(self._watch)  # which a finalizer would not do any more while the process ends
 
     def __repr__(self) -> str:
         return f"ChildGroup(pids={self.pids}, error={self._watch.error!r})"
