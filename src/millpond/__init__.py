@@ -49,6 +49,8 @@ if typing.TYPE_CHECKING:
     from .engine.info import EngineInfo
     from .scheduler.request import Priority
     from .scores import Label, Ranked, Scores
+    from .token_embeddings import TokenEmbeddings
+    from .token_vectors import TokenVectors, maxsim
 
 __version__ = "0.1.0"
 
@@ -89,12 +91,15 @@ __all__ = [
     "TextFailed",
     "TextTooLong",
     "TextsFailed",
+    "TokenEmbeddings",
+    "TokenVectors",
     "TruncationLog",
     "UnknownPrompt",
     "UnknownTask",
     "UnsupportedCall",
     "UnsupportedModel",
     "__version__",
+    "maxsim",
     "quantize",
 ]
 
@@ -108,6 +113,9 @@ _LAZY_NAMES = {
     "TruncationLog": "millpond.engine.calls.progress",
     "Ranked": "millpond.scores",
     "Scores": "millpond.scores",
+    "TokenEmbeddings": "millpond.token_embeddings",
+    "TokenVectors": "millpond.token_vectors",
+    "maxsim": "millpond.token_vectors",
     "quantize": "millpond.embeddings",
 }
 

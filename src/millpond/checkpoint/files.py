@@ -53,6 +53,9 @@ ASSUMED_WITHOUT = {
     "chat_template.jinja": "no chat template",
 }
 
+# PyLate's, as it saves their type; the files are those of the class of the same name.
+_PYLATE_MODULES = frozenset({"pylate.models.Dense.Dense"})
+
 _ROUTER = "router_config.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -212,10 +215,9 @@ def safetensors_header(path: Path) -> dict[str, Any]:
 
 
 def module_kind(class_name: str) -> str | None:
-    """The last part of a module type of sentence-transformers; None for any other."""
-    return (
-        class_name.rpartition(".")[2] if class_name.startswith("sentence_transformers.") else None
-    )
+    """The last part of a module type of sentence-transformers or PyLate; None for any other."""
+    is_known = class_name.startswith("sentence_transformers.") or class_name in _PYLATE_MODULES
+    return class_name.rpartition(".")[2] if is_known else None
 
 
 def iter_missing_files(root: Path, *, trust_remote_code: bool = False) -> Iterator[str]:

@@ -7,12 +7,13 @@ format of sentence-transformers 6, and refuses by name what is not text.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidCheckpoint, UnsupportedModel
 
-__all__ = ["chat_options", "length_options", "tokens"]
+__all__ = ["QueryExpansion", "chat_options", "length_options", "query_expansion", "tokens"]
 
 _TEXT = frozenset({"text", "message"})
 _FORMATS = ("auto", "flat", "structured")
@@ -183,3 +184,40 @@ def tokens(saved: Mapping[str, Any], key: str, path: Path) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InvalidCheckpoint(f"{path}: {key} is {value!r}, not a number of tokens")
     return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryExpansion:
+    """Queries are filled up with a token, whose vectors take part in the score (ColBERT)."""
+
+    length: int
+    """Tokens of a query at the least."""
+    is_fixed: bool
+    """Whether longer queries are cut to that length."""
+    attended: bool = False
+    """Whether the other tokens attend to those that fill up; those attend to the query anyway."""
+    token: str | None = None
+    """None for the tokenizer's `[MASK]` or else the end of a text."""
+
+
+def query_expansion(saved: Mapping[str, Any], path: Path) -> QueryExpansion | None:
+    """From the `query_expansion` of a Transformer. Raises `InvalidCheckpoint`."""
+    found, query_length = saved.get("query_expansion"), saved.get("query_length")
+    if found is None:
+        return None
+    if not isinstance(found, Mapping) or found.get("strategy") not in ("fixed", "min"):
+        raise InvalidCheckpoint(
+            f"{path}: query_expansion is {found!r}; it needs a strategy, 'fixed' or 'min'"
+        )
+    length, token, attend = found.get("length"), found.get("token"), found.get("attend", False)
+    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+        raise InvalidCheckpoint(f"{path}: query_expansion has length={length!r}, not tokens")
+    if query_length is not None and query_length < length:
+        raise InvalidCheckpoint(
+            f"{path}: query_length={query_length} is below the length of query_expansion, {length}"
+        )
+    if not isinstance(token, str | None) or not isinstance(attend, bool):
+        raise InvalidCheckpoint(f"{path}: query_expansion has token={token!r}, attend={attend!r}")
+    return QueryExpansion(
+        length=length, is_fixed=found["strategy"] == "fixed", attended=attend, token=token
+    )

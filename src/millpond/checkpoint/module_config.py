@@ -15,7 +15,7 @@ from typing import Any, get_args
 from ..config import PoolingMode
 from ..errors import InvalidCheckpoint, UnsupportedModel
 from .files import has_file, has_tokenizer, read_json_object
-from .input_config import chat_options, length_options, tokens
+from .input_config import chat_options, length_options, query_expansion, tokens
 
 __all__ = ["READ_OPTIONS", "transformer_config", "transformer_options"]
 
@@ -104,8 +104,9 @@ def transformer_options(
     """The options of a Transformer module, from its sentence_bert_config.json at `path`.
 
     Always has `task` (what transformers loads it for), `max_seq_length`, `query_length`,
-    `document_length` and `call_length` (tokens or None), `do_lower_case`, `chat` (what
-    `chat_options` gives), and `model_kwargs`, `processor_kwargs` and `config_kwargs` (dicts).
+    `document_length` and `call_length` (tokens or None), `query_expansion` (None for models that
+    are not multi-vector), `do_lower_case`, `chat` (what `chat_options` gives), and
+    `model_kwargs`, `processor_kwargs` and `config_kwargs` (dicts).
     `whole`: a folder without modules.json.
     """
     _refuse_other_inputs(saved, path)
@@ -113,6 +114,7 @@ def transformer_options(
     return {
         "task": saved.get("transformer_task", "feature-extraction"),
         "max_seq_length": tokens(saved, "max_seq_length", path),
+        "query_expansion": query_expansion(saved, path),
         **length_options(saved, path, has_chat=chat is not None),
         "do_lower_case": bool(saved.get("do_lower_case", False)),
         "chat": chat,
@@ -138,8 +140,6 @@ def _refuse_other_inputs(saved: Mapping[str, Any], path: Path) -> None:
             f"{path}: transformer_task {task!r} gives neither embeddings nor scores; "
             f"only {', '.join(_TASKS)} are supported"
         )
-    if saved.get("query_expansion") is not None:
-        raise UnsupportedModel(f"{path}: query_expansion belongs to multi-vector models")
     if saved.get("tokenizer_name_or_path") is not None:
         raise UnsupportedModel(
             f"{path}: tokenizer_name_or_path={saved['tokenizer_name_or_path']!r} keeps the "
@@ -263,6 +263,42 @@ def _logit_score(folder: Path, _trust: bool) -> dict[str, Any]:
     return {"true_token_id": true_token, "false_token_id": false_token}
 
 
+def _multi_vector_mask(folder: Path, _trust: bool) -> dict[str, Any]:
+    path = folder / "config.json"
+    saved = read_json_object(path, required=True)
+    words, tasks = saved.get("skiplist_words") or (), saved.get("skiplist_tasks", ("document",))
+    kept = saved.get("keep_only_token_ids")
+    are_words = all(isinstance(word, str) for word in (*words, *tasks))
+    if not are_words or not all(isinstance(token, int) for token in kept or ()):
+        raise InvalidCheckpoint(
+            f"{path}: skiplist_words and skiplist_tasks are to be strings, keep_only_token_ids ids"
+        )
+    return {
+        "skiplist_words": tuple(words),
+        "skiplist_tasks": (tasks,) if isinstance(tasks, str) else tuple(tasks),
+        "keep_only_token_ids": None if kept is None else tuple(kept),
+    }
+
+
+def _hierarchical_token_pooling(folder: Path, _trust: bool) -> dict[str, Any]:
+    """Without `normalize_embeddings` it is of the time before that was the rule."""
+    path = folder / "config.json"
+    saved = read_json_object(path, required=True)
+    factor, protected = saved.get("pool_factor", 1.0), saved.get("num_protected_tokens", 1)
+    tasks = saved.get("tasks") or ("document",)
+    if not isinstance(factor, int | float) or factor < 1 or not isinstance(protected, int):
+        raise InvalidCheckpoint(
+            f"{path}: pool_factor={factor!r} is to be at least 1, num_protected_tokens="
+            f"{protected!r} a number"
+        )
+    return {
+        "factor": float(factor),
+        "protected": protected,
+        "normalize": bool(saved.get("normalize_embeddings", False)),
+        "tasks": (tasks,) if isinstance(tasks, str) else tuple(tasks),
+    }
+
+
 def _dropout(_folder: Path, _trust: bool) -> dict[str, Any]:
     return {}
 
@@ -281,6 +317,8 @@ READ_OPTIONS: Mapping[str, Callable[[Path, bool], dict[str, Any]]] = {
     "WeightedLayerPooling": _weighted_layer_pooling,
     "Dropout": _dropout,
     "LogitScore": _logit_score,
+    "MultiVectorMask": _multi_vector_mask,
+    "HierarchicalTokenPooling": _hierarchical_token_pooling,
     "custom": _custom,
 }
 """For each kind of module: its folder, and whether its code is trusted, to its options."""

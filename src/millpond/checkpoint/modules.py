@@ -130,7 +130,7 @@ def _read_module(folder: Path, class_name: str, *, trust_remote_code: bool) -> M
         )
     if kind is None:
         kind = "custom"
-    elif kind not in READ_OPTIONS or kind == "custom" or _is_of_another_model(class_name):
+    elif kind not in READ_OPTIONS or kind == "custom":
         raise UnsupportedModel(f"{folder}: the module {class_name} is not supported")
     options = READ_OPTIONS[kind](folder, trust_remote_code)
     return Module(kind=kind, path=folder, options=options, class_name=class_name)
@@ -144,11 +144,6 @@ def _refuse_own_reader(folder: Path, class_name: str) -> None:
             "sentence-transformers' Transformer; trust_remote_code=True would not help. Look for "
             "a version of the model that transformers runs by itself"
         )
-
-
-def _is_of_another_model(class_name: str) -> bool:
-    package = class_name.split(".")[1]
-    return package in ("sparse_encoder", "multi_vector_encoder")
 
 
 def _read_router(folder: Path, *, trust_remote_code: bool) -> Router:

@@ -38,6 +38,10 @@ _TEXT_SUFFIXES = (
     *(".bpe", ".codes", ".merges", ".spm", ".vocab"),
 )
 
+
+# Of Stanford's ColBERT what it says of itself; of bge-m3 the weights of its two other results.
+_BESIDE_WEIGHTS = frozenset({"artifact.metadata", "colbert_linear.pt", "sparse_linear.pt"})
+
 _SAFETENSORS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 _TORCH_WEIGHTS = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
 
@@ -338,7 +342,8 @@ def _wanted(
         weights = _SAFETENSORS if has_safetensors else _TORCH_WEIGHTS
         for name in names:
             is_code = name.endswith(".py") and trust_remote_code
-            if name.endswith(_TEXT_SUFFIXES) or weights.fullmatch(name) or is_code:
+            is_other = name in _BESIDE_WEIGHTS
+            if name.endswith(_TEXT_SUFFIXES) or weights.fullmatch(name) or is_code or is_other:
                 yield f"{folder}/{name}" if folder else name
 
 

@@ -16,8 +16,15 @@ from .answer_rerankers import AnswerReranker, answer_reranker
 from .files import read_json_object
 from .module_config import transformer_config, transformer_options
 from .modules import Chain, Module, chain_for, routers_of
+from .multi_vector import multi_vector_modules
 
-__all__ = ["Route", "default_chain", "read_routes"]
+__all__ = [
+    "Route",
+    "default_chain",
+    "read_multi_vector_routes",
+    "read_routes",
+    "transformer_of_folder",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -86,15 +93,14 @@ def default_chain(root: Path, *, name: str = "", pooling: tuple[str, ...] | None
                 'pooling="mean"'
             )
     is_causal = str(architectures[0]).endswith("ForCausalLM") and config.get("is_causal", True)
-    return (
-        Module(
-            kind="Transformer",
-            path=root,
-            options=transformer_options({}, path=root / "config.json", whole=True),
-            class_name="Transformer",
-        ),
-        _pooling_module(root, ("lasttoken" if is_causal else "mean",)),
-    )
+    modes = ("lasttoken" if is_causal else "mean",)
+    return transformer_of_folder(root), _pooling_module(root, modes)
+
+
+def transformer_of_folder(root: Path) -> Module:
+    """The transformer of a folder without modules.json."""
+    options = transformer_options({}, path=root / "config.json", whole=True)
+    return Module(kind="Transformer", path=root, options=options, class_name="Transformer")
 
 
 def _scoring_transformer(root: Path, name: str, config: Mapping[str, Any]) -> Module | None:
@@ -156,6 +162,21 @@ def read_routes(
     return tuple(routes), task_routes, other_route
 
 
+def read_multi_vector_routes(
+    chain: Chain, root: Path
+) -> tuple[tuple[Route, ...], dict[str | None, str], str | None]:
+    """The same of a model that gives token vectors: one for queries and one for documents.
+
+    They are one route where they do not differ. A text without a task is a document.
+    """
+    found = {task: multi_vector_modules(chain, task, root) for task in ("query", "document")}
+    if found["query"] == found["document"]:
+        route = Route(name="default", modules=found["document"])
+        return (route,), dict.fromkeys(found, "default"), "default"
+    routes = tuple(Route(name=task, modules=modules) for task, modules in found.items())
+    return routes, {task: task for task in found}, "document"
+
+
 def _all_tasks(chain: Chain) -> Iterable[str | None]:
     tasks: dict[str | None, None] = {}
     for router in routers_of(chain):
@@ -182,6 +203,10 @@ def _finished(
         raise UnsupportedModel(
             f"{root}: begins with {kind}; only Transformer and StaticEmbedding can read text"
         )
+    of_tokens = [m for m in rest if m.kind in ("MultiVectorMask", "HierarchicalTokenPooling")]
+    if of_tokens or first.options.get("query_expansion") is not None:
+        what = of_tokens[0].class_name if of_tokens else "query_expansion"
+        raise UnsupportedModel(f"{root}: {what} belongs to a model saved as a MultiVectorEncoder")
     second_encoder = next((m for m in rest if m.kind in ("Transformer", "StaticEmbedding")), None)
     if second_encoder is not None:
         raise UnsupportedModel(f"{root}: {second_encoder.class_name} comes after another encoder")

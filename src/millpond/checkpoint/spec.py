@@ -11,11 +11,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import InvalidCheckpoint, UnknownPrompt, UnknownTask, UnsupportedModel
-from .files import has_file, read_json_object
-from .modules import read_chain
+from ..errors import (
+    InvalidCheckpoint,
+    InvalidOption,
+    UnknownPrompt,
+    UnknownTask,
+    UnsupportedModel,
+)
+from .files import has_file, read_json, read_json_object
+from .modules import Chain, read_chain
+from .multi_vector import (
+    MultiVectorSpec,
+    is_pylate,
+    is_stanford,
+    pylate_chain,
+    pylate_prompts,
+    read_multi_vector,
+    stanford_chain,
+)
 from .resolve import Checkpoint
-from .routes import Route, default_chain, read_routes
+from .routes import (
+    Route,
+    default_chain,
+    read_multi_vector_routes,
+    read_routes,
+    transformer_of_folder,
+)
 from .scoring import Kind, ScoringSpec, read_scoring
 
 __all__ = ["ModelSpec", "read_spec"]
@@ -50,10 +71,14 @@ class ModelSpec:
     """The route of every other task; None when there is none for it."""
     scoring: ScoringSpec | None = None
     """How its logits become scores or classes; None for a model that embeds."""
+    multi_vector: MultiVectorSpec | None = None
+    """How its token vectors are compared; None for a model that gives none."""
 
     @property
     def kind(self) -> Kind:
         """What it is for."""
+        if self.multi_vector is not None:
+            return "multi_vector"
         return "embed" if self.scoring is None else self.scoring.kind
 
     def route_for(self, task: str | None) -> Route:
@@ -127,6 +152,9 @@ def read_spec(
     """
     root = checkpoint.path
     saved = read_json_object(root / "config_sentence_transformers.json")
+    late = _late_interaction(root, saved, trust_remote_code=trust_remote_code)
+    if late is not None:
+        return _multi_vector_spec(checkpoint, *late, saved=saved, pooling=pooling, prompts=prompts)
     model_type = saved.get("model_type", "SentenceTransformer")
     if model_type not in _MODEL_TYPES:
         raise UnsupportedModel(
@@ -165,6 +193,56 @@ def read_spec(
         task_routes=task_routes,
         other_route=other_route,
         scoring=scoring,
+    )
+
+
+def _late_interaction(
+    root: Path, saved: Mapping[str, Any], *, trust_remote_code: bool
+) -> tuple[Chain, dict[str, Any]] | None:
+    """The modules and saved prompts of a model that gives token vectors; None for any other."""
+    if not has_file(root / "modules.json"):
+        return stanford_chain(root, transformer_of_folder(root)) if is_stanford(root) else None
+    entries = read_json(root / "modules.json")
+    modules = [each for each in entries if isinstance(each, dict)] if entries else []
+    types = [str(module.get("type")) for module in modules]
+    if is_pylate(saved, types):
+        chain = read_chain(root, trust_remote_code=trust_remote_code)
+        return pylate_chain(chain, saved, root), pylate_prompts(saved)
+    if saved.get("model_type") != "MultiVectorEncoder":
+        return None
+    chain = read_chain(root, trust_remote_code=trust_remote_code)
+    return chain, dict(saved.get("prompts") or {})
+
+
+def _multi_vector_spec(
+    checkpoint: Checkpoint,
+    chain: Chain,
+    saved_prompts: Mapping[str, Any],
+    *,
+    saved: Mapping[str, Any],
+    pooling: tuple[str, ...] | None,
+    prompts: Mapping[str, str] | None,
+) -> ModelSpec:
+    if pooling is not None:
+        raise InvalidOption(
+            f"pooling={pooling!r}: {checkpoint.name} gives a vector for each token; leave it out"
+        )
+    root = checkpoint.path
+    routes, task_routes, other_route = read_multi_vector_routes(chain, root)
+    all_prompts = _prompts({**saved, "prompts": saved_prompts}, prompts, root)
+    return ModelSpec(
+        name=checkpoint.name,
+        path=root,
+        source=checkpoint.source,
+        revision=checkpoint.revision,
+        routes=routes,
+        prompts=all_prompts,
+        default_prompt_name=_default_prompt_name(saved, all_prompts, root),
+        similarity_fn_name=None,
+        truncate_dim=None,
+        task_routes=task_routes,
+        other_route=other_route,
+        multi_vector=read_multi_vector(saved),
     )
 
 

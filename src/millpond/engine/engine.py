@@ -29,12 +29,13 @@ from .calls.params import (
     TextInput,
     TextsInput,
     params_of,
+    require_embeddings,
     require_lists_of_ids,
 )
 from .calls.progress import progress_hook
-from .calls.score_params import require_embeddings
 from .calls.scoring import ScoringCalls
 from .calls.stream import EmbeddingStream, require_stream_options
+from .calls.token_vectors import TokenCalls
 from .core import Health
 from .info import EngineInfo
 from .inputs import Tokenizer
@@ -43,7 +44,7 @@ from .instance import Handle, ModelInstance
 __all__ = ["Engine"]
 
 
-class Engine(ScoringCalls):
+class Engine(ScoringCalls, TokenCalls):
     """An embedding model, a reranker or a classifier served inside this process.
 
     ```python

@@ -16,14 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..checkpoint.spec import ModelSpec
-from ..embeddings import OutputSpec
 from ..errors import EngineError, InvalidInput, InvalidText, MillpondError, UnsupportedCall
 from ..model.info import RouteInfo
 from ..pair import Pair
 from ..scheduler.request import Request
 from ..scheduler.token_chunk import TokenChunk
 from .calls.params import NO_TEXTS, EmbedParams, Texts, TextsInput, take_strings, take_texts
-from .calls.score_params import ScoreParams, require_embeddings
+from .calls.score_params import ScoreParams
 
 __all__ = ["InputProcessor", "Tokenized", "Tokenizer"]
 
@@ -151,8 +150,9 @@ class InputProcessor:
         now_s: float,
         strict: bool = True,
         several: bool = False,
+        call: str = "embed",
     ) -> tuple[Request, bool]:
-        """The request, and whether the caller gave a single text.
+        """The request of a `call`, and whether the caller gave a single text.
 
         Texts that cannot be accepted have their errors in the request or, if it is to be `strict`,
         the first raises its own. With `several` a list of integers is no text but several bad ones.
@@ -160,7 +160,7 @@ class InputProcessor:
         Raises `InvalidOption` and its kin, and `InvalidText` for what holds no texts.
         """
         spec = self.spec
-        require_embeddings(spec, "embed")
+        params.require(spec, call)
         params.validate(spec)
         taken = take_texts(texts, several=several)
         if strict and taken.refused:
@@ -168,13 +168,7 @@ class InputProcessor:
         route = self._route(params)
         info, tokenizer = self._routes[route], self._tokenizers[route]
         prompt, longest = params.prompt_text(spec, taken.are_ids), info.max_length
-        output = OutputSpec(
-            dimension=info.dimension,
-            dimensions=params.dimensions,
-            saved_dimensions=spec.truncate_dim,
-            normalize=params.normalize,
-            dtype=params.output_dtype,
-        )
+        output = params.output(spec, info.dimension)
         output.require_enough(len(taken.items))
         excluded = tokenizer.prompt_length(prompt) if prompt and info.excludes_prompt else 0
         shared = 0

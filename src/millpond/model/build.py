@@ -32,6 +32,7 @@ from ..tokenization.pairs import PairTokenizer
 from ..tokenization.tokenizer import TextTokenizer
 from .device import choose_dtype
 from .float8 import use_float8
+from .kept_tokens import KeptTokens
 from .loading import LoadedTransformer, checkpoint_dtype, load_transformer
 from .overflow import DoesNotFit, refuse_overflow
 from .packed_forward import verify_packed_forward
@@ -66,6 +67,8 @@ ENGLISH = (
     "def open(path: str, mode: str = 'r') -> File",
 )
 """Texts as they come, of several kinds and lengths."""
+# What chooses among token vectors, or is done to them on the host.
+_OF_TOKENS = frozenset({"MultiVectorMask", "HierarchicalTokenPooling"})
 _Loaded = tuple[Transformer, TextTokenizer, ExecutionMode]
 
 
@@ -78,6 +81,8 @@ class _Encoders:
     loaded: dict[Path, tuple[Transformer | StaticEmbeddings, TextTokenizer, ExecutionMode | None]]
     reads_pairs: bool
     """Whether the model scores pairs, or classifies them."""
+    gives_tokens: bool
+    """Whether the result is a vector for each token."""
 
     def get(
         self, module: Module, *, all_layers: bool
@@ -286,7 +291,13 @@ def load_models(
 
     Raises the `ModelError`s of its parts.
     """
-    encoders = _Encoders(config, device, {}, reads_pairs=spec.scoring is not None)
+    encoders = _Encoders(
+        config,
+        device,
+        {},
+        reads_pairs=spec.scoring is not None,
+        gives_tokens=spec.multi_vector is not None,
+    )
     return tuple(_load_model(route, encoders) for route in spec.routes)
 
 
@@ -301,6 +312,7 @@ def _load_model(route: Route, encoders: _Encoders) -> PoolingModel:
         head=head,
         execution=execution,
         prefixes=encoders.prefixes(route, head),
+        kept_tokens=KeptTokens.of(route.head, tokenizer.known_id),
     )
 
 
@@ -314,6 +326,14 @@ def _pooler(route: Route, encoder: Transformer | StaticEmbeddings, encoders: _En
             hidden_size=encoder.width,
             dimension=encoder.head.width,
             device=encoders.device,
+            batch_invariant=batch_invariant,
+        )
+    if encoders.gives_tokens:
+        return Pooler.of_tokens(
+            [module for module in route.head if module.kind not in _OF_TOKENS],
+            hidden_size=encoder.width,
+            device=encoders.device,
+            trust_remote_code=encoders.config.trust_remote_code,
             batch_invariant=batch_invariant,
         )
     return Pooler.load(

@@ -7,7 +7,7 @@ ids ──▶ StaticEmbeddings ────────────────�
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,9 @@ from ..layers.cpu.linear import has_invariant_products
 from ..pooler.pooler import Pooler
 from ..tokenization.tokenizer import TextTokenizer
 from .info import ExecutionKind, RouteInfo
+from .kept_tokens import KeptTokens
 from .static import StaticEmbeddings
-from .transformer import Transformer
+from .transformer import HiddenStates, Transformer
 from .verify import ExecutionMode
 from .verify_prefix import PrefixSupport
 
@@ -40,6 +41,8 @@ class PooledRows:
     starts: Tensor
     lengths: Tensor
     prompt_lengths: Tensor
+    kept: Tensor | None = None
+    """The rows that are kept, int64, of a model that pools none; None for those of all texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,8 @@ class PoolingModel:
     execution: ExecutionMode | None
     prefixes: PrefixSupport
     """Whether texts can continue from cached prefixes."""
+    kept_tokens: KeptTokens = field(default_factory=KeptTokens)
+    """Which tokens have a vector in the result, of a model that pools none."""
 
     @property
     def is_static(self) -> bool:
@@ -62,7 +67,12 @@ class PoolingModel:
     @property
     def pad_to(self) -> int | None:
         """What texts of a batch are padded to a multiple of; None when packed."""
-        return None if self.execution is None else self.execution.pad_to
+        if self.execution is None:
+            return None
+        fill = self.tokenizer.query_fill
+        if fill is not None and not fill.is_attended and self.execution.kind == "padded":
+            return 1  # a token that sees nothing sees all, padding too, in DeBERTa's attention
+        return self.execution.pad_to
 
     @property
     def dtype(self) -> torch.dtype:
@@ -88,14 +98,15 @@ class PoolingModel:
         if isinstance(self.encoder, StaticEmbeddings):
             return self.head.finish(self.encoder(ids, texts.starts, texts.lengths))
         assert sequences is not None
-        hidden = self.encoder.packed(ids, positions, sequences)
-        return self.head(hidden, texts.starts, texts.lengths, texts.prompt_lengths)
+        return self._after(self.encoder.packed(ids, positions, sequences), texts)
 
     def padded(self, ids: Tensor, mask: Tensor, texts: PooledRows) -> Tensor:
         """Vectors of padded texts, int64 `[rows, length]` in, float32 `[n, dimension]` out."""
         assert isinstance(self.encoder, Transformer)
-        hidden = self.encoder.padded(ids, mask)
-        return self.head(hidden, texts.starts, texts.lengths, texts.prompt_lengths)
+        return self._after(self.encoder.padded(ids, mask), texts)
+
+    def _after(self, hidden: HiddenStates, texts: PooledRows) -> Tensor:
+        return self.head(hidden, texts.starts, texts.lengths, texts.prompt_lengths, texts.kept)
 
     def has_invariant_operators(self, threads: Sequence[int]) -> bool:
         """Whether what short texts do not show is batch-invariant on this CPU.

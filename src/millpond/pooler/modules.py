@@ -117,6 +117,8 @@ class _Dense:
 
 
 def _load_dense(module: Module, place: ModuleContext) -> tuple[Step, int]:
+    if module.options.get("inline"):
+        return _load_inline_dense(module, place)
     options = module.options
     width_in, width_out = options["in_features"], options["out_features"]
     _require_width(module, width_in, place.width)
@@ -140,6 +142,25 @@ def _load_dense(module: Module, place: ModuleContext) -> tuple[Step, int]:
         batch_invariant=place.batch_invariant,
     )
     return dense, width_out
+
+
+def _load_inline_dense(module: Module, place: ModuleContext) -> tuple[Step, int]:
+    """A projection whose weight is among those of the transformer, as in Stanford's ColBERT."""
+    weight = read_weights(module.path).get("linear.weight")
+    if weight is None or weight.ndim != 2:
+        raise InvalidCheckpoint(
+            f"{module.path}: its weights have no matrix linear.weight, the projection of a ColBERT"
+        )
+    _require_width(module, weight.shape[1], place.width)
+    dense = _Dense(
+        weight=weight.to(device=place.device, dtype=torch.float32),
+        bias=None,
+        activation=nn.Identity(),
+        residual=None,
+        adds_input=False,
+        batch_invariant=place.batch_invariant,
+    )
+    return dense, len(weight)
 
 
 def _load_layer_norm(module: Module, place: ModuleContext) -> tuple[Step, int]:

@@ -128,6 +128,34 @@ class Pooler:
             keeps_rows=pooling is None,
         )
 
+    @classmethod
+    def of_tokens(
+        cls,
+        modules: Sequence[Module],
+        *,
+        hidden_size: int,
+        device: torch.device,
+        trust_remote_code: bool = False,
+        batch_invariant: bool | None = None,
+    ) -> Pooler:
+        """The modules that change token vectors, of a model that pools none. Raises as `load`."""
+        place = ModuleContext(
+            width=hidden_size,
+            device=device,
+            batch_invariant=device.type == "cpu" if batch_invariant is None else batch_invariant,
+            trust_remote_code=trust_remote_code,
+        )
+        steps, dimension = _load_steps(modules, _TOKENS, place)
+        return cls(
+            layers=None,
+            token_steps=(),
+            modes=(),
+            excludes_prompt=False,
+            vector_steps=steps,
+            dimension=dimension,
+            keeps_rows=True,
+        )
+
     @property
     def reads_last_token_only(self) -> bool:
         """Whether a text's vector comes of the hidden state of its last token alone."""
@@ -146,6 +174,7 @@ class Pooler:
         starts: Tensor,
         lengths: Tensor,
         prompt_lengths: Tensor | None = None,
+        kept: Tensor | None = None,
     ) -> Tensor:
         """The finished vectors of a batch, float32 [n, dimension].
 
@@ -153,11 +182,12 @@ class Pooler:
         rows; with `needs_all_layers` it is the sequence of all hidden states, the embeddings first.
         Text i has `lengths[i]` ≥ 1 rows from `starts[i]` on, its prompt's `prompt_lengths[i]` among
         them; all three are int64 [n] on the device of `hidden`. Texts lie in ascending order, and
-        rows between them are ignored. With `keeps_rows` every token has its own, end to end.
+        rows between them are ignored. With `keeps_rows` every token has its own, end to end, or
+        those rows that are `kept`, int64.
         """
         rows = self._token_rows(hidden)
         if self.keeps_rows:
-            return self.finish(rows[_ranges(starts, lengths)])
+            return self.finish(rows[_ranges(starts, lengths) if kept is None else kept])
         for step in self._token_steps:
             rows = step(rows)
         prompts = prompt_lengths if self.excludes_prompt else None

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..attention.filled import FilledSequences
 from ..attention.packed import PackedSequences
 from ..attention.prefix import PrefixedSequences, PrefixIndex, PrefixSlots
 from ..checkpoint.spec import ModelSpec
@@ -34,6 +35,7 @@ from .input_batch import InputBatch, PrefixInputBatch
 from .kv_cache_config import KVCacheConfig
 from .limits import MPS_BATCH_TOKENS, MPS_MIN_BATCH_TOKENS, STATIC_BATCH_TOKENS, Limits
 from .memory import DeviceMemory, MemoryBudget, weight_bytes
+from .token_rows import TokenRows
 
 __all__ = ["LaunchedBatch", "TorchModelRunner", "wanted_batch_tokens"]
 
@@ -187,19 +189,31 @@ class TorchModelRunner:
         lengths, starts = layout.lengths, np.cumsum(layout.lengths) - layout.lengths
         positions = np.arange(batch.tokens) - np.repeat(starts, lengths)
         missing = 0 if pipeline.is_static else self._missing_rows(batch.tokens)
-        ids = layout.ids
+        tokens = TokenRows.of(layout, pipeline)
+        ids = tokens.ids
         if missing:  # they belong to no sequence
             ids = np.append(ids, np.full(missing, pipeline.tokenizer.pad_id))
             positions = np.append(positions, np.zeros(missing, dtype=np.int64))
-        staging, (device_ids, device_positions, *texts) = self._stage(
-            ids, positions, starts, lengths, layout.prompt_lengths
+        texts = (starts, lengths, layout.prompt_lengths)
+        staging, (device_ids, device_positions, *places, kept) = self._stage(
+            ids, positions, *texts, tokens.places_in(starts, lengths)
         )
-        sequences = None
-        if not pipeline.is_static:
-            sequences = PackedSequences.of(lengths, deterministic=self._is_deterministic)
-        vectors = pipeline.packed(device_ids, device_positions, sequences, PooledRows(*texts))
-        counts = layout.lengths if pipeline.head.keeps_rows else None
-        return self._fetch(vectors, layout.order, missing, staging, counts)
+        rows = PooledRows(*places)
+        if tokens.kept is not None:
+            rows = replace(rows, kept=kept)
+        sequences = None if pipeline.is_static else self._sequences(lengths, tokens)
+        vectors = pipeline.packed(device_ids, device_positions, sequences, rows)
+        return self._fetch(vectors, layout.order, missing, staging, tokens.counts)
+
+    def _sequences(
+        self, lengths: npt.NDArray[np.int64], tokens: TokenRows
+    ) -> PackedSequences | FilledSequences:
+        """How the texts of a packed row attend."""
+        if tokens.hidden is not None:
+            # One call for several gives some heads other bits on a CPU too.
+            alone = self._is_deterministic or self.device.type == "cpu"
+            return FilledSequences(lengths, tokens.hidden, alone=alone)
+        return PackedSequences.of(lengths, deterministic=self._is_deterministic)
 
     def _launch_prefixed(self, batch: Batch, layout: PrefixInputBatch) -> LaunchedBatch:
         assert self._kv_cache is not None
@@ -230,19 +244,25 @@ class TorchModelRunner:
         rows = self._padded_rows(texts, width)
         lengths = np.append(layout.lengths, np.full(rows - texts, width))
         mask = np.arange(width) < lengths[:, None]
+        tokens = TokenRows.of(layout, pipeline)
         ids = np.full((rows, width), pipeline.tokenizer.pad_id, dtype=np.int64)
-        ids[:texts][mask[:texts]] = layout.ids
+        ids[:texts][mask[:texts]] = tokens.ids
+        if tokens.hidden is not None:
+            mask[:texts][mask[:texts]] = ~tokens.hidden
         starts = np.arange(texts) * width
         flat_mask = mask.astype(np.int64).ravel()
-        staging, (device_ids, device_mask, *places) = self._stage(
-            ids.ravel(), flat_mask, starts, layout.lengths, layout.prompt_lengths
+        staging, (device_ids, device_mask, *places, kept) = self._stage(
+            *(ids.ravel(), flat_mask, starts, layout.lengths, layout.prompt_lengths),
+            tokens.places_in(starts, layout.lengths),
         )
+        of_texts = PooledRows(*places)
+        if tokens.kept is not None:
+            of_texts = replace(of_texts, kept=kept)
         vectors = pipeline.padded(
-            device_ids.view(rows, width), device_mask.view(rows, width), PooledRows(*places)
+            device_ids.view(rows, width), device_mask.view(rows, width), of_texts
         )
         padding = rows * width - batch.tokens
-        counts = layout.lengths if pipeline.head.keeps_rows else None
-        return self._fetch(vectors, layout.order, padding, staging, counts)
+        return self._fetch(vectors, layout.order, padding, staging, tokens.counts)
 
     def _missing_rows(self, tokens: int) -> int:
         """Rows to add so that a pass has one of the numbers of rows that it is prepared for."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from tokenizers import Tokenizer, normalizers
+from tokenizers import AddedToken, Tokenizer, normalizers
 from transformers import AutoConfig, AutoTokenizer
 
 from ..checkpoint.files import TOKENIZER_FILES, has_tokenizer, require_whole
@@ -21,6 +21,7 @@ from ..errors import InvalidCheckpoint, UnsupportedModel
 from ..locks import fork_safe
 from .chat_template import ChatTemplate
 from .pair_frame import PairBackend, pair_backend
+from .query_fill import QueryFill, known_id, query_fill
 
 __all__ = ["NO_LIMIT", "Spans", "TokenizerBackend", "ids_of", "load_source"]
 
@@ -37,6 +38,10 @@ _PROBES = (
     "  two  spaces\tand a\nline ",
     "unbelievableness " * 40,
 )
+
+
+def _knows_none(name: str) -> None:
+    """Of a tokenizer that is not asked for single tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,6 +67,10 @@ class TokenizerBackend:
     """The characters of each token of a text, with special tokens; None where it cannot tell."""
     pairs: PairBackend | None = None
     """How it joins the texts of a pair; None where it was loaded for single texts."""
+    fill: QueryFill | None = None
+    """What queries are filled up with, if they are."""
+    known_id: Callable[[str], int | None] = _knows_none
+    """The id of a token by its name; None where there is none."""
 
 
 def ids_of(row: Any) -> list[int]:
@@ -71,13 +80,21 @@ def ids_of(row: Any) -> list[int]:
 
 
 def load_source(
-    module: Module, *, trust_remote_code: bool, cache_dir: str | None = None, pairs: bool = False
+    module: Module,
+    *,
+    trust_remote_code: bool,
+    cache_dir: str | None = None,
+    pairs: bool = False,
+    longest: int | None = None,
 ) -> TokenizerBackend:
-    """The tokenizer in the folder of a `Transformer` or `StaticEmbedding` module."""
+    """The tokenizer in the folder of a `Transformer` or `StaticEmbedding` module.
+
+    `longest` is what the model has positions for.
+    """
     if module.kind == "StaticEmbedding":
         return _static_source(module)
     code = {"trust_remote_code": trust_remote_code, "cache_dir": cache_dir}
-    return _transformers_source(module, code, pairs=pairs)
+    return _transformers_source(module, code, pairs=pairs, longest=longest)
 
 
 def _static_source(module: Module) -> TokenizerBackend:
@@ -104,7 +121,9 @@ def _static_source(module: Module) -> TokenizerBackend:
     )
 
 
-def _transformers_source(module: Module, code: dict[str, Any], *, pairs: bool) -> TokenizerBackend:
+def _transformers_source(
+    module: Module, code: dict[str, Any], *, pairs: bool, longest: int | None
+) -> TokenizerBackend:
     tokenizer, config = _load_tokenizer(module, code)
     chat = ChatTemplate.load(
         tokenizer,
@@ -116,6 +135,7 @@ def _transformers_source(module: Module, code: dict[str, Any], *, pairs: bool) -
     if module.options.get("do_lower_case"):
         _lower_case(tokenizer)
     _refuse_token_types(tokenizer, module)
+    _register_prefixes(tokenizer, module.options.get("prefix_tokens") or ())
     rust = _verified_rust(tokenizer, special_tokens=chat is None)
     candidates = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
     fallback = next((token for token in candidates if token is not None), 0)
@@ -134,6 +154,10 @@ def _transformers_source(module: Module, code: dict[str, Any], *, pairs: bool) -
         chat=chat,
         spans=None if rust is None or chat is not None else partial(_rust_spans, rust),
         pairs=pair_backend(tokenizer) if pairs and chat is None else None,
+        fill=query_fill(
+            module.options.get("query_expansion"), tokenizer, longest=longest, path=module.path
+        ),
+        known_id=partial(known_id, tokenizer=tokenizer),
     )
 
 
@@ -184,6 +208,22 @@ def _limit(tokenizer: Any, config: Any, module: Module) -> int | None:
 def _knows_words(tokenizer: Any) -> bool:
     special = set(tokenizer.all_special_ids)
     return any(index not in special for index in tokenizer.get_vocab().values())
+
+
+def _register_prefixes(tokenizer: Any, prefixes: Sequence[str]) -> None:
+    """Make one token of a prefix that the vocabulary has and that text would not give.
+
+    ColBERT puts it in front as a token (`[unused0]`), and here it is text.
+    """
+    known = {*tokenizer.get_vocab(), *tokenizer.added_tokens_encoder} if prefixes else set()
+    found = []
+    for value in prefixes:
+        candidates = (value, *value.split(None, 1)[:1])
+        prefix = next((each for each in candidates if each.strip() and each in known), None)
+        if prefix is not None and tokenizer.tokenize(prefix) != [prefix]:
+            found.append(AddedToken(prefix, normalized=False, special=True))
+    if found:
+        tokenizer.add_tokens(found, special_tokens=True)
 
 
 def _lower_case(tokenizer: Any) -> None:

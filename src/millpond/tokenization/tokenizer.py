@@ -77,6 +77,8 @@ class TextTokenizer:
         self.vocab_size = source.size if hidden_vocab_size is None else hidden_vocab_size
         self.pad_id = source.pad_id
         self.special_ids = source.special_ids
+        self.query_fill = source.fill
+        self.known_id = source.known_id
         self._source = source
         self._may_exceed_vocabulary = source.size > self.vocab_size
         find = self._shared_by_all if source.chat is None else self._shared_in_chats
@@ -121,6 +123,7 @@ class TextTokenizer:
             trust_remote_code=trust_remote_code,
             cache_dir=cache_dir,
             pairs=cls.reads_pairs,
+            longest=max_positions,
         )
         limits = [source.limit if max_length is None else max_length, max_positions]
         known = [limit for limit in limits if limit is not None]
@@ -173,7 +176,8 @@ class TextTokenizer:
         system's message; `task` is for templates that ask for it. A text longer than `max_length`
         loses tokens at the `end` or `start` and keeps its special tokens; None cuts on the side
         the checkpoint names. `max_length` is another limit for this call only. A text without any
-        token becomes one special token, except for static embeddings.
+        token becomes one special token, except for static embeddings. Queries are filled up where
+        the checkpoint says so.
 
         Raises `TextTooLong` (with `truncate="error"`) and `InvalidText`, both with the index.
         """
@@ -195,6 +199,8 @@ class TextTokenizer:
         ids = np.fromiter(chain.from_iterable(fitted), np.int32, int(kept.sum(dtype=np.int64)))
         if self._may_exceed_vocabulary:
             require_known(ids, kept, self.vocab_size)
+        if self.query_fill is not None and task == "query":
+            ids, kept = self.query_fill.filled(ids, kept)
         return TokenizedTexts(ids, kept, lengths > limit)
 
     def fit_ids(

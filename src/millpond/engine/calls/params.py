@@ -12,8 +12,15 @@ import numpy.typing as npt
 
 from ...checkpoint.spec import ModelSpec
 from ...config import require_bool
-from ...embeddings import OutputDType
-from ...errors import InvalidInput, InvalidOption, InvalidText, InvalidTokenIds, UnknownTask
+from ...embeddings import OutputDType, OutputSpec
+from ...errors import (
+    InvalidInput,
+    InvalidOption,
+    InvalidText,
+    InvalidTokenIds,
+    UnknownTask,
+    UnsupportedCall,
+)
 from ...scheduler.request import Priority, TruncateSide
 from ...stats import ProgressHook
 
@@ -25,6 +32,7 @@ __all__ = [
     "Texts",
     "TextsInput",
     "params_of",
+    "require_embeddings",
     "require_lists_of_ids",
 ]
 
@@ -103,6 +111,20 @@ class EmbedParams:
             )
         self.priority_of(1)
 
+    def require(self, spec: ModelSpec, call: str) -> None:
+        """Raise `UnsupportedCall` for a model that gives no embeddings."""
+        require_embeddings(spec, call)
+
+    def output(self, spec: ModelSpec, dimension: int) -> Any:
+        """What becomes of the model's vectors of `dimension` numbers."""
+        return OutputSpec(
+            dimension=dimension,
+            dimensions=self.dimensions,
+            saved_dimensions=spec.truncate_dim,
+            normalize=self.normalize,
+            dtype=self.output_dtype,
+        )
+
     def prompt_text(self, spec: ModelSpec, tokenized: bool) -> str:
         """What stands in front of every text. Raises `InvalidOption` before token ids."""
         prompt = spec.prompt_text(task=self.task, prompt=self.prompt, prompt_name=self.prompt_name)
@@ -123,6 +145,20 @@ class EmbedParams:
             raise InvalidOption(
                 f"priority={self.priority!r}: choose 'interactive' or 'bulk'"
             ) from None
+
+
+def require_embeddings(spec: ModelSpec, call: str) -> None:
+    """Raise `UnsupportedCall` for a model that gives no embeddings."""
+    answers = {
+        "score": ("a score", "score or rank with pairs"),
+        "classify": ("classes", "classify"),
+        "multi_vector": ("a vector for each token", "embed_tokens, or rank"),
+    }
+    if spec.kind in answers:
+        gives, instead = answers[spec.kind]
+        raise UnsupportedCall(
+            f"{spec.name} gives {gives}, and {call} needs embeddings; call {instead}"
+        )
 
 
 def params_of(options: CallOptions) -> EmbedParams:

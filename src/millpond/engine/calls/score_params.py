@@ -21,7 +21,6 @@ __all__ = [
     "ScoreParams",
     "TruncatePair",
     "require_count",
-    "require_embeddings",
     "require_one_score",
     "require_scores",
     "require_scores_of_texts",
@@ -108,16 +107,6 @@ def require_scores(spec: ModelSpec, call: str) -> None:
         raise UnsupportedCall(
             f"{spec.name} gives embeddings, and {call} needs scores of a reranker or classes of a "
             "classifier; call embed, and compare the vectors"
-        )
-
-
-def require_embeddings(spec: ModelSpec, call: str) -> None:
-    """Raise `UnsupportedCall` for a model that gives no embeddings."""
-    if spec.scoring is not None:
-        answers = "score or rank with pairs" if spec.kind == "score" else "classify"
-        raise UnsupportedCall(
-            f"{spec.name} gives {'a score' if spec.kind == 'score' else 'classes'}, and {call} "
-            f"needs embeddings; call {answers}"
         )
 
 

@@ -1,0 +1,115 @@
+"""`TokenCalls`: the calls of an engine for a vector of each token, on the engine's own queue."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any, TypedDict, Unpack, cast
+
+from ...config import require_bool
+from ...scheduler.request import Priority, Request, TruncateSide
+from ...stats import ProgressHook
+from ...token_embeddings import TokenEmbeddings
+from .base import Calls
+from .params import TextsInput
+from .progress import progress_hook
+from .token_params import TokenParams
+
+__all__ = ["TokenCalls", "TokenOptions"]
+
+
+class TokenOptions(TypedDict, total=False):
+    """The options of one call, as `Engine.embed_tokens` explains them."""
+
+    task: str | None
+    prompt: str | None
+    prompt_name: str | None
+    dimensions: int | None
+    normalize: bool | None
+    pool_factor: float
+    truncate: TruncateSide | None
+    priority: Priority | str | None
+    timeout: float | None
+
+
+class TokenCalls(Calls):
+    """What an engine answers with a multi-vector model."""
+
+    def embed_tokens(
+        self,
+        texts: TextsInput,
+        *,
+        progress: bool | ProgressHook = False,
+        **options: Unpack[TokenOptions],
+    ) -> Any:
+        """A vector for each token of each text, by a multi-vector model such as ColBERT.
+
+        One text gives float32 `[tokens, dim]`, a list of them `TokenVectors`. Which tokens have a
+        vector is the checkpoint's to say: queries may be filled up with `[MASK]`, and punctuation
+        of documents left out. `millpond.maxsim` compares them, and `rank` does all of it.
+
+        - `task`: "query" or "document"; a text without one is a document, with no prompt.
+        - `pool_factor`: one vector of a document stays for so many, for an index that is as much
+          smaller: the means of clusters, as sentence-transformers' `HierarchicalTokenPooling`.
+        - the others are those of `embed`.
+
+        Raises `UnsupportedCall` where the model gives no token vectors, and else as `embed`.
+        """
+        with progress_hook(texts, progress) as hook:
+            params = replace(
+                TokenParams(**options), progress=hook, reports_truncation=hook is progress
+            )
+            request, single = self._submit_tokens(texts, params, strict=True, inline=True)
+            return _token_vectors(self._wait(request, params.timeout), single)
+
+    async def aembed_tokens(
+        self,
+        texts: TextsInput,
+        *,
+        progress: bool | ProgressHook = False,
+        **options: Unpack[TokenOptions],
+    ) -> Any:
+        """`embed_tokens` for any event loop. A cancelled call is taken out of the queue."""
+        with progress_hook(texts, progress) as hook:
+            params = replace(
+                TokenParams(**options), progress=hook, reports_truncation=hook is progress
+            )
+            request, single = self._submit_tokens(texts, params, strict=True)
+            return _token_vectors(await self._await(request, params.timeout), single)
+
+    def submit_tokens(
+        self, texts: TextsInput, *, wait: bool = True, **options: Unpack[TokenOptions]
+    ) -> Future[TokenEmbeddings]:
+        """Hand texts in and go on; the future gives `TokenEmbeddings`, with an error per failed
+        text.
+
+        It raises, blocks and is cancelled as `submit` is.
+        """
+        require_bool("wait", wait)
+        request, _ = self._submit_tokens(texts, TokenParams(**options), wait=wait, block=wait)
+        return cast("Future[TokenEmbeddings]", request.future)
+
+    def _submit_tokens(
+        self,
+        texts: TextsInput,
+        params: TokenParams,
+        *,
+        strict: bool = False,
+        several: bool = False,
+        **how: bool,
+    ) -> tuple[Request, bool]:
+        def make(now_s: float) -> tuple[Request, bool]:
+            return self._inputs.request(
+                *(texts, params),
+                now_s=now_s,
+                strict=strict,
+                several=several,
+                call="embed_tokens",
+            )
+
+        return self._send(make, **how)
+
+
+def _token_vectors(result: TokenEmbeddings, single: bool) -> Any:
+    result.raise_for_errors()
+    return result.vectors[0] if single else result.vectors
