@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "outputs": "",
     "embeddings": "outputs",
     "scores": "outputs",
+    "multi_vector": "outputs",
     "cpu": "",
     "checkpoint": "config",
     "scheduler": "pair outputs embeddings stats",
@@ -39,10 +40,11 @@ MAY_IMPORT = {
         "config outputs embeddings cpu checkpoint scheduler tokenization attention layers model"
     ),
     "engine": (
-        "config stats pair outputs embeddings scores checkpoint scheduler tokenization model runner"
+        "config stats pair outputs embeddings scores multi_vector checkpoint scheduler "
+        "tokenization model runner"
     ),
-    "server": "config stats pair outputs embeddings scores engine",
-    "cli": "config stats embeddings scores checkpoint engine server",
+    "server": "config stats pair outputs embeddings scores multi_vector engine",
+    "cli": "config stats embeddings scores multi_vector checkpoint engine server",
     "__main__": "cli",
 }
 EVERYBODY_MAY_IMPORT = {"errors", "locks"}

@@ -47,10 +47,10 @@ if typing.TYPE_CHECKING:
     from .engine.calls.progress import ProgressBar, TruncationLog
     from .engine.engine import Engine
     from .engine.info import EngineInfo
+    from .multi_vector.token_embeddings import TokenEmbeddings
+    from .multi_vector.token_vectors import TokenVectors, maxsim
     from .scheduler.request import Priority
     from .scores import Label, Ranked, Scores
-    from .token_embeddings import TokenEmbeddings
-    from .token_vectors import TokenVectors, maxsim
 
 __version__ = "0.1.0"
 
@@ -113,9 +113,9 @@ _LAZY_NAMES = {
     "TruncationLog": "millpond.engine.calls.progress",
     "Ranked": "millpond.scores",
     "Scores": "millpond.scores",
-    "TokenEmbeddings": "millpond.token_embeddings",
-    "TokenVectors": "millpond.token_vectors",
-    "maxsim": "millpond.token_vectors",
+    "TokenEmbeddings": "millpond.multi_vector.token_embeddings",
+    "TokenVectors": "millpond.multi_vector.token_vectors",
+    "maxsim": "millpond.multi_vector.token_vectors",
     "quantize": "millpond.embeddings",
 }
 

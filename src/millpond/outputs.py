@@ -110,6 +110,14 @@ class CallResult:
         for row, error in failed.items():
             raise error.at(row) from error.__cause__
 
+    def of_good_texts(self, rows: Any) -> Any:
+        """Of `rows`, a row for each text, those of the texts without an error."""
+        if not self.errors:
+            return rows
+        good = np.ones(len(self), dtype=np.bool_)
+        good[list(self.errors)] = False
+        return rows[good]
+
     def __len__(self) -> int:
         return len(self.token_counts)
 

@@ -215,7 +215,7 @@ TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}
         ({"modality_config": {"text": {**TEXT, "method_output_name": "pooler_output"}}}, "pooler"),
         ({"modality_config": {"text": TEXT}, "module_output_name": "sentence_embedding"}, "as"),
         ({"transformer_task": "fill-mask"}, "fill-mask"),
-        ({"query_expansion": {"strategy": "fixed"}}, "multi-vector"),
+        ({"query_expansion": {"strategy": "fixed", "length": 4}}, "MultiVectorEncoder"),
         ({"tokenizer_name_or_path": "bert-base-uncased"}, "tokenizer_name_or_path"),
         ({"processing_kwargs": {"text": {"add_special_tokens": False}}}, "add_special_tokens"),
     ],
@@ -336,7 +336,7 @@ def test_an_adapter_has_to_be_merged(root: Path) -> None:
         spec_of(root)
 
 
-@pytest.mark.parametrize("model_type", ["SparseEncoder", "CrossEncoder", "MultiVectorEncoder"])
+@pytest.mark.parametrize("model_type", ["SparseEncoder", "CrossEncoder"])
 def test_other_model_types_are_refused_by_name(root: Path, model_type: str) -> None:
     write(root / "config_sentence_transformers.json", {"model_type": model_type})
     with pytest.raises(UnsupportedModel, match=model_type):

@@ -130,7 +130,7 @@ def _read_module(folder: Path, class_name: str, *, trust_remote_code: bool) -> M
         )
     if kind is None:
         kind = "custom"
-    elif kind not in READ_OPTIONS or kind == "custom":
+    elif kind not in READ_OPTIONS or kind == "custom" or ".sparse_encoder." in class_name:
         raise UnsupportedModel(f"{folder}: the module {class_name} is not supported")
     options = READ_OPTIONS[kind](folder, trust_remote_code)
     return Module(kind=kind, path=folder, options=options, class_name=class_name)

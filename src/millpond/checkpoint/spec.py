@@ -203,8 +203,8 @@ def _late_interaction(
     if not has_file(root / "modules.json"):
         return stanford_chain(root, transformer_of_folder(root)) if is_stanford(root) else None
     entries = read_json(root / "modules.json")
-    modules = [each for each in entries if isinstance(each, dict)] if entries else []
-    types = [str(module.get("type")) for module in modules]
+    modules = entries if isinstance(entries, list) else []
+    types = [str(module.get("type")) for module in modules if isinstance(module, dict)]
     if is_pylate(saved, types):
         chain = read_chain(root, trust_remote_code=trust_remote_code)
         return pylate_chain(chain, saved, root), pylate_prompts(saved)

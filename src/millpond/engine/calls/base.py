@@ -6,9 +6,9 @@ import asyncio
 import weakref
 from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import Any
+from typing import Any, Protocol
 
-from ...errors import EngineClosed
+from ...errors import DeadlineExceeded, EngineClosed
 from ...scheduler.request import Request
 from ..inputs import InputProcessor
 from ..instance import ModelInstance
@@ -19,6 +19,16 @@ __all__ = ["Calls", "MakeRequest"]
 
 MakeRequest = Callable[[float], tuple[Request, bool]]
 """The request of a call at a time on the engine's clock, and whether it is for a single text."""
+
+
+class Waitable(Protocol):
+    """A request, or what stands for several."""
+
+    @property
+    def future(self) -> Any: ...
+
+    def deadline_error(self) -> DeadlineExceeded:
+        """Its time is over."""
 
 
 class Calls:
@@ -41,7 +51,7 @@ class Calls:
         Submission(core, request, wait=wait, block=block, inline=inline).run()
         return request, single
 
-    def _wait(self, request: Request, timeout: float | None) -> Any:
+    def _wait(self, request: Waitable, timeout: float | None) -> Any:
         try:
             if not request.future.done():
                 self._instance.core.own_threads.require_another()
@@ -54,7 +64,7 @@ class Calls:
             request.future.cancel()
             raise
 
-    async def _await(self, request: Request, timeout: float | None) -> Any:
+    async def _await(self, request: Waitable, timeout: float | None) -> Any:
         try:
             if not request.future.done():
                 self._instance.core.own_threads.require_another()

@@ -33,6 +33,7 @@ __all__ = [
     "TextsInput",
     "params_of",
     "require_embeddings",
+    "require_known",
     "require_lists_of_ids",
 ]
 
@@ -163,11 +164,16 @@ def require_embeddings(spec: ModelSpec, call: str) -> None:
 
 def params_of(options: CallOptions) -> EmbedParams:
     """Raises `TypeError` for an option that there is not."""
-    unknown = sorted(set(options) - set(CallOptions.__annotations__))
-    if unknown:
-        known = ", ".join(CallOptions.__annotations__)
-        raise TypeError(f"unknown option {', '.join(unknown)}; a call takes {known}")
+    require_known(options, CallOptions)
     return EmbedParams(**options)
+
+
+def require_known(options: Mapping[str, Any], known: Any) -> None:
+    """Raise `TypeError` for an option that is not of a dictionary type."""
+    unknown = sorted(set(options) - set(known.__annotations__))
+    if unknown:
+        names = ", ".join(known.__annotations__)
+        raise TypeError(f"unknown option {', '.join(unknown)}; a call takes {names}")
 
 
 @dataclass(frozen=True)

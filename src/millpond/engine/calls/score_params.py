@@ -103,6 +103,11 @@ class ScoreParams:
 
 def require_scores(spec: ModelSpec, call: str) -> None:
     """Raise `UnsupportedCall` for a model that gives no scores."""
+    if spec.multi_vector is not None:
+        raise UnsupportedCall(
+            f"{spec.name} gives a vector for each token, and {call} needs classes of a classifier; "
+            "call embed_tokens, score or rank"
+        )
     if spec.scoring is None:
         raise UnsupportedCall(
             f"{spec.name} gives embeddings, and {call} needs scores of a reranker or classes of a "
@@ -111,7 +116,12 @@ def require_scores(spec: ModelSpec, call: str) -> None:
 
 
 def require_scores_of_texts(spec: ModelSpec, call: str) -> None:
-    """Raise `UnsupportedCall` also for a model that classifies tokens."""
+    """Raise `UnsupportedCall` also for a model that classifies tokens.
+
+    Token vectors make scores of pairs too.
+    """
+    if spec.multi_vector is not None:
+        return
     require_scores(spec, call)
     if spec.scoring is not None and spec.scoring.per_token:
         raise UnsupportedCall(
@@ -123,8 +133,8 @@ def require_scores_of_texts(spec: ModelSpec, call: str) -> None:
 def require_one_score(spec: ModelSpec) -> None:
     """Raise `UnsupportedCall` for a model by whose scores nothing can be ranked."""
     require_scores_of_texts(spec, "rank")
-    assert spec.scoring is not None
-    if spec.kind != "score":
+    if spec.kind not in ("score", "multi_vector"):
+        assert spec.scoring is not None
         raise UnsupportedCall(
             f"{spec.name} gives {len(spec.scoring.labels)} classes "
             f"({', '.join(spec.scoring.labels[:5])}), and rank needs one score; call classify, or "

@@ -5,7 +5,7 @@ They make requests and shape results; what runs them is the same for every kind 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypedDict, Unpack, cast
 
@@ -14,6 +14,7 @@ from ...pair import Pair
 from ...scheduler.request import Priority, Request
 from ...scores import Ranked, Scores, TokenScores
 from .base import Calls
+from .late_interaction import LateRequest, submit_late
 from .params import Texts, TextsInput
 from .score_params import (
     PairsInput,
@@ -26,6 +27,7 @@ from .score_params import (
     take_pairs,
     take_texts_or_pairs,
 )
+from .token_params import TokenParams
 
 __all__ = ["ScoreOptions", "ScoringCalls"]
 
@@ -60,6 +62,9 @@ class ScoringCalls(Calls):
         - `priority`: "interactive" or "bulk"; None is interactive for up to 128 pairs.
         - `timeout`: seconds until `DeadlineExceeded`.
 
+        A multi-vector model scores by `maxsim`: each query and each document is embedded once, and
+        "auto" is what comes of it.
+
         Raises `UnsupportedCall` where the model embeds, and else what `embed` raises.
         """
         request, single = self._submit_pairs(pairs, options, inline=True)
@@ -91,7 +96,8 @@ class ScoringCalls(Calls):
         """The documents by their score for a query: the best first, ties by index.
 
         `top_n` gives at most that many; the options are those of `score`. What all pairs of
-        the call begin with, such as an instruction and the query, is computed once by a decoder.
+        the call begin with, such as an instruction and the query, is computed once by a decoder. A
+        multi-vector model ranks by `maxsim`.
 
         Raises `UnsupportedCall` where the model has not one score, and else as `score`.
         """
@@ -180,9 +186,29 @@ class ScoringCalls(Calls):
 
     def _submit_pairs(
         self, pairs: Any, options: ScoreOptions, *, strict: bool = True, **how: bool
-    ) -> tuple[Request, bool]:
+    ) -> tuple[Request | LateRequest, bool]:
         require_scores_of_texts(self._inputs.spec, "score")
-        return self._submit_taken(take_pairs(pairs), ScoreParams(**options), strict, how)
+        taken, params = take_pairs(pairs), ScoreParams(**options)
+        if self._inputs.spec.multi_vector is not None:
+            return self._submit_late(taken, params, strict, how)
+        return self._submit_taken(taken, params, strict, how)
+
+    def _submit_late(
+        self, taken: Texts, params: ScoreParams, strict: bool, how: dict[str, bool]
+    ) -> tuple[LateRequest, bool]:
+        """By token vectors: a request for the queries, and one for the documents."""
+
+        def send(texts: Sequence[str], options: TokenParams) -> Request:
+            def make(now_s: float) -> tuple[Request, bool]:
+                return self._inputs.request(
+                    *(texts, options), now_s=now_s, strict=strict, several=True, call="score"
+                )
+
+            return self._send(make, **how)[0]
+
+        if strict and taken.refused:
+            raise next(iter(taken.refused.values()))
+        return submit_late(taken, params, self._inputs.spec, send), taken.is_single
 
     def _submit_classes(
         self,

@@ -1,5 +1,7 @@
 """`EmbeddingStream`: the vectors of a corpus, a slice at a time, as `Engine.embed_iter` gives them.
 
+Of a multi-vector model they are `TokenVectors`.
+
 It keeps a few slices in flight, and knows neither the engine nor how a text becomes a vector.
 """
 
@@ -11,10 +13,6 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from ...embeddings import Embeddings
 from ...errors import InvalidInput, InvalidOption, TextFailed, TextsFailed
 from ...scheduler.request import Request
 from .params import NO_TEXTS, TextInput
@@ -24,11 +22,8 @@ __all__ = ["EmbeddingStream", "require_stream_options"]
 SLICES_AHEAD = 3  # slices that wait or run at a time
 
 
-Matrix = npt.NDArray[Any]
-
-
-class EmbeddingStream(Iterator[Matrix]):
-    """Iterates over matrices `[≤ chunk_size, dim]`, in the order of the texts.
+class EmbeddingStream(Iterator[Any]):
+    """Iterates over matrices `[≤ chunk_size, dim]`, or token vectors, in the order of the texts.
 
     Where texts of a slice have no vector their errors are raised first, each time `next` is called,
     and then the matrix of the slice's other texts follows. Any other error ends it.
@@ -40,12 +35,12 @@ class EmbeddingStream(Iterator[Matrix]):
         *,
         chunk_size: int,
         submit: Callable[[list[TextInput]], Request],
-        wait: Callable[[Request], Embeddings],
+        wait: Callable[[Request], Any],
     ) -> None:
         self._ahead: deque[tuple[int, Request]] = (
             deque()
         )  # with the place of the slice's first text
-        self._parts: deque[Matrix | InvalidInput | TextFailed] = deque()  # of the slice whose turn
+        self._parts: deque[Any] = deque()  # of the slice whose turn
         self._texts = texts
         self._chunk_size = chunk_size
         self._submit = submit
@@ -56,7 +51,7 @@ class EmbeddingStream(Iterator[Matrix]):
     def __iter__(self) -> EmbeddingStream:
         return self
 
-    def __next__(self) -> Matrix:
+    def __next__(self) -> Any:
         if self._turn.locked():
             raise ValueError("another thread is waiting for the next vectors of this embed_iter")
         with self._turn:
@@ -98,7 +93,7 @@ class EmbeddingStream(Iterator[Matrix]):
         return f"EmbeddingStream(texts_read={self._read}, slices_ahead={len(self._ahead)})"
 
 
-def _parts(result: Embeddings, start: int) -> Iterator[Matrix | InvalidInput | TextFailed]:
+def _parts(result: Any, start: int) -> Iterator[Any]:
     """The errors of a slice by the places of their texts in the corpus, and its matrix."""
     failed: dict[int, TextFailed] = {}
     for row, error in sorted(result.errors.items()):
@@ -109,7 +104,7 @@ def _parts(result: Embeddings, start: int) -> Iterator[Matrix | InvalidInput | T
     if failed:
         yield next(iter(failed.values())) if len(failed) == 1 else TextsFailed(failed)
     if len(result.errors) < len(result):
-        yield np.delete(result.vectors, list(result.errors), axis=0)
+        yield result.of_good_texts(result.vectors)
 
 
 def require_stream_options(

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from ...checkpoint.spec import ModelSpec
 from ...errors import InvalidOption, UnsupportedCall
-from ...token_embeddings import TokenVectorOutput
-from ...token_pooling import TokenPooling, require_clustering
+from ...multi_vector.token_embeddings import TokenVectorOutput
+from ...multi_vector.token_pooling import TokenPooling, require_clustering
 from .params import EmbedParams
 
 __all__ = ["TokenParams", "require_token_vectors"]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypedDict, Unpack, cast
 
 from ...config import require_bool
+from ...multi_vector.token_embeddings import TokenEmbeddings
+from ...multi_vector.token_vectors import TokenVectors
 from ...scheduler.request import Priority, Request, TruncateSide
 from ...stats import ProgressHook
-from ...token_embeddings import TokenEmbeddings
 from .base import Calls
-from .params import TextsInput
+from .params import TextInput, TextsInput, require_known
 from .progress import progress_hook
-from .token_params import TokenParams
+from .stream import EmbeddingStream, require_stream_options
+from .token_params import TokenParams, require_token_vectors
 
 __all__ = ["TokenCalls", "TokenOptions"]
 
@@ -49,16 +53,14 @@ class TokenCalls(Calls):
         of documents left out. `millpond.maxsim` compares them, and `rank` does all of it.
 
         - `task`: "query" or "document"; a text without one is a document, with no prompt.
-        - `pool_factor`: one vector of a document stays for so many, for an index that is as much
+        - `pool_factor`: one vector of a document stays for N, for an index that is as much
           smaller: the means of clusters, as sentence-transformers' `HierarchicalTokenPooling`.
         - the others are those of `embed`.
 
         Raises `UnsupportedCall` where the model gives no token vectors, and else as `embed`.
         """
         with progress_hook(texts, progress) as hook:
-            params = replace(
-                TokenParams(**options), progress=hook, reports_truncation=hook is progress
-            )
+            params = replace(_params(options), progress=hook, reports_truncation=hook is progress)
             request, single = self._submit_tokens(texts, params, strict=True, inline=True)
             return _token_vectors(self._wait(request, params.timeout), single)
 
@@ -71,9 +73,7 @@ class TokenCalls(Calls):
     ) -> Any:
         """`embed_tokens` for any event loop. A cancelled call is taken out of the queue."""
         with progress_hook(texts, progress) as hook:
-            params = replace(
-                TokenParams(**options), progress=hook, reports_truncation=hook is progress
-            )
+            params = replace(_params(options), progress=hook, reports_truncation=hook is progress)
             request, single = self._submit_tokens(texts, params, strict=True)
             return _token_vectors(await self._await(request, params.timeout), single)
 
@@ -86,8 +86,37 @@ class TokenCalls(Calls):
         It raises, blocks and is cancelled as `submit` is.
         """
         require_bool("wait", wait)
-        request, _ = self._submit_tokens(texts, TokenParams(**options), wait=wait, block=wait)
+        request, _ = self._submit_tokens(texts, _params(options), wait=wait, block=wait)
         return cast("Future[TokenEmbeddings]", request.future)
+
+    def embed_tokens_iter(
+        self,
+        texts: Iterable[TextInput],
+        *,
+        chunk_size: int = 1024,
+        progress: ProgressHook | None = None,
+        **options: Unpack[TokenOptions],
+    ) -> Iterator[TokenVectors]:
+        """Token vectors of a corpus of any length: those of `chunk_size` texts at a time, in order.
+
+        It reads ahead, and raises for texts of a chunk, as `embed_iter` does.
+        """
+        spec = self._instance.spec
+        require_token_vectors(spec, "embed_tokens_iter")
+        require_stream_options(texts, chunk_size, progress, None)
+        params = replace(
+            _params(options),
+            priority=options.get("priority", Priority.BULK),
+            progress=progress,
+            reports_truncation=progress is not None,
+        )
+        params.validate(spec)
+
+        def submit(chunk: list[TextInput]) -> Request:
+            return self._submit_tokens(chunk, params, several=True)[0]
+
+        wait = partial(self._wait, timeout=params.timeout)
+        return EmbeddingStream(iter(texts), chunk_size=chunk_size, submit=submit, wait=wait)
 
     def _submit_tokens(
         self,
@@ -108,6 +137,11 @@ class TokenCalls(Calls):
             )
 
         return self._send(make, **how)
+
+
+def _params(options: TokenOptions) -> TokenParams:
+    require_known(options, TokenOptions)
+    return TokenParams(**options)
 
 
 def _token_vectors(result: TokenEmbeddings, single: bool) -> Any:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InvalidDimensions
-from .outputs import CallResult, RaggedRows
+from ..errors import InvalidDimensions
+from ..outputs import CallResult, RaggedRows
 from .token_pooling import TokenPooling, unit_length
 from .token_vectors import TokenVectors
 

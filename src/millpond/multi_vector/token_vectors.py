@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InvalidInput, InvalidOption
+from ..errors import InvalidInput, InvalidOption
 
 __all__ = ["EMPTY_DOCUMENT_SCORE", "TokenVectors", "maxsim", "score_documents"]
 
@@ -56,16 +56,16 @@ class TokenVectors:
         `dimension` is needed only where there may be no texts. Raises `InvalidInput`.
         """
         rows = [_as_floats(each) for each in texts]
-        widths = {each.shape[-1] for each in rows} | ({dimension} if dimension else set())
+        width = dimension
         for index, each in enumerate(rows):
-            if each.ndim != 2 or len(widths) > 1:
+            if each.ndim != 2 or each.shape[1] != (width or each.shape[1]):
                 raise InvalidInput(
-                    f"it is {each.shape}; each text has vectors [tokens, dimension], all of one "
-                    "dimension",
+                    f"it is {each.shape}; each text has vectors [tokens, {width or 'dimension'}]",
                     index=index,
                 )
+            width = each.shape[1]
         offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
-        width = next(iter(widths), 0)
+        width = width or 0
         return cls(np.concatenate(rows) if rows else np.empty((0, width), np.float32), offsets)
 
     @property

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InvalidOption
-from .outputs import RaggedRows
+from ..errors import InvalidOption
+from ..outputs import RaggedRows
 
 __all__ = ["TokenPooling", "require_clustering", "unit_length"]
 
@@ -30,7 +30,7 @@ class TokenPooling:
     """How the vectors of a text are pooled."""
 
     factor: float
-    """One vector stays for so many; 1 pools none."""
+    """One vector stays for N; 1 pools none."""
     protected: int = 1
     """Leading vectors, such as that of `[CLS]`, that are left out of it."""
     normalize: bool = True
