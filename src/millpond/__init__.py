@@ -51,6 +51,8 @@ if typing.TYPE_CHECKING:
     from .multi_vector.token_vectors import TokenVectors, maxsim
     from .scheduler.request import Priority
     from .scores import Label, Ranked, Scores
+    from .sparse.embeddings import SparseEmbeddings
+    from .sparse.vectors import SparseVector, SparseVectors
 
 __version__ = "0.1.0"
 
@@ -87,6 +89,9 @@ __all__ = [
     "QueueFull",
     "Ranked",
     "Scores",
+    "SparseEmbeddings",
+    "SparseVector",
+    "SparseVectors",
     "StatsHook",
     "TextFailed",
     "TextTooLong",
@@ -116,6 +121,9 @@ _LAZY_NAMES = {
     "TokenEmbeddings": "millpond.multi_vector.token_embeddings",
     "TokenVectors": "millpond.multi_vector.token_vectors",
     "maxsim": "millpond.multi_vector.token_vectors",
+    "SparseEmbeddings": "millpond.sparse.embeddings",
+    "SparseVector": "millpond.sparse.vectors",
+    "SparseVectors": "millpond.sparse.vectors",
     "quantize": "millpond.embeddings",
 }
 

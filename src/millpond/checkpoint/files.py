@@ -60,7 +60,10 @@ _ROUTER = "router_config.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 _KINDS_WITH_WEIGHTS = frozenset(
-    {"Transformer", "StaticEmbedding", "Dense", "LayerNorm", "WeightedLayerPooling"}
+    {
+        *("Transformer", "StaticEmbedding", "Dense", "LayerNorm", "WeightedLayerPooling"),
+        *("MLMTransformer", "SparseAutoEncoder"),
+    }
 )
 
 _LFS_POINTER = b"version https://git-lfs"
@@ -242,11 +245,12 @@ def _missing_of_module(root: Path, relative: object, class_name: str) -> Iterato
     if kind in ("Router", "Asym"):
         yield from _missing_of_router(root, folder)
         return
-    if kind in ("Transformer", "Pooling", "Dense") and not has_file(folder / "config.json"):
+    is_transformer = kind in ("Transformer", "MLMTransformer")
+    if (is_transformer or kind in ("Pooling", "Dense")) and not has_file(folder / "config.json"):
         yield _shown(root, folder / "config.json")
     if kind in _KINDS_WITH_WEIGHTS and not find_weights(folder):
         yield _shown(root, folder / "model.safetensors")
-    if kind == "Transformer" and not has_tokenizer(folder):
+    if (is_transformer or kind == "SparseStaticEmbedding") and not has_tokenizer(folder):
         yield _shown(root, folder / "tokenizer.json")
     if kind == "StaticEmbedding" and not has_file(folder / "tokenizer.json"):
         yield _shown(root, folder / "tokenizer.json")

@@ -39,7 +39,7 @@ _OLD_POOLING_KEYS = {
 _FEATURES = ("token_embeddings", "sentence_embedding")
 _SCORES = "scores"  # the feature that the last module of a reranker gives
 
-_TASKS = ("feature-extraction", "sequence-classification", "text-generation")
+_TASKS = ("feature-extraction", "fill-mask", "sequence-classification", "text-generation")
 _TANH = "torch.nn.modules.activation.Tanh"
 
 # What a checkpoint may not decide: whose code runs, where files come from, which precision,
@@ -299,6 +299,47 @@ def _hierarchical_token_pooling(folder: Path, _trust: bool) -> dict[str, Any]:
     }
 
 
+def _mlm_transformer(folder: Path, _trust: bool) -> dict[str, Any]:
+    """The older name of a Transformer for fill-mask."""
+    return {**_transformer(folder, _trust), "task": "fill-mask"}
+
+
+def _splade_pooling(folder: Path, _trust: bool) -> dict[str, Any]:
+    path = folder / "config.json"
+    saved = read_json_object(path)
+    found = {
+        "strategy": saved.get("pooling_strategy", "max"),
+        "activation": saved.get("activation_function", "relu"),
+    }
+    if found["strategy"] not in ("max", "sum") or found["activation"] not in ("relu", "log1p_relu"):
+        raise InvalidCheckpoint(
+            f"{path}: pooling_strategy={found['strategy']!r} is to be 'max' or 'sum', "
+            f"activation_function={found['activation']!r} 'relu' or 'log1p_relu'"
+        )
+    return found
+
+
+def _sparse_static_embedding(folder: Path, _trust: bool) -> dict[str, Any]:
+    path = folder / "config.json"
+    weights = read_json_object(path).get("path")
+    if not has_tokenizer(folder):
+        raise InvalidCheckpoint(f"{folder} is a SparseStaticEmbedding and has no tokenizer.json")
+    if weights is not None and (not isinstance(weights, str) or not has_file(folder / weights)):
+        raise InvalidCheckpoint(f"{path}: there is no file {weights!r} with the weights of tokens")
+    return {"weights": weights}
+
+
+def _sparse_auto_encoder(folder: Path, _trust: bool) -> dict[str, Any]:
+    path = folder / "config.json"
+    saved = read_json_object(path, required=True)
+    return {
+        "in_features": _size(saved, "input_dim", path),
+        "out_features": _size({"hidden_dim": 512, **saved}, "hidden_dim", path),
+        "k": _size({"k": 8, **saved}, "k", path),
+        "normalize": bool(saved.get("normalize", False)),
+    }
+
+
 def _dropout(_folder: Path, _trust: bool) -> dict[str, Any]:
     return {}
 
@@ -317,6 +358,10 @@ READ_OPTIONS: Mapping[str, Callable[[Path, bool], dict[str, Any]]] = {
     "WeightedLayerPooling": _weighted_layer_pooling,
     "Dropout": _dropout,
     "LogitScore": _logit_score,
+    "MLMTransformer": _mlm_transformer,
+    "SpladePooling": _splade_pooling,
+    "SparseStaticEmbedding": _sparse_static_embedding,
+    "SparseAutoEncoder": _sparse_auto_encoder,
     "MultiVectorMask": _multi_vector_mask,
     "HierarchicalTokenPooling": _hierarchical_token_pooling,
     "custom": _custom,

@@ -29,7 +29,8 @@ class Module:
 
     kind: str
     """Transformer, StaticEmbedding, Pooling, Dense, LayerNorm, Normalize,
-    WeightedLayerPooling, Dropout, LogitScore or custom."""
+    WeightedLayerPooling, Dropout, LogitScore, SpladePooling, SparseStaticEmbedding,
+    SparseAutoEncoder, MultiVectorMask, HierarchicalTokenPooling or custom."""
     path: Path
     """The folder that holds this module's files; the same for the same module in two routes."""
     options: Mapping[str, Any] = field(hash=False)
@@ -133,6 +134,7 @@ def _read_module(folder: Path, class_name: str, *, trust_remote_code: bool) -> M
     elif kind not in READ_OPTIONS or kind == "custom" or ".sparse_encoder." in class_name:
         raise UnsupportedModel(f"{folder}: the module {class_name} is not supported")
     options = READ_OPTIONS[kind](folder, trust_remote_code)
+    kind = "Transformer" if kind == "MLMTransformer" else kind
     return Module(kind=kind, path=folder, options=options, class_name=class_name)
 
 

@@ -6,7 +6,7 @@ Flattens the Routers away, and checks that what is left can run in that order.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ __all__ = [
     "default_chain",
     "read_multi_vector_routes",
     "read_routes",
+    "read_task_routes",
     "transformer_of_folder",
 ]
 
@@ -57,6 +58,9 @@ _SCORING_TASKS = {
     "ForSequenceClassification": "sequence-classification",
     "ForTokenClassification": "token-classification",
 }
+
+
+_OF_SPARSE = frozenset({"SpladePooling", "SparseAutoEncoder", "SparseStaticEmbedding"})
 
 
 # What a model's class is called that does neither, and what it gives instead.
@@ -139,14 +143,27 @@ def read_routes(
     None. Raises `InvalidCheckpoint`, `UnsupportedModel`, or `InvalidOption` for a `pooling`
     that has nothing to act on.
     """
+
+    def finished(task: str | None) -> tuple[tuple[str, ...], tuple[Module, ...]]:
+        names, modules = chain_for(chain, task)
+        return names, _finished(modules, root, pooling, include_prompt)
+
+    return read_task_routes(chain, root, finished)
+
+
+def read_task_routes(
+    chain: Chain,
+    root: Path,
+    finished: Callable[[str | None], tuple[tuple[str, ...], tuple[Module, ...]]],
+) -> tuple[tuple[Route, ...], dict[str | None, str], str | None]:
+    """The same by what gives the names and modules of a task's route, or raises `UnknownTask`."""
     routes: list[Route] = []
     task_routes: dict[str | None, str] = {}
     for task in _all_tasks(chain):
         try:
-            names, modules = chain_for(chain, task)
+            names, modules = finished(task)
         except UnknownTask:
             continue
-        modules = _finished(modules, root, pooling, include_prompt)
         route = next((route for route in routes if route.modules == modules), None)
         if route is None:
             route = Route(name=_free_name("/".join(names) or "default", routes), modules=modules)
@@ -202,6 +219,11 @@ def _finished(
         kind = "nothing" if first is None else first.class_name
         raise UnsupportedModel(
             f"{root}: begins with {kind}; only Transformer and StaticEmbedding can read text"
+        )
+    of_sparse = [m for m in modules if m.kind in _OF_SPARSE or m.options.get("task") == "fill-mask"]
+    if of_sparse:
+        raise UnsupportedModel(
+            f"{root}: {of_sparse[0].class_name} belongs to a model saved as a SparseEncoder"
         )
     of_tokens = [m for m in rest if m.kind in ("MultiVectorMask", "HierarchicalTokenPooling")]
     if of_tokens or first.options.get("query_expansion") is not None:

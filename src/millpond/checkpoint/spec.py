@@ -38,6 +38,13 @@ from .routes import (
     transformer_of_folder,
 )
 from .scoring import Kind, ScoringSpec, read_scoring
+from .sparse import (
+    MODEL_TYPE,
+    SparseSpec,
+    masked_language_route,
+    read_sparse,
+    sparse_routes,
+)
 
 __all__ = ["ModelSpec", "read_spec"]
 
@@ -73,12 +80,16 @@ class ModelSpec:
     """How its logits become scores or classes; None for a model that embeds."""
     multi_vector: MultiVectorSpec | None = None
     """How its token vectors are compared; None for a model that gives none."""
+    sparse: SparseSpec | None = None
+    """How it gives sparse vectors; None for a model that gives none."""
 
     @property
     def kind(self) -> Kind:
         """What it is for."""
         if self.multi_vector is not None:
             return "multi_vector"
+        if self.sparse is not None and self.sparse.route is None:
+            return "sparse"
         return "embed" if self.scoring is None else self.scoring.kind
 
     def route_for(self, task: str | None) -> Route:
@@ -90,6 +101,12 @@ class ModelSpec:
         known = ", ".join(sorted(repr(known) for known in self.task_routes if known is not None))
         wanted = "a task has to be named" if task is None else f"there is no task {task!r}"
         raise UnknownTask(f"{self.name}: {wanted}; its tasks are {known}")
+
+    def sparse_route_for(self, task: str | None) -> Route:
+        """The same to a sparse vector."""
+        if self.sparse is None or self.sparse.route is None:
+            return self.route_for(task)
+        return next(route for route in self.routes if route.name == self.sparse.route)
 
     def max_length_for(self, task: str | None) -> int | None:
         """The limit, in tokens, that the checkpoint sets for texts of this task only."""
@@ -156,6 +173,10 @@ def read_spec(
     if late is not None:
         return _multi_vector_spec(checkpoint, *late, saved=saved, pooling=pooling, prompts=prompts)
     model_type = saved.get("model_type", "SentenceTransformer")
+    if model_type == MODEL_TYPE and has_file(root / "modules.json"):
+        return _sparse_spec(
+            checkpoint, saved, pooling=pooling, prompts=prompts, trust_remote_code=trust_remote_code
+        )
     if model_type not in _MODEL_TYPES:
         raise UnsupportedModel(
             f"{checkpoint.name} is a {model_type}; only {' and '.join(_MODEL_TYPES)} models, "
@@ -180,6 +201,11 @@ def read_spec(
             f"{'no scores' if scoring is None else 'scores'}"
         )
     all_prompts = _prompts(saved, prompts, root)
+    sparse = None
+    if not has_file(root / "modules.json") and scoring is None:
+        beside = masked_language_route(root)
+        if beside is not None:
+            routes, sparse = (*routes, beside), SparseSpec(route=beside.name)
     return ModelSpec(
         name=checkpoint.name,
         path=root,
@@ -193,6 +219,39 @@ def read_spec(
         task_routes=task_routes,
         other_route=other_route,
         scoring=scoring,
+        sparse=sparse,
+    )
+
+
+def _sparse_spec(
+    checkpoint: Checkpoint,
+    saved: Mapping[str, Any],
+    *,
+    pooling: tuple[str, ...] | None,
+    prompts: Mapping[str, str] | None,
+    trust_remote_code: bool,
+) -> ModelSpec:
+    if pooling is not None:
+        raise InvalidOption(
+            f"pooling={pooling!r}: {checkpoint.name} gives sparse vectors; leave it out"
+        )
+    root = checkpoint.path
+    chain = read_chain(root, trust_remote_code=trust_remote_code)
+    routes, task_routes, other_route = sparse_routes(chain, root)
+    all_prompts = _prompts(saved, prompts, root)
+    return ModelSpec(
+        name=checkpoint.name,
+        path=root,
+        source=checkpoint.source,
+        revision=checkpoint.revision,
+        routes=routes,
+        prompts=all_prompts,
+        default_prompt_name=_default_prompt_name(saved, all_prompts, root),
+        similarity_fn_name=_one_of(saved.get("similarity_fn_name"), _SIMILARITIES),
+        truncate_dim=None,
+        task_routes=task_routes,
+        other_route=other_route,
+        sparse=read_sparse(saved, routes, root),
     )
 
 

@@ -34,6 +34,7 @@ from .calls.params import (
 )
 from .calls.progress import progress_hook
 from .calls.scoring import ScoringCalls
+from .calls.sparse import SparseCalls
 from .calls.stream import EmbeddingStream, require_stream_options
 from .calls.token_vectors import TokenCalls
 from .core import Health
@@ -44,7 +45,7 @@ from .instance import Handle, ModelInstance
 __all__ = ["Engine"]
 
 
-class Engine(ScoringCalls, TokenCalls):
+class Engine(ScoringCalls, SparseCalls, TokenCalls):
     """An embedding model, a reranker or a classifier served inside this process.
 
     ```python

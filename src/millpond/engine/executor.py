@@ -151,7 +151,7 @@ class BatchExecutor:
 
     def _wrong_shape(self, batch: Batch, vectors: Any) -> Exception | None:
         """What is wrong with what the runner gave: whose each row is cannot be known then."""
-        expected = (batch.texts, self.runner.routes[batch.route].dimension)
+        expected = (batch.texts, self.runner.routes[batch.route].row_width)
         if isinstance(vectors, RaggedRows) and (len(vectors), vectors.width) == expected:
             return None
         is_numbers = isinstance(vectors, np.ndarray) and vectors.dtype.kind == "f"

@@ -33,8 +33,16 @@ class EngineInfo:
 
     @property
     def kind(self) -> Kind:
-        """What the model is for: `embed`, `score` or `classify`."""
+        """What the model is for: `embed`, `score`, `classify`, `sparse` or `multi_vector`."""
         return self.model.kind
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """All that it gives: a masked language model without modules.json is `sparse` too."""
+        sparse = self.model.sparse
+        beside = None if sparse is None else sparse.route
+        has_sparse = beside is not None and any(route.name == beside for route in self.routes)
+        return (self.kind, "sparse") if has_sparse else (self.kind,)
 
     @property
     def labels(self) -> tuple[str, ...]:

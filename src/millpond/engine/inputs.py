@@ -81,6 +81,13 @@ class Tokenizer(Protocol):
         """Leading tokens that texts with this prompt have in common."""
 
 
+class TokenNames(Tokenizer, Protocol):
+    """The tokenizer of a model whose dimensions are tokens."""
+
+    def names(self, ids: Sequence[int]) -> Sequence[str]:
+        """The tokens of these ids."""
+
+
 class PairReader(Tokenizer, Protocol):
     """The tokenizer of a model that scores or classifies."""
 
@@ -268,9 +275,19 @@ class InputProcessor:
         """The text of each list of ids. Raises `InvalidTokenIds`."""
         return self._tokenizers[0].detokenize(ids)
 
+    def names(self, ids: Sequence[int]) -> Sequence[str]:
+        """The tokens of these ids."""
+        return cast("TokenNames", self._tokenizers[0]).names(ids)
+
     def _route(self, params: EmbedParams) -> int:
-        name = self.spec.route_for(params.task).name
-        return next(index for index, info in enumerate(self._routes) if info.name == name)
+        name = params.route(self.spec).name
+        for index, info in enumerate(self._routes):
+            if info.name == name:
+                return index
+        raise UnsupportedCall(
+            f"the weights of {self.spec.name} have not what its route {name!r} needs, though its "
+            "config.json names a model that has; call embed"
+        )
 
     def tokenize(self, request: Request, rows: Rows) -> Tokenized:
         """Tokenise texts of a request, and note what was cut off.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Container
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,13 @@ from ..checkpoint.routes import Route
 from ..checkpoint.spec import ModelSpec
 from ..config import EngineConfig
 from ..cpu.openmp import threads_for_check
-from ..errors import InvalidOption, MillpondError, UnsupportedModel, summary
+from ..errors import (
+    InvalidCheckpoint,
+    InvalidOption,
+    MillpondError,
+    UnsupportedModel,
+    summary,
+)
 from ..layers.cpu.activation import replace_activations
 from ..layers.cpu.encoder_layer import fuse_layers
 from ..layers.cpu.int8.quantize import quantize
@@ -28,6 +34,7 @@ from ..layers.cuda.fusion import fuse_for_cuda
 from ..layers.weight_reads import layers_read_by_others
 from ..pair import Pair
 from ..pooler.pooler import Pooler
+from ..pooler.sparse import LatentHead, SparsePooler
 from ..tokenization.pairs import PairTokenizer
 from ..tokenization.tokenizer import TextTokenizer
 from .device import choose_dtype
@@ -37,7 +44,7 @@ from .loading import LoadedTransformer, checkpoint_dtype, load_transformer
 from .overflow import DoesNotFit, refuse_overflow
 from .packed_forward import verify_packed_forward
 from .pooling_model import PoolingModel, ordinary_ids
-from .static import StaticEmbeddings
+from .static import SparseStaticEmbeddings, StaticEmbeddings
 from .transformer import Transformer
 from .verify import (
     LENGTHS,
@@ -69,6 +76,7 @@ ENGLISH = (
 """Texts as they come, of several kinds and lengths."""
 # What chooses among token vectors, or is done to them on the host.
 _OF_TOKENS = frozenset({"MultiVectorMask", "HierarchicalTokenPooling"})
+_Encoder = Transformer | StaticEmbeddings | SparseStaticEmbeddings
 _Loaded = tuple[Transformer, TextTokenizer, ExecutionMode]
 
 
@@ -78,18 +86,20 @@ class _Encoders:
 
     config: EngineConfig
     device: torch.device
-    loaded: dict[Path, tuple[Transformer | StaticEmbeddings, TextTokenizer, ExecutionMode | None]]
+    loaded: dict[Path, tuple[_Encoder, TextTokenizer, ExecutionMode | None]]
     reads_pairs: bool
     """Whether the model scores pairs, or classifies them."""
     gives_tokens: bool
     """Whether the result is a vector for each token."""
+    with_vocabulary: Mapping[Path, Module]
+    """Encoders that a route needs with their head for masked words, which others do without."""
 
     def get(
         self, module: Module, *, all_layers: bool
-    ) -> tuple[Transformer | StaticEmbeddings, TextTokenizer, ExecutionMode | None]:
+    ) -> tuple[_Encoder, TextTokenizer, ExecutionMode | None]:
         if module.path not in self.loaded:
-            load = self._static if module.kind == "StaticEmbedding" else self._transformer
-            self.loaded[module.path] = load(module)
+            load = _LOADS.get(module.kind, _Encoders._transformer)
+            self.loaded[module.path] = load(self, self.with_vocabulary.get(module.path, module))
         found = self.loaded[module.path]
         if all_layers and isinstance(found[0], Transformer):
             found[0].all_layers = True
@@ -101,7 +111,7 @@ class _Encoders:
         return found
 
     def _tokenizer(
-        self, module: Module, *, vocab_size: int, max_positions: int | None, **reading: Any
+        self, module: Module, *, vocab_size: int | None, max_positions: int | None, **reading: Any
     ) -> TextTokenizer:
         """With `reading`, the options of a `PairTokenizer`, one that reads pairs."""
         kind = PairTokenizer if reading else TextTokenizer
@@ -117,6 +127,15 @@ class _Encoders:
 
     def _static(self, module: Module) -> tuple[StaticEmbeddings, TextTokenizer, None]:
         table = StaticEmbeddings.load(module, self.device)
+        return table, self._tokenizer(module, vocab_size=table.vocab_size, max_positions=None), None
+
+    def _sparse_static(
+        self, module: Module
+    ) -> tuple[SparseStaticEmbeddings, TextTokenizer, None]:
+        tokenizer = self._tokenizer(module, vocab_size=None, max_positions=None)
+        table = SparseStaticEmbeddings.load(
+            module, self.device, vocab_size=tokenizer.vocab_size, known_id=tokenizer.known_id
+        )
         return table, self._tokenizer(module, vocab_size=table.vocab_size, max_positions=None), None
 
     def _transformer(self, module: Module) -> _Loaded:
@@ -248,6 +267,8 @@ class _Encoders:
             prepack_linears(model, batch_invariant=batch_invariant, keep=keep)
             fuse_gelus(model)
             replace_activations(model)
+            if transformer.vocabulary is not None:
+                transformer.vocabulary.use_packed_products(batch_invariant=batch_invariant)
         if self.device.type == "cuda":
             fuse_for_cuda(model)
 
@@ -284,21 +305,50 @@ def _reason_against_prefixes(
     return None
 
 
+_LOADS: Mapping[str, Callable[[_Encoders, Module], Any]] = {
+    "StaticEmbedding": _Encoders._static,
+    "SparseStaticEmbedding": _Encoders._sparse_static,
+}
+"""Encoders that are no transformers."""
+
+
 def load_models(
     spec: ModelSpec, config: EngineConfig, device: torch.device
 ) -> tuple[PoolingModel, ...]:
     """Load the weights of every route onto the device and verify how each may run.
 
-    Raises the `ModelError`s of its parts.
+    A route to sparse vectors beside dense ones is left out where its head does not load. Raises
+    the `ModelError`s of its parts.
     """
+    if spec.sparse is None or spec.sparse.route is None:
+        return _load_routes(spec, spec.routes, config, device)
+    try:
+        return _load_routes(spec, spec.routes, config, device)
+    except (InvalidCheckpoint, UnsupportedModel) as error:
+        reason = summary(error)
+    others = [route for route in spec.routes if route.name != spec.sparse.route]
+    models = _load_routes(spec, others, config, device)
+    logger.info("%s gives no sparse vectors: %s", spec.name, reason)
+    return models
+
+
+def _load_routes(
+    spec: ModelSpec, routes: Sequence[Route], config: EngineConfig, device: torch.device
+) -> tuple[PoolingModel, ...]:
+    wanted = [route.encoder for route in routes]
     encoders = _Encoders(
         config,
         device,
         {},
         reads_pairs=spec.scoring is not None,
         gives_tokens=spec.multi_vector is not None,
+        with_vocabulary={
+            encoder.path: encoder
+            for encoder in wanted
+            if encoder.options.get("task") == "fill-mask"
+        },
     )
-    return tuple(_load_model(route, encoders) for route in spec.routes)
+    return tuple(_load_model(route, encoders) for route in routes)
 
 
 def _load_model(route: Route, encoders: _Encoders) -> PoolingModel:
@@ -316,8 +366,23 @@ def _load_model(route: Route, encoders: _Encoders) -> PoolingModel:
     )
 
 
-def _pooler(route: Route, encoder: Transformer | StaticEmbeddings, encoders: _Encoders) -> Pooler:
+def _pooler(route: Route, encoder: _Encoder, encoders: _Encoders) -> Pooler | SparsePooler:
     batch_invariant = encoders.config.batch_invariant or None
+    last = route.modules[-1]
+    if last.kind == "SpladePooling":
+        assert isinstance(encoder, Transformer) and encoder.vocabulary is not None
+        return SparsePooler(head=encoder.vocabulary, **last.options)
+    if last.kind == "SparseAutoEncoder":
+        inner = replace(route, modules=route.modules[:-1])
+        pooler = _pooler(inner, encoder, encoders)
+        assert isinstance(pooler, Pooler)
+        latents = LatentHead.load(
+            last,
+            width=pooler.dimension,
+            device=encoders.device,
+            batch_invariant=encoders.device.type == "cpu" or bool(batch_invariant),
+        )
+        return SparsePooler(head=latents, pooler=pooler, is_plain=True)
     if isinstance(encoder, Transformer) and encoder.head is not None:
         return Pooler.of_head(
             encoder.head,
@@ -341,7 +406,7 @@ def _pooler(route: Route, encoder: Transformer | StaticEmbeddings, encoders: _En
         hidden_size=encoder.width,
         device=encoders.device,
         trust_remote_code=encoders.config.trust_remote_code,
-        pooled=isinstance(encoder, StaticEmbeddings),
+        pooled=not isinstance(encoder, Transformer),
         batch_invariant=batch_invariant,
     )
 

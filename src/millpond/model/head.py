@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from ..errors import UnsupportedModel, summary
 from ..pooler.pooling import TokenRows, pool
 
-__all__ = ["CheckpointHead"]
+__all__ = ["CheckpointHead", "Stub", "agree", "probe_ids"]
 
 # What stands for a text: the first of them whose row alone gives what all of its rows give.
 _POOLINGS = ("cls", "lasttoken", "mean", "max")
@@ -67,14 +67,14 @@ class CheckpointHead:
         states, or other ones than the base model gives by itself.
         """
         base, answers = whole.base_model, answer_ids or ()
-        ids = _probe_ids(whole)
+        ids = probe_ids(whole)
         mask = torch.ones_like(ids)
         expected = _answered(whole(input_ids=ids, attention_mask=mask).logits, answers)
         whole.config = copy.deepcopy(whole.config)
         whole.config.get_text_config().pad_token_id = 0  # without one it takes one text at a time
         if answer_ids is not None:
             _keep_answers(whole, answer_ids)
-        setattr(whole, whole.base_model_prefix, _Stub(base))
+        setattr(whole, whole.base_model_prefix, Stub(base))
         head = cls(whole.float(), per_token=per_token, answers=len(answers))
         try:
             head._find_pooling(hidden_size, whole.device)
@@ -88,7 +88,7 @@ class CheckpointHead:
                     f"({summary(error)})"
                 ) from error
         found = head._of_text(base(input_ids=ids, attention_mask=mask).last_hidden_state.float())
-        if bool(expected.isfinite().all()) and not _agree(found, expected.float(), base.dtype):
+        if bool(expected.isfinite().all()) and not agree(found, expected.float(), base.dtype):
             raise UnsupportedModel(
                 f"{type(whole).__name__} gives other scores than its head does of what its base "
                 "model gives by itself; it tells the base model more than the text"
@@ -134,16 +134,16 @@ class CheckpointHead:
         self.width = whole[0].shape[-1]
         if self.per_token:
             if not all(
-                _agree(self(rows), each[0]) for rows, each in zip(texts, whole, strict=True)
+                agree(self(rows), each[0]) for rows, each in zip(texts, whole, strict=True)
             ):
                 raise ValueError("its head looks from one token at others")
             return
         for pooling in _POOLINGS:
             found = [self(_pooled(rows, pooling)) for rows in texts]
-            if all(map(_agree, found, whole)):
+            if all(map(agree, found, whole)):
                 self.pooling = pooling
                 return
-        if all(map(_agree, [self(rows).mean(0, keepdim=True) for rows in texts], whole)):
+        if all(map(agree, [self(rows).mean(0, keepdim=True) for rows in texts], whole)):
             self.pooling, self.is_late = "mean", True
             return
         raise ValueError("its head reads more of a text than one row of it")
@@ -161,7 +161,7 @@ class _StubOutput(BaseModelOutputWithPooling):
             raise AttributeError(name)
 
 
-class _Stub(nn.Module):
+class Stub(nn.Module):
     """In the place of a base model: its hidden states are those it is handed as embeddings."""
 
     def __init__(self, base: Any) -> None:
@@ -179,7 +179,7 @@ class _Stub(nn.Module):
         return _StubOutput(last_hidden_state=inputs_embeds, pooler_output=pooled)
 
 
-def _probe_ids(model: Any) -> Tensor:
+def probe_ids(model: Any) -> Tensor:
     """A text, `[1, length]`, that ends with the model's own id for it if it has one."""
     config = model.config.get_text_config()
     special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")}
@@ -224,7 +224,8 @@ def _pooled(rows: Tensor, pooling: str) -> Tensor:
     return pool(TokenRows.of(rows, starts, lengths, None), [pooling])
 
 
-def _agree(found: Tensor, expected: Tensor, dtype: torch.dtype = torch.float32) -> bool:
+def agree(found: Tensor, expected: Tensor, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether logits are the same, up to the rounding of a precision."""
     if found.shape != expected.shape:
         return False
     scale = float(expected.abs().max().clamp(min=1.0))

@@ -30,3 +30,10 @@ class RouteInfo:
     """Whether pooling leaves the tokens of a prompt out, as the checkpoint says."""
     prefixes: str = ""
     """Whether prefixes can be cached, or why they cannot."""
+    is_sparse: bool = False
+    """Whether a text has a few of its dimensions, and any number of rows for them."""
+
+    @property
+    def row_width(self) -> int:
+        """Numbers in a row as the model gives it: a sparse one is a dimension and its weight."""
+        return 2 if self.is_sparse else self.dimension

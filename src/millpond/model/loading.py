@@ -21,6 +21,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoModelForTextEncoding,
     AutoModelForTokenClassification,
@@ -44,6 +45,7 @@ from ..errors import (
 from .device import DTYPES
 from .head import CheckpointHead
 from .overflow import DoesNotFit
+from .vocabulary_head import MaskedLanguageHead
 
 __all__ = ["LoadedTransformer", "checkpoint_dtype", "load_transformer"]
 
@@ -82,6 +84,7 @@ _POSITION_TABLES = frozenset(
 
 
 _WITH_HEAD = {
+    "fill-mask": AutoModelForMaskedLM,
     "sequence-classification": AutoModelForSequenceClassification,
     "text-generation": AutoModelForCausalLM,
     "token-classification": AutoModelForTokenClassification,
@@ -106,6 +109,8 @@ class LoadedTransformer:
     """It adds an embedding of the token type, so zeros have to be given as the types."""
     head: CheckpointHead | None = None
     """What makes scores or classes of its hidden states; None for a model that embeds."""
+    vocabulary: MaskedLanguageHead | None = None
+    """What makes logits of the vocabulary of them; None for a model that gives none."""
 
     @property
     def takes_token_type_ids(self) -> bool:
@@ -168,13 +173,16 @@ def _has_head(module: Module) -> bool:
 
 
 def _with_head(whole: PreTrainedModel, module: Module) -> LoadedTransformer:
-    """The base model of one for scores or classes, and its head apart."""
+    """The base model of one for scores, classes or masked words, and its head apart."""
     base: Any = whole.base_model
     if base is whole:
         raise UnsupportedModel(
             f"{module.path}: {type(whole).__name__} has no base model that its head stands on"
         )
     described = _describe(base)
+    if module.options["task"] == "fill-mask":
+        with quiet_transformers():
+            return replace(described, vocabulary=MaskedLanguageHead.detach(whole))
     with quiet_transformers():
         head = CheckpointHead.detach(
             whole,

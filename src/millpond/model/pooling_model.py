@@ -20,10 +20,11 @@ from ..cpu.openmp import multiplied_parameters, products_are_whole
 from ..errors import UnsupportedModel
 from ..layers.cpu.linear import has_invariant_products
 from ..pooler.pooler import Pooler
+from ..pooler.sparse import SparsePooler, SparseRows
 from ..tokenization.tokenizer import TextTokenizer
 from .info import ExecutionKind, RouteInfo
 from .kept_tokens import KeptTokens
-from .static import StaticEmbeddings
+from .static import SparseStaticEmbeddings, StaticEmbeddings
 from .transformer import HiddenStates, Transformer
 from .verify import ExecutionMode
 from .verify_prefix import PrefixSupport
@@ -51,8 +52,8 @@ class PoolingModel:
 
     name: str
     tokenizer: TextTokenizer
-    encoder: Transformer | StaticEmbeddings
-    head: Pooler
+    encoder: Transformer | StaticEmbeddings | SparseStaticEmbeddings
+    head: Pooler | SparsePooler
     execution: ExecutionMode | None
     prefixes: PrefixSupport
     """Whether texts can continue from cached prefixes."""
@@ -77,7 +78,7 @@ class PoolingModel:
     @property
     def dtype(self) -> torch.dtype:
         """The precision of the encoder."""
-        return torch.float32 if isinstance(self.encoder, StaticEmbeddings) else self.encoder.dtype
+        return self.encoder.dtype if isinstance(self.encoder, Transformer) else torch.float32
 
     @property
     def dtype_name(self) -> str:
@@ -90,22 +91,25 @@ class PoolingModel:
 
     def packed(
         self, ids: Tensor, positions: Tensor, sequences: PackedRow | None, texts: PooledRows
-    ) -> Tensor:
+    ) -> Tensor | SparseRows:
         """Vectors of texts end to end, int64 `[total]` in, float32 `[n, dimension]` out.
 
         What follows the last text in `ids` is computed and ignored.
         """
+        if isinstance(self.encoder, SparseStaticEmbeddings):
+            return self.encoder(ids, texts.starts, texts.lengths)
         if isinstance(self.encoder, StaticEmbeddings):
+            assert isinstance(self.head, Pooler)
             return self.head.finish(self.encoder(ids, texts.starts, texts.lengths))
         assert sequences is not None
         return self._after(self.encoder.packed(ids, positions, sequences), texts)
 
-    def padded(self, ids: Tensor, mask: Tensor, texts: PooledRows) -> Tensor:
+    def padded(self, ids: Tensor, mask: Tensor, texts: PooledRows) -> Tensor | SparseRows:
         """Vectors of padded texts, int64 `[rows, length]` in, float32 `[n, dimension]` out."""
         assert isinstance(self.encoder, Transformer)
         return self._after(self.encoder.padded(ids, mask), texts)
 
-    def _after(self, hidden: HiddenStates, texts: PooledRows) -> Tensor:
+    def _after(self, hidden: HiddenStates, texts: PooledRows) -> Tensor | SparseRows:
         return self.head(hidden, texts.starts, texts.lengths, texts.prompt_lengths, texts.kept)
 
     def has_invariant_operators(self, threads: Sequence[int]) -> bool:
@@ -118,6 +122,10 @@ class PoolingModel:
             return True
         if not products_are_whole() or not has_invariant_products(self.encoder.model, threads):
             return False
+        vocabulary = self.encoder.vocabulary
+        if self.head.is_sparse and vocabulary is not None:
+            if not vocabulary.has_invariant_products(list(threads)):
+                return False
         if self.execution.kind != "packed":
             return padded_attention_is_invariant(self.dtype, tuple(threads))
         return attention_is_invariant(
@@ -155,6 +163,7 @@ class PoolingModel:
             max_length=self.tokenizer.max_length,
             excludes_prompt=self.head.excludes_prompt,
             prefixes=self.prefixes.reason,
+            is_sparse=self.head.is_sparse or isinstance(self.encoder, SparseStaticEmbeddings),
         )
 
 

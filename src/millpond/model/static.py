@@ -1,19 +1,24 @@
-"""`StaticEmbeddings`: a text's vector is the mean of its tokens' rows in a table.
+"""A table in the place of a transformer and its pooling. It knows no tokenizer.
 
-It stands in the place of a transformer and its pooling. It knows no tokenizer.
+A text's vector is the mean of its tokens' rows (`StaticEmbeddings`), or has a weight for each token
+that the text has (`SparseStaticEmbeddings`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from ..checkpoint.modules import Module
+from ..checkpoint.files import read_json_object
 from ..checkpoint.weights import read_weights
 from ..errors import InvalidCheckpoint
+from ..pooler.sparse import MOST_DIMENSIONS, SparseRows
 
-__all__ = ["StaticEmbeddings"]
+__all__ = ["SparseStaticEmbeddings", "StaticEmbeddings"]
 
 
 class StaticEmbeddings:
@@ -76,3 +81,58 @@ def _model2vec_table(weights: dict[str, Tensor]) -> Tensor:
         table = table.to(torch.promote_types(table.dtype, torch.float32))
         table = table * weights["weights"][:, None]
     return table
+
+
+class SparseStaticEmbeddings:
+    """The weights of a `SparseStaticEmbedding` module, float32 [vocab_size].
+
+    A dimension of a text is a token that it has, once or several times, and the weight is the
+    token's.
+    """
+
+    def __init__(self, weights: Tensor) -> None:
+        self._weights = weights
+        self.vocab_size = self.width = len(weights)
+
+    @classmethod
+    def load(
+        cls,
+        module: Module,
+        device: torch.device,
+        *,
+        vocab_size: int,
+        known_id: Callable[[str], int | None],
+    ) -> SparseStaticEmbeddings:
+        """From its weights, or from a JSON file that names tokens, whose ids `known_id` gives.
+
+        Raises `InvalidCheckpoint` when the folder has neither.
+        """
+        named = module.options["weights"]
+        if named is None:
+            weights = read_weights(module.path).get("weight")
+        else:
+            weights = torch.zeros(vocab_size)
+            for token, weight in read_json_object(module.path / named).items():
+                place = known_id(token)
+                if place is not None and place < vocab_size:
+                    weights[place] = float(weight)
+        if weights is None or weights.ndim != 1 or not 0 < len(weights) <= MOST_DIMENSIONS:
+            raise InvalidCheckpoint(
+                f"{module.path}: its weights have no vector 'weight' with a number for each token"
+            )
+        return cls(weights.to(device=device, dtype=torch.float32).contiguous())
+
+    @torch.inference_mode()
+    def __call__(self, ids: Tensor, starts: Tensor, lengths: Tensor) -> SparseRows:
+        """Of texts that stand one after the other in `ids`, as `StaticEmbeddings` takes them."""
+        ids = ids[: int(lengths.sum())]
+        owners = torch.repeat_interleave(torch.arange(len(lengths), device=ids.device), lengths)
+        found = torch.unique(owners * self.vocab_size + ids)
+        owners, tokens = found // self.vocab_size, found % self.vocab_size
+        weights = self._weights[tokens]
+        kept = weights != 0
+        rows = torch.stack([tokens.float(), weights], dim=1)[kept]
+        return SparseRows(rows, torch.bincount(owners[kept], minlength=len(lengths)))
+
+    def __repr__(self) -> str:
+        return f"SparseStaticEmbeddings(vocab_size={self.vocab_size})"

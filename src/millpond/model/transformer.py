@@ -39,6 +39,7 @@ class Transformer:
         self.reads_token_types = False
         """Whether the types of tokens are in their ids: see `tokenization.token_types`."""
         self.head = loaded.head
+        self.vocabulary = loaded.vocabulary
         self.all_layers = all_layers
         self.position_offset = 0
         self.quantisation_error = 0.0

@@ -29,6 +29,9 @@ class Pooler:
     of all layers; `excludes_prompt` that it uses `prompt_lengths`. Nothing changes after loading.
     """
 
+    is_sparse = False
+    """Whether a text has few dimensions that are not zero, as `SparsePooler` gives them."""
+
     def __init__(
         self,
         *,

@@ -26,6 +26,7 @@ from ..cpu.row_buckets import FEWEST_ROWS
 from ..model.build import load_models
 from ..model.pooling_model import PooledRows, PoolingModel
 from ..outputs import RaggedRows, Rows
+from ..pooler.sparse import SparseRows
 from ..scheduler.batch import Batch
 from ..scheduler.batch_shape import BatchShape
 from .base import BatchHandle
@@ -202,8 +203,9 @@ class TorchModelRunner:
         if tokens.kept is not None:
             rows = replace(rows, kept=kept)
         sequences = None if pipeline.is_static else self._sequences(lengths, tokens)
-        vectors = pipeline.packed(device_ids, device_positions, sequences, rows)
-        return self._fetch(vectors, layout.order, missing, staging, tokens.counts)
+        found = pipeline.packed(device_ids, device_positions, sequences, rows)
+        vectors, counts = _with_counts(found, tokens.counts)
+        return self._fetch(vectors, layout.order, missing, staging, counts)
 
     def _sequences(
         self, lengths: npt.NDArray[np.int64], tokens: TokenRows
@@ -234,8 +236,10 @@ class TorchModelRunner:
         )
         rows, arrays = PooledRows(*rest[: len(texts)]), rest[len(texts) :]
         sequences = PrefixedSequences.of(index, self._kv_cache, arrays)
-        vectors = pipeline.packed(device_ids, device_positions, sequences, rows)
-        return self._fetch(vectors, layout.order, sum(fillers), staging)
+        vectors, counts = _with_counts(
+            pipeline.packed(device_ids, device_positions, sequences, rows), None
+        )
+        return self._fetch(vectors, layout.order, sum(fillers), staging, counts)
 
     def _launch_padded(self, batch: Batch, layout: InputBatch) -> LaunchedBatch:
         pipeline = self.models[batch.route]
@@ -258,11 +262,12 @@ class TorchModelRunner:
         of_texts = PooledRows(*places)
         if tokens.kept is not None:
             of_texts = replace(of_texts, kept=kept)
-        vectors = pipeline.padded(
+        found = pipeline.padded(
             device_ids.view(rows, width), device_mask.view(rows, width), of_texts
         )
+        vectors, counts = _with_counts(found, tokens.counts)
         padding = rows * width - batch.tokens
-        return self._fetch(vectors, layout.order, padding, staging, tokens.counts)
+        return self._fetch(vectors, layout.order, padding, staging, counts)
 
     def _missing_rows(self, tokens: int) -> int:
         """Rows to add so that a pass has one of the numbers of rows that it is prepared for."""
@@ -340,6 +345,15 @@ class TorchModelRunner:
         kinds = ", ".join(route.execution for route in self.routes)
         depth = self.limits.depth
         return f"{type(self).__name__}({self.device_name!r}, models=[{kinds}], depth={depth})"
+
+
+def _with_counts(
+    found: Tensor | SparseRows, counts: npt.NDArray[np.int64] | None
+) -> tuple[Tensor, npt.NDArray[np.int64] | None]:
+    """What a model gave, and how many rows each text has where that is not one."""
+    if isinstance(found, SparseRows):
+        return found.rows, found.counts.cpu().numpy()
+    return found, counts
 
 
 def wanted_batch_tokens(models: Sequence[PoolingModel], config: EngineConfig, most: int) -> int:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 from tokenizers import AddedToken, Tokenizer, normalizers
 from transformers import AutoConfig, AutoTokenizer
+from transformers.configuration_utils import PretrainedConfig
 
 from ..checkpoint.files import TOKENIZER_FILES, has_tokenizer, require_whole
 from ..checkpoint.modules import Module
@@ -44,6 +45,11 @@ def _knows_none(name: str) -> None:
     """Of a tokenizer that is not asked for single tokens."""
 
 
+def _names_none(ids: Sequence[int]) -> Sequence[str]:
+    """Of a tokenizer that is not asked for them."""
+    return [str(token) for token in ids]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenizerBackend:
     """A tokenizer as loaded: how to call it, and what it says about itself."""
@@ -71,6 +77,8 @@ class TokenizerBackend:
     """What queries are filled up with, if they are."""
     known_id: Callable[[str], int | None] = _knows_none
     """The id of a token by its name; None where there is none."""
+    names: Callable[[Sequence[int]], Sequence[str]] = _names_none
+    """The tokens of these ids."""
 
 
 def ids_of(row: Any) -> list[int]:
@@ -94,7 +102,10 @@ def load_source(
     if module.kind == "StaticEmbedding":
         return _static_source(module)
     code = {"trust_remote_code": trust_remote_code, "cache_dir": cache_dir}
-    return _transformers_source(module, code, pairs=pairs, longest=longest)
+    source = _transformers_source(module, code, pairs=pairs, longest=longest)
+    if module.kind == "SparseStaticEmbedding":  # its weights are of the tokens of text alone
+        return replace(source, add_special_tokens=False, empty_ids=())
+    return source
 
 
 def _static_source(module: Module) -> TokenizerBackend:
@@ -158,6 +169,7 @@ def _transformers_source(
             module.options.get("query_expansion"), tokenizer, longest=longest, path=module.path
         ),
         known_id=partial(known_id, tokenizer=tokenizer),
+        names=tokenizer.convert_ids_to_tokens,
     )
 
 
@@ -172,6 +184,8 @@ def _load_tokenizer(module: Module, code: dict[str, Any]) -> tuple[Any, Any]:
         options.setdefault("model_max_length", max_seq_length)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(str(module.path), **options)
+        if module.kind == "SparseStaticEmbedding":  # there is no model, whose class config.json says
+            return tokenizer, PretrainedConfig()
         config = AutoConfig.from_pretrained(
             str(module.path),
             **(module.options.get("config_kwargs") or {}),

@@ -79,6 +79,7 @@ class TextTokenizer:
         self.special_ids = source.special_ids
         self.query_fill = source.fill
         self.known_id = source.known_id
+        self.names = source.names
         self._source = source
         self._may_exceed_vocabulary = source.size > self.vocab_size
         find = self._shared_by_all if source.chat is None else self._shared_in_chats

@@ -10,6 +10,7 @@ from typing import Any, TypedDict, get_args
 import numpy as np
 import numpy.typing as npt
 
+from ...checkpoint.routes import Route
 from ...checkpoint.spec import ModelSpec
 from ...config import require_bool
 from ...embeddings import OutputDType, OutputSpec
@@ -116,6 +117,10 @@ class EmbedParams:
         """Raise `UnsupportedCall` for a model that gives no embeddings."""
         require_embeddings(spec, call)
 
+    def route(self, spec: ModelSpec) -> Route:
+        """The route that the texts take. Raises `UnknownTask`."""
+        return spec.route_for(self.task)
+
     def output(self, spec: ModelSpec, dimension: int) -> Any:
         """What becomes of the model's vectors of `dimension` numbers."""
         return OutputSpec(
@@ -153,6 +158,7 @@ def require_embeddings(spec: ModelSpec, call: str) -> None:
     answers = {
         "score": ("a score", "score or rank with pairs"),
         "classify": ("classes", "classify"),
+        "sparse": ("sparse vectors", "embed_sparse"),
         "multi_vector": ("a vector for each token", "embed_tokens, or rank"),
     }
     if spec.kind in answers:

@@ -55,7 +55,11 @@ class TokenParams(EmbedParams):
 def require_token_vectors(spec: ModelSpec, call: str) -> None:
     """Raise `UnsupportedCall` for a model that gives no token vectors."""
     if spec.multi_vector is None:
-        answers = {"score": "score or rank with pairs", "classify": "classify"}
+        answers = {
+            "score": "score or rank with pairs",
+            "classify": "classify",
+            "sparse": "embed_sparse",
+        }
         raise UnsupportedCall(
             f"{spec.name} gives no vector for each token, and {call} needs a multi-vector model, "
             f"such as a ColBERT; call {answers.get(spec.kind, 'embed')}"

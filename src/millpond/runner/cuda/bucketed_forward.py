@@ -174,7 +174,8 @@ def bucketed_forwards(
 def is_bucketed(pipeline: PoolingModel, device: torch.device) -> bool:
     """Whether the variable-length kernel serves it."""
     packed = pipeline.pad_to is None and not pipeline.is_static
-    return packed and not pipeline.head.keeps_rows and uses_varlen(device, pipeline.dtype)
+    head = pipeline.head
+    return packed and not head.keeps_rows and not head.is_sparse and uses_varlen(device, pipeline.dtype)
 
 
 def forward_bucket(
