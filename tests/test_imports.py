@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "embeddings": "outputs",
     "scores": "outputs",
     "multi_vector": "outputs",
+    "sparse": "outputs",
     "cpu": "",
     "checkpoint": "config",
     "scheduler": "pair outputs embeddings stats",
@@ -37,14 +38,15 @@ MAY_IMPORT = {
     "pooler": "checkpoint",
     "model": "config pair cpu checkpoint tokenization attention layers pooler",
     "runner": (
-        "config outputs embeddings cpu checkpoint scheduler tokenization attention layers model"
+        "config outputs embeddings cpu checkpoint scheduler tokenization attention layers pooler "
+        "model"
     ),
     "engine": (
-        "config stats pair outputs embeddings scores multi_vector checkpoint scheduler "
+        "config stats pair outputs embeddings scores multi_vector sparse checkpoint scheduler "
         "tokenization model runner"
     ),
-    "server": "config stats pair outputs embeddings scores multi_vector engine",
-    "cli": "config stats embeddings scores multi_vector checkpoint engine server",
+    "server": "config stats pair outputs embeddings scores multi_vector sparse engine",
+    "cli": "config stats embeddings scores multi_vector sparse checkpoint engine server",
     "__main__": "cli",
 }
 EVERYBODY_MAY_IMPORT = {"errors", "locks"}

@@ -73,9 +73,9 @@ def _finished(modules: tuple[Module, ...], root: Path) -> tuple[Module, ...]:
     is_masked = kinds[:1] == ["Transformer"] and modules[0].options["task"] == "fill-mask"
     if is_masked and kinds[1:] == ["SpladePooling"]:
         return modules
-    if kinds[:1] == ["Transformer"] and not is_masked and kinds[-1] == "SparseAutoEncoder":
-        if "Pooling" in kinds and kinds.count("SparseAutoEncoder") == 1:
-            return modules
+    is_pooled = kinds[:1] == ["Transformer"] and not is_masked and "Pooling" in kinds
+    if is_pooled and "SparseAutoEncoder" not in kinds[:-1] and kinds[-1] == "SparseAutoEncoder":
+        return modules
     raise UnsupportedModel(
         f"{root}: {' → '.join(module.class_name for module in modules) or 'nothing'} gives no "
         "sparse vector that is supported: a masked language model (fill-mask) with a "

@@ -129,9 +129,7 @@ class _Encoders:
         table = StaticEmbeddings.load(module, self.device)
         return table, self._tokenizer(module, vocab_size=table.vocab_size, max_positions=None), None
 
-    def _sparse_static(
-        self, module: Module
-    ) -> tuple[SparseStaticEmbeddings, TextTokenizer, None]:
+    def _sparse_static(self, module: Module) -> tuple[SparseStaticEmbeddings, TextTokenizer, None]:
         tokenizer = self._tokenizer(module, vocab_size=None, max_positions=None)
         table = SparseStaticEmbeddings.load(
             module, self.device, vocab_size=tokenizer.vocab_size, known_id=tokenizer.known_id
@@ -272,7 +270,7 @@ class _Encoders:
         if self.device.type == "cuda":
             fuse_for_cuda(model)
 
-    def prefixes(self, route: Route, head: Pooler) -> PrefixSupport:
+    def prefixes(self, route: Route, head: Pooler | SparsePooler) -> PrefixSupport:
         """Whether the texts of a route can continue from cached prefixes."""
         encoder, tokenizer, execution = self.loaded[route.encoder.path]
         reason = _reason_against_prefixes(self.config, self.device, execution, head)
@@ -292,7 +290,10 @@ def _does_not_run(module: Module, reason: str) -> UnsupportedModel:
 
 
 def _reason_against_prefixes(
-    config: EngineConfig, device: torch.device, execution: ExecutionMode | None, head: Pooler
+    config: EngineConfig,
+    device: torch.device,
+    execution: ExecutionMode | None,
+    head: Pooler | SparsePooler,
 ) -> str | None:
     if config.prefix_cache == "off":
         return "turned off"
@@ -370,7 +371,8 @@ def _pooler(route: Route, encoder: _Encoder, encoders: _Encoders) -> Pooler | Sp
     batch_invariant = encoders.config.batch_invariant or None
     last = route.modules[-1]
     if last.kind == "SpladePooling":
-        assert isinstance(encoder, Transformer) and encoder.vocabulary is not None
+        assert isinstance(encoder, Transformer)
+        assert encoder.vocabulary is not None
         return SparsePooler(head=encoder.vocabulary, **last.options)
     if last.kind == "SparseAutoEncoder":
         inner = replace(route, modules=route.modules[:-1])

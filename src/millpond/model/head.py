@@ -133,9 +133,7 @@ class CheckpointHead:
         whole = [self._logits(rows.unsqueeze(0)) for rows in texts]
         self.width = whole[0].shape[-1]
         if self.per_token:
-            if not all(
-                agree(self(rows), each[0]) for rows, each in zip(texts, whole, strict=True)
-            ):
+            if not all(agree(self(rows), each[0]) for rows, each in zip(texts, whole, strict=True)):
                 raise ValueError("its head looks from one token at others")
             return
         for pooling in _POOLINGS:

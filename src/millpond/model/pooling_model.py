@@ -122,10 +122,9 @@ class PoolingModel:
             return True
         if not products_are_whole() or not has_invariant_products(self.encoder.model, threads):
             return False
-        vocabulary = self.encoder.vocabulary
-        if self.head.is_sparse and vocabulary is not None:
-            if not vocabulary.has_invariant_products(list(threads)):
-                return False
+        vocabulary = self.encoder.vocabulary if self.head.is_sparse else None
+        if vocabulary is not None and not vocabulary.has_invariant_products(list(threads)):
+            return False
         if self.execution.kind != "packed":
             return padded_attention_is_invariant(self.dtype, tuple(threads))
         return attention_is_invariant(

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from ..checkpoint.modules import Module
 from ..checkpoint.files import read_json_object
+from ..checkpoint.modules import Module
 from ..checkpoint.weights import read_weights
 from ..errors import InvalidCheckpoint
 from ..pooler.sparse import MOST_DIMENSIONS, SparseRows

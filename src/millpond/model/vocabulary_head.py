@@ -117,8 +117,6 @@ class MaskedLanguageHead(nn.Module):
         return f"MaskedLanguageHead({name}, dimension={self.dimension}, packed={packed})"
 
 
-
-
 def _take_out(model: nn.Module, layer: nn.Module) -> None:
     """Leave a layer out wherever it stands."""
     for parent in list(model.modules()):

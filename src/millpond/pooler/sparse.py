@@ -21,7 +21,14 @@ from ..errors import InvalidCheckpoint, UnsupportedModel
 from .modules import in_blocks
 from .pooler import Pooler
 
-__all__ = ["MOST_DIMENSIONS", "LatentHead", "SparsePooler", "SparseRows", "VocabularyHead", "positive_entries"]
+__all__ = [
+    "MOST_DIMENSIONS",
+    "LatentHead",
+    "SparsePooler",
+    "SparseRows",
+    "VocabularyHead",
+    "positive_entries",
+]
 
 MOST_DIMENSIONS = 2**24  # which float32 counts
 # An element's bits may depend on its place in what a kernel is given: see `cpu.activation`.
@@ -112,9 +119,7 @@ class SparsePooler:
         rows = torch.stack([dimensions.float(), weights], dim=1)[order]
         return SparseRows(rows, torch.bincount(owners, minlength=len(lengths)))
 
-    def _of_slice(
-        self, start: int, logits: Tensor, texts: _Texts
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _of_slice(self, start: int, logits: Tensor, texts: _Texts) -> tuple[Tensor, Tensor, Tensor]:
         if self._sums:
             pooled = texts.sums(self._activated(logits.float().relu_()))
         else:

@@ -1,4 +1,4 @@
-"""`SparseEmbeddings`, the result of a call for sparse vectors, and `SparseOutput`, how they become it.
+"""`SparseEmbeddings`, what a call for sparse vectors gives, and `SparseOutput`, how they are cut.
 
 Of each text the model gives rows of two numbers, a dimension and its weight: a dimension is whole
 and below 2²⁴, so float32 holds it as it is. Pure numpy.

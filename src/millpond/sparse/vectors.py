@@ -141,14 +141,14 @@ class SparseVectors(Sequence[SparseVector]):
     def __getitem__(self, which: Any) -> Any:
         if isinstance(which, int | np.integer) and not isinstance(which, bool):
             place = range(len(self))[which]
-            own = slice(self.offsets[place], self.offsets[place + 1])
-            return SparseVector(self.indices[own], self.values[own], self.dimension, self.terms)
+            row = slice(self.offsets[place], self.offsets[place + 1])
+            return SparseVector(self.indices[row], self.values[row], self.dimension, self.terms)
         places = np.arange(len(self))[which]
         lengths = np.diff(self.offsets)[places]
         offsets = _offsets(lengths)
         taken = np.arange(offsets[-1]) + np.repeat(self.offsets[places] - offsets[:-1], lengths)
-        own = self.indices[taken], self.values[taken]
-        return SparseVectors(offsets, *own, self.dimension, self.terms)
+        indices, values = self.indices[taken], self.values[taken]
+        return SparseVectors(offsets, indices, values, self.dimension, self.terms)
 
     def to_dicts(self) -> list[dict[int, float]]:
         """For each text its weights by dimension."""

@@ -184,7 +184,9 @@ def _load_tokenizer(module: Module, code: dict[str, Any]) -> tuple[Any, Any]:
         options.setdefault("model_max_length", max_seq_length)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(str(module.path), **options)
-        if module.kind == "SparseStaticEmbedding":  # there is no model, whose class config.json says
+        if (
+            module.kind == "SparseStaticEmbedding"
+        ):  # there is no model, whose class config.json says
             return tokenizer, PretrainedConfig()
         config = AutoConfig.from_pretrained(
             str(module.path),

@@ -100,7 +100,7 @@ class SparseCalls(Calls):
         progress: ProgressHook | None = None,
         **options: Unpack[SparseOptions],
     ) -> Iterator[SparseVectors]:
-        """Sparse vectors of a corpus of any length: those of `chunk_size` texts at a time, in order.
+        """Sparse vectors of a corpus of any length: those of `chunk_size` texts at a time.
 
         It reads ahead, and raises for texts of a chunk, as `embed_iter` does.
         """

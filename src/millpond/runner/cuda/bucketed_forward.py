@@ -175,7 +175,12 @@ def is_bucketed(pipeline: PoolingModel, device: torch.device) -> bool:
     """Whether the variable-length kernel serves it."""
     packed = pipeline.pad_to is None and not pipeline.is_static
     head = pipeline.head
-    return packed and not head.keeps_rows and not head.is_sparse and uses_varlen(device, pipeline.dtype)
+    return (
+        packed
+        and not head.keeps_rows
+        and not head.is_sparse
+        and uses_varlen(device, pipeline.dtype)
+    )
 
 
 def forward_bucket(
@@ -190,7 +195,10 @@ def forward_bucket(
         boundaries=edges.to(torch.int32),
         deterministic=deterministic,
     )
-    return pipeline.packed(ids, positions, sequences, PooledRows(starts, lengths, prompt_lengths))
+    texts = PooledRows(starts, lengths, prompt_lengths)
+    vectors = pipeline.packed(ids, positions, sequences, texts)
+    assert isinstance(vectors, Tensor)
+    return vectors
 
 
 def forward_prefixed(
@@ -202,4 +210,7 @@ def forward_prefixed(
     query_edges, key_edges = (each.to(torch.int32) for each in edges)
     joined = JoinedKeys(order, query_edges, key_edges, bucket.longest, bucket.longest_key)
     sequences = PrefixedSequences(cache, read, kept, written, joined=joined)
-    return pipeline.packed(ids, positions, sequences, PooledRows(starts, lengths, prompt_lengths))
+    texts = PooledRows(starts, lengths, prompt_lengths)
+    vectors = pipeline.packed(ids, positions, sequences, texts)
+    assert isinstance(vectors, Tensor)
+    return vectors

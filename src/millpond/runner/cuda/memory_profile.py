@@ -16,6 +16,7 @@ from torch import Tensor
 from ...attention.packed import PackedSequences
 from ...errors import summary
 from ...model.pooling_model import PooledRows, PoolingModel
+from ...pooler.sparse import SparseRows
 from ..memory import MemoryBudget
 from .bucketed_forward import forward_bucket, is_bucketed
 from .buckets import Bucket
@@ -96,7 +97,9 @@ def _pool_bytes(work: Callable[[], object], device: torch.device) -> int:
     return sum(segment["total_size"] for segment in segments)
 
 
-def probe_of(pipeline: PoolingModel, device: torch.device) -> tuple[Callable[[], Tensor], int]:
+def probe_of(
+    pipeline: PoolingModel, device: torch.device
+) -> tuple[Callable[[], Tensor | SparseRows], int]:
     """A forward pass like that of a large batch, and its rows."""
     if is_bucketed(pipeline, device):
         integers = torch.zeros(sum(PROBE.sizes), dtype=torch.int64, device=device)
@@ -110,7 +113,7 @@ def probe_of(pipeline: PoolingModel, device: torch.device) -> tuple[Callable[[],
         return lambda: pipeline.padded(ids, torch.ones_like(ids), places), ids.numel()
     positions = torch.arange(length, device=device).repeat(texts)
 
-    def packed() -> Tensor:
+    def packed() -> Tensor | SparseRows:
         sequences = PackedSequences.of(np.full(texts, length))
         return pipeline.packed(ids.flatten(), positions, sequences, places)
 
