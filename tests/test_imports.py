@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "scores": "outputs",
     "multi_vector": "outputs",
     "sparse": "outputs",
+    "all_embeddings": "outputs multi_vector sparse",
     "cpu": "",
     "checkpoint": "config",
     "scheduler": "pair outputs embeddings stats",

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import TEXTS
+from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling
+
+from millpond import Engine, TokenVectors
 from multi_vector import (
     DIMENSION,
     MULTI_VECTOR,
@@ -19,9 +22,6 @@ from multi_vector import (
     save_pylate,
     save_stanford,
 )
-from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling
-
-from millpond import Engine, TokenVectors
 
 pytestmark = pytest.mark.slow
 

@@ -25,6 +25,7 @@ __all__ = [
     "MULTI_VECTOR",
     "add_token",
     "encoded",
+    "save_bge_m3",
     "save_multi_vector",
     "save_pylate",
     "save_stanford",
@@ -164,6 +165,36 @@ def add_token(folder: Path, token: str) -> int:
     vocabulary[token] = vocabulary.pop(last)
     path.write_text(json.dumps(saved))
     return int(vocabulary[token])
+
+
+def save_bge_m3(folder: Path, *, vector_width: int = DIMENSION, whole: bool = True) -> Path:
+    """As bge-m3 is saved: XLM-RoBERTa, and two linear layers by `torch.save`.
+
+    https://huggingface.co/BAAI/bge-m3; with `whole`, also sentence-transformers' files.
+    """
+    save_family_transformer(folder, "xlm_roberta")
+    with torch.random.fork_rng():
+        torch.manual_seed(13)
+        for name, width in (("colbert", vector_width), ("sparse", 1)):
+            torch.save(torch.nn.Linear(WIDTH, width).state_dict(), folder / f"{name}_linear.pt")
+    if not whole:
+        return folder
+    types = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    modules = [
+        {
+            "idx": index,
+            "name": str(index),
+            "path": path,
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        for index, (path, kind) in enumerate(types.items())
+    ]
+    write(folder / "modules.json", modules)
+    (folder / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": WIDTH, "pooling_mode_cls_token": True}
+    write(folder / "1_Pooling" / "config.json", pooling)
+    write(folder / "sentence_bert_config.json", {"max_seq_length": MAX_LENGTH})
+    return folder
 
 
 def write(path: Path, value: Any) -> None:

@@ -56,6 +56,10 @@ class MultiVectorSpec:
 
     similarity: Similarity = "maxsim"
     """`meanmaxsim` divides by the vectors of the query."""
+    route: str | None = None
+    """The route that all texts take to token vectors, of a model that gives a dense one too."""
+    all_route: str | None = None
+    """The route to all that such a model gives, in one pass."""
 
 
 def read_multi_vector(saved: Mapping[str, Any]) -> MultiVectorSpec:

@@ -31,6 +31,8 @@ class SparseSpec:
     """The dimensions of a vector that are not zero at most, unless a call says otherwise."""
     route: str | None = None
     """The route that all texts take to a sparse vector, of a model that gives dense ones too."""
+    by_token: bool = False
+    """Whether the model gives a weight for each token, of which a term's largest counts."""
     has_terms: bool = True
     """Whether dimensions are tokens of its vocabulary."""
 

@@ -18,6 +18,7 @@ from ..errors import (
     UnknownTask,
     UnsupportedModel,
 )
+from .bge_m3 import ALL, SPARSE, TOKENS, is_bge_m3, m3_chain, m3_routes
 from .files import has_file, read_json, read_json_object
 from .modules import Chain, read_chain
 from .multi_vector import (
@@ -86,7 +87,7 @@ class ModelSpec:
     @property
     def kind(self) -> Kind:
         """What it is for."""
-        if self.multi_vector is not None:
+        if self.multi_vector is not None and self.multi_vector.route is None:
             return "multi_vector"
         if self.sparse is not None and self.sparse.route is None:
             return "sparse"
@@ -106,7 +107,17 @@ class ModelSpec:
         """The same to a sparse vector."""
         if self.sparse is None or self.sparse.route is None:
             return self.route_for(task)
-        return next(route for route in self.routes if route.name == self.sparse.route)
+        return self.route_named(self.sparse.route)
+
+    def token_route_for(self, task: str | None) -> Route:
+        """The same to token vectors."""
+        if self.multi_vector is None or self.multi_vector.route is None:
+            return self.route_for(task)
+        return self.route_named(self.multi_vector.route)
+
+    def route_named(self, name: str) -> Route:
+        """A route by its name, which it has."""
+        return next(route for route in self.routes if route.name == name)
 
     def max_length_for(self, task: str | None) -> int | None:
         """The limit, in tokens, that the checkpoint sets for texts of this task only."""
@@ -186,7 +197,8 @@ def read_spec(
         chain = read_chain(root, trust_remote_code=trust_remote_code)
     else:
         name = checkpoint.name.rstrip("/").rpartition("/")[2]
-        chain = default_chain(root, name=name, pooling=pooling)
+        is_m3 = pooling is None and is_bge_m3(root)
+        chain = m3_chain(root) if is_m3 else default_chain(root, name=name, pooling=pooling)
         saved = {}  # without modules.json the reference does not read it either
     include_prompt = False if checkpoint.name in _INSTRUCTOR_MODELS else None
     routes, task_routes, other_route = read_routes(
@@ -201,8 +213,13 @@ def read_spec(
             f"{'no scores' if scoring is None else 'scores'}"
         )
     all_prompts = _prompts(saved, prompts, root)
-    sparse = None
-    if not has_file(root / "modules.json") and scoring is None:
+    sparse = multi_vector = None
+    if scoring is None and len(routes) == 1 and is_bge_m3(root) and pooling is None:
+        routes = (*routes, *m3_routes(routes[0], root))
+        sparse = SparseSpec(route=SPARSE, by_token=True)
+        # FlagEmbedding's `colbert_score` is the mean over the query.
+        multi_vector = MultiVectorSpec(similarity="meanmaxsim", route=TOKENS, all_route=ALL)
+    elif not has_file(root / "modules.json") and scoring is None:
         beside = masked_language_route(root)
         if beside is not None:
             routes, sparse = (*routes, beside), SparseSpec(route=beside.name)
@@ -216,6 +233,7 @@ def read_spec(
         default_prompt_name=_default_prompt_name(saved, all_prompts, root),
         similarity_fn_name=_one_of(saved.get("similarity_fn_name"), _SIMILARITIES),
         truncate_dim=_truncate_dim(saved, root),
+        multi_vector=multi_vector,
         task_routes=task_routes,
         other_route=other_route,
         scoring=scoring,

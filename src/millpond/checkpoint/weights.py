@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import InvalidCheckpoint
 from .files import find_weights, has_file, require_whole
 
-__all__ = ["non_finite", "read_weights", "refuse_non_finite"]
+__all__ = ["non_finite", "read_linear", "read_weights", "refuse_non_finite"]
 
 # The integers of the same size, and infinity as one of them.
 _BITS: Mapping[torch.dtype, tuple[torch.dtype, type[np.unsignedinteger[Any]], int]] = {
@@ -47,6 +47,24 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
         )
     refuse_non_finite(folder, weights.items())
     return weights
+
+
+def read_linear(path: Path) -> tuple[Tensor, Tensor]:
+    """The weight and bias of a linear layer that `torch.save` wrote alone, without running code.
+
+    Raises `InvalidCheckpoint`.
+    """
+    require_whole([path])
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        weight, bias = saved["weight"], saved["bias"]
+        fits = weight.ndim == 2 and bias.shape == weight.shape[:1] and len(saved) == 2
+    except Exception as error:  # torch's reader raises its own and plain exceptions
+        raise InvalidCheckpoint(f"{path}: no linear layer can be read from it: {error}") from error
+    if not fits:
+        raise InvalidCheckpoint(f"{path}: its weight and bias do not belong to one linear layer")
+    refuse_non_finite(path, [("weight", weight), ("bias", bias)])
+    return weight, bias
 
 
 def _read(folder: Path) -> dict[str, torch.Tensor] | None:

@@ -23,6 +23,7 @@ from ..runner.base import ModelRunner
 from ..scheduler.request import Priority, Request, TruncateSide
 from ..stats import EngineStats, ProgressHook, StatsHook
 from . import process
+from .calls.all_kinds import AllCalls
 from .calls.params import (
     CallOptions,
     EmbedParams,
@@ -34,9 +35,7 @@ from .calls.params import (
 )
 from .calls.progress import progress_hook
 from .calls.scoring import ScoringCalls
-from .calls.sparse import SparseCalls
 from .calls.stream import EmbeddingStream, require_stream_options
-from .calls.token_vectors import TokenCalls
 from .core import Health
 from .info import EngineInfo
 from .inputs import Tokenizer
@@ -45,7 +44,7 @@ from .instance import Handle, ModelInstance
 __all__ = ["Engine"]
 
 
-class Engine(ScoringCalls, SparseCalls, TokenCalls):
+class Engine(ScoringCalls, AllCalls):
     """An embedding model, a reranker or a classifier served inside this process.
 
     ```python

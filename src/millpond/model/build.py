@@ -33,6 +33,7 @@ from ..layers.cpu.linear import fuse_gelus, prepack_linears
 from ..layers.cuda.fusion import fuse_for_cuda
 from ..layers.weight_reads import layers_read_by_others
 from ..pair import Pair
+from ..pooler.m3_heads import M3Pooler
 from ..pooler.pooler import Pooler
 from ..pooler.sparse import LatentHead, SparsePooler
 from ..tokenization.pairs import PairTokenizer
@@ -270,7 +271,7 @@ class _Encoders:
         if self.device.type == "cuda":
             fuse_for_cuda(model)
 
-    def prefixes(self, route: Route, head: Pooler | SparsePooler) -> PrefixSupport:
+    def prefixes(self, route: Route, head: Pooler | SparsePooler | M3Pooler) -> PrefixSupport:
         """Whether the texts of a route can continue from cached prefixes."""
         encoder, tokenizer, execution = self.loaded[route.encoder.path]
         reason = _reason_against_prefixes(self.config, self.device, execution, head)
@@ -293,7 +294,7 @@ def _reason_against_prefixes(
     config: EngineConfig,
     device: torch.device,
     execution: ExecutionMode | None,
-    head: Pooler | SparsePooler,
+    head: Pooler | SparsePooler | M3Pooler,
 ) -> str | None:
     if config.prefix_cache == "off":
         return "turned off"
@@ -342,7 +343,7 @@ def _load_routes(
         device,
         {},
         reads_pairs=spec.scoring is not None,
-        gives_tokens=spec.multi_vector is not None,
+        gives_tokens=spec.kind == "multi_vector",
         with_vocabulary={
             encoder.path: encoder
             for encoder in wanted
@@ -363,11 +364,35 @@ def _load_model(route: Route, encoders: _Encoders) -> PoolingModel:
         head=head,
         execution=execution,
         prefixes=encoders.prefixes(route, head),
-        kept_tokens=KeptTokens.of(route.head, tokenizer.known_id),
+        kept_tokens=KeptTokens.of(route.head, tokenizer),
     )
 
 
-def _pooler(route: Route, encoder: _Encoder, encoders: _Encoders) -> Pooler | SparsePooler:
+def _m3_pooler(route: Route, encoder: _Encoder, encoders: _Encoders) -> M3Pooler:
+    *steps, heads = route.head
+    dense = None
+    if steps:
+        found = _pooler(replace(route, modules=(route.encoder, *steps)), encoder, encoders)
+        assert isinstance(found, Pooler)
+        dense = found
+    ignored = encoders.loaded[route.encoder.path][1].empty_of_meaning
+    return M3Pooler.load(
+        heads.path,
+        heads.options["gives"],
+        dense=dense,
+        ignored=sorted(ignored),
+        vocabulary=encoder.vocab_size,
+        hidden_size=encoder.width,
+        device=encoders.device,
+        batch_invariant=encoders.config.batch_invariant or None,
+    )
+
+
+def _pooler(
+    route: Route, encoder: _Encoder, encoders: _Encoders
+) -> Pooler | SparsePooler | M3Pooler:
+    if route.head and route.head[-1].kind == "M3Heads":
+        return _m3_pooler(route, encoder, encoders)
     batch_invariant = encoders.config.batch_invariant or None
     last = route.modules[-1]
     if last.kind == "SpladePooling":

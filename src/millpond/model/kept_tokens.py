@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from ..checkpoint.bge_m3 import SPARSE, TOKENS
 from ..checkpoint.modules import Module
+from ..tokenization.tokenizer import TextTokenizer
 
 __all__ = ["KeptTokens"]
 
@@ -24,32 +26,50 @@ class KeptTokens:
 
     skipped: Ids | None = None
     only: Ids | None = None
+    skips_first: bool = False
+    """Of each text."""
+    is_listed: bool = False
+    """Whether places are given where all are kept, too."""
 
     @classmethod
-    def of(cls, modules: Sequence[Module], known_id: Callable[[str], int | None]) -> KeptTokens:
-        """As a route's modules say. `known_id` gives the id of a token by its name."""
+    def of(cls, modules: Sequence[Module], tokenizer: TextTokenizer) -> KeptTokens:
+        """As a route's modules say."""
+        heads = [module.options["gives"] for module in modules if module.kind == "M3Heads"]
+        if heads:
+            return cls._of_heads(heads[0], tokenizer)
         masks = [module.options for module in modules if module.kind == "MultiVectorMask"]
         if not masks:
             return cls()
-        found = {word: known_id(word) for word in masks[0]["skip_words"]}
+        found = {word: tokenizer.known_id(word) for word in masks[0]["skip_words"]}
         unknown = [word for word, token in found.items() if token is None]
         if unknown:
             logger.info("not skipped, since they are no tokens: %s", " ".join(unknown))
         skipped = [token for token in found.values() if token is not None]
         return cls(_ids(skipped), _ids(masks[0]["kept_ids"]))
 
+    @classmethod
+    def _of_heads(cls, gives: Sequence[str], tokenizer: TextTokenizer) -> KeptTokens:
+        """Those that have a vector, or a weight; with all that bge-m3 gives, every token."""
+        if tuple(gives) == (TOKENS,):
+            return cls(skips_first=True, is_listed=True)
+        if tuple(gives) == (SPARSE,):
+            return cls(skipped=_ids(sorted(tokenizer.empty_of_meaning)), is_listed=True)
+        return cls(is_listed=True)
+
     def places(self, ids: Ids, lengths: Ids) -> tuple[Ids | None, Ids]:
         """Of texts end to end: the places of the tokens that are kept, and how many each keeps.
 
         No places where all are.
         """
-        if self.skipped is None and self.only is None:
+        if self.skipped is None and self.only is None and not self.is_listed:
             return None, lengths
         kept = np.ones(len(ids), dtype=np.bool_)
         if self.skipped is not None:
             kept &= ~np.isin(ids, self.skipped)
         if self.only is not None:
             kept &= np.isin(ids, self.only)
+        if self.skips_first:
+            kept[np.cumsum(lengths) - lengths] = False
         before, ends = np.concatenate(([0], np.cumsum(kept))), np.cumsum(lengths)
         return np.flatnonzero(kept), before[ends] - before[ends - lengths]
 

@@ -19,6 +19,7 @@ from ..attention.verify import attention_is_invariant, padded_attention_is_invar
 from ..cpu.openmp import multiplied_parameters, products_are_whole
 from ..errors import UnsupportedModel
 from ..layers.cpu.linear import has_invariant_products
+from ..pooler.m3_heads import M3Pooler
 from ..pooler.pooler import Pooler
 from ..pooler.sparse import SparsePooler, SparseRows
 from ..tokenization.tokenizer import TextTokenizer
@@ -53,7 +54,7 @@ class PoolingModel:
     name: str
     tokenizer: TextTokenizer
     encoder: Transformer | StaticEmbeddings | SparseStaticEmbeddings
-    head: Pooler | SparsePooler
+    head: Pooler | SparsePooler | M3Pooler
     execution: ExecutionMode | None
     prefixes: PrefixSupport
     """Whether texts can continue from cached prefixes."""
@@ -102,14 +103,19 @@ class PoolingModel:
             assert isinstance(self.head, Pooler)
             return self.head.finish(self.encoder(ids, texts.starts, texts.lengths))
         assert sequences is not None
-        return self._after(self.encoder.packed(ids, positions, sequences), texts)
+        return self._after(self.encoder.packed(ids, positions, sequences), ids, texts)
 
     def padded(self, ids: Tensor, mask: Tensor, texts: PooledRows) -> Tensor | SparseRows:
         """Vectors of padded texts, int64 `[rows, length]` in, float32 `[n, dimension]` out."""
         assert isinstance(self.encoder, Transformer)
-        return self._after(self.encoder.padded(ids, mask), texts)
+        return self._after(self.encoder.padded(ids, mask), ids.flatten(), texts)
 
-    def _after(self, hidden: HiddenStates, texts: PooledRows) -> Tensor | SparseRows:
+    def _after(self, hidden: HiddenStates, ids: Tensor, texts: PooledRows) -> Tensor | SparseRows:
+        if isinstance(self.head, M3Pooler):
+            assert isinstance(hidden, Tensor)
+            assert texts.kept is not None
+            places = (texts.starts, texts.lengths, texts.prompt_lengths, texts.kept)
+            return self.head(hidden, *places, ids)
         return self.head(hidden, texts.starts, texts.lengths, texts.prompt_lengths, texts.kept)
 
     def has_invariant_operators(self, threads: Sequence[int]) -> bool:

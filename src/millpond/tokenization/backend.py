@@ -73,6 +73,8 @@ class TokenizerBackend:
     """The characters of each token of a text, with special tokens; None where it cannot tell."""
     pairs: PairBackend | None = None
     """How it joins the texts of a pair; None where it was loaded for single texts."""
+    empty_of_meaning: frozenset[int] = frozenset()
+    """What begins or ends a text, pads it, or stands for what is unknown."""
     fill: QueryFill | None = None
     """What queries are filled up with, if they are."""
     known_id: Callable[[str], int | None] = _knows_none
@@ -165,6 +167,11 @@ def _transformers_source(
         chat=chat,
         spans=None if rust is None or chat is not None else partial(_rust_spans, rust),
         pairs=pair_backend(tokenizer) if pairs and chat is None else None,
+        empty_of_meaning=frozenset(
+            token
+            for name in ("cls", "eos", "pad", "unk")
+            if (token := getattr(tokenizer, f"{name}_token_id")) is not None
+        ),
         fill=query_fill(
             module.options.get("query_expansion"), tokenizer, longest=longest, path=module.path
         ),

@@ -77,6 +77,7 @@ class TextTokenizer:
         self.vocab_size = source.size if hidden_vocab_size is None else hidden_vocab_size
         self.pad_id = source.pad_id
         self.special_ids = source.special_ids
+        self.empty_of_meaning = source.empty_of_meaning
         self.query_fill = source.fill
         self.known_id = source.known_id
         self.names = source.names

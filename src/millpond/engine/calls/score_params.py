@@ -133,7 +133,7 @@ def require_scores_of_texts(spec: ModelSpec, call: str) -> None:
 def require_one_score(spec: ModelSpec) -> None:
     """Raise `UnsupportedCall` for a model by whose scores nothing can be ranked."""
     require_scores_of_texts(spec, "rank")
-    if spec.kind not in ("score", "multi_vector"):
+    if spec.multi_vector is None and spec.kind != "score":
         assert spec.scoring is not None
         raise UnsupportedCall(
             f"{spec.name} gives {len(spec.scoring.labels)} classes "

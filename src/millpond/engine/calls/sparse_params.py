@@ -11,6 +11,7 @@ from ...checkpoint.routes import Route
 from ...checkpoint.spec import ModelSpec
 from ...errors import InvalidOption, UnsupportedCall
 from ...sparse.embeddings import SparseOutput
+from ...sparse.token_weights import TokenWeightsOutput
 from ...sparse.vectors import Terms
 from .params import EmbedParams
 
@@ -43,7 +44,8 @@ class SparseParams(EmbedParams):
         """What becomes of the model's vectors of `dimension` dimensions."""
         assert spec.sparse is not None
         most = self.max_active_dims
-        return SparseOutput(
+        kind = TokenWeightsOutput if spec.sparse.by_token else SparseOutput
+        return kind(
             dimension=dimension,
             max_active_dims=spec.sparse.max_active_dims if most is None else int(most),
             min_weight=float(self.min_weight),

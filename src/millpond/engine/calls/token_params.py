@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...checkpoint.routes import Route
 from ...checkpoint.spec import ModelSpec
 from ...errors import InvalidOption, UnsupportedCall
 from ...multi_vector.token_embeddings import TokenVectorOutput
@@ -32,11 +33,15 @@ class TokenParams(EmbedParams):
         if factor > 1:
             require_clustering()
 
+    def route(self, spec: ModelSpec) -> Route:
+        """The way through the model to token vectors."""
+        return spec.token_route_for(self.task)
+
     def output(self, spec: ModelSpec, dimension: int) -> TokenVectorOutput:
         """What becomes of the model's vectors of `dimension` numbers."""
         saved = [
             TokenPooling(**module.options)
-            for module in spec.route_for(self.task).modules
+            for module in self.route(spec).modules
             if module.kind == "HierarchicalTokenPooling"
         ]
         return TokenVectorOutput(

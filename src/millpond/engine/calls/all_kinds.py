@@ -1,0 +1,182 @@
+"""`AllCalls`: all that a model gives of texts, of one pass where it gives several kinds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any, TypedDict, Unpack, cast
+
+from ...all_embeddings import AllEmbeddings, AllOutput
+from ...checkpoint.routes import Route
+from ...checkpoint.spec import ModelSpec
+from ...config import require_bool
+from ...errors import UnsupportedCall
+from ...model.info import RouteInfo
+from ...scheduler.request import Priority, Request, TruncateSide
+from ...sparse.vectors import Terms
+from ...stats import ProgressHook
+from .params import EmbedParams, TextsInput, require_known
+from .progress import progress_hook
+from .sparse import SparseCalls
+from .token_vectors import TokenCalls
+
+__all__ = ["AllCalls", "AllOptions"]
+
+
+class AllOptions(TypedDict, total=False):
+    """The options of one call, as `Engine.embed` explains them."""
+
+    task: str | None
+    prompt: str | None
+    prompt_name: str | None
+    truncate: TruncateSide | None
+    priority: Priority | str | None
+    timeout: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllParams(EmbedParams):
+    """The options of one call, and what the engine adds to them."""
+
+    dimensions_by_route: Mapping[str, int]
+    terms: Terms
+
+    def require(self, spec: ModelSpec, call: str) -> None:
+        """It has been looked at."""
+
+    def route(self, spec: ModelSpec) -> Route:
+        """The way through the model to all that it gives."""
+        assert spec.multi_vector is not None
+        assert spec.multi_vector.all_route is not None
+        return spec.route_named(spec.multi_vector.all_route)
+
+    def output(self, spec: ModelSpec, dimension: int) -> AllOutput:
+        """What becomes of the rows of the pass."""
+        sizes = self.dimensions_by_route
+        return AllOutput(
+            dense_dimension=sizes[spec.route_for(self.task).name],
+            token_dimension=sizes[spec.token_route_for(self.task).name],
+            vocabulary=sizes[spec.sparse_route_for(self.task).name],
+            terms=self.terms,
+        )
+
+
+class AllCalls(TokenCalls, SparseCalls):
+    """What an engine answers with all that its model gives."""
+
+    def embed_all(
+        self,
+        texts: TextsInput,
+        *,
+        progress: bool | ProgressHook = False,
+        **options: Unpack[AllOptions],
+    ) -> dict[str, Any]:
+        """All kinds of embeddings that the model gives, by name: "dense", "sparse", "tokens".
+
+        Of a list of texts float32 `[n, dim]`, `SparseVectors` and `TokenVectors`; of one text what
+        `embed`, `embed_sparse` and `embed_tokens` give of one. bge-m3 gives all three, of one pass;
+        other models those that they have, each of a pass of its own.
+
+        The options are those of `embed`. Raises `UnsupportedCall` where the model gives no
+        embeddings, and else as `embed`.
+        """
+        spec = self._instance.spec
+        if _one_pass(spec):
+            with progress_hook(texts, progress) as hook:
+                params = self._all_params(options, hook, reported=hook is progress)
+                request, single = self._submit_all(texts, params, strict=True)
+                return _by_kind(self._wait(request, params.timeout), single)
+        require_known(options, AllOptions)
+        calls = self._calls("")
+        return {kind: call(texts, progress=progress, **options) for kind, call in calls.items()}
+
+    async def aembed_all(
+        self,
+        texts: TextsInput,
+        *,
+        progress: bool | ProgressHook = False,
+        **options: Unpack[AllOptions],
+    ) -> dict[str, Any]:
+        """`embed_all` for any event loop."""
+        if _one_pass(self._instance.spec):
+            with progress_hook(texts, progress) as hook:
+                params = self._all_params(options, hook, reported=hook is progress)
+                request, single = self._submit_all(texts, params, strict=True)
+                return _by_kind(await self._await(request, params.timeout), single)
+        require_known(options, AllOptions)
+        calls = self._calls("a")
+        found = (call(texts, progress=progress, **options) for call in calls.values())
+        return dict(zip(calls, await asyncio.gather(*found), strict=True))
+
+    def submit_all(
+        self, texts: TextsInput, *, wait: bool = True, **options: Unpack[AllOptions]
+    ) -> Future[AllEmbeddings]:
+        """Hand texts in and go on; the future gives `AllEmbeddings`, with an error per failed text.
+
+        It raises, blocks and is cancelled as `submit` is. Raises `UnsupportedCall` where the model
+        does not give all kinds of one pass, as bge-m3 does.
+        """
+        require_bool("wait", wait)
+        spec = self._instance.spec
+        if not _one_pass(spec):
+            raise UnsupportedCall(
+                f"{spec.name} does not give several kinds of embeddings of one pass; call "
+                f"{' or '.join(call.__name__ for call in self._calls('').values())}"
+            )
+        params = self._all_params(options)
+        request, _ = self._submit_all(texts, params, wait=wait, block=wait)
+        return cast("Future[AllEmbeddings]", request.future)
+
+    def _calls(self, prefix: str) -> dict[str, Callable[..., Any]]:
+        """By kind the call for it, asynchronous with "a". Raises `UnsupportedCall`."""
+        spec, names = self._instance.spec, {}
+        if spec.kind == "embed":
+            names["dense"] = "embed"
+        if spec.sparse is not None:
+            names["sparse"] = "embed_sparse"
+        if spec.multi_vector is not None:
+            names["tokens"] = "embed_tokens"
+        if not names:
+            answers = "score or rank with pairs" if spec.kind == "score" else "classify"
+            raise UnsupportedCall(
+                f"{spec.name} gives no embeddings, and embed_all needs some; call {answers}"
+            )
+        return {kind: getattr(self, prefix + name) for kind, name in names.items()}
+
+    def _all_params(
+        self, options: AllOptions, hook: ProgressHook | None = None, *, reported: bool = False
+    ) -> AllParams:
+        require_known(options, AllOptions)
+        routes: Sequence[RouteInfo] = self._instance.info().routes
+        params = AllParams(
+            **options,
+            dimensions_by_route={route.name: route.dimension for route in routes},
+            terms=self._instance.inputs.names,
+        )
+        return replace(params, progress=hook, reports_truncation=reported)
+
+    def _submit_all(
+        self, texts: TextsInput, params: AllParams, *, strict: bool = False, **how: bool
+    ) -> tuple[Request, bool]:
+        def make(now_s: float) -> tuple[Request, bool]:
+            return self._inputs.request(
+                *(texts, params), now_s=now_s, strict=strict, call="embed_all"
+            )
+
+        return self._send(make, **how)
+
+
+def _one_pass(spec: ModelSpec) -> bool:
+    return spec.multi_vector is not None and spec.multi_vector.all_route is not None
+
+
+def _by_kind(result: AllEmbeddings, single: bool) -> dict[str, Any]:
+    result.raise_for_errors()
+    found: dict[str, Any] = {
+        "dense": result.dense,
+        "sparse": result.sparse,
+        "tokens": result.tokens,
+    }
+    return {kind: each[0] for kind, each in found.items()} if single else found
