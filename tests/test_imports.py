@@ -43,8 +43,8 @@ MAY_IMPORT = {
         "model"
     ),
     "engine": (
-        "config stats pair outputs embeddings scores multi_vector sparse checkpoint scheduler "
-        "tokenization model runner"
+        "config stats pair outputs embeddings scores multi_vector sparse all_embeddings "
+        "checkpoint scheduler tokenization model runner"
     ),
     "server": "config stats pair outputs embeddings scores multi_vector sparse engine",
     "cli": "config stats embeddings scores multi_vector sparse checkpoint engine server",

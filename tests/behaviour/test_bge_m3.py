@@ -27,7 +27,6 @@ from millpond import (
 from millpond.sparse.vectors import SparseVectors
 from multi_vector import DIMENSION, save_bge_m3, save_multi_vector
 
-
 pytestmark = pytest.mark.slow
 
 

@@ -24,12 +24,14 @@ from .middleware.body_limit import BodyLimitMiddleware
 from .middleware.paths import PathMiddleware
 from .middleware.timeout import TimeoutMiddleware
 from .models import ServedModel, ServedModels
+from .pooling_schemas import PoolingResponse
 from .routes.body_parser import BodyParser
 from .routes.classify import classify, predict
 from .routes.docs_page import add_docs_page
 from .routes.embeddings import create_embedding
 from .routes.json_body import JsonRoute
 from .routes.models import list_models, retrieve_model
+from .routes.pooling import embed_all, pooling
 from .routes.rerank import rerank, score
 from .routes.status import health, metrics, version
 from .routes.tokens import TokenizingSlots, detokenize, tokenize
@@ -173,6 +175,8 @@ def _add_routes(router: APIRouter) -> None:
     post("/score", score, "Score pairs of texts", ScoreResponse)
     post("/classify", classify, "Classify texts", ClassifyResponse)
     post("/predict", predict, "Classify texts or pairs", PredictResponse)
+    post("/embed_all", embed_all, "A vector for each token", list[list[list[float]]])
+    post("/pooling", pooling, "What a model gives of texts", PoolingResponse)
     post("/tokenize", tokenize, "The token ids of a text", TokenizeResponse)
     post("/detokenize", detokenize, "The text of token ids", DetokenizeResponse)
     get("/health", health, "Whether the server is ready")

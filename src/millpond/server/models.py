@@ -10,15 +10,17 @@ from ..engine.engine import Engine
 from ..errors import InvalidOption, UnknownPrompt
 from .errors import FOREIGN_IDS_HINT, ApiError, shown
 
-__all__ = ["CLASSIFIES", "EMBEDS", "SCORES", "ServedModel", "ServedModels"]
+__all__ = ["CLASSIFIES", "EMBEDS", "GIVES_TOKENS", "SCORES", "ServedModel", "ServedModels"]
 
 EMBEDS: tuple[str, ...] = ("embed",)
-SCORES: tuple[str, ...] = ("score",)
+SCORES: tuple[str, ...] = ("score", "multi_vector")  # by token vectors too
+GIVES_TOKENS: tuple[str, ...] = ("multi_vector",)
 CLASSIFIES: tuple[str, ...] = ("score", "classify")  # a score is the only class of a reranker
 _ROUTES: dict[str, tuple[str, str]] = {
     "embed": ("embeddings", "/v1/embeddings"),
     "score": ("scores", "/rerank or /score, or to /classify or /predict"),
     "classify": ("classes", "/classify or /predict"),
+    "multi_vector": ("a vector for each token", "/embed_all, /pooling, /rerank or /score"),
 }
 _PROBES = ("hello", "a", "1")
 
@@ -45,12 +47,19 @@ class ServedModel:
 
     @property
     def kind(self) -> str:
-        """`embed`, `score` or `classify`."""
+        """What it is for: `embed`, `score`, `classify`, `multi_vector`."""
         return self.engine.info().kind
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The same, and what it gives besides."""
+        spec = self.engine.info().model
+        besides = [] if spec.multi_vector is None else ["multi_vector"]
+        return tuple(dict.fromkeys((spec.kind, *besides)))
 
     def require_kind(self, kinds: Collection[str]) -> None:
         """Raises `ApiError` 400 where no route that needs one of these can answer with it."""
-        if self.kind not in kinds:
+        if not set(kinds).intersection(self.kinds):
             gives, routes = _ROUTES[self.kind]
             raise ApiError(
                 400,
@@ -137,8 +146,10 @@ class ServedModels:
         return found
 
     def _only(self, kinds: Collection[str] | None) -> ServedModel:
-        fitting = [model for model in self._models if kinds is None or model.kind in kinds]
-        models = fitting or self._models
+        wanted = set(kinds or ())
+        fitting = [model for model in self._models if kinds is None or model.kind in wanted]
+        besides = [model for model in self._models if wanted.intersection(model.kinds)]
+        models = fitting or besides or self._models
         if len(models) > 1:
             names = [name for model in models for name in model.names]
             raise ApiError(

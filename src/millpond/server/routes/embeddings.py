@@ -14,7 +14,7 @@ from ..schemas import EmbeddingRequest, input_kind
 from .encoding import SlicedResponse, embedding_slices
 from .engine_call import LONGEST_QUERY, MANY_TEXTS, ask, model_for
 
-__all__ = ["create_embedding"]
+__all__ = ["create_embedding", "priority_of_texts"]
 
 
 async def create_embedding(body: EmbeddingRequest, request: Request) -> Response:
@@ -82,9 +82,13 @@ def _require_no_prompt(model: ServedModel, body: EmbeddingRequest) -> None:
 def _priority(body: EmbeddingRequest) -> str:
     if body.priority is not None:
         return body.priority
-    if body.input_type == "query":
+    return priority_of_texts(cast(Any, body.input), body.input_type)
+
+
+def priority_of_texts(texts: Any, input_type: str | None) -> str:
+    """Of a request that does not say: a query is interactive, or a single text of some length."""
+    if input_type == "query":
         return "interactive"
-    texts = cast(Any, body.input)
     if input_kind(texts) in ("texts", "token_lists"):
         if len(texts) > 1:
             return "bulk"

@@ -16,7 +16,9 @@ __all__ = [
     "DEFAULT_ONLY",
     "IGNORED",
     "OF_EMBEDDINGS",
+    "OF_POOLING",
     "OF_SCORES",
+    "OF_TEI",
     "OF_TWO_SIDES",
     "RENAMED",
     "ForeignFields",
@@ -80,6 +82,21 @@ OF_SCORES = ForeignFields(
 )
 OF_TWO_SIDES = replace(  # vLLM
     OF_SCORES, renamed={**OF_SCORES.renamed, "text_1": "queries", "text_2": "documents"}
+)
+OF_TEI = ForeignFields(renamed={"truncation": "truncate"}, ignored=IGNORED | {"user"})
+OF_POOLING = ForeignFields(  # vLLM
+    renamed={
+        "truncation_side": "truncate",
+        "softmax": "use_activation",  # its older names
+        "activation": "use_activation",
+    },
+    default_only={
+        "add_special_tokens": (True,),
+        "embed_dtype": ("float32",),
+        "endianness": ("native", "little"),
+        "truncate_prompt_tokens": (-1,),
+    },
+    ignored=IGNORED | {"user"},
 )
 _INPUT_TYPES = {
     "passage": "document",  # NVIDIA, and models of E5's kind

@@ -1,0 +1,172 @@
+"""`POST /embed_all` and `/pooling`: a vector for each token, and what else models give."""
+
+from __future__ import annotations
+
+import time
+from binascii import b2a_base64
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+from fastapi import Request, Response
+
+from ..errors import ApiError
+from ..models import CLASSIFIES, EMBEDS, GIVES_TOKENS, ServedModel
+from ..pooling_schemas import EmbedAllRequest, PoolingRequest
+from ..schemas import input_kind
+from .embeddings import priority_of_texts
+from .encoding import SLICE_LENGTH, SlicedResponse, item_slices
+from .engine_call import MANY_TEXTS, Answer, ask, model_for
+from .rerank import opening, usage_of
+
+__all__ = ["embed_all", "pooling"]
+
+# What a model is asked for where a request does not say, by its kind.
+_TASKS = {
+    "embed": "embed",
+    "multi_vector": "token_embed",
+    "score": "score",
+    "classify": "classify",
+}
+_KINDS = {
+    "embed": EMBEDS,
+    "token_embed": GIVES_TOKENS,
+    "score": ("score",),
+    "classify": CLASSIFIES,
+}
+# The options of a call that a request may have, by task, with the fields' names.
+_OPTIONS = {
+    "embed": ("dimensions", "normalize", "truncate", "prompt_name"),
+    "token_embed": ("dimensions", "normalize", "truncate", "prompt_name", "pool_factor"),
+    "score": ("truncate", "prompt_name"),
+    "classify": ("truncate", "prompt_name"),
+}
+
+
+async def embed_all(body: EmbedAllRequest, request: Request) -> Response:
+    """A vector for each token of each text, as Text Embeddings Inference gives them."""
+    model = model_for(request, body.model, GIVES_TOKENS)
+    options = {
+        "task": body.input_type,
+        "prompt_name": body.prompt_name,
+        "pool_factor": body.pool_factor,
+        "truncate": body.truncate or body.truncation_direction,
+    }
+    answer = await _ask(request, model, "token_embed", body, body.inputs, options)
+    items = (_matrix_parts(rows) for rows in answer.result.vectors)
+    return await SlicedResponse.of(item_slices(b"[", items, b"]"), answer.headers)
+
+
+async def pooling(body: PoolingRequest, request: Request) -> Response:
+    """What a model gives of texts, as vLLM gives it."""
+    model = _model(request, body)
+    task = body.task or _TASKS[model.kind]
+    answer = await _ask(request, model, task, body, body.input, _options(body, task))
+    found = answer.result.rows if task in ("score", "classify") else answer.result.vectors
+    items = _pooled(found, as_base64=body.encoding_format == "base64")
+    created = f',"created":{int(time.time())},"data":['.encode()
+    before = opening(request, "list", body.model or model.name) + created
+    after = b'],"usage":' + orjson.dumps(usage_of(answer.tokens)) + b"}"
+    return await SlicedResponse.of(item_slices(before, items, after), answer.headers)
+
+
+def _model(request: Request, body: PoolingRequest) -> ServedModel:
+    """The model that gives what is asked for. Raises `ApiError` 400."""
+    kinds = tuple(_TASKS) if body.task is None else _KINDS[body.task]
+    model = model_for(request, body.model, kinds)
+    scoring = model.engine.info().model.scoring
+    if scoring is not None and scoring.per_token:
+        raise ApiError(
+            400,
+            f"{model.name} gives a class for each token, which no route answers; call classify of "
+            "millpond.Engine in Python",
+            param="model",
+            code="unsupported_call",
+        )
+    return model
+
+
+def _options(body: PoolingRequest, task: str) -> dict[str, Any]:
+    """Of the call. Raises `ApiError` 400 for a field that the task has no use for."""
+    known, usual = _OPTIONS[task], PoolingRequest.model_fields
+    scores = task in ("score", "classify")
+    every = {name for names in _OPTIONS.values() for name in names}
+    for name in sorted((every - set(known)) | ({"input_type"} if scores else {"use_activation"})):
+        if getattr(body, name) != usual[name].default:
+            raise ApiError(
+                400,
+                f"{name}: it has no meaning for the task {task!r}; leave it out",
+                param=name,
+                code="invalid_value",
+            )
+    options = {name: getattr(body, name) for name in known}
+    if scores:
+        return {**options, "activation": "none" if body.use_activation is False else "auto"}
+    return {**options, "task": body.input_type}
+
+
+async def _ask(
+    request: Request,
+    model: ServedModel,
+    task: str,
+    body: EmbedAllRequest | PoolingRequest,
+    texts: Any,
+    options: dict[str, Any],
+) -> Answer[Any]:
+    kind = input_kind(texts)
+    are_ids = kind in ("tokens", "token_lists")
+    if are_ids and not request.app.state.settings.allow_raw_token_ids:
+        model.require_special_tokens([texts] if kind == "tokens" else texts)
+    if are_ids and options.get("task") is None and options.get("prompt_name") is None:
+        options["prompt"] = ""  # ids are whole texts, with the default prompt
+    elif options.get("prompt_name") is not None:
+        model.prompt(options.get("task"), options["prompt_name"])
+    priority = body.priority or priority_of_texts(texts, options.get("task"))
+    engine = model.engine
+    calls = {"embed": engine.submit, "token_embed": engine.submit_tokens}
+    call: Any = calls.get(task, engine.submit_classify)
+
+    def submit() -> Future[Any]:
+        return cast("Future[Any]", call(texts, wait=False, priority=priority, **options))
+
+    return await ask(
+        request,
+        model,
+        submit,
+        priority=priority,
+        field=body.LARGE_FIELDS[0],
+        has_much=isinstance(texts, list) and len(texts) > MANY_TEXTS,
+    )
+
+
+def _pooled(
+    found: Iterable[npt.NDArray[np.float32]], *, as_base64: bool
+) -> Iterator[Iterator[bytes]]:
+    """vLLM's object of each text."""
+    for index, rows in enumerate(found):
+        yield _pooled_parts(index, rows, as_base64)
+
+
+def _pooled_parts(index: int, rows: npt.NDArray[np.float32], as_base64: bool) -> Iterator[bytes]:
+    yield f'{{"object":"pooling","index":{index},"data":'.encode()
+    if as_base64:
+        yield b'"' + b2a_base64(np.ascontiguousarray(rows, "<f4").data, newline=False) + b'"'
+    elif rows.ndim == 2:
+        yield from _matrix_parts(rows)
+    else:
+        yield orjson.dumps(np.ascontiguousarray(rows), option=orjson.OPT_SERIALIZE_NUMPY)
+    yield b"}"
+
+
+def _matrix_parts(rows: npt.NDArray[np.float32]) -> Iterator[bytes]:
+    """A JSON array of arrays, in parts that do not hold the interpreter for long."""
+    step = max(1, SLICE_LENGTH // max(1, rows.shape[1]))
+    yield b"["
+    for start in range(0, len(rows), step):
+        part = np.ascontiguousarray(rows[start : start + step], dtype="<f4")
+        written = orjson.dumps(part, option=orjson.OPT_SERIALIZE_NUMPY)
+        yield (b"," if start else b"") + written[1:-1]
+    yield b"]"
