@@ -31,6 +31,7 @@ _IGNORED_CALL_KEYS = frozenset(
 )
 
 _PRODUCED = {
+    "fill-mask": ("forward", "logits", "token_embeddings"),
     "feature-extraction": ("forward", "last_hidden_state", "token_embeddings"),
     "sequence-classification": ("forward", "logits", "scores"),
     "text-generation": ("forward", "logits", "causal_logits"),

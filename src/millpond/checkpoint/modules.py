@@ -131,7 +131,7 @@ def _read_module(folder: Path, class_name: str, *, trust_remote_code: bool) -> M
         )
     if kind is None:
         kind = "custom"
-    elif kind not in READ_OPTIONS or kind == "custom" or ".sparse_encoder." in class_name:
+    elif kind not in READ_OPTIONS or kind == "custom":
         raise UnsupportedModel(f"{folder}: the module {class_name} is not supported")
     options = READ_OPTIONS[kind](folder, trust_remote_code)
     kind = "Transformer" if kind == "MLMTransformer" else kind

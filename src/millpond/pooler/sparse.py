@@ -202,6 +202,8 @@ class LatentHead:
     ) -> LatentHead:
         """From a module's folder. Raises `InvalidCheckpoint` for weights that do not fit."""
         weights, options = read_weights(module.path), module.options
+        if "decoder.linear.weight" in weights:  # one weight of two names, of which either is saved
+            weights.setdefault("encoder.weight", weights["decoder.linear.weight"])
         size = (options["out_features"], options["in_features"])
         expected = {"encoder.weight": size, "pre_bias": size[1:], "latent_bias": size[:1]}
         found = {name: tuple(weights[name].shape) for name in expected if name in weights}

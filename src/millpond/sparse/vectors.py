@@ -5,6 +5,7 @@ Pure numpy, and scipy where a caller asks for its matrix; it knows nothing of mo
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -165,10 +166,10 @@ class SparseVectors(Sequence[SparseVector]):
     def to_scipy(self) -> Any:
         """A `scipy.sparse.csr_array` float32 `[n, dimension]`. Raises `ImportError` without it."""
         try:
-            from scipy.sparse import csr_array
+            scipy: Any = importlib.import_module("scipy.sparse")
         except ImportError as error:
             raise ImportError("to_scipy needs scipy: pip install scipy") from error
-        return csr_array((self.values, self.indices, self.offsets), shape=self.shape)
+        return scipy.csr_array((self.values, self.indices, self.offsets), shape=self.shape)
 
     def to_dense(self) -> npt.NDArray[np.float32]:
         """float32 `[n, dimension]`, which is large."""

@@ -108,6 +108,11 @@ def require_scores(spec: ModelSpec, call: str) -> None:
             f"{spec.name} gives a vector for each token, and {call} needs classes of a classifier; "
             "call embed_tokens, score or rank"
         )
+    if spec.kind == "sparse":
+        raise UnsupportedCall(
+            f"{spec.name} gives sparse vectors, and {call} needs scores of a reranker or classes "
+            "of a classifier; call embed_sparse, and compare the vectors by their dot"
+        )
     if spec.scoring is None:
         raise UnsupportedCall(
             f"{spec.name} gives embeddings, and {call} needs scores of a reranker or classes of a "
