@@ -62,7 +62,8 @@ $(READY): pyproject.toml constraints.txt
 	@echo "  millpond and what it is tested with"
 	@$(PIP_INSTALL) hatchling editables
 	@$(PIP_INSTALL) --no-build-isolation -e '.[test,dev]'
-	@$(PIP_INSTALL) --no-deps infinity-client langchain-huggingface $(LITELLM)
+	@$(PIP_INSTALL) --no-deps infinity-client langchain-huggingface $(LITELLM) \
+		llama-index-embeddings-text-embeddings-inference llama-index-utils-huggingface
 	@touch $(READY)
 
 adapters: $(ADAPTERS)

@@ -43,7 +43,7 @@ from .pair import Pair
 from .stats import BatchStats, CallProgress, EngineStats, PrefixCacheStats, ProgressHook, StatsHook
 
 if typing.TYPE_CHECKING:
-    from .embeddings import Embeddings, quantize
+    from .embeddings import Embeddings, quantize, similarity
     from .engine.calls.progress import ProgressBar, TruncationLog
     from .engine.engine import Engine
     from .engine.info import EngineInfo
@@ -106,6 +106,7 @@ __all__ = [
     "__version__",
     "maxsim",
     "quantize",
+    "similarity",
 ]
 
 _LAZY_NAMES = {
@@ -125,6 +126,7 @@ _LAZY_NAMES = {
     "SparseVector": "millpond.sparse.vectors",
     "SparseVectors": "millpond.sparse.vectors",
     "quantize": "millpond.embeddings",
+    "similarity": "millpond.embeddings",
 }
 
 

@@ -12,10 +12,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InvalidDimensions, InvalidOption
+from .errors import InvalidDimensions, InvalidInput, InvalidOption
 from .outputs import CallResult, Timings
 
-__all__ = ["Embeddings", "OutputDType", "OutputSpec", "Timings", "quantize"]
+__all__ = ["Embeddings", "OutputDType", "OutputSpec", "Timings", "quantize", "similarity"]
 
 OutputDType = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 FloatArray = npt.NDArray[np.float32]
@@ -151,6 +151,45 @@ def quantize(
         levels.astype(np.uint8) if dtype == "uint8" else (levels - 128).astype(np.int8)
     )
     return quantized
+
+
+def similarity(a: npt.ArrayLike, b: npt.ArrayLike | None = None) -> npt.NDArray[np.float32]:
+    """Cosine similarities, float32: of vectors `[n, dim]` to vectors `[m, dim]`, `[n, m]`.
+
+    Element `[i, j]` is that of `a[i]` and `b[j]`, between -1 and 1. One vector, `[dim]`, on either
+    side leaves its axis out: `[m]`, `[n]` or `[]`. Without `b` it is of `a` to itself. A vector of
+    zeros is similar to nothing: 0. It is computed in float32, also for float16 and float64.
+
+    Raises `InvalidInput` for arrays of other shapes or of different dimensions, and for integer
+    vectors, which do not say how they were quantised.
+    """
+    left = _vectors("a", a)
+    right = left if b is None else _vectors("b", b)
+    if left.shape[-1] != right.shape[-1]:
+        raise InvalidInput(
+            f"a has {left.shape[-1]} dimensions and b {right.shape[-1]}: vectors of one model, cut "
+            "to the same dimensions, can be compared"
+        )
+    rows, others = (_unit_length(np.atleast_2d(side)) for side in (left, right))
+    found: npt.NDArray[np.float32] = (rows @ others.T).clip(-1, 1)
+    return found.reshape(*left.shape[:-1], *right.shape[:-1])
+
+
+def _vectors(name: str, value: npt.ArrayLike) -> FloatArray:
+    try:
+        vectors = np.asarray(value)
+    except ValueError:
+        raise InvalidInput(f"{name}: its vectors have different lengths") from None
+    if vectors.ndim not in (1, 2):
+        raise InvalidInput(
+            f"{name} has {vectors.ndim} axes: give one vector [dim], or several [n, dim]"
+        )
+    if not np.issubdtype(vectors.dtype, np.floating):
+        raise InvalidInput(
+            f"{name} is of {vectors.dtype}: give vectors of floats; quantised ones are compared as "
+            "their format says, such as binary ones by their Hamming distance"
+        )
+    return vectors.astype(np.float32, copy=False)
 
 
 def _ranges(vectors: npt.NDArray[Any]) -> FloatArray:

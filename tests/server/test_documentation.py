@@ -14,7 +14,10 @@ from fastapi import FastAPI
 from serving import embed, fake_app, request
 
 from millpond.cli.serve import serve
+from millpond.cli.serve_command import ServeCommand
 from millpond.server.app import _EXPOSED_HEADERS, _STATUSES
+from millpond.server.bodies.cohere import CohereEmbedRequest
+from millpond.server.bodies.tei import DecodeRequest, EmbedRequest, SimilarityRequest
 from millpond.server.errors import _FROM_ENGINE
 from millpond.server.schemas import EmbeddingRequest
 from millpond.server.score_schemas import (
@@ -74,6 +77,12 @@ def test_every_field_header_status_and_code_is_described() -> None:
     for kind in (RerankRequest, RerankTextsRequest, ScoreRequest, ClassifyRequest, PredictRequest):
         for name in kind.model_fields:
             assert f"`{name}`" in PAGE.partition("### `POST /rerank`")[2]
+    of_tei, _, of_cohere = PAGE.partition("### `POST /embed`")[2].partition("### `POST /v1/embed`")
+    for kind in (EmbedRequest, SimilarityRequest, DecodeRequest):
+        for name in kind.model_fields:
+            assert f"`{name}`" in of_tei or f'"{name}"' in of_tei
+    for name in CohereEmbedRequest.model_fields:
+        assert f"`{name}`" in of_cohere
     for status in _STATUSES:
         assert f"| {status} |" in PAGE
     assert {"`queue_full`", "`text_failed`"} <= {f"`{row[3]}`" for row in _FROM_ENGINE}
@@ -126,6 +135,6 @@ def test_the_health_check_of_the_image_asks_where_the_server_listens() -> None:
     assert "MILLPOND_PORT" in program
     assert not re.findall(r"--port", text.partition("ENTRYPOINT")[2])
     command = typer.Typer()
-    command.command()(serve)
+    command.command(cls=ServeCommand)(serve)
     (flag,) = (one for one in typer.main.get_command(command).params if one.name == "port")
-    assert flag.envvar == "MILLPOND_PORT"
+    assert flag.envvar == ["MILLPOND_PORT"]

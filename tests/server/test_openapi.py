@@ -55,6 +55,13 @@ def document(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 OPERATIONS = [
     ("POST", "/v1/embeddings", 250),
+    ("POST", "/embed", 150),
+    ("POST", "/similarity", 100),
+    ("POST", "/", 100),
+    ("POST", "/decode", 50),
+    ("POST", "/v1/embed", 50),
+    ("POST", "/v2/embed", 150),
+    ("GET", "/info", 25),
     ("GET", "/v1/models", 5),
     ("GET", "/v1/models/{model_id}", 50),
     ("POST", "/rerank", 250),

@@ -22,7 +22,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from server_process import ServerProcess, server_process
 
 from millpond import Engine
-from millpond.cli.serve import _named, _one_name_a_flag, main
+from millpond.cli.serve import _named, main
+from millpond.cli.serve_command import _one_name_a_flag
 from millpond.server import process
 from millpond.server.settings import AppSettings, ListenSettings
 

@@ -21,7 +21,8 @@ from .embed import embed
 from .errors import exit_after
 from .info import info
 from .rank import rank
-from .serve import ServeCommand, serve
+from .serve import serve
+from .serve_command import ServeCommand
 
 __all__ = ["app", "main"]
 

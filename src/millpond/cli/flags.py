@@ -118,7 +118,6 @@ def _parameter(
         f"{flag}/--no-{flag[2:]}" if default is True else flag,
         *other_names,
         help=option.metadata["help"] + " May be repeated." * repeated,
-        envvar=option.metadata.get("envvar"),
         parser=_number_or_word if is_union else None,
         metavar="WORD|NUMBER" if is_union else None,
     )

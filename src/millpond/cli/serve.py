@@ -5,24 +5,22 @@ The server's libraries are imported after the flags are valid.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
-from itertools import pairwise, takewhile
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
-from typer.core import TyperCommand
 
 from ..config import EngineConfig, EngineOptions
 from ..errors import InvalidOption, MillpondError
 from ..server.settings import AppSettings, ListenSettings
 from .errors import exit_after
 from .flags import DEFAULT_MODEL, engine_options, options_of, with_flags_of
+from .serve_command import ServeCommand
 
-__all__ = ["ServeCommand", "main", "serve"]
+__all__ = ["main", "serve"]
 
-_NAMES_FLAG = "--served-model-name"
 VLLM_DTYPES: dict[str, Any] = {"float": "float32", "half": "float16"}
 VLLM_NAMES = {
     "cache_dir": ("--download-dir",),
@@ -103,6 +101,9 @@ def serve(
 ) -> None:
     """Serve models over HTTP, compatible with OpenAI's embeddings API.
 
+    Every flag can be given in the environment instead: --max-length as MILLPOND_MAX_LENGTH. What is
+    on the command line wins.
+
     \b
     Example:
       millpond serve sentence-transformers/all-MiniLM-L6-v2 --served-model-name embedding-model
@@ -155,40 +156,6 @@ def _warn_of_ignored(**given: object) -> None:
     names = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
     if names:
         typer.echo(f"millpond: ignored, without an effect here: {', '.join(names)}", err=True)
-
-
-class ServeCommand(TyperCommand):
-    """Takes several names after one `--served-model-name`, as vLLM does."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        switches = {
-            name
-            for option in self.params
-            if getattr(option, "is_flag", False)
-            for name in (*option.opts, *option.secondary_opts)
-        }
-        return super().parse_args(ctx, _one_name_a_flag(args, switches))
-
-
-def _one_name_a_flag(arguments: Sequence[str], switches: Collection[str] = ()) -> list[str]:
-    """Repeat the flag before each of its names; `switches` are the flags that take no value.
-
-    Unless the model is named before, what follows the first name is the model.
-    """
-    arguments = list(arguments)
-    if arguments.count(_NAMES_FLAG) != 1:
-        return arguments
-    start = arguments.index(_NAMES_FLAG) + 1
-    is_named = any(one.partition("=")[0] == "--model" for one in arguments) or any(
-        not one.startswith("-")
-        and (not before.startswith("-") or "=" in before or before in switches)
-        for before, one in pairwise(["", *arguments[: start - 1]])
-    )
-    names = list(takewhile(lambda one: not one.startswith("-"), arguments[start:]))
-    if not is_named or len(names) < 2:
-        return arguments
-    flagged = [part for name in names[1:] for part in (_NAMES_FLAG, name)]
-    return [*arguments[: start + 1], *flagged, *arguments[start + len(names) :]]
 
 
 def _named(models: Sequence[str], names: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:

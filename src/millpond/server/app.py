@@ -11,11 +11,14 @@ from importlib.metadata import version as installed_version
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Response
+from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
+from .bodies.cohere import CohereEmbedResponse, CohereErrorResponse, CohereFloatsResponse
+from .bodies.tei import TeiErrorResponse
 from .drain import DrainState
-from .errors import register_handlers
+from .errors import COHERE_PATHS, TEI_PATHS, register_handlers
 from .metrics import Metrics
 from .middleware.access_log import AccessLogMiddleware
 from .middleware.api_key import APIKeyMiddleware, declare_key
@@ -27,6 +30,7 @@ from .models import ServedModel, ServedModels
 from .pooling_schemas import PoolingResponse
 from .routes.body_parser import BodyParser
 from .routes.classify import classify, predict
+from .routes.cohere import embed_v1, embed_v2
 from .routes.docs_page import add_docs_page
 from .routes.embeddings import create_embedding
 from .routes.json_body import JsonRoute
@@ -34,6 +38,7 @@ from .routes.models import list_models, retrieve_model
 from .routes.pooling import embed_all, pooling
 from .routes.rerank import rerank, score
 from .routes.status import health, metrics, version
+from .routes.tei import decode, embed, info, root, similarity
 from .routes.tokens import TokenizingSlots, detokenize, tokenize
 from .schemas import DetokenizeResponse, EmbeddingResponse, ErrorResponse, TokenizeResponse
 from .score_schemas import (
@@ -60,6 +65,11 @@ _STATUSES = {
     503: "The server is shutting down, or an engine has failed.",
     504: "The request took longer than the server allows.",
 }
+_ERRORS: dict[str, type[BaseModel]] = {
+    **dict.fromkeys(TEI_PATHS, TeiErrorResponse),
+    **dict.fromkeys(COHERE_PATHS, CohereErrorResponse),
+}
+_COHERE_RESPONSES = CohereFloatsResponse | CohereEmbedResponse
 _EXPOSED_HEADERS = (
     "x-request-id",
     "x-millpond-queue-ms",
@@ -139,7 +149,7 @@ def _open_paths(settings: AppSettings) -> list[str]:
 
 def _add_routes(router: APIRouter) -> None:
     def get(path: str, endpoint: Callable[..., Any], summary: str, **options: Any) -> None:
-        responses = _responses(401, 405, 500, 503, 504) | options.pop("responses", {})
+        responses = _responses(path, 401, 405, 500, 503, 504) | options.pop("responses", {})
         router.add_api_route(path, endpoint, summary=summary, responses=responses, **options)
 
     def post(
@@ -152,7 +162,7 @@ def _add_routes(router: APIRouter) -> None:
             methods=["POST"],
             summary=summary,
             response_model=answer,
-            responses=_responses(*_STATUSES),
+            responses=_responses(path, *_STATUSES),
             route_class_override=JsonRoute,
             operation_id=f"{endpoint.__name__}_{version}".rstrip("_"),
             **options,
@@ -168,8 +178,13 @@ def _add_routes(router: APIRouter) -> None:
         "/v1/models/{model_id:path}",
         retrieve_model,
         "Describe a served model",
-        responses=_responses(404),
+        responses=_responses("", 404),
     )
+    post("/embed", embed, "Embed texts, as TEI", list[list[float]])
+    post("/similarity", similarity, "Compare a text with others, as TEI", list[float])
+    post("/", root, "Embed `inputs` or rank `texts`, as TEI", Any)
+    post("/v1/embed", embed_v1, "Embed texts, as Cohere", _COHERE_RESPONSES)
+    post("/v2/embed", embed_v2, "Embed texts, as Cohere", CohereEmbedResponse)
     for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
         post(path, rerank, "Order documents by a query", RerankResponse | list[TextScore])
     post("/score", score, "Score pairs of texts", ScoreResponse)
@@ -179,15 +194,17 @@ def _add_routes(router: APIRouter) -> None:
     post("/pooling", pooling, "What a model gives of texts", PoolingResponse)
     post("/tokenize", tokenize, "The token ids of a text", TokenizeResponse)
     post("/detokenize", detokenize, "The text of token ids", DetokenizeResponse)
+    post("/decode", decode, "The texts of token ids, as TEI", list[str])
+    get("/info", info, "Describe a model, as TEI", responses=_responses("/info", 404))
     get("/health", health, "Whether the server is ready")
     get("/metrics", metrics, "For Prometheus", response_class=Response, responses={200: text})
     get("/version", version, "The version of Millpond")
 
 
-def _responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {
-        status: {"model": ErrorResponse, "description": _STATUSES[status]} for status in statuses
-    }
+def _responses(path: str, *statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The errors of a route."""
+    model = _ERRORS.get(path, ErrorResponse)
+    return {status: {"model": model, "description": _STATUSES[status]} for status in statuses}
 
 
 def _add_middleware(app: FastAPI) -> None:

@@ -1,18 +1,20 @@
 """Every error response, in OpenAI's format: `{"error": {"message", "type", "param", "code"}}`.
 
-The server raises `ApiError`; the errors of the engine and of FastAPI are converted to one, so that
-official clients raise their own typed exceptions.
+Routes of Text Embeddings Inference and of Cohere have the formats of those. The server raises
+`ApiError`; the errors of the engine and of FastAPI are converted to one, so that official clients
+raise their own typed exceptions.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import HTTPException, Request, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import Receive, Scope, Send
 
 from ..errors import (
     DeadlineExceeded,
@@ -33,7 +35,15 @@ from ..errors import (
 )
 from .middleware.paths import meant_path
 
-__all__ = ["FOREIGN_IDS_HINT", "ApiError", "error_response", "register_handlers", "shown"]
+__all__ = [
+    "COHERE_PATHS",
+    "FOREIGN_IDS_HINT",
+    "TEI_PATHS",
+    "ApiError",
+    "error_response",
+    "register_handlers",
+    "shown",
+]
 
 logger = logging.getLogger("millpond.server")
 
@@ -50,6 +60,18 @@ _TYPES = {
     503: "service_unavailable_error",
     504: "timeout_error",
 }
+_TEI_TYPES = {
+    422: "Backend",
+    429: "Overloaded",
+    500: "Backend",
+    503: "Unhealthy",
+    504: "Overloaded",
+}
+TEI_PATHS = (
+    *("/", "/embed", "/embed_all", "/embed_sparse"),
+    *("/similarity", "/predict", "/decode", "/info"),
+)
+COHERE_PATHS = ("/v1/embed", "/v2/embed")
 _CODES = {
     404: "not_found",
     405: "method_not_allowed",
@@ -118,20 +140,52 @@ def shown(sent: str, longest: int = _LONGEST_ECHO) -> str:
     return sent if len(sent) <= longest else f"{sent[:longest]}…"
 
 
+class _ErrorResponse(Response):
+    """In the format of the route it is sent from."""
+
+    media_type = "application/json"
+
+    def __init__(self, error: ApiError, body: Mapping[str, Any]) -> None:
+        # It escapes lone surrogates, which a client may send.
+        super().__init__(json.dumps(body), error.status_code, dict(error.headers or {}))
+        self._error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        if path in _FORMATS:
+            self = _ErrorResponse(self._error, _FORMATS[path](self._error))
+        await super().__call__(scope, receive, send)
+
+
 def error_response(error: ApiError) -> Response:
     """The response, `application/json`."""
+    return _ErrorResponse(error, _as_openai(error))
+
+
+def _as_openai(error: ApiError) -> dict[str, Any]:
     body = {
         "message": shown(error.detail, _LONGEST_MESSAGE),
         "type": _TYPES.get(error.status_code, "invalid_request_error"),
         "param": error.param,
         "code": error.code,
     }
-    return Response(
-        json.dumps({"error": body}),  # it escapes lone surrogates, which a client may send
-        status_code=error.status_code,
-        headers=dict(error.headers or {}),
-        media_type="application/json",
-    )
+    return {"error": body}
+
+
+def _as_tei(error: ApiError) -> dict[str, Any]:
+    kind = _TEI_TYPES.get(error.status_code, "Validation")
+    return {"error": shown(error.detail, _LONGEST_MESSAGE), "error_type": kind}
+
+
+def _as_cohere(error: ApiError) -> dict[str, Any]:
+    return {"message": shown(error.detail, _LONGEST_MESSAGE)}
+
+
+# Path -> the format of its errors, where it is not OpenAI's.
+_FORMATS: Mapping[str, Callable[[ApiError], dict[str, Any]]] = {
+    **dict.fromkeys(TEI_PATHS, _as_tei),
+    **dict.fromkeys(COHERE_PATHS, _as_cohere),
+}
 
 
 def register_handlers(app: Any) -> None:

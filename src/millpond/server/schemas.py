@@ -95,10 +95,15 @@ class RequestBody(BaseModel):
     """The body of a POST. A misspelt option is an error; "5" is not 5."""
 
     LARGE_FIELDS: ClassVar[tuple[str, ...]]
-    """Those whose size has no small bound. The first tells the bodies of a route apart."""
+    """Those whose size has no small bound."""
     FOREIGN: ClassVar[foreign_fields.ForeignFields] = foreign_fields.ForeignFields()
     """Fields of other servers that this request may have."""
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @classmethod
+    def is_meant_by(cls, body: dict[str, Any]) -> bool:
+        """Whether a body is one of these, where a route takes several: by its first large field."""
+        return cls.LARGE_FIELDS[0] in body
 
     @model_validator(mode="before")
     @classmethod

@@ -16,16 +16,9 @@ __all__ = ["AppSettings", "ListenSettings", "LogFormat"]
 LogFormat = Literal["text", "json"]
 
 
-def _option(
-    default: Any,
-    about: str,
-    envvar: str | None = None,
-    *,
-    flag: str | None = None,
-    secret: bool = False,
-) -> Any:
-    """A field, and what the command line says of it: its help, a variable, its flag's own name."""
-    metadata = {"help": about, "envvar": envvar} | ({"flag": flag} if flag else {})
+def _option(default: Any, about: str, *, flag: str | None = None, secret: bool = False) -> Any:
+    """A field, and what the command line says of it: its help, its flag's own name."""
+    metadata = {"help": about} | ({"flag": flag} if flag else {})
     return field(default=default, metadata=metadata, repr=not secret)
 
 
@@ -36,8 +29,7 @@ class AppSettings:
     api_keys: tuple[str, ...] = _option(
         (),
         "Key that clients must send; without any, no key is needed. Better given in the "
-        "environment, where process lists do not show it.",
-        "MILLPOND_API_KEY",
+        "environment, MILLPOND_API_KEY, where process lists do not show it.",
         flag="--api-key",
         secret=True,
     )
@@ -78,16 +70,13 @@ class ListenSettings:
     """Where the server listens, what it logs and how it stops."""
 
     host: str = _option("127.0.0.1", "Address to listen on; 0.0.0.0 for every one.")
-    port: int = _option(
-        8000, "Port to listen on; 0 for any that is free, which the log names.", "MILLPOND_PORT"
-    )
+    port: int = _option(8000, "Port to listen on; 0 for any that is free, which the log names.")
     uds: str | None = _option(None, "Unix domain socket instead of host and port.")
     ssl_certfile: str | None = _option(None, "Certificate chain, to speak HTTPS.")
     ssl_keyfile: str | None = _option(None, "Its private key.")
     ssl_keyfile_password: str | None = _option(
         None,
-        "The key's passphrase. Better given in the environment.",
-        "MILLPOND_SSL_KEYFILE_PASSWORD",
+        "The key's passphrase. Better given in the environment, MILLPOND_SSL_KEYFILE_PASSWORD.",
         secret=True,
     )
     idle_timeout_s: float = _option(

@@ -366,6 +366,9 @@ def test_a_route_that_a_model_cannot_answer_names_the_one_that_can(
 ) -> None:
     answer = post(mixed, path, **body, model=model)
     assert answer.status_code == 400
+    if path == "/predict":  # which has another format for errors
+        assert route in answer.json()["error"]
+        return
     error = error_of(answer)
     assert (error["code"], error["param"]) == ("unsupported_call", "model")
     assert route in error["message"]

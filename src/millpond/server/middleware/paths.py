@@ -14,6 +14,7 @@ _LONGEST_GUESSED = 200
 _KNOWN = (
     "/v1/embeddings",
     "/v1/models",
+    "/similarity",
     "/rerank",
     "/score",
     "/classify",
@@ -22,13 +23,14 @@ _KNOWN = (
     "/detokenize",
     "/health",
     "/metrics",
+    "/info",
     "/version",
     "/docs",
     "/openapi.json",
 )
 # The last part of a path of another server -> our route.
 _ELSEWHERE = {
-    "embed": "/v1/embeddings",
+    "embed": "/v1/embeddings",  # Ollama's
     "embed_all": "/v1/embeddings",
     "embedding": "/v1/embeddings",
     "embeddings": "/v1/embeddings",
@@ -37,7 +39,6 @@ _ELSEWHERE = {
     "reranking": "/rerank",
     "rank": "/rerank",
     "models": "/v1/models",
-    "info": "/v1/models",
     "tags": "/v1/models",
     "healthz": "/health",
     "livez": "/health",

@@ -144,12 +144,14 @@ def _write(value: object, file: IO[bytes]) -> None:
     file.flush()
 
 
-_Shape = list["_Shape"] | None
-"""A list of shapes; None for a text, or for the token ids of one."""
+_Shape = list["_Shape"] | dict[str, "_Shape"] | None
+"""A list or an object of shapes; None for a text, or for the token ids of one."""
 
 
 def _taken_apart(value: Any, items: list[str | list[int]]) -> _Shape:
     """The shape of a field, whose texts and token ids are appended to `items`."""
+    if isinstance(value, dict):
+        return {name: _taken_apart(one, items) for name, one in value.items()}
     if isinstance(value, str) or (value and isinstance(value[0], int)):
         items.append(value)
         return None
@@ -157,6 +159,8 @@ def _taken_apart(value: Any, items: list[str | list[int]]) -> _Shape:
 
 
 def _restored(shape: _Shape, items: Iterator[Any]) -> Any:
+    if isinstance(shape, dict):
+        return {name: _restored(one, items) for name, one in shape.items()}
     return next(items) if shape is None else [_restored(one, items) for one in shape]
 
 

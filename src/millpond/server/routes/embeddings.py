@@ -1,4 +1,4 @@
-"""`POST /v1/embeddings`."""
+"""`POST /v1/embeddings`, and what every route that embeds asks an engine."""
 
 from __future__ import annotations
 
@@ -12,13 +12,27 @@ from ..errors import ApiError
 from ..models import EMBEDS, ServedModel
 from ..schemas import EmbeddingRequest, input_kind
 from .encoding import SlicedResponse, embedding_slices
-from .engine_call import LONGEST_QUERY, MANY_TEXTS, ask, model_for
+from .engine_call import LONGEST_QUERY, MANY_TEXTS, Answer, ask, model_for
 
-__all__ = ["create_embedding", "priority_of_texts"]
+__all__ = ["create_embedding", "embeddings_for", "priority_of_texts"]
 
 
 async def create_embedding(body: EmbeddingRequest, request: Request) -> Response:
     """OpenAI's embeddings, with a few options of Millpond's own."""
+    model, answer = await embeddings_for(request, body)
+    slices = embedding_slices(
+        answer.result.vectors,
+        model=body.model or model.name,
+        tokens=answer.tokens,
+        as_base64=body.encoding_format == "base64",
+    )
+    return await SlicedResponse.of(slices, answer.headers)
+
+
+async def embeddings_for(
+    request: Request, body: EmbeddingRequest, *, field: str = "input"
+) -> tuple[ServedModel, Answer[Embeddings]]:
+    """The model that a request asks, and its answer. Raises `ApiError`, which names the field."""
     model = model_for(request, body.model, EMBEDS)
     priority = _priority(body)
     check_ids = not request.app.state.settings.allow_raw_token_ids
@@ -27,16 +41,10 @@ async def create_embedding(body: EmbeddingRequest, request: Request) -> Response
         model,
         lambda: _submit(model, body, priority, check_ids=check_ids),
         priority=priority,
-        field="input",
+        field=field,
         has_much=isinstance(body.input, list) and len(body.input) > MANY_TEXTS,
     )
-    slices = embedding_slices(
-        answer.result.vectors,
-        model=body.model or model.name,
-        tokens=answer.tokens,
-        as_base64=body.encoding_format == "base64",
-    )
-    return await SlicedResponse.of(slices, answer.headers)
+    return model, answer
 
 
 def _submit(

@@ -20,6 +20,7 @@ __all__ = [
     "SLICE_LENGTH",
     "SlicedResponse",
     "array_slices",
+    "base64_of",
     "embedding_slices",
     "item_slices",
     "string_parts",
@@ -40,7 +41,11 @@ def embedding_slices(
     opening, closing = b'{"object":"list","data":[', orjson.dumps({"model": model, "usage": usage})
     for start in range(0, len(rows), length):
         items = [
-            {"object": "embedding", "index": index, "embedding": _base64(row) if as_base64 else row}
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": base64_of(row) if as_base64 else row,
+            }
             for index, row in enumerate(rows[start : start + length], start)
         ]
         written = orjson.dumps(items, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -106,5 +111,6 @@ class SlicedResponse(Response):
             await send({"type": "http.response.body", "body": body, "more_body": left > 0})
 
 
-def _base64(row: npt.NDArray[np.float32]) -> str:
+def base64_of(row: npt.NDArray[np.float32]) -> str:
+    """The bytes of a row, as JSON can hold them."""
     return b2a_base64(row.data, newline=False).decode("ascii")

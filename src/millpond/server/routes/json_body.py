@@ -23,7 +23,7 @@ from .foreign_fields import translate
 __all__ = ["JsonRoute", "Kinds", "parsed_body"]
 
 Kinds = tuple[type[RequestBody], ...]
-"""The bodies that a route takes, told apart by the first of their large fields."""
+"""The bodies that a route takes: the first that says it is meant, or else the first."""
 
 _LONGEST_TYPO = 40  # finding a similar name takes time that grows with its length
 _ADVICE = "Send one JSON object in UTF-8, as Content-Type: application/json"
@@ -84,7 +84,7 @@ def _unreadable(why: str) -> ApiError:
 def _validated(kinds: Kinds, value: Any, *, ignore_unknown: bool) -> RequestBody:
     if not isinstance(value, dict):
         raise ApiError(400, f"the body is not a JSON object. {_ADVICE}", code="bad_json")
-    kind = next((kind for kind in kinds if kind.LARGE_FIELDS[0] in value), kinds[0])
+    kind = next((kind for kind in kinds if kind.is_meant_by(value)), kinds[0])
     translated = translate(value, kind.FOREIGN)
     body = translated.body
     if ignore_unknown:
@@ -106,6 +106,8 @@ def _refusal(
         message = f"{shown(name)} is unknown{_did_you_mean(name, kind)}"
         return ApiError(400, message, param=shown(name), code="unknown_parameter")
     param = _named(problem["loc"])
+    if found == "missing" and len(problem["loc"]) > 1:  # in an object
+        param = f"{param}.{problem['loc'][-1]}"
     param = client_names.get(param, param)
     if found == "too_long" and problem["ctx"]["max_length"] == MAX_INPUTS:
         items = f"{param.removesuffix('s')}s"

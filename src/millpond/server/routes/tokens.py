@@ -20,7 +20,7 @@ from ..models import ServedModel
 from ..schemas import DetokenizeRequest, TokenizeRequest
 from .encoding import array_slices
 
-__all__ = ["TokenizingSlots", "detokenize", "tokenize"]
+__all__ = ["TokenizingSlots", "detokenize", "tokenize", "tokenizing_model"]
 
 LARGE = 64 * 2**10  # characters, or token ids
 SMALL_AT_A_TIME = 4
@@ -42,7 +42,7 @@ class TokenizingSlots:
 
 async def tokenize(body: TokenizeRequest, request: Request) -> Response:
     """The ids that `/v1/embeddings` would embed for this text, were it not truncated."""
-    model = _model(body.model, request)
+    model = tokenizing_model(body.model, request)
     model.prompt(body.input_type, body.prompt_name)
     slots: TokenizingSlots = request.app.state.tokenizing_slots
     return await slots.run(len(body.prompt), lambda: _tokenized(model, body))
@@ -50,12 +50,13 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Response:
 
 async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
     """The text of these ids, special tokens included."""
-    model = _model(body.model, request)
+    model = tokenizing_model(body.model, request)
     slots: TokenizingSlots = request.app.state.tokenizing_slots
     return await slots.run(len(body.tokens), lambda: _detokenized(model, body))
 
 
-def _model(name: str | None, request: Request) -> ServedModel:
+def tokenizing_model(name: str | None, request: Request) -> ServedModel:
+    """The model of that name, or the only one. Raises `ApiError`."""
     state = request.app.state
     state.drain.require_accepted(RequestContext.of(request.scope))
     model: ServedModel = state.models.find(name)
