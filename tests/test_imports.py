@@ -57,7 +57,8 @@ MAY_USE_TENSORS = {
     *("checkpoint.module_config", "checkpoint.quiet", "checkpoint.weights"),
     "tokenization.backend",
 }
-MAY_IMPORT_LATE = {"cli", "engine.instance"}  # the second: torch, when a model is loaded
+# torch, when a model is loaded; an extra
+MAY_IMPORT_LATE = {"cli", "engine.instance", "server.tracing"}
 ENTRY_POINTS = {"server.__main__": "cli"}
 
 

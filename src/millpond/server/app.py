@@ -26,6 +26,7 @@ from .middleware.body_encoding import BodyEncodingMiddleware
 from .middleware.body_limit import BodyLimitMiddleware
 from .middleware.paths import PathMiddleware
 from .middleware.timeout import TimeoutMiddleware
+from .middleware.tracing import TracingMiddleware
 from .models import ServedModel, ServedModels
 from .pooling_schemas import PoolingResponse
 from .routes.body_parser import BodyParser
@@ -49,6 +50,7 @@ from .score_schemas import (
     TextScore,
 )
 from .settings import AppSettings
+from .tracing import Tracing
 
 __all__ = ["create_app"]
 
@@ -85,8 +87,12 @@ def create_app(
     settings: AppSettings | None = None,
     *,
     drain: DrainState | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
-    """The application that serves these models. Raises `InvalidOption` for a name given twice."""
+    """The application that serves these models. Raises `InvalidOption` for a name given twice.
+
+    Its caller closes `tracing`, without which there are no spans.
+    """
     settings = settings or AppSettings()
 
     @asynccontextmanager
@@ -108,6 +114,7 @@ def create_app(
     )
     app.state.settings = settings
     app.state.drain = drain or DrainState()
+    app.state.tracing = tracing
     app.state.models = ServedModels(models)
     app.state.metrics = Metrics(app.state.models)
     app.state.body_parser = BodyParser()
@@ -226,6 +233,8 @@ def _add_middleware(app: FastAPI) -> None:
             expose_headers=_EXPOSED_HEADERS,
         )
     app.add_middleware(PathMiddleware)
+    if app.state.tracing is not None:
+        app.add_middleware(TracingMiddleware, tracing=app.state.tracing)
     app.add_middleware(
         AccessLogMiddleware,
         metrics=app.state.metrics,

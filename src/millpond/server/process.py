@@ -31,6 +31,7 @@ from .log_format import configure_logging
 from .models import ServedModel
 from .settings import AppSettings, ListenSettings
 from .sockets import Listener
+from .tracing import Tracing
 
 __all__ = ["DrainingServer", "ModelPlan", "run"]
 
@@ -62,12 +63,15 @@ def run(plans: Sequence[ModelPlan], app_settings: AppSettings, listen: ListenSet
     )  # a container's first process has no default handler
     if handles_sighup := _handles_sighup():
         signal.signal(signal.SIGHUP, _stop_loading)
+    tracing = Tracing.of_environment(os.environ)
     with ExitStack() as stack:
+        if tracing is not None:
+            stack.callback(tracing.close)
         listener = stack.enter_context(Listener.bind(listen))
         _require_certificate(listen)
         models = [_load(plan, stack) for plan in plans]
         drain = DrainState()
-        app = create_app(models, app_settings, drain=drain)
+        app = create_app(models, app_settings, drain=drain, tracing=tracing)
         server = DrainingServer(_uvicorn_config(app, listen), models, drain, listen)
         _exempt_from_collection()
         if handles_sighup:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from ..errors import ApiError
 from ..metrics import Metrics
 from ..middleware.request_context import RequestContext
 from ..models import ServedModel
+from ..tracing import Tracing
 from .disconnect import result_or_disconnect
 
 __all__ = ["LONGEST_QUERY", "MANY_TEXTS", "Answer", "ask", "model_for"]
@@ -61,6 +63,8 @@ async def ask(
     Raises `ApiError` for a full queue, and for a text, of which it names the field.
     """
     metrics: Metrics = request.app.state.metrics
+    tracing: Tracing | None = request.app.state.tracing
+    submitted_ns = time.time_ns()
 
     def submit_or_refuse() -> Future[Result]:
         try:
@@ -76,6 +80,8 @@ async def ask(
         result.raise_for_errors()
     except (InvalidInput, TextFailed) as error:
         raise ApiError.of(error, field) from error
+    if tracing is not None:
+        tracing.engine_call(submitted_ns, result.timings)
     return _answer(request, result)
 
 
