@@ -46,7 +46,13 @@ def test_help_describes_every_option() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"wramup": True}, "unknown option wramup; an engine takes batch_invariant, cache_dir"),
+        (
+            {"wramup": True},
+            r"unknown option wramup \(did you mean warmup\?\); an engine takes batch_inv",
+        ),
+        ({"devcie": "cpu"}, r"devcie \(did you mean device\?\);"),
+        ({"batch_size": 32}, r"batch_size \(batches are sized in tokens; max_batch_tokens bounds"),
+        ({"torch_dtype": "half"}, r"torch_dtype \(it is called dtype\);"),
         ({"b": 1, "a": 2}, "unknown option a, b;"),
         ({"deterministic": True}, r"option deterministic \(it is called batch_invariant\);"),
         ({"devices": ["cpu"]}, r"option devices \(device takes one or several\);"),

@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers.util.quantization import quantize_embeddings
 
-from millpond import InvalidDimensions, InvalidOption, TextFailed, TextsFailed, quantize
+from millpond import (
+    InvalidDimensions,
+    InvalidInput,
+    InvalidOption,
+    TextFailed,
+    TextsFailed,
+    quantize,
+    similarity,
+)
 from millpond.embeddings import Embeddings, OutputSpec, Timings
 
 ALL = ["float32", "float16", "int8", "uint8", "binary", "ubinary"]
@@ -156,3 +164,50 @@ def test_a_result_survives_pickling() -> None:
     copy = pickle.loads(pickle.dumps(result))
     np.testing.assert_array_equal(copy.vectors, result.vectors)
     assert repr(copy) == repr(result)
+
+
+# Similarities.
+
+
+def test_similarities_are_cosines_in_float32() -> None:
+    random = np.random.default_rng(3)
+    a, b = random.standard_normal((3, 8)), random.standard_normal((5, 8))
+    found = similarity(a, b)
+    assert (found.shape, found.dtype) == ((3, 5), np.float32)
+    lengths = np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)
+    np.testing.assert_allclose(found, a @ b.T / lengths, atol=1e-6)
+    np.testing.assert_array_equal(similarity(a), similarity(a, a))
+    np.testing.assert_allclose(np.diag(similarity(a)), 1, atol=1e-6)
+    assert np.abs(similarity(a * 1e-3, a)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "shape"),
+    [((8,), (5, 8), (5,)), ((3, 8), (8,), (3,)), ((8,), (8,), ()), ((0, 8), (5, 8), (0, 5))],
+)
+def test_one_vector_leaves_its_axis_out(
+    a: tuple[int, ...], b: tuple[int, ...], shape: tuple[int, ...]
+) -> None:
+    found = similarity(np.ones(a, dtype=np.float16), np.ones(b))
+    assert found.shape == shape
+    np.testing.assert_allclose(found, 1, rtol=1e-6)
+
+
+def test_zeros_are_similar_to_nothing_and_lists_are_taken() -> None:
+    assert similarity([[0.0, 0.0]], [[1.0, 2.0]]).tolist() == [[0.0]]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        (np.ones((2, 3)), np.ones((2, 4)), "a has 3 dimensions and b 4"),
+        (np.ones((2, 3, 4)), np.ones((2, 4)), "a has 3 axes"),
+        (np.ones((2, 3)), np.float32(1), "b has 0 axes"),
+        (np.ones((2, 3), dtype=np.int8), np.ones((2, 3)), "a is of int8"),
+        ([[1.0], [1.0, 2.0]], np.ones((2, 3)), "a: its vectors have different lengths"),
+        (["text"], np.ones((2, 3)), "a is of "),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(a: Any, b: Any, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        similarity(a, b)

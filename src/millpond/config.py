@@ -21,12 +21,25 @@ DTypeName = Literal["auto", "float32", "float16", "bfloat16", "int8", "fp8"]
 PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
 RENAMED = {
+    "backend": "there is none: the model runs in PyTorch",
+    "batch_size": "batches are sized in tokens; max_batch_tokens bounds them",
+    "cache_folder": "it is called cache_dir",
     "compile": "it is gone",
     "deterministic": "it is called batch_invariant",
+    "device_map": "device takes one or several",
     "devices": "device takes one or several",
+    "dimensions": "it is an option of a call",
+    "encode_kwargs": "they are options of a call",
+    "local_files_only": "set HF_HUB_OFFLINE=1",
+    "max_seq_length": "it is called max_length",
+    "model_kwargs": "they are options of their own, such as device and dtype",
     "normalize": "it is an option of a call",
+    "normalize_embeddings": "normalize is an option of a call",
+    "token": "set HF_TOKEN",
+    "torch_dtype": "it is called dtype",
+    "truncate_dim": "dimensions is an option of a call",
 }
-"""What an option that there is no more has become."""
+"""What options that there are no more, or that sentence-transformers has, are called here."""
 
 
 def _help(about: str) -> dict[str, str]:
@@ -270,13 +283,9 @@ EngineConfig.__doc__ = "\n".join([EngineConfig.__doc__ or "", "    Options:", *_
 
 
 def _require_known(options: Mapping[str, Any]) -> None:
-    known = EngineOptions.__annotations__
-    unknown = sorted(set(options) - set(known))
-    told = [f"{name} ({RENAMED[name]})" if name in RENAMED else name for name in unknown]
-    _require(
-        not unknown,
-        f"unknown option {', '.join(told)}; an engine takes {', '.join(sorted(known))}",
-    )
+    error = InvalidOption.of_unknown("an engine", options, EngineOptions.__annotations__, RENAMED)
+    if error is not None:
+        raise error
 
 
 def _device(device: Any) -> str | tuple[str, ...]:

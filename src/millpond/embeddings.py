@@ -172,7 +172,7 @@ def similarity(a: npt.ArrayLike, b: npt.ArrayLike | None = None) -> npt.NDArray[
         )
     rows, others = (_unit_length(np.atleast_2d(side)) for side in (left, right))
     found: npt.NDArray[np.float32] = (rows @ others.T).clip(-1, 1)
-    return found.reshape(*left.shape[:-1], *right.shape[:-1])
+    return found.reshape(left.shape[:-1] + right.shape[:-1])
 
 
 def _vectors(name: str, value: npt.ArrayLike) -> FloatArray:

@@ -32,8 +32,9 @@ Where Python has a type for the same mistake, ours is that type too: an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Self
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
 
 __all__ = [
     "DeadlineExceeded",
@@ -69,6 +70,27 @@ class MillpondError(Exception):
 
 class InvalidOption(MillpondError, ValueError):
     """An engine or call option has a value it cannot have."""
+
+    @classmethod
+    def of_unknown(
+        cls,
+        taker: str,
+        options: Mapping[str, Any],
+        known: Iterable[str],
+        renamed: Mapping[str, str],
+    ) -> Self | None:
+        """The error about those options that are not known; None where all are.
+
+        It says what a name has become, by `renamed`, whose names may be `options["key"]` too, or
+        which of the known ones is much like it. `taker` is what takes the known ones.
+        """
+        names = sorted(known)
+        told = [
+            _told(*one, names, renamed) for one in sorted(options.items()) if one[0] not in names
+        ]
+        if not told:
+            return None
+        return cls(f"unknown option {', '.join(told)}; {taker} takes {', '.join(names)}")
 
 
 class InvalidDimensions(InvalidOption):
@@ -208,6 +230,18 @@ class TextsFailed(TextFailed):
 
 def _rebuild(error: type[_AboutOneText], message: str, index: int) -> MillpondError:
     return error(message, index=index)
+
+
+def _told(name: str, value: Any, known: Sequence[str], renamed: Mapping[str, str]) -> str:
+    """An option that is not known, each key of a mapping by itself, and what to do about it."""
+    if isinstance(value, Mapping) and value:
+        keys = [f'{name}["{key}"]' for key in value]
+        if any(key in renamed for key in keys):
+            return ", ".join(_told(key, None, known, renamed) for key in keys)
+    if name in renamed:
+        return f"{name} ({renamed[name]})"
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"{name} (did you mean {close[0]}?)" if close else name
 
 
 def first_line(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -282,6 +283,34 @@ def test_a_device_that_is_not_there_is_refused() -> None:
         choose_device("cuda:99")
     with pytest.raises(InvalidOption, match="choose auto or one of cpu"):
         choose_device("tpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "build", "reason"),
+    [
+        ("cuda", {"cuda": None, "hip": None}, f"torch {torch.__version__} is built without CUDA"),
+        ("cuda:0", {"cuda": "13.0"}, f"torch {torch.__version__} finds no GPU"),
+        ("xpu", {}, "runs on CPUs, CUDA and MPS"),
+    ],
+)
+def test_a_device_that_is_not_there_is_told_with_the_reason(
+    name: str, build: dict[str, str | None], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for attribute, value in build.items():
+        monkeypatch.setattr(torch.version, attribute, value)
+    with pytest.raises(InvalidOption, match=re.escape(reason)):
+        choose_device(name)
+
+
+@pytest.mark.parametrize(("built", "reason"), [(False, "without MPS"), (True, "finds none")])
+def test_a_missing_mps_is_told_with_the_reason(
+    built: bool, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_built", lambda: built)
+    with pytest.raises(InvalidOption, match=reason):
+        choose_device("mps")
 
 
 def test_auto_takes_the_best_device_there_is() -> None:

@@ -16,6 +16,7 @@ from langchain_core.embeddings import Embeddings
 from pydantic import AliasChoices, Field, PrivateAttr
 
 from langchain_millpond.shared_engine import EngineOptions, PathText, SharedEngine, from_env
+from langchain_millpond.switching import OF_EMBEDDINGS
 from millpond import InvalidText, ProgressBar, ProgressHook, TruncationLog
 
 CHARACTERS_PER_TOKEN = 3  # or more, in nearly all English and code
@@ -132,6 +133,7 @@ class MillpondEmbeddings(SharedEngine, Embeddings):
     show_progress: bool = False
     """Show a progress bar while documents are embedded, which moves with every batch."""
 
+    _renamed = OF_EMBEDDINGS
     _truncation: TruncationLog = PrivateAttr(default_factory=lambda: TruncationLog(_advice))
 
     def __init__(self, **options: Unpack[EmbeddingOptions]) -> None:

@@ -15,6 +15,7 @@ from langchain_core.cross_encoders import BaseCrossEncoder
 from langchain_core.documents import BaseDocumentCompressor, Document
 
 from langchain_millpond.shared_engine import EngineOptions, SharedEngine
+from langchain_millpond.switching import OF_RERANKERS
 from millpond import UnsupportedCall
 
 
@@ -47,6 +48,8 @@ class _Reranker(SharedEngine):
     None for the checkpoint's own."""
     prompt_name: str | None = None
     """Name of a prompt that the checkpoint saved."""
+
+    _renamed = OF_RERANKERS
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

@@ -7,7 +7,7 @@ import contextlib
 import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Self, TypedDict
+from typing import Annotated, Any, ClassVar, Self, TypedDict
 
 from langchain_core.utils import from_env as variable
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
@@ -82,7 +82,14 @@ class SharedEngine(BaseModel, abc.ABC):
         hide_input_in_errors=True,  # it may be a token
     )
 
+    _renamed: ClassVar[Mapping[str, str]] = {}
+    """What parameters of LangChain's other classes are called here."""
+
     def __init__(self, **options: Any) -> None:
+        known = {*type(self).model_fields, "model_name"}
+        error = InvalidOption.of_unknown(type(self).__name__, options, known, self._renamed)
+        if error is not None:
+            raise error
         # Not in a validator: pydantic would turn Millpond's ValueErrors into its own.
         super().__init__(**_with_options_of_engine(options))
         self._engine = self.engine

@@ -195,7 +195,7 @@ def test_the_events_of_reranking_are_sent(engine: Engine, rerank: Rerank) -> Non
         ({"activation": "no such"}, InvalidOption),
         ({"prompt_name": "unknown"}, InvalidOption),
         ({"truncate": "middle"}, ValidationError),
-        ({"topn": 3}, ValidationError),
+        ({"topn": 3}, InvalidOption),
         ({"model": "another"}, InvalidOption),
     ],
 )

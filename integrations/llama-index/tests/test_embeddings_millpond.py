@@ -22,7 +22,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.storage.kvstore import SimpleKVStore
 from llama_index.embeddings.millpond import MillpondEmbedding
-from llama_index.embeddings.millpond.base import EmbeddingOptions
+from llama_index.embeddings.millpond.base import RENAMED, EmbeddingOptions
 from pydantic import ValidationError
 
 import millpond
@@ -362,12 +362,12 @@ def test_what_is_no_string_is_refused(name: str, thing: Any, model: MillpondEmbe
         ({"engine_options": {"pooling": "median"}}, millpond.InvalidOption),
         ({"engine_options": {"wramup": True}}, millpond.InvalidOption),
         ({"engine_options": {"device": "cpu"}}, millpond.InvalidOption),
-        ({"pooling": "mean"}, ValidationError),
+        ({"pooling": "mean"}, millpond.InvalidOption),
         ({"max_length": 0}, millpond.InvalidOption),
         ({"engine": "cpu"}, millpond.InvalidOption),
         ({"truncate": "middle"}, ValidationError),
         ({"dtype": "float8"}, millpond.InvalidOption),
-        ({"dimensoins": 8}, ValidationError),
+        ({"dimensoins": 8}, millpond.InvalidOption),
     ],
 )
 def test_bad_options_are_refused_at_once(
@@ -584,8 +584,35 @@ def test_a_copy_may_be_given_another_engine(model: MillpondEmbedding, tiny: str)
         assert (copied.engine, copied.max_length, copied.dimensions) == (engine, 8, 4)
 
 
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"batch_size": 64}, "batch_size (leave it out: it is 2048, and batches are sized in"),
+        ({"backend": "onnx"}, "backend (none; set HF_TOKEN and HF_HUB_OFFLINE)"),
+        ({"model_kwargs": {"torch_dtype": "half"}}, 'model_kwargs (dtype; "auto" by default)'),
+        ({"engine_options": {"devcie": "cpu"}}, "devcie (did you mean device?)"),
+    ],
+)
+def test_a_parameter_of_the_incumbent_is_answered_with_its_row(
+    options: dict[str, Any], part: str
+) -> None:
+    with pytest.raises(millpond.InvalidOption) as refused:
+        MillpondEmbedding("no-such-folder", **options)
+    assert part in str(refused.value)
+
+
+def test_what_it_says_of_them_is_what_the_page_says() -> None:
+    page = Path(__file__).parents[3] / "docs" / "integrations.md"
+    table = page.read_text(encoding="utf-8").partition("## Switching from `HuggingFaceEmbedding` ")[
+        2
+    ]
+    rows = [row.replace("`", "") for row in table.splitlines() if row.startswith("| `")]
+    for name, now in RENAMED.items():
+        assert any(name in row.split(" | ")[0] and f"| {now} |" in row for row in rows), name
+
+
 def test_a_copy_with_bad_options_is_refused(model: MillpondEmbedding) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(millpond.InvalidOption, match="did you mean dimensions"):
         model.model_copy(update={"dimensoins": 4})
     with pytest.raises(millpond.InvalidDimensions):
         model.model_copy(update={"dimensions": 17})

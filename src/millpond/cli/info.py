@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import fields
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from ..config import EngineConfig
 from .flags import open_engine, with_flags_of
 
-if TYPE_CHECKING:
-    from ..checkpoint.modules import Module
-    from ..engine.info import EngineInfo
-
 __all__ = ["info"]
-
-Facts = dict[str, Any]
 
 
 @with_flags_of(EngineConfig)
@@ -35,82 +27,8 @@ def info(
       millpond info sentence-transformers/all-MiniLM-L6-v2
     """
     with open_engine(model, engine_options) as engine:
-        facts = _facts(engine.info())
+        about = engine.info()
     if as_json:
-        print(json.dumps(facts, ensure_ascii=False, indent=2, default=str))
-        return
-    for name, value in _lines(facts):
-        print(f"{name:<22} {value}")
-
-
-def _facts(engine_info: EngineInfo) -> Facts:
-    """`engine.info()` as JSON types, in the order shown."""
-    model = engine_info.model
-    routes = zip(engine_info.routes, model.routes, strict=True)
-    return {
-        "model": model.name,
-        "source": model.source,
-        "path": str(model.path),
-        "revision": model.revision,
-        "kind": model.kind,
-        "labels": list(engine_info.labels),
-        "activation": None if model.scoring is None else model.scoring.activation,
-        "similarity": None if model.scoring is not None else model.similarity_fn_name or "cosine",
-        "truncate_dim": model.truncate_dim,
-        "prompts": dict(model.prompts),
-        "default_prompt_name": model.default_prompt_name,
-        "routes": [
-            {"modules": [_module(module) for module in chain.modules], **_fields(route)}
-            for route, chain in routes
-        ],
-        **_fields(engine_info, but=("model", "routes", "prefix_cache")),
-        "prefix_cache": None
-        if engine_info.prefix_cache is None
-        else _fields(engine_info.prefix_cache),
-    }
-
-
-def _fields(value: Any, *, but: Sequence[str] = ()) -> Facts:
-    """The fields of a dataclass."""
-    return {
-        field.name: getattr(value, field.name) for field in fields(value) if field.name not in but
-    }
-
-
-def _module(module: Module) -> str:
-    modes = module.options.get("modes")
-    return f"{module.kind}({', '.join(modes)})" if modes else module.kind
-
-
-def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
-    """As a table: None is left out, and a route has a line for each fact."""
-    for name, value in facts.items():
-        if name == "routes":
-            for route in value:
-                yield from _route_lines(route, named=len(value) > 1, scores=bool(facts["labels"]))
-        elif name == "labels":
-            if value:
-                yield "labels", ", ".join(value)
-        elif name == "prompts":
-            yield from ((f"prompt {key}", json.dumps(text)) for key, text in value.items())
-        elif name == "prefix_cache":
-            reason = facts["routes"][0]["prefixes"]
-            yield "prefix cache", _size(value) if value else f"none: {reason}"
-        elif value is not None:
-            yield name.replace("_", " "), str(value)
-
-
-def _size(cache: Facts) -> str:
-    tokens = cache["blocks"] * cache["block_tokens"]
-    return f"{tokens} tokens, {tokens * cache['bytes_per_token'] / 2**20:.0f} MiB"
-
-
-def _route_lines(route: Facts, *, named: bool, scores: bool) -> Iterator[tuple[str, str]]:
-    prefix = f"{route['name']}: " if named else ""
-    length = "no limit" if route["max_length"] is None else f"{route['max_length']} tokens"
-    yield f"{prefix}modules", " → ".join(route["modules"])
-    if not scores:
-        yield f"{prefix}dimensions", str(route["dimension"])
-    yield f"{prefix}longest text", length
-    yield f"{prefix}execution", f"{route['execution']}: {route['reason']}"
-    yield f"{prefix}batch invariant", "yes" if route["batch_invariant"] else "no"
+        print(json.dumps(about.as_dict(), ensure_ascii=False, indent=2, default=str))
+    else:
+        print(about)

@@ -97,7 +97,8 @@ def _variable(flag: str) -> str:
 
 def _variable_set(option: Any) -> str:
     """Of the variables of an option the one that is read: the first that is set."""
-    return next(name for name in option.envvar if os.environ.get(name))
+    found: str = next(name for name in option.envvar if os.environ.get(name))
+    return found
 
 
 def _is_from(ctx: Any, name: str, source: str) -> bool:

@@ -166,8 +166,9 @@ class Counts:
         """Log that its texts were truncated, if it is the engine's first."""
         if request.id == self._warned_of:
             logger.warning(
-                "%d of %d texts were longer than the model reads and were truncated "
-                "(logged once; every result says which of its texts were)",
+                "%d of %d texts were longer than the model reads and were truncated: split long "
+                "texts before, or give the engine a larger max_length if the model was trained on "
+                "it (logged once; every result says which of its texts were)",
                 int(request.truncated.sum()),
                 len(request),
             )

@@ -280,6 +280,19 @@ class Engine(ScoringCalls, AllCalls):
         return self._info
 
     @property
+    def dimension(self) -> int:
+        """Numbers in a vector of `embed`, as for an index; labels of a model that scores.
+
+        A call's `dimensions` gives fewer.
+        """
+        return min(self._info.dimension, self._info.model.truncate_dim or self._info.dimension)
+
+    @property
+    def max_length(self) -> int | None:
+        """Longest text in tokens, special tokens included; None for no limit."""
+        return self._info.max_length
+
+    @property
     def config(self) -> EngineConfig:
         """What it was asked for; an equal configuration shares the model, see `shared`."""
         return self._instance.config

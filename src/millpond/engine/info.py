@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ..checkpoint.scoring import Kind
 from ..checkpoint.spec import ModelSpec
 from ..model.info import ExecutionKind, RouteInfo
 from ..scheduler.prefix_cache import PrefixCacheConfig
+from .info_table import facts_of, html_table, text_table
 
 __all__ = ["EngineInfo"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineInfo:
-    """What an engine serves and how."""
+    """What an engine serves and how. `print` shows it as a table, and so does a notebook."""
 
     model: ModelSpec
     device: str
@@ -78,3 +80,13 @@ class EngineInfo:
     def max_length(self) -> int | None:
         """Longest text in tokens."""
         return self.routes[0].max_length
+
+    def as_dict(self) -> dict[str, Any]:
+        """The facts as `millpond info --json` prints them; `path` is a string."""
+        return facts_of(self)
+
+    def __str__(self) -> str:
+        return text_table(self)
+
+    def _repr_html_(self) -> str:  # IPython asks for it
+        return html_table(self)

@@ -31,11 +31,32 @@ def choose_device(name: str) -> torch.device:
         name = next(kind for kind in ("cuda", "mps", "cpu") if kind in available)
     if name not in available:
         raise InvalidOption(
-            f"device={name!r} is not there; choose auto or one of {', '.join(available)}"
+            f"device={name!r} is not there{_why_not(name)}; choose auto or one of "
+            f"{', '.join(available)}"
         )
     if name == "cuda":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device(name)
+
+
+def _why_not(name: str) -> str:
+    """Where the installed torch is the reason, or what it finds is."""
+    kind = name.partition(":")[0]
+    build: Any = torch.version
+    if kind == "cuda":
+        if build.cuda is None and getattr(build, "hip", None) is None:
+            return (
+                f": the installed torch {torch.__version__} is built without CUDA; install a build "
+                "with it, as https://pytorch.org/get-started/locally says"
+            )
+        if not torch.cuda.is_available():
+            return f": torch {torch.__version__} finds no GPU; nvidia-smi tells of the driver"
+    if kind == "mps":
+        mps: Any = torch.backends.mps
+        if not mps.is_built():
+            return f": the installed torch {torch.__version__} is built without MPS"
+        return ": torch finds none; MPS is a Mac's, with Apple silicon"
+    return "" if kind in ("cpu", "auto") else ": Millpond runs on CPUs, CUDA and MPS"
 
 
 def _available_devices() -> list[str]:

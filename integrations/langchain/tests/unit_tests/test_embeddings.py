@@ -315,8 +315,8 @@ def test_one_object_serves_loops_of_several_threads(embeddings: MillpondEmbeddin
         ({"cache_folder": "models"}, InvalidOption),
         ({"truncate": "middle"}, ValidationError),
         ({"engine_options": {"warmup": True}}, InvalidOption),
-        ({"normalise": True}, ValidationError),
-        ({"batch_size": 32}, ValidationError),
+        ({"normalise": True}, InvalidOption),
+        ({"batch_size": 32}, InvalidOption),
     ],
 )
 def test_bad_options_beside_an_engine_are_refused_at_once(
@@ -336,7 +336,7 @@ def test_bad_options_beside_an_engine_are_refused_at_once(
         ({"engine_options": "warmup"}, ValidationError),
         ({"dimensions": 385}, InvalidDimensions),
         ({"dtype": "float8"}, InvalidOption),
-        ({"pooling": "mean"}, ValidationError),
+        ({"pooling": "mean"}, InvalidOption),
         ({"engine": "cpu"}, ValidationError),
     ],
 )
@@ -350,7 +350,7 @@ def test_bad_options_are_refused_at_once(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"wramup": True}, "unknown option wramup; an engine takes batch_invariant"),
+        ({"wramup": True}, "unknown option wramup"),
         ({"deterministic": True}, r"deterministic \(it is called batch_invariant\)"),
         ({"normalize": True}, r"normalize \(it is an option of a call\)"),
         ({"device": "cpu", "model": "x"}, "holds device, model, which is a field of its own"),
@@ -545,7 +545,7 @@ def test_a_copy_with_other_options_of_the_engine_has_another(given: bool, model:
 
 
 def test_a_copy_with_options_that_are_none_is_refused(embeddings: MillpondEmbeddings) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(InvalidOption, match="did you mean dimensions"):
         embeddings.model_copy(update={"dimensoins": 3})
     with pytest.raises(InvalidDimensions):
         embeddings.model_copy(update={"dimensions": DIMENSION + 1})

@@ -139,7 +139,7 @@ def test_a_cancelled_call_is_taken_out(runner: FakeRunner, engine: Engine) -> No
         ({"activation": "softplus!"}, InvalidOption),
         ({"prompt_name": "unknown"}, InvalidOption),
         ({"truncate": "middle"}, ValidationError),
-        ({"top": 3}, ValidationError),
+        ({"top": 3}, InvalidOption),
         ({"model": "another"}, InvalidOption),
     ],
 )

@@ -30,6 +30,17 @@ PathText = BeforeValidator(lambda path: os.fspath(path) if isinstance(path, os.P
 dispatcher = get_dispatcher(__name__)
 
 
+_FIELDS = "device, trust_remote_code, revision, max_length"
+RENAMED = {
+    "model_name": "model",
+    "batch_size": "none: batches are sized in tokens",
+    "backend": "none: the model runs in PyTorch",
+    "cross_encoder_kwargs": _FIELDS,
+    "model_kwargs": _FIELDS,
+}
+"""What parameters of other rerankers are called here."""
+
+
 class RerankOptions(TypedDict, total=False):
     """What `MillpondRerank` takes beside a model or an engine, for type checkers."""
 
@@ -138,6 +149,10 @@ class MillpondRerank(BaseNodePostprocessor):
             fields["model"] = model
         if engine is not None:
             fields |= _fields_for(engine, fields)
+        known = {*type(self).model_fields, "engine"}
+        error = InvalidOption.of_unknown("MillpondRerank", fields, known, RENAMED)
+        if error is not None:
+            raise error
         super().__init__(**fields)
         self._engine = engine
         self.engine.rank("", [], **self._call())  # refuses bad options now

@@ -65,6 +65,20 @@ class EmbeddingOptions(TypedDict, total=False):
     rate_limiter: Any
 
 
+_NO_BACKEND = "none; set HF_TOKEN and HF_HUB_OFFLINE"
+_NOT_NEEDED = "not needed: threads share one engine, and device takes several"
+_POOLING = 'engine_options={"pooling": …} overrides the checkpoint\'s'
+RENAMED = {
+    "batch_size": "leave it out: it is 2048, and batches are sized in tokens",
+    "truncate_dim": "dimensions, which also restores unit length",
+    "model_kwargs": 'dtype; "auto" by default',
+    "default_prompt_name": "leave it out; it had no effect",
+    **dict.fromkeys(("backend", "token", "local_files_only"), _NO_BACKEND),
+    **dict.fromkeys(("parallel_process", "target_devices"), _NOT_NEEDED),
+    **dict.fromkeys(("tokenizer_name", "pooling", "model", "tokenizer"), _POOLING),
+}
+"""What parameters of `HuggingFaceEmbedding` are called here, as docs/integrations.md says."""
+
 # The object whose call is in flight in a thread or task, which LlamaIndex divides into several, and
 # the hook for its progress.
 _call_under_way: ContextVar[tuple[MillpondEmbedding, ProgressHook] | None] = ContextVar(
@@ -163,9 +177,16 @@ class MillpondEmbedding(BaseEmbedding):
             fields["model_name"] = model_name
         if engine is not None:
             fields |= _fields_for(engine, fields)
+        error = InvalidOption.of_unknown("MillpondEmbedding", fields, self._known(), RENAMED)
+        if error is not None:
+            raise error
         super().__init__(**fields)
         self._engine = engine
         self.engine.embed([], **self._call("document"))  # refuses bad options now
+
+    @classmethod
+    def _known(cls) -> set[str]:
+        return {one.alias or name for name, one in cls.model_fields.items()} | {"engine"}
 
     @classmethod
     def class_name(cls) -> str:
