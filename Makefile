@@ -24,7 +24,7 @@ READY := .venv/.ready
 ADAPTERS := .venv/.adapters
 # Another environment, on top of .venv's packages, in which Millpond is the built wheel.
 WHEEL := .venv-wheel
-# OpenAI's client for Node, which the server is tested with where there is an npm.
+# OpenAI's client for Node and axe-core, which the server is tested with where there is an npm.
 NODE := tests/server/node
 NODE_CLIENT := $(if $(shell command -v npm 2>/dev/null),$(NODE)/node_modules/.package-lock.json)
 # Folders too, so that a deleted file counts as a change.
@@ -33,6 +33,10 @@ ADAPTER_SOURCES := $(shell find integrations -mindepth 2 \
 PURELIB := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PIP_INSTALL := $(PIP) install --quiet -c constraints.txt
+
+# For the tests of the server's pages, where there is a browser for it to drive.
+BROWSER := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+BROWSER_DRIVER := $(if $(BROWSER),playwright)
 
 .PHONY: help setup adapters demo test test-rest test-all test-processors test-wheel \
 	bench bench-adapters lint typecheck format check clean
@@ -64,6 +68,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP_INSTALL) --no-build-isolation -e '.[test,dev]'
 	@$(PIP_INSTALL) --no-deps infinity-client langchain-huggingface $(LITELLM) \
 		llama-index-embeddings-text-embeddings-inference llama-index-utils-huggingface
+	@$(if $(BROWSER_DRIVER),$(PIP_INSTALL) $(BROWSER_DRIVER))
 	@touch $(READY)
 
 adapters: $(ADAPTERS)
@@ -76,7 +81,7 @@ $(ADAPTERS): $(READY) $(ADAPTER_SOURCES)
 
 $(NODE)/node_modules/.package-lock.json: $(NODE)/package.json $(NODE)/package-lock.json
 	@cd $(NODE) && npm ci --silent --no-audit --no-fund --fetch-retries=1 --fetch-retry-mintimeout=1000 \
-		|| echo "npm could not install OpenAI's client for Node; its test is skipped."
+		|| echo "npm could not install what the server is tested with; those tests are skipped."
 	@test ! -e $@ || touch $@
 
 # The model comes from an installed package, so nothing is asked of the network.

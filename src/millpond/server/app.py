@@ -28,6 +28,7 @@ from .middleware.paths import PathMiddleware
 from .middleware.timeout import TimeoutMiddleware
 from .middleware.tracing import TracingMiddleware
 from .models import ServedModel, ServedModels
+from .page import PAGES, add_page
 from .pooling_schemas import PoolingResponse
 from .routes.body_parser import BodyParser
 from .routes.classify import classify, predict
@@ -121,7 +122,8 @@ def create_app(
     app.state.tokenizing_slots = TokenizingSlots()
     # Not on an included router, which would match every request a second time.
     _add_routes(app.router)
-    add_docs_page(app)
+    add_page(app, settings.root_path)
+    add_docs_page(app, guarded=bool(settings.api_keys))
     register_handlers(app)
     _add_middleware(app)
     return app
@@ -221,7 +223,10 @@ def _add_middleware(app: FastAPI) -> None:
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     if settings.api_keys:
         app.add_middleware(
-            APIKeyMiddleware, keys=settings.api_keys, open_paths=_open_paths(settings)
+            APIKeyMiddleware,
+            keys=settings.api_keys,
+            open_paths=_open_paths(settings),
+            open_pages=(*PAGES, "/docs"),
         )
     app.add_middleware(TimeoutMiddleware, drain=drain, timeout_s=settings.request_timeout_s)
     if settings.cors_origins:

@@ -18,13 +18,22 @@ _SCHEME = "bearer"
 
 
 class APIKeyMiddleware:
-    """Passes a request with `Authorization: Bearer KEY`, or to an open path.
+    """Passes a request with `Authorization: Bearer KEY`, or to an open path, or one for a page.
 
-    It compares digests of the keys in constant time.
+    A page holds nothing of the server, and asks for the key itself. Digests of the keys are
+    compared in constant time.
     """
 
-    def __init__(self, app: ASGIApp, *, keys: Sequence[str], open_paths: Sequence[str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        keys: Sequence[str],
+        open_paths: Sequence[str],
+        open_pages: Sequence[str] = (),
+    ) -> None:
         self._app = app
+        self._open_pages = frozenset(open_pages)
         self._digests = [_digest(key) for key in keys]
         self._open_paths = frozenset(open_paths)
 
@@ -41,8 +50,9 @@ class APIKeyMiddleware:
         await error_response(refusal)(scope, receive, send)
 
     def _is_open(self, scope: Scope) -> bool:
-        path: str = scope["path"]
-        return path.removeprefix(scope.get("root_path", "")) in self._open_paths
+        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        is_page = scope["method"] == "GET" and path in self._open_pages
+        return is_page or path in self._open_paths
 
     def _has_key(self, scope: Scope) -> bool:
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")

@@ -60,7 +60,9 @@ class PathMiddleware:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["path"] = _SLASHES.sub("/", scope["path"]).rstrip("/") or "/"
+        path = _SLASHES.sub("/", scope["path"]).rstrip("/")
+        # What is at the root keeps its slash, also below the prefix of a proxy.
+        scope["path"] = f"{path}/" if path in ("", scope.get("root_path")) else path
         answer = self._head if scope["method"] == "HEAD" else self._app
         await answer(scope, receive, send)
 

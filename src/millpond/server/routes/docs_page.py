@@ -37,11 +37,15 @@ _HEADERS = {
 }
 
 
-def add_docs_page(app: FastAPI) -> None:
-    """Serve the application's OpenAPI document as a page."""
+def add_docs_page(app: FastAPI, *, guarded: bool) -> None:
+    """Serve the application's OpenAPI document as a page.
+
+    A guarded document is not in the page, which asks for the key and then for the document.
+    """
 
     async def docs(request: Request) -> HTMLResponse:
-        return HTMLResponse(_PAGE.replace("DOCUMENT", _embedded(app.openapi())), headers=_HEADERS)
+        document = "null" if guarded else _embedded(app.openapi())
+        return HTMLResponse(_PAGE.replace("DOCUMENT", document), headers=_HEADERS)
 
     app.add_route("/docs", docs, include_in_schema=False)
 
