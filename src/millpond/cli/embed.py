@@ -43,6 +43,16 @@ def embed(
         OutputFormat | None, typer.Option(help="Format of OUT, if not by its suffix.")
     ] = None,
     column: Annotated[str, typer.Option(help="The column with the text.")] = "text",
+    encoding: Annotated[
+        str, typer.Option(help="Of a text file, such as cp1252 or utf-16.")
+    ] = "utf-8",
+    delimiter: Annotated[
+        str | None, typer.Option(help="Between the fields of CSV, such as a semicolon.")
+    ] = None,
+    no_header: Annotated[
+        bool,
+        typer.Option("--no-header", help="CSV's columns have no names: --column 1 is the first."),
+    ] = False,
     output_column: Annotated[
         str, typer.Option(help="The column for the vectors in JSON lines and Parquet.")
     ] = "embedding",
@@ -116,6 +126,9 @@ def embed(
         column=column,
         output_column=output_column,
         vectors_only=vectors_only,
+        text_encoding=encoding,
+        delimiter=delimiter,
+        has_header=not no_header,
     )
     options: CallOptions = {
         "task": task,

@@ -39,6 +39,16 @@ def rank(
         InputFormat | None, typer.Option(help="Format of IN, if not by its suffix.")
     ] = None,
     column: Annotated[str, typer.Option(help="The column with the text.")] = "text",
+    encoding: Annotated[
+        str, typer.Option(help="Of a text file, such as cp1252 or utf-16.")
+    ] = "utf-8",
+    delimiter: Annotated[
+        str | None, typer.Option(help="Between the fields of CSV, such as a semicolon.")
+    ] = None,
+    no_header: Annotated[
+        bool,
+        typer.Option("--no-header", help="CSV's columns have no names: --column 1 is the first."),
+    ] = False,
     model: Annotated[
         str, typer.Option("--model", "-m", help="A folder, or a name on the Hugging Face hub.")
     ] = DEFAULT_RERANKER,
@@ -73,6 +83,9 @@ def rank(
         column=column,
         output_column="score",
         vectors_only=True,
+        text_encoding=encoding,
+        delimiter=delimiter,
+        has_header=not no_header,
     )
     chunks = formats.source(path).chunks(CHUNK_ROWS)
     texts = [text for chunk in chunks for text in chunk.texts]

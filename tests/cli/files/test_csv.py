@@ -140,3 +140,64 @@ def test_an_interrupted_run_goes_on(
     result = run(*call[:-2], "--restart")
     assert "9 texts in" in result.stderr
     assert [row["id"] for row in rows_of(output)] == [row["id"] for row in rows]
+
+
+# Other encodings, other delimiters, no header.
+
+WORDS = ["café für 3 €", "naïve", 'a; "b"']
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-16-le", "utf-8-sig", "UTF8"])
+def test_a_file_may_be_in_another_encoding(
+    encoding: str, embed: Callable[..., str], engine: Engine, tmp_path: Path
+) -> None:
+    source, output = tmp_path / "in.csv", tmp_path / "out.jsonl"
+    with source.open("w", encoding=encoding, newline="") as file:
+        csv.writer(file, delimiter=";").writerows([["text"], *([word] for word in WORDS)])
+    embed(source, output, "--encoding", encoding, "--delimiter", ";")
+    assert [row["text"] for row in rows_of(output)] == WORDS
+    lines = tmp_path / "in.txt"
+    lines.write_text("\n".join(WORDS), encoding=encoding)
+    embed(lines, tmp_path / "out.npy", "--encoding", encoding)
+    assert np.array_equal(np.load(tmp_path / "out.npy"), engine.embed(WORDS))
+
+
+def test_columns_without_names_are_named_by_their_places(
+    embed: Callable[..., str], engine: Engine, tmp_path: Path
+) -> None:
+    source, output = tmp_path / "in.tsv", tmp_path / "out.parquet"
+    source.write_text("1\tone\n2\ttwo\n", encoding="utf-8")
+    embed(source, output, "--no-header", "--column", 2)
+    rows = rows_of(output)
+    assert [(row["1"], row["2"]) for row in rows] == [("1", "one"), ("2", "two")]
+    assert np.array_equal(
+        np.array([row["embedding"] for row in rows]), engine.embed(["one", "two"])
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "message"),
+    [
+        ("text\ncaf\xe9".encode("cp1252"), [], "line 2: 'utf-8' codec can't decode"),
+        ("text\ncaf\xe9".encode("cp1252"), [], "name the encoding with --encoding, such as cp1252"),
+        (b"text\none\n\x81", ["--encoding", "cp1252"], "it is not in cp1252"),
+        (b"text\n", ["--encoding", "latn-9"], "--encoding latn-9: there is none of that name"),
+        (b"text\n", ["--encoding", "base64"], "--encoding base64: there is none"),
+        (b"text\n", ["--delimiter", "::"], "--delimiter '::': it is one character"),
+        (b"a,b\n1,2,3\n", ["--no-header", "--column", "1"], "3 fields, and the first line has 2"),
+        (b"a,b\n", ["--no-header"], "there is no column 'text', only '1', '2'"),
+    ],
+)
+def test_what_is_wrong_with_them_is_named(
+    content: bytes, flags: list[str], message: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "in.csv"
+    source.write_bytes(content)
+    assert message in refusal("embed", source, "-o", tmp_path / "out.jsonl", *flags)
+
+
+def test_flags_of_csv_are_refused_for_other_formats(tmp_path: Path) -> None:
+    source = tmp_path / "in.txt"
+    source.write_text("one", encoding="utf-8")
+    for flags in (["--no-header"], ["--delimiter", ";"]):
+        assert "for CSV and TSV" in refusal("embed", source, "-o", tmp_path / "o.npy", *flags)

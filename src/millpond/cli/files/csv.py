@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import codecs
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO
 
 from ..errors import CommandError
 from .rows import Record, Rows, require_column, rows_of
-from .streams import can_be_read_again, name_of, open_input
+from .streams import ENCODING_HINT, can_be_read_again, name_of, open_lines
 
 __all__ = ["CsvSource"]
 
@@ -33,9 +32,12 @@ class CsvSource:
     """The column with the text."""
     new_column: str | None = None
     """The vectors' column in the output; None where the input's columns are not kept."""
+    encoding: str = "utf-8"
+    has_header: bool = True
+    """Whether the first line names the columns; if not, their places do, from 1."""
 
     def chunks(self, size: int, *, skip: int = 0) -> Iterator[Rows]:
-        with open_input(self.path) as file:
+        with open_lines(self.path, self.encoding) as file:
             lines = _Lines(file, name_of(self.path), self.delimiter)
             records = islice(self._records(lines), skip, None)
             yield from rows_of(records, size, column=self.column, keep=self.new_column is not None)
@@ -45,33 +47,36 @@ class CsvSource:
             return Rows(texts=[])
         if not can_be_read_again(self.path):
             return Rows(texts=[], columns=[])
-        with open_input(self.path) as file:
-            names = self._names(_Lines(file, name_of(self.path), self.delimiter))
+        with open_lines(self.path, self.encoding) as file:
+            names, _ = self._names(_Lines(file, name_of(self.path), self.delimiter))
         return Rows(texts=[], columns=[], names=names)
 
     def _records(self, lines: _Lines) -> Iterator[Record]:
-        names = self._names(lines)
-        for fields in lines:
+        names, first = self._names(lines)
+        for fields in chain(first, lines):
             if len(fields) != len(names):
                 raise CommandError(
-                    f"{lines.place} has {len(fields)} fields, and the first line names "
-                    f"{len(names)} columns"
+                    f"{lines.place} has {len(fields)} fields, and the first line "
+                    f"{f'names {len(names)} columns' if self.has_header else f'has {len(names)}'}"
                 )
             yield dict(zip(names, fields, strict=True))
 
-    def _names(self, lines: _Lines) -> list[str]:
-        names = next(iter(lines), None)
-        if names is None:
-            raise CommandError(f"{lines.name} is empty: its first line must name the columns")
-        hint = "; the first line names the columns"
+    def _names(self, lines: _Lines) -> tuple[list[str], list[list[str]]]:
+        """Of the columns, and the rows that were read to find them."""
+        first = next(iter(lines), None)
+        if first is None:
+            must = "its first line must name the columns" if self.has_header else "it has no rows"
+            raise CommandError(f"{lines.name} is empty: {must}")
+        names = first if self.has_header else [str(place + 1) for place in range(len(first))]
+        hint = "; the first line names the columns, or their places do with --no-header"
         require_column(lines.name, names, self.column, self.new_column, hint=hint)
-        return names
+        return names, [] if self.has_header else [first]
 
 
 class _Lines:
     """The fields of every row that is not blank. Raises `CommandError` that names the line."""
 
-    def __init__(self, file: BinaryIO, name: str, delimiter: str) -> None:
+    def __init__(self, file: Iterable[bytes], name: str, delimiter: str) -> None:
         # Process-wide; never lowered.
         csv.field_size_limit(max(LONGEST_FIELD, csv.field_size_limit()))
         self.name = name
@@ -95,7 +100,7 @@ class _Lines:
                 raise CommandError(f"{self.place}: {_explained(error)}") from None
             except UnicodeDecodeError as error:
                 line = self._reader.line_num + 1
-                raise CommandError(f"{self.name}, line {line}: {error}") from None
+                raise CommandError(f"{self.name}, line {line}: {error}{ENCODING_HINT}") from None
             if fields:
                 return fields
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ..errors import CommandError
-from .streams import can_be_read_again, is_stream, name_of
+from .streams import can_be_read_again, is_stream, name_of, require_encoding
 
 if TYPE_CHECKING:
     from .rows import Encoding, Source
@@ -49,6 +49,12 @@ class FileFormats:
     """The vectors' column in an output with columns."""
     vectors_only: bool
     """Whether the input's columns are not copied."""
+    text_encoding: str = "utf-8"
+    """Of the input, but of Parquet."""
+    delimiter: str | None = None
+    """Between the fields of CSV, if not a comma, or not a tab in TSV."""
+    has_header: bool = True
+    """Whether the first line of CSV and TSV names the columns."""
 
     @classmethod
     def of(
@@ -61,6 +67,9 @@ class FileFormats:
         column: str,
         output_column: str,
         vectors_only: bool,
+        text_encoding: str = "utf-8",
+        delimiter: str | None = None,
+        has_header: bool = True,
     ) -> FileFormats:
         """Formats that are not given follow from the suffixes.
 
@@ -77,12 +86,19 @@ class FileFormats:
             output_format = _by_suffix(output, _OUTPUT_SUFFIXES, "--output-format")
         if input_format == "parquet" and not can_be_read_again(path):
             raise CommandError(f"Parquet cannot be read from {name_of(path)}: name a file")
+        require_encoding(text_encoding)
+        _require_delimiter(delimiter)
+        if input_format not in _DELIMITERS and not (delimiter is None and has_header):
+            raise CommandError("--delimiter and --no-header are for CSV and TSV")
         return cls(
             input_format=input_format,
             output_format=output_format,
             column=column,
             output_column=output_column,
             vectors_only=vectors_only,
+            text_encoding=text_encoding,
+            delimiter=delimiter,
+            has_header=has_header,
         )
 
     def source(self, path: Path | None) -> Source:
@@ -97,15 +113,25 @@ class FileFormats:
         if self.input_format in _DELIMITERS:
             from .csv import CsvSource
 
-            delimiter = _DELIMITERS[self.input_format]
             return CsvSource(
-                path=path, delimiter=delimiter, column=self.column, new_column=new_column
+                path=path,
+                delimiter=self.delimiter or _DELIMITERS[self.input_format],
+                column=self.column,
+                new_column=new_column,
+                encoding=self.text_encoding,
+                has_header=self.has_header,
             )
         from .text import LineSource, json_record, kept_json_record, text_record
 
         of_json = kept_json_record if keeps_columns else json_record
         record = of_json if self.input_format == "jsonl" else text_record
-        return LineSource(path=path, record=record, column=self.column, new_column=new_column)
+        return LineSource(
+            path=path,
+            record=record,
+            column=self.column,
+            new_column=new_column,
+            encoding=self.text_encoding,
+        )
 
     def encoding(self) -> Encoding:
         """How the output is written."""
@@ -120,6 +146,13 @@ class FileFormats:
         from .npy import NpyEncoding
 
         return NpyEncoding()
+
+
+def _require_delimiter(delimiter: str | None) -> None:
+    if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
+        raise CommandError(
+            f"--delimiter {delimiter!r}: it is one character, and no quote or line break"
+        )
 
 
 def _require_lines(output: Path, output_format: OutputFormat | None) -> None:

@@ -6,18 +6,21 @@ from the beginning, share its position or fail, depending on the system.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import io
 import os
 import re
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal
 
 from ..errors import CommandError
 
 __all__ = [
+    "ENCODING_HINT",
     "StreamOutput",
     "can_be_read_again",
     "is_same_file",
@@ -25,6 +28,8 @@ __all__ = [
     "name_of",
     "named_error",
     "open_input",
+    "open_lines",
+    "require_encoding",
     "sync",
 ]
 
@@ -32,6 +37,7 @@ STDIN, STDOUT, STDERR = range(3)
 STANDARD = {"/dev/stdin": STDIN, "/dev/stdout": STDOUT, "/dev/stderr": STDERR}
 DESCRIPTOR = re.compile(r"/(?:dev|proc/(?:self|thread-self|(?P<process>\d+)))/fd/(?P<number>\d+)")
 MOST_LINKS = 40
+ENCODING_HINT = "; name the encoding with --encoding, such as cp1252"
 
 
 def can_be_read_again(path: Path | None) -> bool:
@@ -87,6 +93,47 @@ def open_input(path: Path | None) -> Iterator[BinaryIO]:
         return
     with path.open("rb") if number is None else _opened(number, path, "rb") as file:
         yield file
+
+
+@contextlib.contextmanager
+def open_lines(path: Path | None, encoding: str) -> Iterator[Iterable[bytes]]:
+    """The lines of a file or stream in UTF-8, whatever encoding they are in.
+
+    Raises as `open_input`, and `CommandError` for what is not in that encoding; in UTF-8, that is
+    for the reader to find.
+    """
+    with open_input(path) as file:
+        if codecs.lookup(encoding).name == "utf-8":
+            yield file
+            return
+        text = io.TextIOWrapper(file, encoding=encoding, newline="\n")
+        try:
+            yield _encoded(text, name_of(path), encoding)
+        finally:
+            text.detach()  # the file is closed by who opened it
+
+
+def _encoded(lines: Iterable[str], name: str, encoding: str) -> Iterator[bytes]:
+    number = 0
+    try:
+        for line in lines:
+            yield line.encode("utf-8", "surrogatepass")
+            number += 1
+    except UnicodeError as error:
+        raise CommandError(
+            f"{name}, after line {number}: it is not in {encoding} ({error}); name its encoding "
+            "with --encoding"
+        ) from None
+
+
+def require_encoding(name: str) -> None:
+    """Raises `CommandError` for what is no encoding of texts."""
+    try:
+        "".encode(name)
+    except (LookupError, ValueError):
+        raise CommandError(
+            f"--encoding {name}: there is none of that name; utf-8, utf-16 and cp1252 are some"
+        ) from None
 
 
 def _descriptor(path: Path) -> int | None:

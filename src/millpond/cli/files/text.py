@@ -5,18 +5,17 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import orjson
 
 from ..errors import CommandError
 from .rows import Record, Rows, Vectors, column_exists, rows_of
-from .streams import name_of, open_input
+from .streams import ENCODING_HINT, name_of, open_lines
 
 __all__ = ["JsonLinesEncoding", "LineSource", "json_record", "kept_json_record", "text_record"]
 
@@ -34,23 +33,25 @@ class LineSource:
     """The column with the text."""
     new_column: str | None = None
     """The vectors' column in the output; None where the input's columns are not kept."""
+    encoding: str = "utf-8"
 
     def chunks(self, size: int, *, skip: int = 0) -> Iterator[Rows]:
-        with open_input(self.path) as file:
+        with open_lines(self.path, self.encoding) as file:
             records = islice(self._records(file), skip, None)
             yield from rows_of(records, size, column=self.column, keep=self.new_column is not None)
 
     def empty(self) -> Rows:
         return Rows(texts=[], columns=[] if self.new_column is not None else None)
 
-    def _records(self, file: BinaryIO) -> Iterator[Record]:
+    def _records(self, file: Iterable[bytes]) -> Iterator[Record]:
         for number, line in enumerate(file, start=1):
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
             try:
                 record = self.record(line.decode("utf-8"), self.column)
             except ValueError as error:  # not UTF-8, not JSON, or not a row
-                raise CommandError(f"{name_of(self.path)}, line {number}: {error}") from None
+                hint = ENCODING_HINT if isinstance(error, UnicodeDecodeError) else ""
+                raise CommandError(f"{name_of(self.path)}, line {number}: {error}{hint}") from None
             if record is None:
                 continue
             if self.new_column is not None and self.new_column in record:
