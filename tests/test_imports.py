@@ -47,7 +47,8 @@ MAY_IMPORT = {
         "checkpoint scheduler tokenization model runner"
     ),
     "server": "config stats pair outputs embeddings scores multi_vector sparse engine",
-    "cli": "config stats embeddings scores multi_vector sparse checkpoint engine server",
+    "ray": "config embeddings scores engine server",
+    "cli": "config stats embeddings scores multi_vector sparse checkpoint engine server ray",
     "__main__": "cli",
 }
 EVERYBODY_MAY_IMPORT = {"errors", "locks"}

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..config import EngineConfig
+from .embed_parts import PartsCommand, RayFlags
 from .errors import CommandError
 from .files.formats import FileFormats, InputFormat, OutputFormat
 from .files.streams import can_be_read_again, is_same_file, is_stream, name_of
-from .flags import DEFAULT_MODEL, open_engine, with_flags_of
+from .flags import DEFAULT_MODEL, open_engine, options_of, with_flags_of
 
 if TYPE_CHECKING:
     from ..engine.calls.params import CallOptions
@@ -29,13 +30,15 @@ __all__ = ["embed"]
 INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 
-@with_flags_of(EngineConfig, batch_invariant=True)  # a run that goes on meets other batches
+@with_flags_of(
+    RayFlags, EngineConfig, batch_invariant=True
+)  # a run that goes on meets other batches
 def embed(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="Texts: a file, or - for standard input.")
+        str, typer.Argument(metavar="IN", help="Texts: a file, or - for standard input.")
     ],
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="The file to write.")],
     input_format: Annotated[
         InputFormat | None, typer.Option(help="Format of IN, if not by its suffix.")
     ] = None,
@@ -102,34 +105,20 @@ def embed(
             "--progress/--no-progress", help="Show a progress bar; by default on a terminal."
         ),
     ] = None,
-    **engine_options: Any,
+    **flags: Any,
 ) -> None:
     """Embed a file of texts: lines, JSON lines, CSV or Parquet in; .npy, JSON lines or Parquet out.
 
     The file may be larger than memory. OUT appears when it is complete. After an interruption the
     same command with --resume continues, and OUT is the same byte for byte. With -o - vectors go
-    to standard output as JSON lines.
+    to standard output as JSON lines. With --ray a folder of Parquet files becomes another one, and
+    the same command continues.
 
     \b
     Example:
       millpond embed reviews.jsonl -o reviews.parquet --column body --task document
+      millpond embed 's3://bucket/texts/*.parquet' -o s3://bucket/vectors --ray auto
     """
-    path = None if str(source) == "-" else source
-    _require_consistent(path, output, resume=resume, restart=restart)
-    target = output if is_stream(output) else _target(output)
-    resume = _has_rows_to_resume(target, resume=resume, restart=restart)
-    formats = FileFormats.of(
-        path,
-        output,
-        input_format=input_format,
-        output_format=output_format,
-        column=column,
-        output_column=output_column,
-        vectors_only=vectors_only,
-        text_encoding=encoding,
-        delimiter=delimiter,
-        has_header=not no_header,
-    )
     options: CallOptions = {
         "task": task,
         "prompt": prompt,
@@ -139,9 +128,43 @@ def embed(
         "truncate": truncate,
         "output_dtype": output_dtype,
     }
+    if flags["ray"] is not None:
+        _require_parquet(input_format, output_format)
+        _require_streamed(options)
+        PartsCommand(
+            source=source,
+            output=output,
+            model=model,
+            column=column,
+            output_column=output_column,
+            vectors_only=vectors_only,
+            chunk_rows=chunk_size,
+            restart=restart,
+            show_progress=_is_terminal() if progress is None else progress,
+            call=options,
+            flags=flags,
+        ).run()
+        return
+    RayFlags(**options_of(RayFlags, flags)).require_none()
+    path, out = None if source == "-" else Path(source), Path(output)
+    _require_consistent(path, out, resume=resume, restart=restart)
+    target = out if is_stream(out) else _target(out)
+    resume = _has_rows_to_resume(target, resume=resume, restart=restart)
+    formats = FileFormats.of(
+        path,
+        out,
+        input_format=input_format,
+        output_format=output_format,
+        column=column,
+        output_column=output_column,
+        vectors_only=vectors_only,
+        text_encoding=encoding,
+        delimiter=delimiter,
+        has_header=not no_header,
+    )
     run = _file_run(path, target, formats, options, chunk_rows=chunk_size)
-    with open_engine(model, engine_options, kind="embed") as engine:
-        show = _shows_progress(output) if progress is None else progress
+    with open_engine(model, flags, kind="embed") as engine:
+        show = _shows_progress(out) if progress is None else progress
         _run(run, engine, resume=resume, show_progress=show)
 
 
@@ -154,12 +177,7 @@ def _file_run(
     """
     from .files.run import FileRun, scan
 
-    dtype = options["output_dtype"]
-    if dtype in ("int8", "uint8"):
-        raise CommandError(
-            f"{dtype} takes each dimension's range from all vectors at once: write float32 and "
-            "call millpond.quantize on it"
-        )
+    _require_streamed(options)
     source, encoding = formats.source(path), formats.encoding()
     input_info = None
     if path is not None and can_be_read_again(path):
@@ -173,6 +191,21 @@ def _file_run(
         input_info=input_info,
         formats=asdict(formats),
     )
+
+
+def _require_streamed(options: CallOptions) -> None:
+    dtype = options["output_dtype"]
+    if dtype in ("int8", "uint8"):
+        raise CommandError(
+            f"{dtype} takes each dimension's range from all vectors at once: write float32 and "
+            "call millpond.quantize on it"
+        )
+
+
+def _require_parquet(*formats: str | None) -> None:
+    for name in formats:
+        if name not in (None, "parquet"):
+            raise CommandError(f"--ray reads and writes Parquet files, not {name}")
 
 
 def _require_consistent(path: Path | None, output: Path, *, resume: bool, restart: bool) -> None:
@@ -225,9 +258,13 @@ def _has_rows_to_resume(output: Path, *, resume: bool, restart: bool) -> bool:
 
 def _shows_progress(output: Path) -> bool:
     """On a terminal, unless rows are written to it."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        return False
-    return not (is_stream(output) and sys.stdout is not None and sys.stdout.isatty())
+    return _is_terminal() and not (
+        is_stream(output) and sys.stdout is not None and sys.stdout.isatty()
+    )
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def _run(run: FileRun, engine: Engine, *, resume: bool, show_progress: bool) -> None:

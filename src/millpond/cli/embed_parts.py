@@ -1,0 +1,287 @@
+"""`millpond embed IN -o DIR --ray ADDRESS`: a folder of Parquet files to another, on a Ray cluster.
+
+Here the files are listed, those that are finished left out, and messages printed; `..ray` does the
+work.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal
+
+import typer
+
+from ..config import EngineConfig
+from .errors import CommandError
+from .flags import engine_options, options_of
+
+if TYPE_CHECKING:
+    from ..ray.actors import ActorPool
+    from ..ray.filesystems import File, Folder
+    from ..ray.parts import PartDone, PartsSpec
+
+__all__ = ["PartsCommand", "RayFlags"]
+
+INTERRUPTED = 130  # 128 + SIGINT, as in shells
+MANIFEST = "_millpond.json"
+MOST_SHOWN = 10  # errors of files
+
+
+def _flag(default: Any, about: str) -> Any:
+    return field(default=default, metadata={"help": about})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayFlags:
+    """The flags of `millpond embed` on a cluster."""
+
+    ray: str | None = _flag(
+        None,
+        "Embed on a Ray cluster: auto for the one at hand, local for one of this machine, or an "
+        "address. IN is then a folder or a pattern of Parquet files, here or s3://, gs://, and "
+        "OUT a folder, which gets a file for each.",
+    )
+    actors: str = _flag("1:", "With --ray: copies of the model, or the least and the most, as 1:8.")
+    gpus_per_actor: float | None = _flag(
+        None, "With --ray: GPUs of each; by default 1 where the cluster has any."
+    )
+    cpus_per_actor: float | None = _flag(None, "With --ray: CPUs of each; by default 1.")
+    on_error: Literal["report", "drop", "raise"] = _flag(
+        "report",
+        "With --ray, of a row without a vector: report it in a column, drop it, or raise its "
+        "error for its file.",
+    )
+
+    def require_none(self) -> None:
+        """Raise `CommandError` for a flag that does nothing without --ray."""
+        for each in fields(self):
+            if getattr(self, each.name) != each.default:
+                raise CommandError(f"--{each.name.replace('_', '-')} needs --ray beside it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartsCommand:
+    """The command with its flags."""
+
+    source: str
+    output: str
+    model: str
+    column: str
+    output_column: str
+    vectors_only: bool
+    chunk_rows: int
+    restart: bool
+    show_progress: bool
+    call: Mapping[str, Any]
+    """`CallOptions`."""
+    flags: Mapping[str, Any]
+    """`RayFlags` and `EngineConfig`."""
+
+    def run(self) -> None:
+        """Embed what is not finished. Raises `CommandError`, and exits after an interrupt."""
+        if find_spec("ray") is None:
+            raise CommandError('ray is not installed: pip install "millpond[ray]"')
+        from ..ray.filesystems import Folder, matching
+        from ..ray.parts import PartsSpec, cluster, remove_unfinished
+
+        options = RayFlags(**options_of(RayFlags, self.flags))
+        EngineConfig.of(self.model, engine_options(self.flags))
+        pool = self._pool(options)
+        source, files = matching(self.source)
+        target = Folder.of(self.output)
+        if source.contains(target) or target.contains(source):
+            raise CommandError(f"{self.output} and {self.source} lie in each other: name another")
+        todo = self._unfinished(files, target, self._fingerprint(options))
+        before = len(files) - len(todo)
+        if not todo:
+            _print(f"{self.output} is already complete")
+            return
+        spec = PartsSpec(
+            source=source,
+            target=target,
+            columns=self._columns(options),
+            vectors_only=self.vectors_only,
+            chunk_rows=self.chunk_rows,
+        )
+        assert options.ray is not None
+        report = _Report(self.output, len(files), before)
+        with cluster(options.ray):
+            report.follow(self._parts(todo, spec, pool), show=self.show_progress)
+        remove_unfinished(target)
+        report.finish()
+
+    def _pool(self, options: RayFlags) -> ActorPool:
+        from ..ray.actors import ActorPool
+
+        least, colon, most = options.actors.partition(":")
+        try:
+            actors: Any = (int(least), int(most) if most else None) if colon else int(least)
+        except ValueError:
+            raise CommandError(
+                f"--actors {options.actors}: give a number, or the least and the most as 1:8"
+            ) from None
+        return ActorPool(actors=actors, gpus=options.gpus_per_actor, cpus=options.cpus_per_actor)
+
+    def _columns(self, options: RayFlags) -> Any:
+        from ..ray.batches import Columns
+
+        return Columns(
+            read=(self.column,),
+            output=self.output_column,
+            error=f"{self.output_column}_error",
+            on_error=options.on_error,
+        )
+
+    def _fingerprint(self, options: RayFlags) -> dict[str, Any]:
+        """What the vectors depend on, as far as it is known here."""
+        config = EngineConfig.of(self.model, engine_options(self.flags))
+        return {
+            "model": self.model,
+            **config.options(),
+            **{name: value for name, value in self.call.items() if value is not None},
+            "column": self.column,
+            "output_column": self.output_column,
+            "vectors_only": self.vectors_only,
+            "on_error": options.on_error,
+            "millpond": version("millpond"),
+        }
+
+    def _unfinished(
+        self, files: Sequence[File], target: Folder, fingerprint: Mapping[str, Any]
+    ) -> list[str]:
+        """The names of the files without an output that is as new, the largest first.
+
+        Raises `CommandError` where the output is of a run with other options.
+        """
+        done = {each.name: each for each in target.files()}
+        finished = set() if self.restart else {each.name for each in files if each.name in done}
+        if not self.restart and (finished or MANIFEST in done):
+            _require_same(self.output, _manifest(target, done), fingerprint)
+        finished = {
+            each.name
+            for each in files
+            if each.name in finished and done[each.name].modified_ns >= each.modified_ns
+        }
+        target.system.create_dir(target.path(), recursive=True)
+        with target.system.open_output_stream(target.path(MANIFEST)) as file:
+            file.write(json.dumps(fingerprint, indent=2, sort_keys=True).encode())
+        todo = [each for each in files if each.name not in finished]
+        return [each.name for each in sorted(todo, key=lambda each: (-each.size, each.name))]
+
+    def _parts(self, names: Sequence[str], spec: PartsSpec, pool: ActorPool) -> Iterable[PartDone]:
+        from ..ray.parts import embed_parts
+
+        return embed_parts(
+            names,
+            spec,
+            model=self.model,
+            options=engine_options(self.flags),
+            call=self.call,
+            pool=pool,
+        )
+
+
+class _Report:
+    """The progress bar, the errors of files and the summary."""
+
+    def __init__(self, output: str, files: int, before: int) -> None:
+        self._output = output
+        self._files = files
+        self._before = before
+        self._finished = before
+        self._rows = self._failed = self._truncated = 0
+        self._errors: list[str] = []
+
+    def follow(self, parts: Iterable[PartDone], *, show: bool) -> None:
+        """Take what becomes of the files. Raises `CommandError` for what is wrong with them all."""
+        from tqdm import tqdm
+
+        total, before = self._files, self._before
+        try:
+            with tqdm(total=total, initial=before, unit="file", disable=not show) as bar:
+                for part in parts:
+                    self._take(part)
+                    bar.update()
+                    bar.set_postfix_str(f"{self._rows:,} rows")
+        except KeyboardInterrupt:
+            _print(
+                f"interrupted; {self._finished:,} of {self._files:,} files are finished; the same "
+                "command continues"
+            )
+            raise typer.Exit(INTERRUPTED) from None
+
+    def finish(self) -> None:
+        """Print a summary. Raises `CommandError` where a file was not written."""
+        for error in self._errors[:MOST_SHOWN]:
+            _print(f"error: {error}")
+        if self._errors:
+            more = len(self._errors) - MOST_SHOWN
+            raise CommandError(
+                f"{len(self._errors):,} of {self._files:,} files were not written"
+                + (f", {more:,} of them not shown" if more > 0 else "")
+                + "; the same command tries them again"
+            )
+        _print(self._summary())
+
+    def _take(self, part: PartDone) -> None:
+        if part.ends_all:
+            raise CommandError(str(part.error))
+        if part.error is not None:
+            self._errors.append(f"{part.name}: {part.error}")
+            return
+        self._finished += 1
+        self._rows += part.rows
+        self._failed += part.failed
+        self._truncated += part.truncated
+
+    def _summary(self) -> str:
+        now = self._finished - self._before
+        summary = f"{self._rows:,} rows of {now:,} files → {self._output}"
+        if self._before:
+            summary += f", with {self._before:,} files from an earlier run"
+        if self._failed:
+            summary += f"; {self._failed:,} rows have no vector"
+        if self._truncated:
+            summary += f"; {self._truncated:,} texts were longer than the model reads and truncated"
+        return summary
+
+
+def _manifest(target: Folder, done: Mapping[str, Any]) -> Mapping[str, Any]:
+    if MANIFEST not in done:
+        raise CommandError(
+            f"{target.uri} has files of these names that this command did not write: name another "
+            "folder, or replace them with --restart"
+        )
+    with target.system.open_input_stream(target.path(MANIFEST)) as file:
+        content = file.read()
+    try:
+        manifest = json.loads(content)
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict):
+        raise CommandError(f"{target.uri}/{MANIFEST} is damaged: start again with --restart")
+    return manifest
+
+
+def _require_same(output: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    if changed:
+        raise CommandError(
+            f"{output} was started differently: "
+            + "; ".join(
+                f"{name.replace('_', ' ')} {json.dumps(before.get(name))}, now "
+                f"{json.dumps(now.get(name))}"
+                for name in changed
+            )
+            + ". Run it as before, name another folder, or start again with --restart"
+        )
+
+
+def _print(message: str) -> None:
+    if sys.stderr is not None:
+        print(f"millpond: {message}", file=sys.stderr)

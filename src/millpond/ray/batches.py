@@ -1,0 +1,246 @@
+"""What an actor does with a table of rows: `EmbedBatch`, `ScoreBatch` and `RankBatch`.
+
+Each is made once in an actor and holds an engine; Ray calls it from several threads. A table comes
+back with the new columns, and rows that have no result with an error, or without those rows.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from ..config import EngineOptions
+from ..engine.calls.params import CallOptions
+from ..engine.calls.scoring import ScoreOptions
+from ..engine.engine import Engine
+from ..errors import EngineFailed, InvalidInput, InvalidText, MillpondError, TextFailed
+from ..scores import Scores
+from .columns import error_texts, numbers_column, require_columns, values_of, vectors_column
+
+__all__ = ["Columns", "Computed", "EmbedBatch", "EngineBatch", "OnError", "RankBatch", "ScoreBatch"]
+
+OnError = Literal["report", "drop", "raise"]
+RANKED = pa.list_(pa.struct([("index", pa.int64()), ("score", pa.float32())]))
+ENGINE_FAILED = 70  # EX_SOFTWARE of sysexits.h
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """The names of the columns that are read and written."""
+
+    read: tuple[str, ...]
+    output: str
+    error: str
+    on_error: OnError
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The names of the new columns."""
+        return (self.output, self.error) if self.on_error == "report" else (self.output,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computed:
+    """What an engine made of a table."""
+
+    values: Any
+    """The new column."""
+    errors: Mapping[int, Exception]
+    """By row, why it has no value."""
+    truncated: int
+    """Texts or pairs that were longer than the model reads."""
+
+
+class EngineBatch(ABC):
+    """An engine and the columns it reads and writes.
+
+    What is wrong with the model or an option is raised by the first call, since Ray gives what a
+    call raises to the caller, and of what a constructor raises only the text.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        engine_options: EngineOptions,
+        columns: Columns,
+        options: Mapping[str, Any],
+    ) -> None:
+        self._columns = columns
+        self._options = options
+        self._finished = False  # whether a batch is; set by any thread, and never unset
+        self._failure: MillpondError | None = None
+        try:
+            self._engine = Engine(model, **engine_options)
+            self._prepare()
+        except MillpondError as error:
+            self._failure = error
+
+    def __call__(self, table: Any) -> Any:
+        """The table with the new columns. Raises as `compute`."""
+        return self.with_columns(table, self.compute(table))
+
+    def compute(self, table: Any) -> Computed:
+        """The new column of a table.
+
+        Raises what `Engine` raises for a model or an option, `InvalidOption` for the columns and,
+        with `on_error="raise"`, the error of the first row that has one. An engine that fails after
+        it has finished tables ends the process: Ray starts another, and gives it the same tables.
+        """
+        self.require_model()
+        require_columns(table.column_names, self._columns.read, self._columns.written)
+        try:
+            computed = self._compute(table)
+        except EngineFailed:
+            if self._finished:
+                os._exit(ENGINE_FAILED)
+            raise
+        self._finished = True
+        if computed.errors and self._columns.on_error == "raise":
+            row = min(computed.errors)
+            raise _placed(computed.errors[row], row)
+        return computed
+
+    def require_model(self) -> None:
+        """Raise what is wrong with the model or an option."""
+        if self._failure is not None:
+            raise self._failure
+
+    def with_columns(self, table: Any, computed: Computed) -> Any:
+        """The table with what was computed, and with the errors or without their rows."""
+        rows = table.num_rows
+        table = table.append_column(self._columns.output, computed.values)
+        if self._columns.on_error == "report":
+            return table.append_column(self._columns.error, error_texts(computed.errors, rows))
+        if computed.errors:
+            table = table.filter(pa.array([row not in computed.errors for row in range(rows)]))
+        return table
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Raise for a model or an option that cannot be meant, before there are any rows."""
+
+    @abstractmethod
+    def _compute(self, table: Any) -> Computed:
+        """The new column, with errors in the place of rows that have none."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(columns={self._columns!r}, failed={self._failure!r})"
+
+
+class EmbedBatch(EngineBatch):
+    """The vectors of a text column; `options` are `CallOptions`."""
+
+    _options: CallOptions
+
+    def _prepare(self) -> None:
+        self._empty = self._engine.embed([], **self._options)  # `[0, width]`
+
+    def _compute(self, table: Any) -> Computed:
+        texts = values_of(table.column(self._columns.read[0]))
+        if not texts:
+            return Computed(values=vectors_column(self._empty, []), errors={}, truncated=0)
+        result = self._engine.submit(texts, **self._options).result()
+        values = vectors_column(result.vectors, result.errors)
+        return Computed(values=values, errors=result.errors, truncated=int(result.truncated.sum()))
+
+
+class _PairsBatch(EngineBatch):
+    """What is computed of pairs; `options` are `ScoreOptions`."""
+
+    _options: ScoreOptions
+
+    def _prepare(self) -> None:
+        scores = self._engine.submit_score([], **self._options).result()
+        self._labels = int(scores.rows.shape[1])
+
+    def _scores(self, pairs: list[tuple[str, str]]) -> Scores:
+        return self._engine.submit_score(pairs, **self._options).result()
+
+
+class ScoreBatch(_PairsBatch):
+    """The scores of pairs: a query column and a document column."""
+
+    def _compute(self, table: Any) -> Computed:
+        queries, documents = (values_of(table.column(name)) for name in self._columns.read)
+        errors: dict[int, Exception] = {}
+        rows: list[int] = []
+        pairs: list[tuple[str, str]] = []
+        for row, (query, document) in enumerate(zip(queries, documents, strict=True)):
+            wrong = _not_string("query", query) or _not_string("document", document)
+            if wrong is not None:
+                errors[row] = InvalidText(wrong, index=row)
+                continue
+            rows.append(row)
+            pairs.append((query, document))
+        result = self._scores(pairs)
+        errors |= {rows[place]: error for place, error in result.errors.items()}
+        scores = np.full((len(queries), self._labels), np.nan, dtype=np.float32)
+        scores[rows] = result.rows
+        one = self._labels == 1
+        values = numbers_column(scores[:, 0], errors) if one else vectors_column(scores, errors)
+        return Computed(
+            values=values,
+            errors=errors,
+            truncated=int(result.truncated.sum()),
+        )
+
+
+class RankBatch(_PairsBatch):
+    """The documents of a list column, ranked by a query column."""
+
+    def __init__(self, *given: Any, top_n: int | None = None) -> None:
+        self._top_n = top_n
+        super().__init__(*given)
+
+    def _prepare(self) -> None:
+        self._engine.rank("", [], **self._options)  # which a model of several labels refuses
+
+    def _compute(self, table: Any) -> Computed:
+        queries, lists = (values_of(table.column(name)) for name in self._columns.read)
+        errors: dict[int, Exception] = {}
+        pairs: list[tuple[str, str]] = []
+        spans: list[slice] = []  # of each row's pairs
+        for row, (query, documents) in enumerate(zip(queries, lists, strict=True)):
+            wrong = _not_string("query", query) or _not_strings(documents)
+            if wrong is not None:
+                errors[row] = InvalidText(wrong, index=row)
+            start = len(pairs)
+            pairs += [(query, document) for document in (documents if wrong is None else ())]
+            spans.append(slice(start, len(pairs)))
+        result = self._scores(pairs)
+        for row, span in enumerate(spans):
+            failed = [place for place in result.errors if span.start <= place < span.stop]
+            if failed:
+                errors[row] = result.errors[min(failed)]
+        ranked = [
+            None if row in errors else self._best(result.rows[span, 0])
+            for row, span in enumerate(spans)
+        ]
+        return Computed(
+            values=pa.array(ranked, RANKED), errors=errors, truncated=int(result.truncated.sum())
+        )
+
+    def _best(self, scores: Any) -> list[dict[str, Any]]:
+        order = np.argsort(-scores, kind="stable")[: self._top_n]  # as `Scores.ranked`
+        return [{"index": int(place), "score": float(scores[place])} for place in order]
+
+
+def _placed(error: Exception, row: int) -> Exception:
+    return error.at(row) if isinstance(error, InvalidInput | TextFailed) else error
+
+
+def _not_string(what: str, value: Any) -> str | None:
+    return None if isinstance(value, str) else f"the {what} is {type(value).__name__}, not a string"
+
+
+def _not_strings(documents: Any) -> str | None:
+    if not isinstance(documents, list):
+        return f"the documents are {type(documents).__name__}, not a list of strings"
+    wrong = (_not_string("document", document) for document in documents)
+    return next(filter(None, wrong), None)
