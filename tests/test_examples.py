@@ -76,3 +76,11 @@ def test_similarity_is_that_of_the_checkpoint(
         assert engine.info().model.similarity_fn_name == function
     found = load("similarity").scores(vectors, function)
     assert found == pytest.approx(expected.similarity(vectors, vectors).numpy(), abs=1e-3)
+
+
+def test_spark_s_workers_embed_documents() -> None:
+    spark = load("spark_embed")
+    texts = np.array(["The bakery opens at six.", "It may rain."], dtype=object)  # as Spark has it
+    found = spark.make_predict()(texts)
+    with Engine(spark.MODEL) as engine:
+        assert np.array_equal(found, engine.embed(texts.tolist(), task="document"))
