@@ -15,6 +15,8 @@ PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 FAST := not slow and not model
 # What importing LiteLLM takes beside the rest; all of its dependencies would be many more.
 LITELLM := litellm fastuuid importlib-metadata lazy-importer h2 hpack hyperframe
+# DSPy, for what the documentation shows of it; it stands on LiteLLM.
+DSPY := dspy cachetools diskcache gepa json-repair
 
 WHEEL_TESTS := tests/test_imports.py tests/test_errors.py tests/test_examples.py tests/engine \
 	tests/scheduler tests/server tests/cli tests/behaviour/test_real_model.py
@@ -66,7 +68,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "  millpond and what it is tested with"
 	@$(PIP_INSTALL) hatchling editables
 	@$(PIP_INSTALL) --no-build-isolation -e '.[test,dev]'
-	@$(PIP_INSTALL) --no-deps infinity-client langchain-huggingface $(LITELLM) \
+	@$(PIP_INSTALL) --no-deps infinity-client langchain-huggingface $(LITELLM) $(DSPY) \
 		llama-index-embeddings-text-embeddings-inference llama-index-utils-huggingface
 	@$(if $(BROWSER_DRIVER),$(PIP_INSTALL) $(BROWSER_DRIVER))
 	@touch $(READY)
@@ -88,6 +90,7 @@ $(NODE)/node_modules/.package-lock.json: $(NODE)/package.json $(NODE)/package-lo
 demo test test-rest test-processors test-wheel bench bench-adapters: export HF_HUB_OFFLINE = 1
 test-rest: export ANONYMIZED_TELEMETRY = False
 test-rest: export LANGSMITH_TRACING = false
+test-rest: export HAYSTACK_TELEMETRY_ENABLED = False
 
 demo: setup
 	@$(BIN)/python examples/docstrings.py

@@ -48,6 +48,7 @@ MAY_IMPORT = {
     ),
     "server": "config stats pair outputs embeddings scores multi_vector sparse engine",
     "ray": "config embeddings scores engine server",
+    "integrations": "config engine",
     "cli": "config stats embeddings scores multi_vector sparse checkpoint engine server ray",
     "__main__": "cli",
 }

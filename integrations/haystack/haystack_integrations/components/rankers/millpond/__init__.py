@@ -1,0 +1,5 @@
+"""A ranker in a Millpond engine."""
+
+from .ranker import MillpondRanker
+
+__all__ = ["MillpondRanker"]
