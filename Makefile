@@ -41,13 +41,16 @@ BROWSER := $(shell command -v chromium || command -v chromium-browser || command
 BROWSER_DRIVER := $(if $(BROWSER),playwright)
 
 .PHONY: help setup adapters demo test test-rest test-all test-processors test-wheel \
-	bench bench-adapters lint typecheck format check clean
+	test-install bench bench-adapters docs distributions lint typecheck format check clean
 
 help:
 	@echo "make demo       embed and search the standard library's documentation"
 	@echo "make test       the fast tests: what needs no model and no process of its own"
 	@echo "make test-all   every test, the adapters' included"
 	@echo "make test-wheel tests against the built wheel"
+	@echo "make test-install  every install line of the README, each in an environment of its own"
+	@echo "make docs       build the documentation's site into build/docs/site"
+	@echo "make distributions  build what is published and check it as PyPI does"
 	@echo "make test-processors  the tests of vectors, as several other processors would run them"
 	@echo "make bench      measure Millpond beside its peers; ARGS=--quick for minutes"
 	@echo "make bench-adapters  the LangChain and LlamaIndex adapters beside the incumbents"
@@ -66,8 +69,8 @@ $(READY): pyproject.toml constraints.txt
 	@echo "  torch"
 	@$(PIP_INSTALL) torch
 	@echo "  millpond and what it is tested with"
-	@$(PIP_INSTALL) hatchling editables
-	@$(PIP_INSTALL) --no-build-isolation -e '.[test,dev]'
+	@$(PIP_INSTALL) hatchling hatch-fancy-pypi-readme editables
+	@$(PIP_INSTALL) --no-build-isolation -e '.[test,dev,docs]'
 	@$(PIP_INSTALL) --no-deps infinity-client langchain-huggingface $(LITELLM) $(DSPY) \
 		llama-index-embeddings-text-embeddings-inference llama-index-utils-huggingface
 	@$(if $(BROWSER_DRIVER),$(PIP_INSTALL) $(BROWSER_DRIVER))
@@ -125,6 +128,23 @@ bench:
 bench-adapters:
 	@$(PYTHON) -m benchmarks.peers.environments common
 	@.venv-bench/common/bin/python -m benchmarks.cpu.adapters $(ARGS)
+
+# Any warning, such as a link to nothing, fails it.
+docs: setup
+	@$(BIN)/python docs/site/stage.py build/docs
+	@cd build/docs && ../../$(BIN)/zensical build --clean --strict
+
+# VERSION=1.2.3, a release's tag, has to be the version of everything that is built.
+distributions: setup
+	@rm -rf dist/release
+	@for folder in . integrations/*/; do (cd $$folder && $(CURDIR)/$(BIN)/python -m hatchling build \
+		-d $(CURDIR)/dist/release >/dev/null) || exit 1; done
+	@$(BIN)/twine check --strict dist/release/*
+	@test -z "$(VERSION)" || for file in dist/release/*; do case $$file in \
+		*-$(VERSION)-*.whl | *-$(VERSION).tar.gz) ;; *) echo "$$file is not $(VERSION)" >&2; exit 1 ;; esac; done
+
+test-install:
+	@$(PYTHON) tests/documentation/install_lines.py
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -6,7 +6,6 @@ import asyncio
 import importlib
 import importlib.util
 import inspect
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -360,15 +359,6 @@ def test_a_langchain_object_shares_the_engine(real: MillpondEmbedding) -> None:
 
 
 # What is shown to users runs.
-
-
-def test_the_readmes_code_runs(
-    real_engine: Engine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (HERE.parent / "README.md").read_text(), re.S)
-    assert len(blocks) == 5
-    exec(compile("\n".join(blocks), "README.md", "exec"), {"__name__": "readme"})
-    assert "The bakery opens at six." in capsys.readouterr().out
 
 
 def test_the_example_answers_its_questions(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import re
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
-from langchain_core.language_models import FakeListChatModel
-from langchain_core.prompts import ChatPromptTemplate
 
 from langchain_millpond import MillpondEmbeddings
 
@@ -80,22 +77,6 @@ def test_a_spawned_worker_takes_the_object_and_loads_the_model(model: str) -> No
         assert workers.submit(embeddings.embed_query, "bread").result(240) == (
             embeddings.embed_query("bread")
         )
-
-
-def test_the_readmes_code_runs(model: str) -> None:
-    readme = (ROOT / "integrations" / "langchain" / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    assert len(blocks) == 5
-    *before, chain = blocks
-    yours = {
-        "__name__": "readme",
-        "prompt": ChatPromptTemplate.from_template("{context} {question}"),
-        "llm": FakeListChatModel(responses=["At six."]),
-    }
-    exec(compile("\n".join(before), "README.md", "exec"), yours)
-    exec(compile(f"{chain}\nanswer = chain.invoke('When?')", "README.md", "exec"), yours)
-    assert yours["answer"].content == "At six."
-    assert model in readme
 
 
 def test_the_example_answers_its_questions() -> None:
