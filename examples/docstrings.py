@@ -27,7 +27,7 @@ from millpond import Engine
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 QUESTIONS = (
-    "how do I run something at interpreter exit?",
+    "how do I find out how long a piece of code takes?",
     "what compares two directories and tells me which files differ?",
     "how do I find the middle value of a list of numbers?",
     "how do I make a temporary folder that is deleted when I am done?",
