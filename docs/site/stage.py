@@ -20,7 +20,8 @@ import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from millpond import EngineConfig
+import millpond
+from millpond import EngineConfig, errors
 
 ROOT = Path(__file__).parents[2]
 SITE = Path(__file__).parent
@@ -39,6 +40,8 @@ LINK = re.compile(
 )
 FENCE = re.compile(r"(^```.*?^```)", re.MULTILINE | re.DOTALL)
 OPTIONS = "<!-- the options of EngineConfig -->"
+NAMES = "<!-- every other public name -->"
+ELSEWHERE_IN_REFERENCE = {"Engine", "EngineConfig", "__version__", *errors.__all__}
 
 
 def urls() -> Mapping[str, str]:
@@ -94,6 +97,12 @@ def option_lines() -> Iterator[str]:
         yield f"| `{option.name}`<br><small>{kind}</small> | {default} | {about} |"
 
 
+def names() -> Iterator[str]:
+    """An entry of the reference for every public name that has no page of its own."""
+    for name in sorted(set(millpond.__all__) - ELSEWHERE_IN_REFERENCE, key=str.lower):
+        yield f"::: millpond.{name}\n"
+
+
 class Stage:
     """One run: the folder that is filled, and the links that lead out of it."""
 
@@ -108,6 +117,7 @@ class Stage:
             path = ROOT / source
             text = notebook(path) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
             text = text.replace(OPTIONS, "\n".join(option_lines()))
+            text = text.replace(NAMES, "\n".join(names()))
             target = self._pages / page
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(self._with_links(text, source, page), encoding="utf-8")

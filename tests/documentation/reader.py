@@ -3,7 +3,7 @@
 A process of its own, as a reader's is. TASKS is a JSON list of pages, each with its blocks and the
 folder to be in; RESULTS becomes the list of what went wrong, by page and block. Python's blocks of
 a page share their names. A command that serves is left running for the blocks after it. Only one
-thing is not the reader's: port 8000 is `MILLPOND_TEST_PORT`, since it may be taken (`loopback/`).
+thing is not the reader's: port 8000 is `DOCUMENTATION_PORT`, since it may be taken (`loopback/`).
 """
 
 from __future__ import annotations

@@ -24,20 +24,20 @@ HERE = Path(__file__).parent
 RUN = ("python", "diff", "sh", "bash", "shell")
 SHOWN = ("", "text", "mermaid")
 """Languages of blocks that are outputs and pictures."""
-NOT_RUN: Mapping[tuple[str, str], str] = {
-    ("docs/architecture.md", "while (batch := core.next_batch(worker)) is not None:"): (
-        "two lines of the engine, which a test below finds there"
-    ),
-    ("docs/gpu.md", 'engine = Engine(model, device="cuda:1", dtype="bfloat16", '): "two GPUs",
-    ("docs/gpu.md", "benchmarks/gpu/run.sh results/my-gpu"): "a GPU, for eight minutes",
-    ("docs/benchmarks.md", "make bench ARGS='--rounds 3'"): "measures for an hour",
-    ("docs/server.md", 'import OpenAI from "openai";'): (
-        "Node; tests/server/test_clients.py runs OpenAI's client for it"
-    ),
-    ("docs/server.md", "docker build -f deploy/Dockerfile -t millpond ."): "Docker, and a network",
-    ("docs/server.md", "docker compose -f deploy/compose.yaml up --build"): "Docker, and a network",
+NEEDS: Mapping[str, str] = {
+    "core.next_batch(worker)": "nothing: two lines of the engine, which a test below finds there",
+    'device="cuda': "GPUs",
+    "benchmarks/gpu/run.sh": "a GPU, for eight minutes",
+    ".venv-bench/": "an idle machine for an hour, and 6 GB of other libraries",
+    "docker ": "Docker and a network",
+    "helm ": "a Kubernetes cluster",
+    "s3://": "a bucket and a Ray cluster",
+    "millpond.ray": "a Ray cluster",
+    "pyspark": "a Spark cluster",
+    "import OpenAI from": "Node; tests/server/test_clients.py runs OpenAI's client for it",
 }
-"""By page and how the block begins: what it would need."""
+"""What is in a block that is not run, and what the block would need."""
+MOST_NOT_RUN = 16
 SOCKET = "commands.socket"
 NOTES = "The bakery opens at six.\nBread is sold out by nine.\nOpening night was a success.\n"
 ROWS = [
@@ -48,12 +48,7 @@ ROWS = [
 
 def reason(block: Block) -> str | None:
     """Why a block is not run, if it is not."""
-    found = [
-        why
-        for (page, start), why in NOT_RUN.items()
-        if page == block.page and block.code.startswith(start)
-    ]
-    return found[0] if found else None
+    return next((why for part, why in NEEDS.items() if part in block.code), None)
 
 
 def save_files(folder: Path) -> None:
@@ -137,7 +132,7 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
         "HF_HUB_OFFLINE": "1",
         "LANGSMITH_TRACING": "false",
         "LLAMA_INDEX_CACHE_DIR": str(folder / "home" / "hub"),  # its own, for HuggingFaceEmbedding
-        "MILLPOND_TEST_PORT": str(free_port()),
+        "DOCUMENTATION_PORT": str(free_port()),
         "OMP_NUM_THREADS": "1",
         "PATH": os.pathsep.join(folders),
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
@@ -158,13 +153,13 @@ def test_every_block_runs_as_it_is_pasted(page: str, errors: Mapping[str, str]) 
     assert not wrong, "\n".join(wrong)
 
 
-def test_what_is_not_run_is_there_and_compiles() -> None:
+def test_few_blocks_are_not_run_and_they_compile() -> None:
     everything = [block for page in PAGES for block in blocks(page)]
-    for page, start in NOT_RUN:
-        found = [b for b in everything if b.page == page and b.code.startswith(start)]
-        assert len(found) == 1, (page, start)
-        if found[0].language == "python":
-            compile(found[0].code, page, "exec")
+    left_out = [block for block in everything if reason(block)]
+    assert len(left_out) <= MOST_NOT_RUN < len(everything) / 4
+    for block in left_out:
+        if block.language == "python":
+            compile(block.code, str(block), "exec")
 
 
 def test_every_block_says_its_language() -> None:

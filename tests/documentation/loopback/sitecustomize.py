@@ -1,4 +1,4 @@
-"""Port 8000 here is `MILLPOND_TEST_PORT`: for the reader and the servers that it starts."""
+"""Port 8000 here is `DOCUMENTATION_PORT`: for the reader and the servers that it starts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _connect, _bind = socket.socket.connect, socket.socket.bind
 
 def _moved(address: Any) -> Any:
     if isinstance(address, tuple) and address[1] == SHOWN:
-        return (address[0], int(os.environ["MILLPOND_TEST_PORT"]), *address[2:])
+        return (address[0], int(os.environ["DOCUMENTATION_PORT"]), *address[2:])
     return address
 
 
@@ -24,6 +24,6 @@ def _bind_there(self: socket.socket, address: Any) -> None:
     _bind(self, _moved(address))
 
 
-if "MILLPOND_TEST_PORT" in os.environ:
+if "DOCUMENTATION_PORT" in os.environ:
     socket.socket.connect = _connect_there  # type: ignore[method-assign]
     socket.socket.bind = _bind_there  # type: ignore[method-assign]
