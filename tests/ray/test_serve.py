@@ -47,7 +47,7 @@ def address(bert: str) -> Iterator[str]:
         served = deployment(
             bert,
             served_model_name="small",
-            replicas=(1, 2),
+            num_replicas=(1, 2),
             cpus=0.5,
             target_queued_tokens=1000,
             settings=AppSettings(api_keys=("secret",)),
@@ -99,8 +99,8 @@ def replicas() -> int:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"replicas": 0}, "replicas=0"),
-        ({"replicas": (3, 2)}, "replicas="),
+        ({"num_replicas": 0}, "num_replicas=0"),
+        ({"num_replicas": (3, 2)}, "num_replicas="),
         ({"target_queued_tokens": 0}, "target_queued_tokens=0"),
         ({"served_model_name": ["a", "b"]}, "1 models and 2 names"),
         ({"dtyp": "float32"}, "unknown option dtyp"),
@@ -113,12 +113,12 @@ def test_what_cannot_be_meant_is_refused(options: Any, message: str) -> None:
 
 def test_the_command_line_of_serve_gives_strings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MILLPOND_API_KEY", "one two")
-    given = {"model": "some/model", "replicas": "1:8", "gpus": "1", "warmup": "true"}
+    given = {"model": "some/model", "num_replicas": "1:8", "gpus": "1", "warmup": "true"}
     options = app(given)._bound_deployment
     config = options._deployment_config.autoscaling_config
     assert (config.min_replicas, config.max_replicas) == (1, 8)
     assert options.ray_actor_options["num_gpus"] == 1
     with pytest.raises(InvalidOption, match="name a model"):
         app({})
-    with pytest.raises(InvalidOption, match="replicas='1:many'"):
-        app({"model": "some/model", "replicas": "1:many"})
+    with pytest.raises(InvalidOption, match="num_replicas='1:many'"):
+        app({"model": "some/model", "num_replicas": "1:many"})

@@ -3,7 +3,7 @@
 Each replica runs the application of `millpond serve` over engines of its own. Requests are not
 batched in front of it, since the engine batches them. Serve adds replicas while tokens queue.
 
-    serve run millpond.ray.serve:app model=BAAI/bge-base-en-v1.5 gpus=1 replicas=1:8
+    serve run millpond.ray.serve:app model=BAAI/bge-base-en-v1.5 gpus=1 num_replicas=1:8
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def deployment(
     *,
     served_model_name: str | Sequence[str] | None = None,
     name: str = "millpond",
-    replicas: int | tuple[int, int] = 1,
+    num_replicas: int | tuple[int, int] = 1,
     gpus: float = 0,
     cpus: float = 1,
     target_queued_tokens: int = 100_000,
@@ -54,12 +54,12 @@ def deployment(
     """An application for `serve.run`, with the routes of `millpond serve`.
 
     ```python
-    app = deployment("BAAI/bge-base-en-v1.5", replicas=(1, 8), gpus=1)   # serve run module:app
+    app = deployment("BAAI/bge-base-en-v1.5", num_replicas=(1, 8), gpus=1)   # serve run module:app
     ```
 
     - `model`: a name on the hub, or a folder that every machine has; several are served by each
       replica. `served_model_name`: what clients call it, or each of several.
-    - `replicas`: how many, or the least and the most. Between them Serve aims at
+    - `num_replicas`: how many, or the least and the most. Between them Serve aims at
       `target_queued_tokens` waiting for each replica: what one computes in the time that a request
       may wait.
     - `gpus`, `cpus`: what each replica has; without GPUs it computes on the CPU.
@@ -82,7 +82,7 @@ def deployment(
 
     decorated = serve.deployment(
         name=name,
-        **_replicas(replicas, target_queued_tokens, autoscaling or {}),
+        **_replicas(num_replicas, target_queued_tokens, autoscaling or {}),
         max_ongoing_requests=max_ongoing_requests,
         graceful_shutdown_timeout_s=drain_timeout_s,
         graceful_shutdown_wait_loop_s=min(1.0, drain_timeout_s),
@@ -94,14 +94,14 @@ def deployment(
 def app(arguments: Mapping[str, Any]) -> serve.Application:
     """`deployment` for `serve run` and Serve's config files: `args` are its options by name.
 
-    Values may be strings, as `serve run` gives them: `replicas=1:8`. API keys come from the
+    Values may be strings, as `serve run` gives them: `num_replicas=1:8`. API keys come from the
     variable `MILLPOND_API_KEY` of the process that starts the application.
     """
     given = {name: _value(value) for name, value in arguments.items()}
     if "model" not in given:
         raise InvalidOption("name a model: serve run millpond.ray.serve:app model=NAME")
-    if isinstance(given.get("replicas"), str | list):
-        given["replicas"] = _bounds(given["replicas"])
+    if isinstance(given.get("num_replicas"), str | list):
+        given["num_replicas"] = _bounds(given["num_replicas"])
     settings = AppSettings(api_keys=tuple(os.environ.get(KEYS, "").split()))
     return deployment(settings=settings, **given)
 
@@ -156,7 +156,7 @@ def _replicas(
 ) -> dict[str, Any]:
     least, most = (replicas, replicas) if isinstance(replicas, int) else replicas
     if isinstance(replicas, bool) or not 1 <= least <= most:
-        raise InvalidOption(f"replicas={replicas!r}: give a number, or the least and the most")
+        raise InvalidOption(f"num_replicas={replicas!r}: give a number, or the least and the most")
     if isinstance(target, bool) or not 0 < target < math.inf:
         raise InvalidOption(f"target_queued_tokens={target!r}: it must be a number above 0")
     if least == most:
@@ -181,5 +181,5 @@ def _bounds(replicas: str | Sequence[int]) -> tuple[int, int]:
     try:
         least, most = map(int, parts)
     except ValueError:
-        raise InvalidOption(f"replicas={replicas!r}: give a number, or 1:8") from None
+        raise InvalidOption(f"num_replicas={replicas!r}: give a number, or 1:8") from None
     return least, most
