@@ -29,7 +29,7 @@ class SparseOutput:
     dimension: int
     """Dimensions the model has."""
     max_active_dims: int | None = None
-    """Keep so many of the largest magnitude, ties by dimension, as sentence-transformers'
+    """Keep this number of the largest magnitude, ties by dimension, as sentence-transformers'
     `select_max_active_dims`."""
     min_weight: float = 0.0
     """Keep what is of a larger magnitude."""
