@@ -1,4 +1,4 @@
-"""A weight for each token of a text, as bge-m3 gives, to a sparse vector: an id's largest one."""
+"""Weights of tokens, as bge-m3 gives, to a sparse vector: of each id the largest."""
 
 from __future__ import annotations
 

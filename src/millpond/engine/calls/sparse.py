@@ -52,7 +52,7 @@ class SparseCalls(Calls):
 
         - `task`: "query" or "document"; adds the prompt the model saved for it and takes its route,
           which for queries may be a table instead of a transformer.
-        - `max_active_dims`: keep this number of dimensions, those of the largest weights; None keeps what
+        - `max_active_dims`: keep this number of dimensions, of the largest weights; None keeps what
           the checkpoint says, all as a rule.
         - `min_weight`: keep weights above it.
         - the others are those of `embed`.
