@@ -83,7 +83,7 @@ class ServedModel:
                 code="unknown_prompt",
             ) from error
 
-    def require_special_tokens(self, texts: Sequence[Sequence[int]]) -> None:
+    def require_special_tokens(self, texts: Sequence[Sequence[int]], field: str) -> None:
         """Raises `ApiError` 400 for token ids without the special tokens around them.
 
         They tell ids of another model's tokenizer apart, whose vectors would mean nothing.
@@ -95,10 +95,10 @@ class ServedModel:
             if not has_room or (start, end) != (first, last):
                 raise ApiError(
                     400,
-                    f"input[{index}]: these token ids are not from this model's tokenizer, which "
+                    f"{field}[{index}]: these token ids are not from this model's tokenizer, which "
                     f"{self._special_tokens_described()}. {FOREIGN_IDS_HINT}. A server started "
                     "with --allow-raw-token-ids takes any ids",
-                    param="input",
+                    param=field,
                     code="invalid_token_ids",
                 )
 

@@ -127,6 +127,11 @@ def test_info_of_a_model_with_labels(labels: tuple[str, ...]) -> None:
         ("/similarity", {"inputs": {"source_sentence": "a"}}, "inputs.sentences"),
         ("/similarity", {"inputs": {"source_sentence": "a", "sentences": []}}, "at least 1"),
         ("/similarity", {"inputs": ["a"]}, "inputs"),
+        (
+            "/similarity",
+            {"inputs": {"source_sentence": "a", "sentences": ["b"]}, "parameters": {"nope": 1}},
+            "parameters.nope",
+        ),
         ("/decode", {"ids": ["a"]}, "ids"),
         ("/predict", {"inputs": "a"}, "/v1/embeddings"),
         ("/", {"query": "a", "texts": ["b"]}, "/v1/embeddings"),
@@ -168,6 +173,12 @@ def test_a_key_guards_them_and_its_lack_is_told_in_their_format() -> None:
             answer = request(app, method, f"/pond{path}", json={"inputs": "a"})
             assert answer.status_code == 401
             assert "Bearer" in error_of(answer)
+
+
+def test_token_ids_of_another_tokenizer_are_refused_by_the_name_of_the_field() -> None:
+    with fake_app(FakeRunner(special_ends=([101], [102]))) as app:
+        answer = post(app, "/embed", inputs=[[101, 5, 102], [5]])
+        assert error_of(answer).startswith("inputs[1]: these token ids are not from")
 
 
 def test_a_large_body_is_answered_as_a_small_one(app: FastAPI) -> None:

@@ -39,7 +39,7 @@ async def embeddings_for(
     answer = await ask(
         request,
         model,
-        lambda: _submit(model, body, priority, check_ids=check_ids),
+        lambda: _submit(model, body, priority, field=field if check_ids else None),
         priority=priority,
         field=field,
         has_much=isinstance(body.input, list) and len(body.input) > MANY_TEXTS,
@@ -48,14 +48,15 @@ async def embeddings_for(
 
 
 def _submit(
-    model: ServedModel, body: EmbeddingRequest, priority: str, *, check_ids: bool
+    model: ServedModel, body: EmbeddingRequest, priority: str, *, field: str | None
 ) -> Future[Embeddings]:
+    """`field` is the name of what token ids are checked in; None where they are not."""
     texts = cast(Any, body.input)
     kind = input_kind(texts)
     options: dict[str, Any] = {}
     if kind in ("tokens", "token_lists"):
-        if check_ids:
-            model.require_special_tokens([texts] if kind == "tokens" else texts)
+        if field is not None:
+            model.require_special_tokens([texts] if kind == "tokens" else texts, field)
         _require_no_prompt(model, body)
         if body.input_type is None and body.prompt_name is None:
             options["prompt"] = ""  # ids are whole texts, with the default prompt

@@ -106,7 +106,7 @@ def _refusal(
         message = f"{shown(name)} is unknown{_did_you_mean(name, kind)}"
         return ApiError(400, message, param=shown(name), code="unknown_parameter")
     param = _named(problem["loc"])
-    if found == "missing" and len(problem["loc"]) > 1:  # in an object
+    if found in ("missing", "extra_forbidden") and len(problem["loc"]) > 1:  # in an object
         param = f"{param}.{problem['loc'][-1]}"
     param = client_names.get(param, param)
     if found == "too_long" and problem["ctx"]["max_length"] == MAX_INPUTS:
