@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from millpond import Engine
+from millpond import Engine, similarity
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 SHOWN_CHARACTERS = 60
@@ -27,9 +27,7 @@ def scores(vectors: Matrix, function: str) -> Matrix:
         order = 2 if function == "euclidean" else 1
         distances: Matrix = np.linalg.norm(vectors[:, None] - vectors[None], ord=order, axis=-1)
         return -distances
-    if function == "cosine":
-        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return vectors @ vectors.T
+    return similarity(vectors) if function == "cosine" else vectors @ vectors.T
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
