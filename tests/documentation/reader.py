@@ -20,6 +20,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants
+
 READY = "ready at "
 SHELLS = ("sh", "bash", "shell")
 
@@ -43,6 +45,8 @@ class Page:
             self._python(code, where)
 
     def _python(self, code: str, where: str) -> None:
+        # Offline, Hugging Face's client for servers may not ask the reader's own one either.
+        constants.HF_HUB_OFFLINE = "InferenceClient" not in code
         flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT if ".ipynb" in where else 0
         program = compile(code, where, "exec", flags=flags)
         if program.co_flags & inspect.CO_COROUTINE:
