@@ -58,7 +58,6 @@ NAMES = (
     Old("Listener, listener", "BatchResult, which is returned", "src/millpond/engine"),
     Old("Ticket, ticket", "BatchHandle, handle"),
     Old("BatchRunner, batch_runner", "ModelRunner"),
-    Old("Replicas", "one ModelRunner per worker; data parallel"),
     Old("Layout, PrefixLayout, layout of batches", "InputBatch, PrefixInputBatch; FileFormats"),
     Old("_left_out", "excluded prompt tokens", "src/millpond/runner"),
     Old("Pipeline, pipelines, load_pipelines", "PoolingModel, models"),

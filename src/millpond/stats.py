@@ -104,6 +104,8 @@ class EngineStats:
     waiting_bulk_tokens: int
     """Tokens accepted and not yet run; estimated from characters until a text is tokenised."""
     forward_s: float
+    replicas: int = 1
+    """Copies of the model that run batches; fewer than `info().replicas` where one is lost."""
     prefix_cache: PrefixCacheStats | None = None
     """None where the model has no prefix cache."""
 
@@ -144,6 +146,7 @@ class Totals:
         cancelled_texts: int,
         waiting_interactive_tokens: int,
         waiting_bulk_tokens: int,
+        replicas: int,
         prefix_cache: PrefixCacheStats | None,
     ) -> EngineStats:
         """The sums so far, with what was cancelled, and what is waiting and cached now."""
@@ -152,6 +155,7 @@ class Totals:
             cancelled_texts=cancelled_texts,
             waiting_interactive_tokens=waiting_interactive_tokens,
             waiting_bulk_tokens=waiting_bulk_tokens,
+            replicas=replicas,
             prefix_cache=prefix_cache,
         )
 

@@ -124,6 +124,7 @@ def test_an_idle_child_that_is_killed_is_noticed_and_the_other_goes_on() -> None
         assert engine.info().replicas == 2
         kill(engine, 0)
         wait_until(lambda: engine._instance.core.pool.runners == 1)
+        assert (engine.info().replicas, engine.stats().replicas) == (2, 1)
         assert not is_alive(engine.info().processes[0])
         np.testing.assert_array_equal(engine.embed(TEXTS), vectors_for(TEXTS))
         kill(engine, 1)

@@ -189,6 +189,7 @@ class EngineCore:
             return self._counts.stats(
                 {p: self.pending.waiting_tokens(p) if waits else 0 for p in Priority},
                 cancelled_texts=self.pending.cancelled_texts,
+                replicas=self.pool.runners,
                 prefix_cache=PrefixCacheStats.sum_of(
                     [cache.stats for cache in self.scheduler.caches]
                 ),

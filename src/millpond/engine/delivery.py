@@ -178,6 +178,7 @@ class Counts:
         waiting_tokens: Mapping[Priority, int],
         *,
         cancelled_texts: int,
+        replicas: int,
         prefix_cache: PrefixCacheStats | None,
     ) -> EngineStats:
         """Under the lock: the sums, with what is waiting now."""
@@ -185,6 +186,7 @@ class Counts:
             cancelled_texts=cancelled_texts,
             waiting_interactive_tokens=waiting_tokens[Priority.INTERACTIVE],
             waiting_bulk_tokens=waiting_tokens[Priority.BULK],
+            replicas=replicas,
             prefix_cache=prefix_cache,
         )
 

@@ -193,6 +193,9 @@ class _EngineCollector(Collector):
         waiting = GaugeMetricFamily(
             "millpond_queue_tokens", "Tokens queued.", labels=["model", "priority"]
         )
+        replicas = GaugeMetricFamily(
+            "millpond_replicas", "Copies of the model that run batches.", labels=["model"]
+        )
         blocks = GaugeMetricFamily(
             "millpond_prefix_cache_blocks",
             "Blocks of the prefix cache by state.",
@@ -203,6 +206,7 @@ class _EngineCollector(Collector):
         for model in self._models:
             stats = model.engine.stats()
             ready.add_metric([model.name], model.engine.health == "ready")
+            replicas.add_metric([model.name], stats.replicas)
             waiting.add_metric([model.name, "interactive"], stats.waiting_interactive_tokens)
             waiting.add_metric([model.name, "bulk"], stats.waiting_bulk_tokens)
             _count(totals, model, stats)
@@ -212,7 +216,7 @@ class _EngineCollector(Collector):
             blocks.add_metric([model.name, "in_use"], cache.blocks_in_use)
             blocks.add_metric([model.name, "cached"], cache.blocks_cached)
             blocks.add_metric([model.name, "empty"], empty)
-        yield from (ready, waiting, *totals.values(), *cache_totals.values(), blocks)
+        yield from (ready, replicas, waiting, *totals.values(), *cache_totals.values(), blocks)
 
 
 def _counters(prefix: str, texts: Mapping[str, str]) -> dict[str, CounterMetricFamily]:

@@ -192,6 +192,7 @@ def main() -> None:
     faulthandler.enable()
     os.dup2(2, 1)  # what is printed does not go among what the parent's program prints
     connection = socket.socket(fileno=int(sys.argv[1]))
+    connection.set_inheritable(False)
     _or_exit(Child(connection).run)
     sys.stderr.flush()
     os._exit(0)  # where the model did not load

@@ -80,25 +80,27 @@ class Watch:
             for child in self.children:
                 selector.register(child.connection, selectors.EVENT_READ, child)
                 selector.register(child.written, selectors.EVENT_READ, child)
+                if child.exit_descriptor is not None:
+                    selector.register(child.exit_descriptor, selectors.EVENT_READ, child)
             while True:
                 for key, _ in selector.select():
                     child = key.data
+                    error = None
                     if key.fileobj is child.connection:
                         error = self._hear(child)
-                        if error is not None:
-                            return error
+                    elif key.fileobj == child.exit_descriptor:
+                        error = self._hear_last(child)
                     elif not child.read_written():
                         selector.unregister(child.written)
+                    if error is not None:
+                        return error
 
     def _hear(self, child: ChildProcess) -> Exception | None:
         """Take in one message; an error where that is the end of it."""
         try:
             (what, value), _ = receive_message(child.connection)
         except ConnectionEnded:
-            if self._is_closing:
-                return EngineError("the process of the model was ended")
-            child.wait()
-            return ProcessDied(f"the model's {child.how_it_ended()}")
+            return self._end_of(child)
         if what == "failed":
             return arrived(value)
         if what == "log":
@@ -109,6 +111,20 @@ class Watch:
             if len(self._facts) == len(self._tasks):
                 self._tell([self._facts[rank] for rank in sorted(self._facts)])
         return None
+
+    def _hear_last(self, child: ChildProcess) -> Exception:
+        """It has ended: take in what it said before."""
+        while child.has_said_more():
+            error = self._hear(child)
+            if error is not None:
+                return error
+        return self._end_of(child)
+
+    def _end_of(self, child: ChildProcess) -> Exception:
+        if self._is_closing:
+            return EngineError("the process of the model was ended")
+        child.wait()
+        return ProcessDied(f"the model's {child.how_it_ended()}")
 
     def _end(self) -> None:
         """End all children and whoever waits for one."""

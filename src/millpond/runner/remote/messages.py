@@ -50,6 +50,8 @@ def receive_exactly(
             if most_descriptors:
                 part, found, flags, _ = socket.recv_fds(connection, count, most_descriptors)
                 descriptors += found
+                for descriptor in found:
+                    os.set_inheritable(descriptor, False)
                 if flags & socket.MSG_CTRUNC:  # this process may open no more files
                     raise ConnectionEnded
             else:

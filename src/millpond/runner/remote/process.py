@@ -37,6 +37,7 @@ class ChildProcess:
                 self._process = _start(task, other)
             assert self._process.stderr is not None
             self.written = self._process.stderr
+            self.exit_descriptor = _exit_descriptor(self._process.pid)
             os.set_blocking(self.written.fileno(), False)
             with contextlib.suppress(ConnectionEnded):  # it has died; its watch will see it
                 send_message(self.connection, (task, logger.getEffectiveLevel()))
@@ -56,6 +57,16 @@ class ChildProcess:
                 self._last_lines.append(line[:LINE_BYTES])
                 logger.debug("process %d wrote: %s", self.pid, line)
         return data != b""
+
+    def has_said_more(self) -> bool:
+        """Whether there is a message of it to be read, or the connection's end."""
+        try:
+            self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
 
     def end(self) -> None:
         """Let it end, without waiting for it. Any thread may, and more than once."""
@@ -80,6 +91,9 @@ class ChildProcess:
         """After its end: close what it was connected by."""
         self.connection.close()
         self.written.close()
+        if self.exit_descriptor is not None:
+            os.close(self.exit_descriptor)
+            self.exit_descriptor = None
 
     def forget(self) -> None:
         """In a forked child of the parent: it is the parent's, and is left alone."""
@@ -100,6 +114,15 @@ class ChildProcess:
 
     def __repr__(self) -> str:
         return f"ChildProcess(rank={self.rank}, pid={self.pid}, status={self._process.returncode})"
+
+
+def _exit_descriptor(pid: int) -> int | None:
+    """What can be read when the process ends, although a process that it forked holds its
+    connection; None where the system has none."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):  # no Linux, or an old one
+        return None
 
 
 def _start(task: ChildTask, connection: socket.socket) -> subprocess.Popen[bytes]:
