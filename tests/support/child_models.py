@@ -5,6 +5,7 @@ Their faults are words of texts, as those of a `FakeRunner` are.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -69,10 +70,28 @@ class RaggedRunner(ChildRunner):
         return RaggedRows.of(rows, 8)
 
 
-def load(*, rank: Rank, folder: str = "", kind: str = "one", **options: Any) -> Loaded:
+class NotedRunner(ChildRunner):
+    """Notes the batches that it launches in a file of its rank."""
+
+    rank = 0
+
+    def launch(self, batch: Batch) -> Any:
+        with Path(self.folder, f"launched-{self.rank}").open("a") as file:
+            print(*[ids.tolist() for ids in _texts_of(batch)], file=file)
+        return super().launch(batch)
+
+
+def load(
+    *, rank: Rank, folder: str = "", kind: str = "one", logs: str | None = None, **options: Any
+) -> Loaded:
     """A fake, in a child."""
-    runner = {"one": ChildRunner, "ragged": RaggedRunner}[kind](**FAULTS | options)
+    kinds = {"one": ChildRunner, "ragged": RaggedRunner, "noted": NotedRunner}
+    runner = kinds[kind](**FAULTS | options)
     runner.folder = folder
+    if isinstance(runner, NotedRunner):
+        runner.rank = rank.rank
+    if logs is not None:
+        logging.getLogger("millpond.somewhere").info(logs)
     return Loaded(runner, extra=os.getpid())
 
 

@@ -220,7 +220,7 @@ class EngineCore:
             self.wake()
         if is_new and left:
             lost.close(wait=False)
-            logger.error("a replica of the model is lost, %d are left: %s", left, error)
+            logger.error("a replica of the model is lost, %d left: %s", left, error)
         return place
 
     def end_thread(self) -> None:

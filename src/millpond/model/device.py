@@ -35,7 +35,9 @@ def choose_device(name: str) -> torch.device:
             f"{', '.join(available)}"
         )
     if name == "cuda":
-        return torch.device("cuda", torch.cuda.current_device())
+        # Asking would open a device in a process that may not use any itself.
+        cuda: Any = torch.cuda
+        return torch.device("cuda", cuda.current_device() if cuda.is_initialized() else 0)
     return torch.device(name)
 
 

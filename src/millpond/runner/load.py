@@ -48,10 +48,9 @@ def load_model(spec: ModelSpec, config: EngineConfig) -> LoadedModel:
     a process each.
     """
     names = _device_names(config)
-    devices = [choose_device(name) for name in names]
-    if config.replicas is None and (len(devices) == 1 or not can_start_children()):
+    if config.replicas is None and (len(names) == 1 or not can_start_children()):
         return _load_here(spec, config, names)
-    placed = replica_devices(devices, config.replicas)
+    placed = replica_devices([choose_device(name) for name in names], config.replicas)
     loader = f"{__name__}:{load_in_child.__name__}"
     return _load_in_children(replica_tasks(loader, spec, config, placed))
 

@@ -65,26 +65,37 @@ def replica_tasks(
             "there are more replicas (%d) than threads (%d)", on_cpu, torch.get_num_threads()
         )
     return [
-        _task(loader, spec, config, device, threads, devices.count(device)) for device in devices
+        _task(
+            loader,
+            replace(config, device=_name_in_child(device), replicas=None),
+            spec,
+            device,
+            threads=threads,
+            sharers=devices.count(device),
+            repeats=number > 0,
+        )
+        for number, device in enumerate(devices)
     ]
 
 
 def _task(
     loader: str,
-    spec: ModelSpec,
     config: EngineConfig,
+    spec: ModelSpec,
     device: torch.device,
+    *,
     threads: int,
     sharers: int,
+    repeats: bool,
 ) -> ChildTask:
-    own = replace(config, device=_name_in_child(device), replicas=None)
     if config.memory_bytes is not None:
-        own = replace(own, memory_bytes=max(1, config.memory_bytes // sharers))
+        config = replace(config, memory_bytes=max(1, config.memory_bytes // sharers))
     return ChildTask(
         loader=loader,
-        arguments=(spec, own, sharers),
+        arguments=(spec, config, sharers),
         environment=_environment(device, threads),
         device_name=str(device),
+        repeats=repeats,
     )
 
 

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
+from multiprocessing import spawn
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +25,18 @@ from fakes import (
 )
 from left_behind import is_alive, nothing_left_behind, wait_until_gone
 
-from millpond import Engine, EngineError, EngineFailed, InvalidOption, ModelNotFound, ProcessDied
+from millpond import (
+    Engine,
+    EngineError,
+    EngineFailed,
+    InvalidOption,
+    ModelNotFound,
+    ProcessDied,
+    TextFailed,
+)
 from millpond.runner.limits import Limits
 from millpond.runner.remote.runner import RemoteRunner
+from millpond.runner.remote.task import Rank
 
 TEXTS = [f"text {number} of {number % 7}" for number in range(200)]
 
@@ -127,9 +138,56 @@ def test_a_child_that_dies_while_it_loads_says_how() -> None:
 def test_a_process_that_cannot_be_started_is_a_typed_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    monkeypatch.setattr(spawn, "_python_exe", "/no/such/python")
     with nothing_left_behind(), pytest.raises(EngineError, match="could not be started"):
         RemoteRunner.load([task()])
+
+
+def test_a_program_that_is_no_python_starts_no_copy_of_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    with pytest.raises(EngineError, match="set_executable"):
+        RemoteRunner.load([task()])
+
+
+def test_ranks_launch_in_the_same_order_and_the_first_answers(tmp_path: Path) -> None:
+    tasks = [
+        replace(
+            task(kind="noted", folder=str(tmp_path), workers=3), rank=Rank(rank=n, world_size=2)
+        )
+        for n in range(2)
+    ]
+    remote = RemoteRunner.load(tasks)
+    assert len(set(remote.pids)) == 2
+    with engine_on(remote) as engine:
+        futures = [engine.submit([text], priority="bulk") for text in [*TEXTS[:50], "a bad one"]]
+        for text, future in zip(TEXTS[:50], futures, strict=False):
+            np.testing.assert_array_equal(future.result(PATIENCE_S).vectors, vectors_for([text]))
+        assert isinstance(futures[-1].result(PATIENCE_S).errors[0], TextFailed)
+        remote.free_memory()
+        found = [(tmp_path / f"launched-{n}").read_text().splitlines() for n in range(2)]
+        assert len(found[0]) >= 3
+        assert found[0] == found[1]
+        os.kill(remote.pids[1], signal.SIGKILL)
+        while engine.health == "ready":
+            threading.Event().wait(0.01)
+        with pytest.raises(EngineFailed, match=f"process {remote.pids[1]} was killed by SIGKILL"):
+            engine.embed("more")
+    remote.close()
+    assert not any(map(is_alive, remote.pids))
+
+
+def test_what_a_child_logs_is_logged_here_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="millpond"):
+        remote = RemoteRunner.load_several(
+            [[task(logs="two weights were left out")], [replace(task(logs="two"), repeats=True)]]
+        )
+    assert [(record.name, record.message) for record in caplog.records] == [
+        ("millpond.somewhere", "two weights were left out")
+    ]
+    for each in remote:
+        each.close()
 
 
 def test_a_child_killed_in_the_middle_of_a_batch_fails_its_callers_at_once(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 Arrays go through shared memory, one for each direction, and a socket carries a few bytes that say
 that they are there. Whoever sends owns the memory that it writes to, and may write again only when
 it has been answered. Where arrays are larger than it, the sender makes a larger one and hands it
-over with the bytes, so nothing has to be known of sizes beforehand.
+over with the bytes, so nothing has to be known of sizes beforehand. Several processes may read the
+same arrays: then the first answers with arrays, and the others say that they are through with them.
 
 A socket also tells of death: its end comes as soon as the other process is gone.
 """
@@ -71,6 +72,15 @@ class Port:
         assert self._incoming is not None
         kind, number = _HEAD.unpack(head)
         return Message(kind, number, self._incoming.read())
+
+    def acknowledge(self, kind: int) -> None:
+        """Tell the process at the other end that its arrays are done with, and no more."""
+        _send(self.connections[0], _HEAD.pack(kind, 0), [])
+
+    def acknowledgements(self) -> list[int]:
+        """Wait until every process but the first has acknowledged, and with which kind."""
+        heads = [receive_exactly(other, _HEAD.size)[0] for other in self.connections[1:]]
+        return [_HEAD.unpack(head)[0] for head in heads]
 
     def end(self) -> None:
         """Wake whoever waits at either end, from any thread: the connection has ended."""

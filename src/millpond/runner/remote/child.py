@@ -76,6 +76,8 @@ class SlotServer:
             kind, arrays = self._carry_out(command)
             if self._answers:
                 self._port.send(kind, arrays)
+            else:
+                self._port.acknowledge(kind)
 
     def _carry_out(self, command: Message) -> tuple[int, list[Any]]:
         is_launched = False
@@ -92,6 +94,8 @@ class SlotServer:
             rows = self._runner.collect(handle)
             return GAVE_ROWS, list(row_arrays(rows, padded_tokens=handle.padded_tokens))
         except Exception as error:
+            if not self._answers:
+                traceback.print_exc()  # the first rank's error is the one that is told
             memory = self._runner.is_out_of_memory(error)
             fatal = self._runner.is_fatal(error)
             return RAISED, list(error_array(error, is_out_of_memory=memory, is_fatal=fatal))

@@ -104,13 +104,17 @@ class Watch:
         if what == "failed":
             return arrived(value)
         if what == "log":
-            name, level, message = value
-            logging.getLogger(name).log(level, "%s", message)
+            self._log(child, *value)
         elif what == "loaded":
             self._facts[child.rank] = value
             if len(self._facts) == len(self._tasks):
                 self._tell([self._facts[rank] for rank in sorted(self._facts)])
         return None
+
+    def _log(self, child: ChildProcess, name: str, level: int, message: str) -> None:
+        is_loading = len(self._facts) < len(self._tasks)
+        if not (is_loading and (child.rank > 0 or self._tasks[child.rank].repeats)):
+            logging.getLogger(name).log(level, "%s", message)
 
     def _hear_last(self, child: ChildProcess) -> Exception:
         """It has ended: take in what it said before."""

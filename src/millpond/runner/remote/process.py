@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
+from multiprocessing import spawn
 from typing import Any
 
 from ...errors import EngineError
@@ -126,11 +127,15 @@ def _exit_descriptor(pid: int) -> int | None:
 
 
 def _start(task: ChildTask, connection: socket.socket) -> subprocess.Popen[bytes]:
-    if not sys.executable:
-        raise EngineError("processes cannot be started: sys.executable names no Python")
+    executable = spawn.get_executable()  # the one that `multiprocessing` was told of, if it was
+    if not executable or getattr(sys, "frozen", False):
+        raise EngineError(
+            "the model cannot have a process of its own: sys.executable is no Python that could "
+            "run it; name one with multiprocessing.set_executable, or leave out replicas"
+        )
     path = [entry or os.getcwd() for entry in sys.path if isinstance(entry, str)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), **task.environment}
-    command = [sys.executable, "-P", "-m", "millpond.runner.remote.child"]
+    command = [os.fsdecode(executable), "-P", "-m", "millpond.runner.remote.child"]
     options: dict[str, Any] = {
         "stdin": subprocess.DEVNULL,
         "stdout": subprocess.DEVNULL,

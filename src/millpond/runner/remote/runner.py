@@ -190,9 +190,12 @@ class RemoteRunner:
 
     def _receive(self, port: Port) -> Message:
         try:
-            return port.receive()
+            answer, others = port.receive(), port.acknowledgements()
         except ConnectionEnded:
             raise self._lost() from None
+        if any((kind == RAISED) != (answer.kind == RAISED) for kind in others):
+            raise ProcessDied("a batch failed in one rank of the model and not in another")
+        return answer
 
     def _pool(self, is_query: bool) -> PortPool:
         return self._query_ports if is_query else self._ports

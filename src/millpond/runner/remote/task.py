@@ -39,6 +39,8 @@ class ChildTask:
     """Variables that the child has beside the parent's, or instead of them."""
     device_name: str | None = None
     """What the parent calls the device, where the child calls it something else."""
+    repeats: bool = False
+    """Whether another child loads the same, and logs the same while it does."""
 
     def load(self) -> Loaded:
         """In the child: do it."""
