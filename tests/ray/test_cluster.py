@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray.data
-from command_line import run
+from command_line import refusal, run
 from ray_cluster import cluster, kill, processes
 from rerankers import save_reranker
 
@@ -93,12 +93,12 @@ def test_pairs_are_scored_and_lists_ranked(tmp_path: Path) -> None:
     documents = ["the stone", "grinds", "the grain"]
     rows = [{"query": "grain", "document": text, "documents": documents} for text in documents]
     dataset = ray.data.from_items(rows)
-    table = table_of(rank(score(dataset, model, **ACTORS), model, top_n=2, **ACTORS))
+    scored, ranked = score(dataset, model, **ACTORS), rank(dataset, model, top_n=2, **ACTORS)
     with Engine(model, device="cpu", dtype="float32") as engine:
         scores = engine.score([("grain", text) for text in documents])
         best = [(each.index, each.score) for each in engine.rank("grain", documents, top_n=2)]
-    assert np.array_equal(table.column("score").to_numpy(), scores)
-    for ranking in table.column("ranking").to_pylist():
+    assert np.array_equal(table_of(scored).column("score").to_numpy(), scores)
+    for ranking in table_of(ranked).column("ranking").to_pylist():
         assert [(each["index"], each["score"]) for each in ranking] == best
 
 
@@ -120,6 +120,18 @@ def test_what_cannot_be_meant_is_refused_at_once(bert: str) -> None:
         embed(["a"], bert)  # type: ignore[arg-type]
     with pytest.raises(InvalidOption, match="top_n=0"):
         rank(dataset, bert, top_n=0)
+
+
+def test_actors_that_no_machine_can_hold_are_told_of(
+    bert: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    embed(ray.data.from_items([{"text": "a"}]), bert, gpus=8)
+    (record,) = (record for record in caplog.records if record.name == "millpond.ray")
+    assert "an actor needs 8 GPUs and no machine has more than 0 now" in record.getMessage()
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
+    flags = ("-o", tmp_path / "out", "-m", bert, "--ray", "local", "--cpus-per-actor", 3)
+    message = refusal("embed", tmp_path / "a.parquet", *flags)
+    assert message.startswith("an actor needs 3 CPUs and no machine has more than 2")
 
 
 def test_files_are_embedded_as_without_a_cluster(bert: str, tmp_path: Path) -> None:

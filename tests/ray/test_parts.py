@@ -16,6 +16,7 @@ from command_line import refusal, run
 
 from millpond import Engine
 from millpond.ray import parts
+from millpond.ray.actors import ActorPool
 from millpond.ray.batches import Columns
 from millpond.ray.filesystems import Folder
 from millpond.ray.parts import PartBatch, PartDone, PartsSpec
@@ -146,6 +147,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     monkeypatch.setattr(parts, "embed_parts", embed_parts)
     monkeypatch.setattr(parts.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ActorPool, "lack", lambda self: None)
     return runs
 
 
@@ -178,12 +180,24 @@ def test_another_model_s_folder_is_refused(
     run(*command)
     message = refusal(*command, "--dimensions", 8)
     assert "was started differently: dimensions null, now 8" in message
+    for part in (tmp_path / "out").rglob("*.parquet"):
+        part.rename(part.with_name("other-" + part.name))
+    assert "was started differently" in refusal(*command, "--dimensions", 8)
+    run(*command)
     (tmp_path / "out/_millpond.json").write_text("{")
     assert "is damaged" in refusal(*command)
     (tmp_path / "out/_millpond.json").unlink()
     assert "that this command did not write" in refusal(*command)
     assert run(*command, "--dimensions", 8, "--restart").exit_code == 0
     assert json.loads((tmp_path / "out/_millpond.json").read_text())["dimensions"] == 8
+
+
+def test_a_run_that_wrote_nothing_binds_no_other(
+    without_ray: list[list[str]], command: list[object], tmp_path: Path
+) -> None:
+    refusal(*command, "--task", "nonsense")
+    assert (tmp_path / "out/_millpond.json").exists()
+    assert run(*command, "--dimensions", 8).exit_code == 0
 
 
 def test_files_that_were_not_written_are_told_at_the_end(

@@ -111,6 +111,11 @@ class PartsCommand:
         assert options.ray is not None
         report = _Report(self.output, len(files), before)
         with cluster(options.ray):
+            lack = pool.lack()
+            if lack and options.ray == "local":
+                raise CommandError(f"{lack}, and a local cluster gets no other")
+            if lack:
+                _print(f"{lack} now; Ray waits for one")
             report.follow(self._parts(todo, spec, pool), show=self.show_progress)
         remove_unfinished(target)
         report.finish()
@@ -160,7 +165,8 @@ class PartsCommand:
         """
         done = {each.name: each for each in target.files()}
         finished = set() if self.restart else {each.name for each in files if each.name in done}
-        if not self.restart and (finished or MANIFEST in done):
+        has_files = any(not name.startswith((".", "_")) for name in done)
+        if not self.restart and has_files and (finished or MANIFEST in done):
             _require_same(self.output, _manifest(target, done), fingerprint)
         finished = {
             each.name

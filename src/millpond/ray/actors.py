@@ -66,6 +66,16 @@ class ActorPool:
             return 1.0 if resources.get("GPU", 0) else 0.0
         return float(self.gpus)
 
+    def lack(self) -> str | None:
+        """What no machine of the cluster has now and an actor needs; None where there is one."""
+        wanted = {"GPU": self.gpus_each(), "CPU": 1.0 if self.cpus is None else float(self.cpus)}
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        for name, count in wanted.items():
+            most = max((resources.get(name, 0) for resources in alive), default=0)
+            if count > most:
+                return f"an actor needs {count:g} {name}s and no machine has more than {most:g}"
+        return None
+
     def map_options(self, gpus: float) -> dict[str, Any]:
         """The arguments of `Dataset.map_batches`."""
         least, most = self._bounds()

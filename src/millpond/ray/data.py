@@ -5,6 +5,7 @@ They only describe the work: Ray does it when rows of the dataset are asked for.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any, Unpack, get_args
@@ -19,6 +20,8 @@ from .batches import Columns, EmbedBatch, EngineBatch, OnError, RankBatch, Score
 from .columns import require_columns
 
 __all__ = ["embed", "rank", "score"]
+
+logger = logging.getLogger("millpond.ray")
 
 Model = str | os.PathLike[str]
 
@@ -194,6 +197,8 @@ def _mapped(
     if known is not None:
         require_columns(known.names, columns.read, columns.written)
     gpus = pool.gpus_each()
+    if lack := pool.lack():
+        logger.warning("%s now; Ray waits for one when rows are asked for", lack)
     return dataset.map_batches(
         batch,
         batch_size=batch_rows,
