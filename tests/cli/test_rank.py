@@ -14,6 +14,7 @@ from command_line import ROWS, TEXTS, refusal, run
 from families import ENCODER
 
 from millpond import Engine
+from multi_vector import save_multi_vector
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -127,3 +128,15 @@ def test_info_shows_kind_and_labels(reranker: Path, bare_bert: Path) -> None:
     embedder = run("info", bare_bert).stdout
     assert "kind                   embed" in embedder
     assert "labels" not in embedder
+
+
+def test_a_multi_vector_model_ranks_too(inputs: dict[str, Path], tmp_path: Path) -> None:
+    late = save_multi_vector(tmp_path)
+    found = rows(rank(late, inputs["txt"], "--json", "--top-n", 3))
+    with Engine(late, device="cpu", dtype="float32") as engine:
+        expected = engine.rank(QUERY, TEXTS, top_n=3)
+    assert [one["index"] for one in found] == [one.index for one in expected]
+    facts = json.loads(run("info", late, "--json").stdout)
+    assert (facts["kind"], facts["similarity"]) == ("multi_vector", "maxsim")
+    told = refusal("embed", inputs["txt"], "-o", "-", "--model", late)
+    assert "millpond rank" in told

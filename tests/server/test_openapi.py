@@ -27,6 +27,7 @@ from schemathesis.specs.openapi.checks import (
 from millpond import Engine
 from millpond.server.app import create_app
 from millpond.server.models import ServedModel
+from multi_vector import save_multi_vector
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 CHECKS = [
@@ -44,9 +45,10 @@ def document(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
         model="BertForSequenceClassification",
         config={**ENCODER, "num_labels": 1},
     )
-    with Engine(MODEL) as engine, Engine(folder) as reranker:
-        models = [ServedModel.of(engine, ["model"]), ServedModel.of(reranker, ["reranker"])]
-        app = create_app(models)
+    late = save_multi_vector(tmp_path_factory.mktemp("late"))
+    with Engine(MODEL) as engine, Engine(folder) as reranker, Engine(str(late)) as colbert:
+        names = {"model": engine, "reranker": reranker, "late": colbert}
+        app = create_app([ServedModel.of(each, [name]) for name, each in names.items()])
         # schemathesis starts and stops the application with every request.
         app.router.lifespan_context = lambda app: nullcontext()
         yield schemathesis.openapi.from_asgi("/openapi.json", app)
@@ -70,6 +72,8 @@ OPERATIONS = [
     ("POST", "/score", 100),
     ("POST", "/classify", 100),
     ("POST", "/predict", 100),
+    ("POST", "/embed_all", 100),
+    ("POST", "/pooling", 100),
     ("POST", "/tokenize", 100),
     ("POST", "/detokenize", 100),
     ("GET", "/health", 5),

@@ -163,7 +163,7 @@ def embed(
         has_header=not no_header,
     )
     run = _file_run(path, target, formats, options, chunk_rows=chunk_size)
-    with open_engine(model, flags, kind="embed") as engine:
+    with open_engine(model, flags, kinds=("embed",)) as engine:
         show = _shows_progress(out) if progress is None else progress
         _run(run, engine, resume=resume, show_progress=show)
 

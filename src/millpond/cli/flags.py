@@ -7,7 +7,7 @@ flag: one line cannot say it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import Field, fields
 from types import NoneType, UnionType
 from typing import (
@@ -39,6 +39,8 @@ _INSTEAD = {  # kind of model -> what it gives, and what to call
     "score": "is a reranker and gives scores, not embeddings: call millpond rank",
     "classify": "is a classifier, which has no command here: call classify of millpond.Engine in "
     "Python, or millpond serve and /classify",
+    "multi_vector": "gives a vector for each token: call millpond rank, or embed_tokens of "
+    "millpond.Engine in Python",
 }
 Command = TypeVar("Command", bound=Callable[..., object])
 Names = Mapping[str, Sequence[str]]
@@ -83,15 +85,15 @@ def engine_options(flags: Mapping[str, Any]) -> EngineOptions:
     return cast(EngineOptions, options_of(EngineConfig, flags))
 
 
-def open_engine(model: str, flags: Mapping[str, Any], *, kind: str | None = None) -> Engine:
+def open_engine(model: str, flags: Mapping[str, Any], *, kinds: Collection[str] = ()) -> Engine:
     """An engine with the options of a command's flags.
 
-    Raises what `Engine` raises, and `CommandError` for a model that is not of the kind.
+    Raises what `Engine` raises, and `CommandError` for a model that is of none of the kinds.
     """
     from ..engine.engine import Engine
 
     engine = Engine(model, **engine_options(flags))
-    if kind is not None and engine.info().kind != kind:
+    if kinds and not set(kinds).intersection(engine.info().kinds):
         engine.close(drain=False)
         raise CommandError(f"{model} {_INSTEAD[engine.info().kind]}")
     return engine

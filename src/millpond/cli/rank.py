@@ -68,7 +68,9 @@ def rank(
     ] = None,
     **engine_options: Any,
 ) -> None:
-    """Order the texts of a file by their score for a query, with a reranker, the best first.
+    """Order the texts of a file by their score for a query, the best first.
+
+    With a reranker, or a multi-vector model such as ColBERT.
 
     \b
     Example:
@@ -89,7 +91,7 @@ def rank(
     )
     chunks = formats.source(path).chunks(CHUNK_ROWS)
     texts = [text for chunk in chunks for text in chunk.texts]
-    with open_engine(model, engine_options, kind="score") as engine:
+    with open_engine(model, engine_options, kinds=("score", "multi_vector")) as engine:
         ranked = engine.rank(
             query,
             texts,

@@ -40,11 +40,19 @@ class EngineInfo:
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """All that it gives: a masked language model without modules.json is `sparse` too."""
-        sparse = self.model.sparse
+        """The same, and what it gives besides.
+
+        A masked language model without modules.json is `sparse` too; bge-m3 is that, and
+        `multi_vector`.
+        """
+        sparse, multi_vector = self.model.sparse, self.model.multi_vector
         beside = None if sparse is None else sparse.route
-        has_sparse = beside is not None and any(route.name == beside for route in self.routes)
-        return (self.kind, "sparse") if has_sparse else (self.kind,)
+        found: dict[Kind, None] = {self.kind: None}
+        if beside is not None and any(route.name == beside for route in self.routes):
+            found["sparse"] = None
+        if multi_vector is not None:
+            found["multi_vector"] = None
+        return tuple(found)
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..checkpoint.modules import Module
+    from ..checkpoint.spec import ModelSpec
     from .info import EngineInfo
 
 __all__ = ["facts_of", "html_table", "text_table"]
@@ -44,7 +45,7 @@ def facts_of(engine_info: EngineInfo) -> Facts:
         "kind": model.kind,
         "labels": list(engine_info.labels),
         "activation": None if model.scoring is None else model.scoring.activation,
-        "similarity": None if model.scoring is not None else model.similarity_fn_name or "cosine",
+        "similarity": _similarity(model),
         "truncate_dim": model.truncate_dim,
         "prompts": dict(model.prompts),
         "default_prompt_name": model.default_prompt_name,
@@ -57,6 +58,13 @@ def facts_of(engine_info: EngineInfo) -> Facts:
         if engine_info.prefix_cache is None
         else _fields(engine_info.prefix_cache),
     }
+
+
+def _similarity(model: ModelSpec) -> str | None:
+    """How its vectors are compared; None for a model that gives none."""
+    if model.kind == "multi_vector" and model.multi_vector is not None:
+        return model.multi_vector.similarity
+    return None if model.scoring is not None else model.similarity_fn_name or "cosine"
 
 
 def _fields(value: Any, *, but: Sequence[str] = ()) -> Facts:

@@ -53,9 +53,7 @@ class ServedModel:
     @property
     def kinds(self) -> tuple[str, ...]:
         """The same, and what it gives besides."""
-        spec = self.engine.info().model
-        besides = [] if spec.multi_vector is None else ["multi_vector"]
-        return tuple(dict.fromkeys((spec.kind, *besides)))
+        return self.engine.info().kinds
 
     def require_kind(self, kinds: Collection[str]) -> None:
         """Raises `ApiError` 400 where no route that needs one of these can answer with it."""

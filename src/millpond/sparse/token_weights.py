@@ -1,4 +1,4 @@
-"""Weights of tokens, as bge-m3 gives, to a sparse vector: of each id the largest."""
+"""A weight for each token of a text, as bge-m3 gives it: of each id the largest counts."""
 
 from __future__ import annotations
 
