@@ -29,7 +29,7 @@ from .middleware.timeout import TimeoutMiddleware
 from .middleware.tracing import TracingMiddleware
 from .models import ServedModel, ServedModels
 from .page import PAGES, add_page
-from .pooling_schemas import PoolingResponse
+from .pooling_schemas import PoolingResponse, SparseValue
 from .routes.body_parser import BodyParser
 from .routes.classify import classify, predict
 from .routes.cohere import embed_v1, embed_v2
@@ -39,6 +39,7 @@ from .routes.json_body import JsonRoute
 from .routes.models import list_models, retrieve_model
 from .routes.pooling import embed_all, pooling
 from .routes.rerank import rerank, score
+from .routes.sparse import embed_sparse
 from .routes.status import health, metrics, version
 from .routes.tei import decode, embed, info, root, similarity
 from .routes.tokens import TokenizingSlots, detokenize, tokenize
@@ -199,6 +200,7 @@ def _add_routes(router: APIRouter) -> None:
     post("/score", score, "Score pairs of texts", ScoreResponse)
     post("/classify", classify, "Classify texts", ClassifyResponse)
     post("/predict", predict, "Classify texts or pairs", PredictResponse)
+    post("/embed_sparse", embed_sparse, "The weights of a text's terms", list[list[SparseValue]])
     post("/embed_all", embed_all, "A vector for each token", list[list[list[float]]])
     post("/pooling", pooling, "What a model gives of texts", PoolingResponse)
     post("/tokenize", tokenize, "The token ids of a text", TokenizeResponse)

@@ -10,16 +10,26 @@ from ..engine.engine import Engine
 from ..errors import InvalidOption, UnknownPrompt
 from .errors import FOREIGN_IDS_HINT, ApiError, shown
 
-__all__ = ["CLASSIFIES", "EMBEDS", "GIVES_TOKENS", "SCORES", "ServedModel", "ServedModels"]
+__all__ = [
+    "CLASSIFIES",
+    "EMBEDS",
+    "GIVES_SPARSE",
+    "GIVES_TOKENS",
+    "SCORES",
+    "ServedModel",
+    "ServedModels",
+]
 
 EMBEDS: tuple[str, ...] = ("embed",)
 SCORES: tuple[str, ...] = ("score", "multi_vector")  # by token vectors too
+GIVES_SPARSE: tuple[str, ...] = ("sparse",)
 GIVES_TOKENS: tuple[str, ...] = ("multi_vector",)
 CLASSIFIES: tuple[str, ...] = ("score", "classify")  # a score is the only class of a reranker
 _ROUTES: dict[str, tuple[str, str]] = {
     "embed": ("embeddings", "/v1/embeddings"),
     "score": ("scores", "/rerank or /score, or to /classify or /predict"),
     "classify": ("classes", "/classify or /predict"),
+    "sparse": ("sparse vectors", "/embed_sparse"),
     "multi_vector": ("a vector for each token", "/embed_all, /pooling, /rerank or /score"),
 }
 _PROBES = ("hello", "a", "1")
@@ -47,7 +57,7 @@ class ServedModel:
 
     @property
     def kind(self) -> str:
-        """What it is for: `embed`, `score`, `classify`, `multi_vector`."""
+        """What it is for: `embed`, `score`, `classify`, `sparse`, `multi_vector`."""
         return self.engine.info().kind
 
     @property

@@ -9,7 +9,14 @@ from pydantic import BaseModel, BeforeValidator, Field
 from .routes import foreign_fields
 from .schemas import Input, InputType, OptionalModel, Priority, PromptName, RequestBody, Usage
 
-__all__ = ["EmbedAllRequest", "PoolingRequest", "PoolingResponse", "Task"]
+__all__ = [
+    "EmbedAllRequest",
+    "EmbedSparseRequest",
+    "PoolingRequest",
+    "PoolingResponse",
+    "SparseValue",
+    "Task",
+]
 
 Task = Literal["embed", "token_embed", "classify", "score"]
 Truncate = Annotated[
@@ -37,8 +44,8 @@ PoolFactor = Annotated[
 ]
 
 
-class EmbedAllRequest(RequestBody):
-    """Text Embeddings Inference's request."""
+class _TextsRequest(RequestBody):
+    """What both routes of Text Embeddings Inference take."""
 
     LARGE_FIELDS = ("inputs",)
     FOREIGN = foreign_fields.OF_TEI
@@ -59,8 +66,38 @@ class EmbedAllRequest(RequestBody):
     ] = None
     prompt_name: PromptName = None
     input_type: InputType = None
-    pool_factor: PoolFactor = 1
     priority: BulkPriority = None
+
+
+class EmbedAllRequest(_TextsRequest):
+    """Text Embeddings Inference's request."""
+
+    pool_factor: PoolFactor = 1
+
+
+class EmbedSparseRequest(_TextsRequest):
+    """Text Embeddings Inference's request."""
+
+    max_active_dims: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            lt=2**31,
+            description="Millpond's own. Keep so many terms, the heaviest; by default what the "
+            "checkpoint says, all as a rule.",
+        ),
+    ] = None
+    min_weight: Annotated[
+        float,
+        Field(ge=0, allow_inf_nan=False, description="Millpond's own. Keep weights above it."),
+    ] = 0.0
+
+
+class SparseValue(BaseModel):
+    """A term of a text."""
+
+    index: Annotated[int, Field(description="Its id in the model's vocabulary.")]
+    value: Annotated[float, Field(description="Its weight.")]
 
 
 class PoolingRequest(RequestBody):

@@ -194,7 +194,10 @@ class ModelCard(BaseModel):
     created: Annotated[int, Field(description="When the server loaded it, in Unix seconds.")]
     owned_by: Literal["millpond"] = "millpond"
     root: Annotated[str, Field(description="Name of the checkpoint.")]
-    kind: Annotated[str, Field(description="`embed`, `score` (a reranker) or `classify`.")]
+    kind: Annotated[
+        str,
+        Field(description="`embed`, `score` (a reranker), `classify`, `sparse` or `multi_vector`."),
+    ]
     labels: Annotated[
         list[str], Field(description="Names of the scores or classes; none of an embedder.")
     ]

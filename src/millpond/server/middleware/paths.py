@@ -19,6 +19,7 @@ _KNOWN = (
     "/score",
     "/classify",
     "/predict",
+    "/embed_sparse",
     "/tokenize",
     "/detokenize",
     "/health",
