@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -23,10 +24,11 @@ from .flags import DEFAULT_MODEL, open_engine, options_of, with_flags_of
 if TYPE_CHECKING:
     from ..engine.calls.params import CallOptions
     from ..engine.engine import Engine
-    from .files.run import FileRun
+    from .files.run import FileRun, OutputKind
 
 __all__ = ["embed"]
 
+_KINDS = {"dense": "embed", "sparse": "sparse"}
 INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 
@@ -92,6 +94,20 @@ def embed(
             "--output-dtype", help="Type of the vectors; int8 and uint8 cannot be streamed."
         ),
     ] = "float32",
+    output_kind: Annotated[
+        Literal["dense", "sparse"],
+        typer.Option(
+            "--output-kind",
+            help="dense, or sparse: indices and values of a sparse model, such as a SPLADE.",
+        ),
+    ] = "dense",
+    max_active_dims: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of sparse vectors keep so many dimensions, the heaviest."),
+    ] = None,
+    min_weight: Annotated[
+        float | None, typer.Option(min=0, help="Of sparse vectors keep weights above it.")
+    ] = None,
     chunk_size: Annotated[
         int, typer.Option(min=1, help="Rows to write and sync to disk at a time.")
     ] = 1024,
@@ -119,18 +135,21 @@ def embed(
       millpond embed reviews.jsonl -o reviews.parquet --column body --task document
       millpond embed 's3://bucket/texts/*.parquet' -o s3://bucket/vectors --ray auto
     """
-    options: CallOptions = {
+    dense = {"dimensions": dimensions, "normalize": normalize, "output_dtype": output_dtype}
+    sparse = {"max_active_dims": max_active_dims, "min_weight": min_weight or 0.0}
+    is_sparse = output_kind == "sparse"
+    options: dict[str, Any] = {
         "task": task,
         "prompt": prompt,
         "prompt_name": prompt_name,
-        "dimensions": dimensions,
-        "normalize": normalize,
         "truncate": truncate,
-        "output_dtype": output_dtype,
+        **(sparse if is_sparse else dense),
     }
     if flags["ray"] is not None:
         _require_parquet(input_format, output_format)
         _require_streamed(options)
+        if is_sparse:
+            raise CommandError("--ray writes dense vectors; leave out --output-kind")
         PartsCommand(
             source=source,
             output=output,
@@ -141,7 +160,7 @@ def embed(
             chunk_rows=chunk_size,
             restart=restart,
             show_progress=_is_terminal() if progress is None else progress,
-            call=options,
+            call=cast("CallOptions", options),
             flags=flags,
         ).run()
         return
@@ -162,14 +181,30 @@ def embed(
         delimiter=delimiter,
         has_header=not no_header,
     )
-    run = _file_run(path, target, formats, options, chunk_rows=chunk_size)
-    with open_engine(model, flags, kinds=("embed",)) as engine:
+    _require_own(dense if is_sparse else sparse, output_kind, formats)
+    run = _file_run(path, target, formats, options, kind=output_kind, chunk_rows=chunk_size)
+    with open_engine(model, flags, kinds=(_KINDS[output_kind],)) as engine:
         show = _shows_progress(out) if progress is None else progress
         _run(run, engine, resume=resume, show_progress=show)
 
 
+def _require_own(others: Mapping[str, Any], kind: str, formats: FileFormats) -> None:
+    """Raise `CommandError` for options of the other kind of output, and a format that has none."""
+    for name, value in others.items():
+        if value not in (None, "float32", 0.0):
+            raise CommandError(f"--{name.replace('_', '-')} is not for --output-kind {kind}")
+    if kind == "sparse" and formats.output_format == "npy":
+        raise CommandError("sparse vectors are no matrix for .npy: write .parquet or .jsonl")
+
+
 def _file_run(
-    path: Path | None, output: Path, formats: FileFormats, options: CallOptions, *, chunk_rows: int
+    path: Path | None,
+    output: Path,
+    formats: FileFormats,
+    options: Mapping[str, Any],
+    *,
+    kind: OutputKind,
+    chunk_rows: int,
 ) -> FileRun:
     """The run, after a first pass over the input.
 
@@ -188,13 +223,14 @@ def _file_run(
         output=output,
         chunk_rows=chunk_rows,
         options=options,
+        kind=kind,
         input_info=input_info,
         formats=asdict(formats),
     )
 
 
-def _require_streamed(options: CallOptions) -> None:
-    dtype = options["output_dtype"]
+def _require_streamed(options: Mapping[str, Any]) -> None:
+    dtype = options.get("output_dtype")
     if dtype in ("int8", "uint8"):
         raise CommandError(
             f"{dtype} takes each dimension's range from all vectors at once: write float32 and "

@@ -39,6 +39,7 @@ _INSTEAD = {  # kind of model -> what it gives, and what to call
     "score": "is a reranker and gives scores, not embeddings: call millpond rank",
     "classify": "is a classifier, which has no command here: call classify of millpond.Engine in "
     "Python, or millpond serve and /classify",
+    "sparse": "gives sparse vectors: call millpond embed with --output-kind sparse",
     "multi_vector": "gives a vector for each token: call millpond rank, or embed_tokens of "
     "millpond.Engine in Python",
 }
@@ -95,6 +96,8 @@ def open_engine(model: str, flags: Mapping[str, Any], *, kinds: Collection[str] 
     engine = Engine(model, **engine_options(flags))
     if kinds and not set(kinds).intersection(engine.info().kinds):
         engine.close(drain=False)
+        if "sparse" in kinds:
+            raise CommandError(f"{model} gives no sparse vectors: name a SPLADE with --model")
         raise CommandError(f"{model} {_INSTEAD[engine.info().kind]}")
     return engine
 

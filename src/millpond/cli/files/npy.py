@@ -28,6 +28,7 @@ class NpyEncoding:
         return _header(vectors, rows=0)
 
     def encode(self, rows: Rows, vectors: Vectors) -> bytes:
+        assert isinstance(vectors, np.ndarray)
         return vectors.tobytes()
 
     def finish(self, part: Path, vectors: Vectors, *, rows: int) -> Path:
@@ -40,6 +41,7 @@ class NpyEncoding:
 
 
 def _header(vectors: Vectors, *, rows: int) -> bytes:
+    assert isinstance(vectors, np.ndarray)
     file = BytesIO()
     header = np.lib.format.header_data_from_array_1_0(vectors)
     np.lib.format.write_array_header_1_0(file, {**header, "shape": (rows, vectors.shape[1])})

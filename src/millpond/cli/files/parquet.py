@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ...sparse.vectors import SparseVectors
 from ..errors import CommandError
 from .rows import Rows, Vectors, require_column
 from .streams import named_error, sync
@@ -91,7 +92,10 @@ def _first_not_decoded(column: Any) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ParquetEncoding:
-    """The rows' columns and, as `new_column`, their vectors: lists of one length."""
+    """The rows' columns and, as `new_column`, their vectors: lists of one length.
+
+    Sparse ones are a struct of two lists, `indices` and `values`.
+    """
 
     new_column: str
 
@@ -117,8 +121,7 @@ class ParquetEncoding:
         return self.encode(rows, vectors)
 
     def encode(self, rows: Rows, vectors: Vectors) -> bytes:
-        values = pa.array(vectors.reshape(-1))
-        lists = pa.FixedSizeListArray.from_arrays(values, vectors.shape[1])
+        lists = _sparse(vectors) if isinstance(vectors, SparseVectors) else _dense(vectors)
         table = _columns(rows)
         if table is None:
             table = pa.table({self.new_column: lists})
@@ -150,6 +153,19 @@ class ParquetEncoding:
                 writer.write_table(table, row_group_size=max(1, len(table)))
             writer.close()  # writes the footer
             sync(file)
+
+
+def _dense(vectors: Any) -> Any:
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+
+
+def _sparse(vectors: SparseVectors) -> Any:
+    offsets = pa.array(vectors.offsets.astype("int32"))
+    lists = {
+        name: pa.ListArray.from_arrays(offsets, pa.array(values))
+        for name, values in (("indices", vectors.indices), ("values", vectors.values))
+    }
+    return pa.StructArray.from_arrays(list(lists.values()), names=list(lists))
 
 
 def _columns(rows: Rows) -> Any:

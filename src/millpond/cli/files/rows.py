@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ...sparse.vectors import SparseVectors
 from ..errors import CommandError
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ __all__ = [
 
 Record = dict[str, Any]
 """A row: column name to value."""
-Vectors = npt.NDArray[np.generic]
-"""`[n, width]`, of the output dtype."""
+Vectors = npt.NDArray[np.generic] | SparseVectors
+"""`[n, width]`, of the output dtype; or sparse."""
 
 
 @dataclass(frozen=True, kw_only=True)

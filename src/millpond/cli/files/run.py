@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import InvalidInput, TextFailed
 from ..errors import CommandError
@@ -16,11 +16,12 @@ from .rows import Encoding, Rows, Source
 from .streams import StreamOutput, is_stream
 
 if TYPE_CHECKING:
-    from ...engine.calls.params import CallOptions
     from ...engine.engine import Engine
     from ...stats import ProgressHook
 
-__all__ = ["FileRun", "InputInfo", "scan"]
+__all__ = ["FileRun", "InputInfo", "OutputKind", "scan"]
+
+OutputKind = Literal["dense", "sparse"]
 
 Stamp = tuple[int, ...] | None
 """A file's size and modification times; None if it does not exist."""
@@ -71,7 +72,9 @@ class FileRun:
     output: Path
     chunk_rows: int
     """Rows per chunk."""
-    options: CallOptions
+    options: Mapping[str, Any]
+    """Of the call, as the kind of output has them."""
+    kind: OutputKind
     input_info: InputInfo | None
     """None for an input that can be read only once."""
     formats: Fingerprint
@@ -87,7 +90,7 @@ class FileRun:
 
         Raises `CommandError` where the earlier run was a different one.
         """
-        no_vectors = engine.embed([], **self.options)  # validates the options
+        no_vectors = self._no_vectors(engine)  # validates the options
         if is_stream(self.output):
             return StreamOutput(self.output)
         fingerprint = run_fingerprint(
@@ -97,6 +100,7 @@ class FileRun:
                 "chunk_size": self.chunk_rows,
                 "pooling": engine.config.pooling and list(engine.config.pooling),
                 "batch_invariant": engine.config.batch_invariant,
+                "output_kind": self.kind,
                 **self.options,
                 **self.formats,
             },
@@ -131,7 +135,7 @@ class FileRun:
         if isinstance(output, StreamOutput):
             output.close()
             return
-        no_vectors = engine.embed([], **self.options)
+        no_vectors = self._no_vectors(engine)
         output.publish(self.encoding.finish(output.part, no_vectors, rows=output.rows))
 
     def _append(
@@ -149,14 +153,18 @@ class FileRun:
                 yield from rows.texts
 
         size = self.chunk_rows
-        embedded = engine.embed_iter(texts(), chunk_size=size, progress=progress, **self.options)
-        for vectors in embedded:
+        embed: Any = engine.embed_sparse_iter if self.kind == "sparse" else engine.embed_iter
+        for vectors in embed(texts(), chunk_size=size, progress=progress, **self.options):
             rows = ahead.popleft()
             assert len(rows) == len(vectors)
             self._require_unchanged()  # before these rows are counted
             output.append(self.encoding.encode(rows, vectors), rows=len(rows))
             on_rows(len(rows))
         self._require_unchanged()
+
+    def _no_vectors(self, engine: Engine) -> Any:
+        embed: Any = engine.embed_sparse if self.kind == "sparse" else engine.embed
+        return embed([], **self.options)
 
     def _require_unchanged(self) -> None:
         if self.input_info is not None:

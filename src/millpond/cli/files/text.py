@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
 
+from ...sparse.vectors import SparseVectors
 from ..errors import CommandError
 from .rows import Record, Rows, Vectors, column_exists, rows_of
 from .streams import ENCODING_HINT, name_of, open_lines
@@ -106,7 +108,10 @@ def _require_64_bits(digits: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class JsonLinesEncoding:
-    """One object per line: the row's columns and, as `new_column`, its vector."""
+    """One object per line: the row's columns and, as `new_column`, its vector.
+
+    That is a list or, of a sparse one, an object of two, `indices` and `values`.
+    """
 
     new_column: str
 
@@ -126,17 +131,22 @@ class JsonLinesEncoding:
 
     def encode(self, rows: Rows, vectors: Vectors) -> bytes:
         options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
-        vectors = np.ascontiguousarray(vectors)  # which orjson requires
         try:
             return b"".join(
                 orjson.dumps({**record, self.new_column: vector}, option=options)
-                for record, vector in zip(_records(rows), vectors, strict=True)
+                for record, vector in zip(_records(rows), _json_vectors(vectors), strict=True)
             )
         except TypeError as error:
             raise _unwritable("a row", error) from None
 
     def finish(self, part: Path, vectors: Vectors, *, rows: int) -> Path:
         return part
+
+
+def _json_vectors(vectors: Vectors) -> Iterable[Any]:
+    if isinstance(vectors, SparseVectors):
+        return ({"indices": vector.indices, "values": vector.values} for vector in vectors)
+    return np.ascontiguousarray(vectors)  # which orjson requires
 
 
 def _records(rows: Rows, *, first: int = 0) -> list[Record]:
