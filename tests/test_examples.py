@@ -103,3 +103,23 @@ def test_spark_s_workers_embed_documents() -> None:
     found = spark.make_predict()(texts)
     with Engine(spark.MODEL) as engine:
         assert np.array_equal(found, engine.embed(texts.tolist(), task="document"))
+
+
+@pytest.mark.filterwarnings("ignore:Payload indexes have no effect")
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("langchain_hybrid", "langchain_qdrant"),
+        ("llama_index_hybrid", "llama_index.vector_stores.qdrant"),
+    ],
+)
+def test_hybrid_retrieval_finds_a_name_that_is_asked_for(
+    name: str, package: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for needed in (package, "cognition"):
+        pytest.importorskip(needed, reason="it is installed by the test extra")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    load(name).main()
+    lines = capsys.readouterr().out.splitlines()
+    asked = lines.index("what does bisect_left return?")
+    assert lines[asked + 1] == "  bisect.bisect_left"
