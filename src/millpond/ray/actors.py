@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,7 +69,7 @@ class ActorPool:
     def lack(self) -> str | None:
         """What no machine of the cluster has now and an actor needs; None where there is one."""
         wanted = {"GPU": self.gpus_each(), "CPU": 1.0 if self.cpus is None else float(self.cpus)}
-        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        alive = [node["Resources"] for node in _machines() if node["Alive"]]
         for name, count in wanted.items():
             most = max((resources.get(name, 0) for resources in alive), default=0)
             if count > most:
@@ -114,3 +114,8 @@ def _is_number(value: object) -> bool:
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise InvalidOption(message)
+
+
+def _machines() -> list[dict[str, Any]]:
+    nodes: Callable[[], list[dict[str, Any]]] = ray.nodes
+    return nodes()

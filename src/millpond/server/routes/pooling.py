@@ -119,7 +119,7 @@ async def _ask(
     kind = input_kind(texts)
     are_ids = kind in ("tokens", "token_lists")
     if are_ids and not request.app.state.settings.allow_raw_token_ids:
-        model.require_special_tokens([texts] if kind == "tokens" else texts)
+        model.require_special_tokens([texts] if kind == "tokens" else texts, body.LARGE_FIELDS[0])
     if are_ids and options.get("task") is None and options.get("prompt_name") is None:
         options["prompt"] = ""  # ids are whole texts, with the default prompt
     elif options.get("prompt_name") is not None:

@@ -46,7 +46,7 @@ def _submit(
     options: dict[str, Any] = {}
     if kind in ("tokens", "token_lists"):
         if check_ids:
-            model.require_special_tokens([texts] if kind == "tokens" else texts)
+            model.require_special_tokens([texts] if kind == "tokens" else texts, "inputs")
         if body.input_type is None and body.prompt_name is None:
             options["prompt"] = ""  # ids are whole texts, with the default prompt
     elif body.prompt_name is not None:
