@@ -51,7 +51,7 @@ class MillpondSparseEmbeddings(SharedEngine, SparseEmbeddings):
             A sparse model of sentence-transformers (`SparseEncoder`), or a masked language model:
             a folder, or a name on the Hugging Face hub.
         max_active_dims, query_max_active_dims: int | None
-            Keep so many terms of a document, and of a query; None keeps what the checkpoint says.
+            Keep this many terms of a document, and of a query; None keeps what the checkpoint says.
         min_weight: float
             Keep terms with weights above it.
 

@@ -103,7 +103,7 @@ def embed(
     ] = "dense",
     max_active_dims: Annotated[
         int | None,
-        typer.Option(min=1, help="Of sparse vectors keep so many dimensions, the heaviest."),
+        typer.Option(min=1, help="Of sparse vectors keep the N heaviest dimensions."),
     ] = None,
     min_weight: Annotated[
         float | None, typer.Option(min=0, help="Of sparse vectors keep weights above it.")

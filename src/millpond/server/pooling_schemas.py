@@ -83,7 +83,7 @@ class EmbedSparseRequest(_TextsRequest):
         Field(
             ge=1,
             lt=2**31,
-            description="Millpond's own. Keep so many terms, the heaviest; by default what the "
+            description="Millpond's own. Keep the N heaviest terms; by default what the "
             "checkpoint says, all as a rule.",
         ),
     ] = None
