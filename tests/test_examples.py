@@ -123,3 +123,11 @@ def test_hybrid_retrieval_finds_a_name_that_is_asked_for(
     lines = capsys.readouterr().out.splitlines()
     asked = lines.index("what does bisect_left return?")
     assert lines[asked + 1] == "  bisect.bisect_left"
+
+
+def test_late_interaction_finds_the_bakery(capsys: pytest.CaptureFixture[str]) -> None:
+    load("late_interaction").main(["when can I buy bread?"])
+    best, *_, by_maxsim, pooled = capsys.readouterr().out.splitlines()
+    assert "bakery" in best
+    assert "bakery" in by_maxsim
+    assert pooled.startswith("with 35 vectors for 69")

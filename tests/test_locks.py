@@ -93,9 +93,9 @@ NOT_RENEWED = {
     ("scheduler/request.py", "self._result_lock = threading.Lock()"): "of one call",
     ("cli/report.py", "self._lock = threading.Lock()"): "the commands do not fork",
     ("cpu/preemption.py", "self._changed = SteadyCondition()"): "made anew in a child",
-    ("runner/remote/runner.py", "self._changed = threading.Condition()"): "a fork has its own ports",
+    ("runner/remote/runner.py", "self._changed = threading.Condition()"): "a fork has others",
     ("runner/remote/runner.py", "self._order = threading.Lock() if len(ranks) > 1 else None"):
-        "a fork has its own ports",
+        "a fork has others",
     ("runner/remote/child.py", "self._changed = threading.Condition()"): "it does not fork",
     ("runner/remote/child.py", "self._sends = threading.Lock()"): "it does not fork",
 }  # fmt: skip

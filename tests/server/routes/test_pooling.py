@@ -176,8 +176,10 @@ def test_a_multi_vector_model_reranks_and_scores(app: FastAPI, engine: Engine) -
         results = post(app, path, query="mill", documents=documents).json()["results"]
         found = [(one["index"], one["relevance_score"]) for one in results]
         np.testing.assert_allclose(found, ranked, rtol=1e-6)
-    found = post(app, "/rerank", query="mill", texts=documents, raw_scores=True).json()
-    np.testing.assert_allclose([(one["index"], one["score"]) for one in found], ranked, rtol=1e-6)
+    for raw in ({}, {"raw_scores": True}, {"raw_scores": False}):
+        found = post(app, "/rerank", query="mill", texts=documents, **raw).json()
+        scores = [(one["index"], one["score"]) for one in found]
+        np.testing.assert_allclose(scores, ranked, rtol=1e-6)
     body = post(app, "/score", queries="mill", documents=documents).json()
     scores = engine.score([("mill", document) for document in documents])
     assert [one["score"] for one in body["data"]] == pytest.approx(scores.tolist())

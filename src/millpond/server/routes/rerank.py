@@ -108,7 +108,7 @@ async def _score_pairs(
         return model.engine.submit_score(
             pairs(),
             wait=False,
-            activation=_ACTIVATIONS[body.raw_scores],
+            activation=_activation(model, body.raw_scores),
             truncate=body.truncate_option,
             prompt=body.prompt,
             prompt_name=body.prompt_name,
@@ -126,6 +126,12 @@ async def _score_pairs(
 
 
 _ACTIVATIONS = {None: "auto", False: "sigmoid", True: "none"}
+
+
+def _activation(model: ServedModel, raw_scores: bool | None) -> str:
+    """MaxSim is no logit: a sigmoid would be 1 for all that is alike at all."""
+    has_logits = model.engine.info().model.scoring is not None
+    return _ACTIVATIONS[raw_scores] if has_logits else "auto"
 
 
 def priority_of(body: ScoringBody, lengths: Sequence[int], *, few: int) -> str:
