@@ -44,6 +44,7 @@ from millpond import (
     TextTooLong,
     UnsupportedCall,
 )
+from multi_vector import save_multi_vector
 
 QUERY = "which"
 TEXTS = ["one text", "another", "a third one", "the last", "x"]
@@ -335,3 +336,14 @@ def test_the_example_reranks_what_the_index_finds(
     found = [float(line.split()[0]) for line in lines if line.startswith("  ")]
     for first in range(0, len(found), 3):
         assert found[first : first + 3] == sorted(found[first : first + 3], reverse=True)
+
+
+def test_a_multi_vector_model_reranks_too(tmp_path: Path) -> None:
+    folder = save_multi_vector(tmp_path)
+    texts = ["mill", "the stone grinds", "grain"]
+    with Engine(folder, device="cpu") as engine:
+        ranked = engine.rank("the stone", texts, top_n=2)
+        reranker = MillpondRerank(engine=engine, top_n=2)
+        nodes = [NodeWithScore(node=TextNode(text=text), score=0.5) for text in texts]
+        found = reranker.postprocess_nodes(nodes, query_str="the stone")
+        assert [each.score for each in found] == [one.score for one in ranked]

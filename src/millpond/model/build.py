@@ -56,6 +56,7 @@ from .verify import (
     verify_execution,
     verify_fused,
 )
+from .verify_filled import verify_filled
 from .verify_prefix import PrefixSupport, verify_prefixes
 
 __all__ = ["load_models"]
@@ -246,6 +247,9 @@ class _Encoders:
                 verify_packed_forward(
                     transformer, execution, token_ids=ids, keep=keep, float8=in_float8
                 )
+            fill = tokenizer.query_fill
+            if fill is not None and not fill.is_attended:
+                execution = verify_filled(transformer, execution, token_ids=ids)
             if in_float8:
                 use_float8(transformer, _ordinary_texts(tokenizer))
         return transformer, tokenizer, execution

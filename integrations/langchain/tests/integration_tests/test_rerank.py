@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from langchain_classic.retrievers import ContextualCompressionRetriever
 from langchain_community.vectorstores import FAISS
+from langchain_core.documents import Document
 from sentence_transformers import CrossEncoder
 
 from langchain_millpond import MillpondCrossEncoder, MillpondEmbeddings, MillpondRerank
+from millpond import Engine
+from multi_vector import save_multi_vector
 
 ROOT = Path(__file__).parents[4]
 QUERY = "when can I buy bread?"
@@ -60,3 +63,21 @@ def test_the_example_reranks_what_the_store_finds(
         scores = [float(re.split(r"\s+", line.strip())[0]) for line in lines]
         assert len(scores) == 3
         assert scores == sorted(scores, reverse=True)
+
+
+def test_a_multi_vector_model_reranks_too(tmp_path: Path) -> None:
+    folder = save_multi_vector(tmp_path)
+    texts = ["mill", "the stone grinds", "grain"]
+    with Engine(folder, device="cpu") as engine:
+        ranked = engine.rank("the stone", texts, top_n=2)
+        reranker = MillpondRerank(engine=engine, top_n=2)
+        documents = [Document(page_content=text) for text in texts]
+        for found in (
+            reranker.compress_documents(documents, "the stone"),
+            asyncio.run(reranker.acompress_documents(documents, "the stone")),
+        ):
+            scores = [each.metadata["relevance_score"] for each in found]
+            assert scores == [one.score for one in ranked]
+        encoder = MillpondCrossEncoder(engine=engine)
+        pairs = [("the stone", text) for text in texts]
+        assert list(encoder.score(pairs)) == engine.score(pairs).tolist()
