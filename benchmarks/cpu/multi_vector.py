@@ -33,7 +33,7 @@ from millpond import Engine
 from .rerank import Query, make_queries, save_model
 
 DIMENSION = 128
-QUERY_LENGTH = 32
+QUERY_LENGTH, QUERY_WORDS = 32, 8
 BATCH_SIZES = (8, 16, 32, 64, 128)
 FLOAT32_TOLERANCE = 1e-5
 IDLE_LOAD = 0.5
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = save(Path(temporary))
         queries = make_queries(folder, count)
         documents = [passage for query in queries for passage in query.passages]
-        texts = [query.text for query in queries] * 20
+        texts = [" ".join(passage.split()[:QUERY_WORDS]) for passage in documents]
         with Engine(folder, dtype="float32", device="cpu") as whole:
             require_equal(whole, folder, queries)
             half = Engine(folder, device="cpu")

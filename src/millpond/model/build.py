@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,11 @@ from ..layers.cpu.linear import fuse_gelus, prepack_linears
 from ..layers.cuda.fusion import fuse_for_cuda
 from ..layers.weight_reads import layers_read_by_others
 from ..pair import Pair
-from ..pooler.m3_heads import M3Pooler
-from ..pooler.pooler import Pooler
-from ..pooler.sparse import LatentHead, SparsePooler
 from ..tokenization.pairs import PairTokenizer
 from ..tokenization.tokenizer import TextTokenizer
 from .device import choose_dtype
 from .float8 import use_float8
+from .heads import Head, HeadLoader
 from .kept_tokens import KeptTokens
 from .loading import LoadedTransformer, checkpoint_dtype, load_transformer
 from .overflow import DoesNotFit, refuse_overflow
@@ -76,8 +74,6 @@ ENGLISH = (
     "def open(path: str, mode: str = 'r') -> File",
 )
 """Texts as they come, of several kinds and lengths."""
-# What chooses among token vectors, or is done to them on the host.
-_OF_TOKENS = frozenset({"MultiVectorMask", "HierarchicalTokenPooling"})
 _Encoder = Transformer | StaticEmbeddings | SparseStaticEmbeddings
 _Loaded = tuple[Transformer, TextTokenizer, ExecutionMode]
 
@@ -91,8 +87,7 @@ class _Encoders:
     loaded: dict[Path, tuple[_Encoder, TextTokenizer, ExecutionMode | None]]
     reads_pairs: bool
     """Whether the model scores pairs, or classifies them."""
-    gives_tokens: bool
-    """Whether the result is a vector for each token."""
+    heads: HeadLoader
     with_vocabulary: Mapping[Path, Module]
     """Encoders that a route needs with their head for masked words, which others do without."""
 
@@ -275,7 +270,7 @@ class _Encoders:
         if self.device.type == "cuda":
             fuse_for_cuda(model)
 
-    def prefixes(self, route: Route, head: Pooler | SparsePooler | M3Pooler) -> PrefixSupport:
+    def prefixes(self, route: Route, head: Head) -> PrefixSupport:
         """Whether the texts of a route can continue from cached prefixes."""
         encoder, tokenizer, execution = self.loaded[route.encoder.path]
         reason = _reason_against_prefixes(self.config, self.device, execution, head)
@@ -298,7 +293,7 @@ def _reason_against_prefixes(
     config: EngineConfig,
     device: torch.device,
     execution: ExecutionMode | None,
-    head: Pooler | SparsePooler | M3Pooler,
+    head: Head,
 ) -> str | None:
     if config.prefix_cache == "off":
         return "turned off"
@@ -347,7 +342,12 @@ def _load_routes(
         device,
         {},
         reads_pairs=spec.scoring is not None,
-        gives_tokens=spec.kind == "multi_vector",
+        heads=HeadLoader(
+            device=device,
+            trust_remote_code=config.trust_remote_code,
+            batch_invariant=config.batch_invariant or None,
+            gives_tokens=spec.kind == "multi_vector",
+        ),
         with_vocabulary={
             encoder.path: encoder
             for encoder in wanted
@@ -360,7 +360,7 @@ def _load_routes(
 def _load_model(route: Route, encoders: _Encoders) -> PoolingModel:
     all_layers = any(module.kind == "WeightedLayerPooling" for module in route.head)
     encoder, tokenizer, execution = encoders.get(route.encoder, all_layers=all_layers)
-    head = _pooler(route, encoder, encoders)
+    head = encoders.heads.load(route, encoder, tokenizer)
     return PoolingModel(
         name=route.name,
         tokenizer=tokenizer,
@@ -369,76 +369,6 @@ def _load_model(route: Route, encoders: _Encoders) -> PoolingModel:
         execution=execution,
         prefixes=encoders.prefixes(route, head),
         kept_tokens=KeptTokens.of(route.head, tokenizer),
-    )
-
-
-def _m3_pooler(route: Route, encoder: _Encoder, encoders: _Encoders) -> M3Pooler:
-    *steps, heads = route.head
-    dense = None
-    if steps:
-        found = _pooler(replace(route, modules=(route.encoder, *steps)), encoder, encoders)
-        assert isinstance(found, Pooler)
-        dense = found
-    ignored = encoders.loaded[route.encoder.path][1].empty_of_meaning
-    return M3Pooler.load(
-        heads.path,
-        heads.options["gives"],
-        dense=dense,
-        ignored=sorted(ignored),
-        vocabulary=encoder.vocab_size,
-        hidden_size=encoder.width,
-        device=encoders.device,
-        batch_invariant=encoders.config.batch_invariant or None,
-    )
-
-
-def _pooler(
-    route: Route, encoder: _Encoder, encoders: _Encoders
-) -> Pooler | SparsePooler | M3Pooler:
-    if route.head and route.head[-1].kind == "M3Heads":
-        return _m3_pooler(route, encoder, encoders)
-    batch_invariant = encoders.config.batch_invariant or None
-    last = route.modules[-1]
-    if last.kind == "SpladePooling":
-        assert isinstance(encoder, Transformer)
-        assert encoder.vocabulary is not None
-        return SparsePooler(head=encoder.vocabulary, **last.options)
-    if last.kind == "SparseAutoEncoder":
-        inner = replace(route, modules=route.modules[:-1])
-        pooler = _pooler(inner, encoder, encoders)
-        assert isinstance(pooler, Pooler)
-        latents = LatentHead.load(
-            last,
-            width=pooler.dimension,
-            device=encoders.device,
-            batch_invariant=encoders.device.type == "cpu" or bool(batch_invariant),
-        )
-        return SparsePooler(head=latents, pooler=pooler, is_plain=True)
-    if isinstance(encoder, Transformer) and encoder.head is not None:
-        return Pooler.of_head(
-            encoder.head,
-            pooling=encoder.head.pooling,
-            is_late=encoder.head.is_late,
-            hidden_size=encoder.width,
-            dimension=encoder.head.width,
-            device=encoders.device,
-            batch_invariant=batch_invariant,
-        )
-    if encoders.gives_tokens:
-        return Pooler.of_tokens(
-            [module for module in route.head if module.kind not in _OF_TOKENS],
-            hidden_size=encoder.width,
-            device=encoders.device,
-            trust_remote_code=encoders.config.trust_remote_code,
-            batch_invariant=batch_invariant,
-        )
-    return Pooler.load(
-        route.head,
-        hidden_size=encoder.width,
-        device=encoders.device,
-        trust_remote_code=encoders.config.trust_remote_code,
-        pooled=not isinstance(encoder, Transformer),
-        batch_invariant=batch_invariant,
     )
 
 

@@ -123,6 +123,10 @@ def _longest(one: Timings, other: Timings) -> Timings:
     )
 
 
+def _nothing() -> Scores:
+    raise AssertionError("it has ended")
+
+
 class LateFuture(SteadyFuture[Scores]):
     """The future of such a call. Cancelling it takes out the texts that have not run."""
 
@@ -141,10 +145,12 @@ class LateFuture(SteadyFuture[Scores]):
                 other.cancel()
         if not all(future.done() for future in self._requests) or not next(self._turn, False):
             return
+        # Their callbacks hold this future: what is not let go here would be kept for long.
+        combine, self._combine, self._requests = self._combine, _nothing, ()
         if not self.set_running_or_notify_cancel():
             return
         try:
-            result = self._combine()
+            result = combine()
         except BaseException as error:  # of a request
             self.set_exception(error)
         else:
