@@ -13,6 +13,7 @@ from checkpoints import save_checkpoint, save_family, save_transformer
 from families import FAMILIES, MAX_LENGTH, WIDTH
 from rerankers import save_reranker
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from sparse_models import save_splade
 
 __all__ = ["PAGES", "ROOT", "Block", "blocks", "save_hub"]
 
@@ -83,6 +84,7 @@ MODELS: Mapping[str, Callable[[Path], Path]] = {
     "BAAI/bge-reranker-base": lambda folder: save_reranker("xlm_roberta", folder),
     "cross-encoder/ms-marco-MiniLM-L6-v2": lambda folder: save_reranker("bert", folder),
     "cross-encoder/nli-deberta-v3-base": lambda folder: save_reranker("bert", folder, labels=3),
+    "naver/splade-v3": save_splade,
 }
 """The models that the pages name. The first is the real one; the others are tiny and random."""
 
