@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from rerankers import save_reranker
+from sparse_models import save_splade
 
 from millpond import Engine
 from millpond.errors import (
@@ -21,7 +22,14 @@ from millpond.errors import (
     UnsupportedCall,
 )
 from millpond.ray import batches
-from millpond.ray.batches import Columns, EmbedBatch, EngineBatch, RankBatch, ScoreBatch
+from millpond.ray.batches import (
+    Columns,
+    EmbedBatch,
+    EngineBatch,
+    RankBatch,
+    ScoreBatch,
+    SparseBatch,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -176,6 +184,23 @@ def test_columns_are_there_once(bert: str) -> None:
         batch(pa.table({"body": TEXTS}))
     with pytest.raises(InvalidOption, match="two columns 'out'"):
         batch(pa.table({"text": TEXTS, "out": TEXTS}))
+
+
+def test_sparse_vectors_are_the_engine_s(tmp_path: Path) -> None:
+    model = str(save_splade(tmp_path))
+    options: Any = {"max_active_dims": 5}
+    batch = SparseBatch(model, OPTIONS, columns("text"), options)
+    found = batch(pa.table({"text": ["the stone", None, "grain"]}))
+    with Engine(model, **OPTIONS) as engine:
+        expected = engine.embed_sparse(["the stone", "grain"], **options)
+    first, failed, last = found.column("out").to_pylist()
+    assert failed is None
+    for got, (indices, values) in zip((first, last), expected, strict=True):
+        assert got["indices"] == indices.tolist()
+        assert np.array_equal(np.float32(got["values"]), values)
+    assert found.column("out_error").to_pylist()[1].startswith("InvalidText")
+    none = batch(pa.table({"text": pa.array([], "str")}))
+    assert (none.num_rows, none.schema) == (0, found.schema)
 
 
 def test_scores_are_the_engine_s(reranker: str, scorer: Engine) -> None:

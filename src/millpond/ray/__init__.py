@@ -18,12 +18,18 @@ if find_spec("ray") is None:
     raise ModuleNotFoundError('ray is not installed: pip install "millpond[ray]"', name="ray")
 
 if typing.TYPE_CHECKING:
-    from .data import embed, rank, score
+    from .data import embed, embed_sparse, rank, score
     from .serve import deployment
 
-__all__ = ["deployment", "embed", "rank", "score"]
+__all__ = ["deployment", "embed", "embed_sparse", "rank", "score"]
 
-_MODULES = {"deployment": "serve", "embed": "data", "rank": "data", "score": "data"}
+_MODULES = {
+    "deployment": "serve",
+    "embed": "data",
+    "embed_sparse": "data",
+    "rank": "data",
+    "score": "data",
+}
 
 
 def __getattr__(name: str) -> typing.Any:

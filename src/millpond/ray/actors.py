@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,7 +69,7 @@ class ActorPool:
     def lack(self) -> str | None:
         """What no machine of the cluster has now and an actor needs; None where there is one."""
         wanted = {"GPU": self.gpus_each(), "CPU": 1.0 if self.cpus is None else float(self.cpus)}
-        alive = [node["Resources"] for node in _machines() if node["Alive"]]
+        alive = [node["Resources"] for node in _nodes() if node["Alive"]]
         for name, count in wanted.items():
             most = max((resources.get(name, 0) for resources in alive), default=0)
             if count > most:
@@ -103,6 +103,10 @@ def engine_options(model: Any, options: EngineOptions, gpus: float) -> EngineOpt
     return placed
 
 
+def _nodes() -> list[dict[str, Any]]:
+    return ray.nodes()  # type: ignore[no-untyped-call, no-any-return]
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
@@ -114,8 +118,3 @@ def _is_number(value: object) -> bool:
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise InvalidOption(message)
-
-
-def _machines() -> list[dict[str, Any]]:
-    nodes: Callable[[], list[dict[str, Any]]] = ray.nodes
-    return nodes()

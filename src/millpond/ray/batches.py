@@ -18,12 +18,29 @@ import pyarrow as pa
 from ..config import EngineOptions
 from ..engine.calls.params import CallOptions
 from ..engine.calls.scoring import ScoreOptions
+from ..engine.calls.sparse import SparseOptions
 from ..engine.engine import Engine
 from ..errors import EngineFailed, InvalidInput, InvalidText, MillpondError, TextFailed
 from ..scores import Scores
-from .columns import error_texts, numbers_column, require_columns, values_of, vectors_column
+from .columns import (
+    error_texts,
+    numbers_column,
+    require_columns,
+    sparse_column,
+    values_of,
+    vectors_column,
+)
 
-__all__ = ["Columns", "Computed", "EmbedBatch", "EngineBatch", "OnError", "RankBatch", "ScoreBatch"]
+__all__ = [
+    "Columns",
+    "Computed",
+    "EmbedBatch",
+    "EngineBatch",
+    "OnError",
+    "RankBatch",
+    "ScoreBatch",
+    "SparseBatch",
+]
 
 OnError = Literal["report", "drop", "raise"]
 RANKED = pa.list_(pa.struct([("index", pa.int64()), ("score", pa.float32())]))
@@ -148,6 +165,24 @@ class EmbedBatch(EngineBatch):
         result = self._engine.submit(texts, **self._options).result()
         values = vectors_column(result.vectors, result.errors)
         return Computed(values=values, errors=result.errors, truncated=int(result.truncated.sum()))
+
+
+class SparseBatch(EngineBatch):
+    """The sparse vectors of a text column; `options` are `SparseOptions`."""
+
+    _options: SparseOptions
+
+    def _prepare(self) -> None:
+        self._engine.submit_sparse([], **self._options).result()
+
+    def _compute(self, table: Any) -> Computed:
+        texts = values_of(table.column(self._columns.read[0]))
+        result = self._engine.submit_sparse(texts, **self._options).result()
+        return Computed(
+            values=sparse_column(result.vectors, result.errors),
+            errors=result.errors,
+            truncated=int(result.truncated.sum()),
+        )
 
 
 class _PairsBatch(EngineBatch):

@@ -13,8 +13,16 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..errors import InvalidOption, MillpondError
+from ..sparse.vectors import SparseVectors
 
-__all__ = ["error_texts", "numbers_column", "require_columns", "values_of", "vectors_column"]
+__all__ = [
+    "error_texts",
+    "numbers_column",
+    "require_columns",
+    "sparse_column",
+    "values_of",
+    "vectors_column",
+]
 
 
 def require_columns(names: Sequence[str], read: Sequence[str], written: Sequence[str]) -> None:
@@ -58,6 +66,17 @@ def vectors_column(vectors: npt.NDArray[Any], failed: Collection[int]) -> Any:
 def numbers_column(numbers: npt.NDArray[Any], failed: Collection[int]) -> Any:
     """`[n]` as numbers; null in the rows of `failed`."""
     return pa.array(numbers, mask=_mask(len(numbers), failed))
+
+
+def sparse_column(vectors: SparseVectors, failed: Collection[int]) -> Any:
+    """A struct of `indices` and `values`, lists of one length; null in the rows of `failed`."""
+    offsets = pa.array(vectors.offsets, pa.int32())
+    lists = [
+        pa.ListArray.from_arrays(offsets, pa.array(values))
+        for values in (vectors.indices, vectors.values)
+    ]
+    mask = pa.array(_mask(len(vectors), failed))
+    return pa.StructArray.from_arrays(lists, ["indices", "values"], mask=mask)
 
 
 def _mask(rows: int, failed: Collection[int]) -> npt.NDArray[np.bool_]:

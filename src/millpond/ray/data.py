@@ -1,4 +1,4 @@
-"""`embed`, `score` and `rank`: a Ray dataset in, the same with new columns out.
+"""`embed`, `embed_sparse`, `score` and `rank`: a Ray dataset in, the same with new columns out.
 
 They only describe the work: Ray does it when rows of the dataset are asked for.
 """
@@ -16,10 +16,10 @@ from ..config import EngineConfig, EngineOptions
 from ..embeddings import OutputDType
 from ..errors import InvalidOption
 from .actors import BATCH_ROWS, ActorPool, ActorsOption, engine_options
-from .batches import Columns, EmbedBatch, EngineBatch, OnError, RankBatch, ScoreBatch
+from .batches import Columns, EmbedBatch, EngineBatch, OnError, RankBatch, ScoreBatch, SparseBatch
 from .columns import require_columns
 
-__all__ = ["embed", "rank", "score"]
+__all__ = ["embed", "embed_sparse", "rank", "score"]
 
 logger = logging.getLogger("millpond.ray")
 
@@ -91,6 +91,47 @@ def embed(
     }
     pool = ActorPool(actors=actors, gpus=gpus, cpus=cpus, ray_options=ray_options or {})
     return _mapped(dataset, EmbedBatch, model, options, columns, call, pool, batch_rows)
+
+
+def embed_sparse(
+    dataset: Dataset,
+    model: Model,
+    *,
+    column: str = "text",
+    output_column: str = "sparse",
+    on_error: OnError = "report",
+    error_column: str | None = None,
+    task: str | None = None,
+    prompt: str | None = None,
+    prompt_name: str | None = None,
+    max_active_dims: int | None = None,
+    min_weight: float = 0.0,
+    truncate: str | None = None,
+    actors: ActorsOption = (1, None),
+    gpus: float | None = None,
+    cpus: float | None = None,
+    batch_rows: int = BATCH_ROWS,
+    ray_options: Mapping[str, Any] | None = None,
+    **options: Unpack[EngineOptions],
+) -> Dataset:
+    """The dataset with a column of sparse vectors, by a model such as SPLADE.
+
+    A vector is `{"indices": list[int32], "values": list[float32]}`, the dimensions ascending.
+    `task`, `prompt`, `prompt_name`, `max_active_dims`, `min_weight` and `truncate` are those of
+    `Engine.embed_sparse`, everything else is as with `embed`.
+    """
+    columns = _columns((column,), output_column, error_column, on_error)
+    call = {
+        "task": task,
+        "prompt": prompt,
+        "prompt_name": prompt_name,
+        "max_active_dims": max_active_dims,
+        "min_weight": min_weight,
+        "truncate": truncate,
+        "priority": "bulk",
+    }
+    pool = ActorPool(actors=actors, gpus=gpus, cpus=cpus, ray_options=ray_options or {})
+    return _mapped(dataset, SparseBatch, model, options, columns, call, pool, batch_rows)
 
 
 def score(
