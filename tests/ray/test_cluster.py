@@ -128,9 +128,10 @@ def test_actors_that_no_machine_can_hold_are_told_of(
     embed(ray.data.from_items([{"text": "a"}]), bert, gpus=8)
     (record,) = (record for record in caplog.records if record.name == "millpond.ray")
     assert "an actor needs 8 GPUs and no machine has more than 0 now" in record.getMessage()
-    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "in" / "a.parquet")
     flags = ("-o", tmp_path / "out", "-m", bert, "--ray", "local", "--cpus-per-actor", 3)
-    message = refusal("embed", tmp_path / "a.parquet", *flags)
+    message = refusal("embed", tmp_path / "in", *flags)
     assert message.startswith("an actor needs 3 CPUs and no machine has more than 2")
 
 
