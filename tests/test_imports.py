@@ -57,10 +57,14 @@ TENSOR_LIBRARIES = {"torch", "transformers", "tokenizers", "safetensors", "sente
 MAY_USE_TENSORS = {
     *("cpu", "attention", "layers", "pooler", "model", "runner"),
     *("checkpoint.module_config", "checkpoint.quiet", "checkpoint.weights"),
-    "tokenization.backend",
+    *("tokenization.backend", "tokenization.bert", "tokenization.from_transformers"),
+    "tokenization.sources",
 }
-# torch, when a model is loaded; an extra
-MAY_IMPORT_LATE = {"cli", "engine.instance", "server.tracing"}
+# torch when a model is loaded, and transformers where that model needs it; an extra.
+MAY_IMPORT_LATE = {
+    *("cli", "engine.instance", "model.loading", "pooler.modules", "tokenization.sources"),
+    "server.tracing",
+}
 ENTRY_POINTS = {"server.__main__": "cli"}
 
 

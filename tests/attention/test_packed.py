@@ -14,6 +14,7 @@ from transformers import AttentionInterface, AutoModel, masking_utils
 
 from millpond.attention import packed as attention
 from millpond.attention import varlen
+from millpond.attention.implementations import register_attention
 from millpond.attention.packed import PackedSequences, packed_attention
 
 LENGTHS = [7, 7, 5, 1, 3, 3, 3]
@@ -208,7 +209,7 @@ def test_nobody_looks_for_packed_sequences_in_the_positions(
     calls: list[Tensor] = []
     monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", calls.append)
     model = AutoModel.from_pretrained(checkpoint(name))
-    attention.register_attention()
+    register_attention()
     model.set_attn_implementation(attention.ATTENTION_NAME)
     ids, positions = torch.arange(20, 26)[None], torch.tensor([[0, 1, 2, 0, 1, 2]])
     sequences = PackedSequences.of(np.array([3, 3]))
@@ -251,8 +252,8 @@ def test_only_half_precision_on_cuda_takes_the_kernel() -> None:
 
 
 def test_registering_twice_is_registering_once() -> None:
-    attention.register_attention()
+    register_attention()
     before = dict(AttentionInterface._global_mapping)
-    attention.register_attention()
+    register_attention()
     assert before == AttentionInterface._global_mapping
     assert before[attention.ATTENTION_NAME] is packed_attention

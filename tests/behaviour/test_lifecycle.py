@@ -558,7 +558,7 @@ import numpy as np
 from fakes import *
 from millpond.checkpoint.quiet import quiet_transformers
 from millpond.runner.cpu_workers import CpuWorkers
-from millpond.tokenization.backend import _python_tokenize
+from millpond.tokenization.from_transformers import _python_tokenize
 
 held, let_go = threading.Barrier(5), threading.Event()
 def hold(*_, **__):

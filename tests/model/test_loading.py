@@ -28,7 +28,8 @@ from millpond.checkpoint.modules import Module
 from millpond.errors import InvalidCheckpoint, InvalidOption, UnsupportedModel
 from millpond.model import build
 from millpond.model.device import choose_device, choose_dtype
-from millpond.model.loading import LoadedTransformer, checkpoint_dtype, load_transformer
+from millpond.model.loaded import LoadedTransformer
+from millpond.model.loading import checkpoint_dtype, load_transformer
 
 CPU = torch.device("cpu")
 TINY = {
@@ -66,7 +67,8 @@ def test_the_weights_are_those_on_disk(bert: Path) -> None:
     loaded = load(bert)
     saved = load_file(bert / "model.safetensors")
     state = loaded.model.state_dict()
-    assert all(torch.equal(state[name], tensor) for name, tensor in saved.items())
+    assert state
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in state.items())
     assert not loaded.model.training
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
 

@@ -1,8 +1,8 @@
 """One attention function for every model: each sequence of a packed row on its own.
 
-transformers' model code calls it in place of its stock attention once a model's implementation
-is set to `ATTENTION_NAME`, and hands through the `packed_sequences=` keyword that the forward was
-called with. It holds no state, so any number of engines may share its registration.
+A model's code calls it in place of its stock attention once the model's implementation is set to
+`ATTENTION_NAME` (`implementations`), and hands through the `packed_sequences=` keyword that the
+forward was called with. It holds no state, so any number of engines may share its registration.
 
 It knows which rows belong together and nothing of texts, requests or batches.
 """
@@ -18,7 +18,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
-from transformers import AttentionInterface
 
 from ..cpu.preemption import yield_to_queries
 from .causal_tiles import Masks, attend_in_tiles
@@ -28,7 +27,6 @@ __all__ = [
     "ATTENTION_NAME",
     "PackedSequences",
     "Sequences",
-    "register_attention",
     "wants_whole_steps",
 ]
 
@@ -159,15 +157,6 @@ class Sequences(Protocol):
 
         With a `float8_scale` it comes times that, in e4m3.
         """
-
-
-def register_attention() -> None:
-    """Make `ATTENTION_NAME` known to transformers. Doing it again changes nothing.
-
-    It has no mask function, and without one transformers makes no mask. With one it would look for
-    packed sequences in the positions of every batch first, and wait for a GPU to do it.
-    """
-    AttentionInterface.register(ATTENTION_NAME, packed_attention)
 
 
 def packed_attention(

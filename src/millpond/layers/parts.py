@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import nn
-from transformers import activations
+
+from .classes import transformers_classes
 
 __all__ = ["BERT", "DISTILBERT", "NORMS", "is_encoder_layer", "is_exact_gelu", "leaves"]
 
@@ -35,8 +36,6 @@ DISTILBERT = {
 LINEARS = ("query", "key", "value", "out", "up", "down")
 NORMS = ("norm", "last_norm")
 
-_EXACT_GELUS = (nn.GELU, activations.GELUActivation)
-
 
 def is_encoder_layer(layer: nn.Module, names: Mapping[str, str]) -> bool:
     """Whether a layer has these parts, of the kinds they are to be, and no others."""
@@ -64,4 +63,5 @@ def leaves(module: nn.Module) -> dict[str, nn.Module]:
 def is_exact_gelu(module: nn.Module) -> bool:
     """Whether it is the GELU without an approximation."""
     # Subclasses do something of their own.
-    return type(module) in _EXACT_GELUS and getattr(module, "approximate", "none") == "none"
+    kinds = (nn.GELU, *transformers_classes("activations", "GELUActivation"))
+    return type(module) in kinds and getattr(module, "approximate", "none") == "none"

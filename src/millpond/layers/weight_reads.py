@@ -11,13 +11,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers.pytorch_utils import Conv1D
+
+from .classes import transformers_classes
+from .dispatch import OperatorMode
 
 __all__ = ["layers_read_by_others"]
-
-LAYERS = (nn.Linear, Conv1D)
 
 
 @contextmanager
@@ -46,6 +45,7 @@ def layers_read_by_others(model: nn.Module) -> Iterator[set[nn.Module]]:
 
 def _owners(model: nn.Module) -> dict[int, set[nn.Module]]:
     """By the address of a linear layer's weight, the modules that have it, or share it."""
+    layers = (nn.Linear, *transformers_classes("pytorch_utils", "Conv1D"))
     found: dict[int, set[nn.Module]] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -55,15 +55,15 @@ def _owners(model: nn.Module) -> dict[int, set[nn.Module]]:
     return {
         address: modules
         for address, modules in found.items()
-        if address and any(isinstance(module, LAYERS) for module in modules)
+        if address and any(isinstance(module, layers) for module in modules)
     }
 
 
-class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
+class _Reads(OperatorMode):  # type: ignore[no-untyped-call, unused-ignore]
     """Looks at what every operator takes."""
 
     def __init__(self, owners: Mapping[int, set[nn.Module]], running: list[nn.Module]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
+        super().__init__()
         self._owners = owners
         self._running = running
         self.found: set[nn.Module] = set()

@@ -39,7 +39,8 @@ from .device import choose_dtype
 from .float8 import use_float8
 from .heads import Head, HeadLoader
 from .kept_tokens import KeptTokens
-from .loading import LoadedTransformer, checkpoint_dtype, load_transformer
+from .loaded import LoadedTransformer
+from .loading import checkpoint_dtype, load_transformer
 from .overflow import DoesNotFit, refuse_overflow
 from .packed_forward import verify_packed_forward
 from .pooling_model import PoolingModel, ordinary_ids

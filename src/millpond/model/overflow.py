@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..errors import InvalidCheckpoint, UnsupportedModel
+from ..layers.dispatch import OperatorMode
 
 __all__ = ["DoesNotFit", "refuse_overflow"]
 
@@ -57,11 +57,11 @@ def refuse_overflow(model: nn.Module, run: Callable[[], Tensor], *, folder: Path
     )
 
 
-class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
+class _Products(OperatorMode):  # type: ignore[no-untyped-call, unused-ignore]
     """Looks at every product, and at what goes into attention that is one operator."""
 
     def __init__(self, path: Sequence[str]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
+        super().__init__()
         self._path = path
         self.overflow: str | None = None
         """The innermost module where values were too large, and what computed them."""

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attention.packed import ATTENTION_NAME, PackedSequences, Sequences, register_attention
+from ..attention.implementations import register_attention
+from ..attention.packed import ATTENTION_NAME, PackedSequences, Sequences
 from ..layers.cpu.encoder import FusedEncoder
 from ..layers.cpu.int8.linear import has_int8_layers
 from ..layers.cuda.packed_model import PackedDecoder, PackedEncoder
 from ..layers.rotary import RotaryState
 from ..tokenization.token_types import split_token_types
-from .loading import LoadedTransformer
+from .loaded import LoadedTransformer
 
 __all__ = ["HiddenStates", "Transformer"]
 
@@ -54,11 +55,13 @@ class Transformer:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        device: torch.device = self.model.device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.dtype
+        dtype: torch.dtype = self.model.dtype
+        return dtype
 
     def use_packed_attention(self) -> None:
         """Switch to Millpond's attention. Raises whatever transformers objects with."""

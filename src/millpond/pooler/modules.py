@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear, pad
 from torch.nn.functional import normalize as l2_normalize
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from ..checkpoint.modules import Module
 from ..checkpoint.weights import read_weights
@@ -251,6 +250,9 @@ def _load_custom_module(module: Module) -> Any:
     if not (root / code).is_file() and (root.parent / code).is_file():
         root = root.parent
     if (root / code).is_file():
+        # transformers: only for a checkpoint with code of its own.
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
         loaded_class: Any = get_class_from_dynamic_module(file_name, str(root))
     else:
         parent, _, name = module.class_name.rpartition(".")

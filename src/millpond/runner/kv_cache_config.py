@@ -95,5 +95,5 @@ def _min_saved_tokens(pipeline: PoolingModel, tokens: int, layers: int) -> int:
         return tokens
     model = pipeline.encoder.model
     table: Any = model.get_input_embeddings().weight
-    weights = sum(p.numel() for p in model.parameters()) - int(table.numel())
+    weights = sum(int(p.numel()) for p in model.parameters()) - int(table.numel())
     return min(tokens, max(FEWEST_SAVED_TOKENS, tokens * LAYER_WEIGHTS * layers // weights))

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
 from millpond import Engine
-from millpond.attention.packed import ATTENTION_NAME, PackedSequences, register_attention
+from millpond.attention.implementations import register_attention
+from millpond.attention.packed import ATTENTION_NAME, PackedSequences
 from millpond.layers.cpu import onednn
 from millpond.layers.cpu.encoder import FusedEncoder
 from millpond.layers.cpu.encoder_layer import fuse_layers

@@ -13,7 +13,8 @@ from families import FAMILIES
 from reference_kernels import REFERENCE
 from torch import Tensor, nn
 
-from millpond.attention.packed import ATTENTION_NAME, PackedSequences, register_attention
+from millpond.attention.implementations import register_attention
+from millpond.attention.packed import ATTENTION_NAME, PackedSequences
 from millpond.layers.cuda import packed_parts
 from millpond.layers.cuda.float8 import Float8Product, Float8Rows, quantise_rows
 from millpond.layers.cuda.fusion import fuse_for_cuda

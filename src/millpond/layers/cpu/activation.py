@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import activations
 
+from ..classes import transformers_classes
 from ..replace import replace_children
 
 __all__ = ["replace_activations"]
@@ -23,16 +23,8 @@ VECTORS = 128
 PIECE = 16384
 
 # Measured: these round differently. The exact GELU is oneDNN's, and ReLU and tanh have one way.
-_SHAPE_DEPENDENT = (
-    nn.SiLU,
-    nn.Sigmoid,
-    nn.Softplus,
-    nn.Mish,
-    activations.SiLUActivation,
-    activations.GELUTanh,
-    activations.QuickGELUActivation,
-    activations.MishActivation,
-)
+_SHAPE_DEPENDENT = (nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Mish)
+_SHAPE_DEPENDENT_NAMES = ("SiLUActivation", "GELUTanh", "QuickGELUActivation", "MishActivation")
 
 
 class _InvariantActivation(nn.Module):
@@ -67,4 +59,6 @@ def _depends_on_shape(activation: nn.Module) -> bool:
     # Subclasses do something of their own.
     if type(activation) is nn.GELU:
         return bool(activation.approximate == "tanh")
-    return type(activation) in _SHAPE_DEPENDENT
+    if type(activation) in _SHAPE_DEPENDENT:
+        return True
+    return type(activation) in transformers_classes("activations", *_SHAPE_DEPENDENT_NAMES)

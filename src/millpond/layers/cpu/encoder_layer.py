@@ -22,8 +22,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
 
+from ...attention.implementations import attention_function
 from ...attention.packed import PackedSequences, wants_whole_steps
 from ..parts import BERT, DISTILBERT, NORMS, is_encoder_layer
 from ..replace import PROBE_ROWS, first_equal, probe_rows
@@ -36,7 +36,6 @@ from .linear import PrepackedLinear, Product, prepacked
 __all__ = ["FusedLayer", "NormOptions", "fuse_layers", "norm_options"]
 
 INT8_TOLERANCE = 8e-2
-_attention_functions: Any = AttentionInterface()  # type: ignore[no-untyped-call]
 
 NormOptions = tuple[tuple[int, ...], Tensor | None, Tensor | None, float]
 """What `torch.layer_norm` takes after the rows."""
@@ -290,7 +289,7 @@ def _forward(
     """A layer's forward as transformers calls it."""
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        function = _attention_functions[attention.config._attn_implementation]
+        function = attention_function(attention.config._attn_implementation)
         attended: Tensor = function(
             attention, query, key, value, attention_mask, scaling=fused.scaling, **options
         )[0]

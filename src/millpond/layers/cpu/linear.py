@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.pytorch_utils import Conv1D
 
 from ...cpu.preemption import yield_to_queries
+from ..classes import transformers_classes
 from ..parts import is_exact_gelu
 from ..replace import PROBE_ROWS, first_equal, probe_rows, replace_children
 from .batch_invariance import (
@@ -152,7 +153,7 @@ def _fused(parent: nn.Module) -> bool:
 
 def prepacked(layer: nn.Module, batch_invariant: bool) -> PrepackedLinear | None:
     """The layer prepacked, or None where it cannot be or does not agree."""
-    if type(layer) is Conv1D:
+    if type(layer) in transformers_classes("pytorch_utils", "Conv1D"):
         layer = _transposed(layer)
     # Subclasses of nn.Linear do something of their own.
     if type(layer) is not nn.Linear or layer.weight.dtype not in DTYPES:
@@ -170,7 +171,7 @@ def _probe(layer: nn.Linear) -> Tensor:
     return probe_rows(PROBE_ROWS, layer.in_features, dtype=layer.weight.dtype)
 
 
-def _transposed(layer: Conv1D) -> nn.Linear:
+def _transposed(layer: Any) -> nn.Linear:
     """GPT-2's linear layer, which keeps its weight `[in features, out features]`, as any other."""
     made = nn.Linear(layer.nx, layer.nf, device="meta")
     made.weight = nn.Parameter(layer.weight.detach().T.contiguous(), requires_grad=False)
