@@ -1,7 +1,8 @@
 """From process start to first vector, every time in a new process; files are in the system's cache.
 
 Millpond is held to the floor beside it: what importing torch and the model's class and reading the
-weights take by themselves.
+weights take by themselves. Without the model's class it is the floor of a plain BERT, which needs
+none of transformers.
 """
 
 from __future__ import annotations
@@ -22,6 +23,12 @@ import sys
 import torch
 from safetensors.torch import load_file
 from transformers import BertModel
+load_file(sys.argv[1] + "/model.safetensors")
+""",
+    "torch and the weights": """
+import sys
+import torch
+from safetensors.torch import load_file
 load_file(sys.argv[1] + "/model.safetensors")
 """,
     "import millpond": "import millpond",

@@ -11,6 +11,8 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
 from millpond.cpu import openmp
 from millpond.cpu.openmp import threads_for_check
+from millpond.model.bert import Bert
+from millpond.model.bert import BertConfig as PlainBertConfig
 from millpond.runner import cpu_workers
 from millpond.runner.cpu_workers import CpuWorkers
 
@@ -247,3 +249,20 @@ def test_a_check_of_a_small_model_takes_one_thread_and_gives_the_others_back() -
     with threads_for_check(tiny_bert(), 50):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
+
+
+def test_a_plain_bert_runs_side_by_side_as_transformers_bert_does() -> None:
+    config = PlainBertConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        max_position_embeddings=8,
+        num_attention_heads=2,
+        num_hidden_layers=1,
+        vocab_size=8,
+        type_vocab_size=2,
+        layer_norm_eps=1e-12,
+    )
+    theirs = BertModel(BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1))
+    assert cpu_workers.is_reentrant(Bert(config))
+    assert cpu_workers.is_reentrant(theirs)
+    assert not cpu_workers.is_reentrant(torch.nn.Linear(2, 2))

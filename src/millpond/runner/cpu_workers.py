@@ -34,6 +34,7 @@ from ..cpu.preemption import Preemption
 from ..layers.cpu.int8.linear import has_int8_layers
 from ..layers.rotary import rotates_by_length
 from ..locks import fork_safe
+from ..model.bert import Bert
 
 __all__ = ["CpuWorkers", "is_reentrant"]
 
@@ -171,6 +172,7 @@ def _uses_matrix_units(model: nn.Module) -> bool:
 
 
 def is_reentrant(model: nn.Module) -> bool:
-    if not type(model).__module__.startswith("transformers."):
+    is_known = isinstance(model, Bert) or type(model).__module__.startswith("transformers.")
+    if not is_known:
         return False
     return not rotates_by_length(model)

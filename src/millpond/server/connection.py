@@ -9,12 +9,13 @@ import asyncio
 import logging
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .errors import ApiError, error_response
+from .joined_writes import JoinedWrites
 
 __all__ = ["MAX_HEAD_BYTES", "HttpConnection"]
 
@@ -50,7 +51,8 @@ class HttpConnection(HttpToolsProtocol):
     # Callbacks of the transport.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self._writes = JoinedWrites(transport)
+        super().connection_made(cast(asyncio.Transport, self._writes))
         self._set_timer(self.timeout_keep_alive, self._on_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -122,6 +124,7 @@ class HttpConnection(HttpToolsProtocol):
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        self._writes.flush()
         super().on_response_complete()
         if self._receiving and self._timer is None:  # the rest of a body that is not read
             self._set_timer(self._header_timeout_s, self._on_timeout)
