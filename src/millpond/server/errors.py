@@ -67,10 +67,7 @@ _TEI_TYPES = {
     503: "Unhealthy",
     504: "Overloaded",
 }
-TEI_PATHS = (
-    *("/", "/embed", "/embed_all", "/embed_sparse"),
-    *("/similarity", "/predict", "/decode", "/info"),
-)
+TEI_PATHS = ("/", "/embed", "/similarity", "/predict", "/decode", "/info")
 COHERE_PATHS = ("/v1/embed", "/v2/embed")
 _CODES = {
     404: "not_found",

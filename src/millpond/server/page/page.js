@@ -89,6 +89,7 @@ function askForKey() {
 const KINDS = {
   embed: { does: "gives embeddings", verb: "Find the nearest", run: nearest },
   score: { does: "reranks", verb: "Rerank", run: rerank },
+  multi_vector: { does: "reranks, by late interaction", verb: "Rerank", run: rerank },
   classify: { does: "classifies", verb: "Classify", run: classify },
 };
 
@@ -111,7 +112,7 @@ function choose() {
 function describe(model) {
   const facts = {
     kind: model.kind,
-    [model.kind === "embed" ? "dimensions" : "labels"]: model.kind === "embed" ? model.dimension : model.labels.join(", "),
+    [model.labels.length ? "labels" : "dimensions"]: model.labels.join(", ") || model.dimension,
     "longest text": model.max_model_len === null ? "no limit" : `${model.max_model_len} tokens`,
     device: `${model.device}, ${model.dtype}`,
     runs: model.execution,
