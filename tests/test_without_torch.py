@@ -93,12 +93,7 @@ HEAVY = {
     *("transformers", "triton"),
 }
 HEAVY_IN_TORCH = {
-    *(
-        "torch._dynamo",
-        "torch._inductor",
-        "torch.distributed.tensor",
-        "torch.fx.experimental.proxy_tensor",
-    ),
+    *("torch._dynamo", "torch._inductor", "torch.distributed.tensor"),
     *("torch.nn.attention.flex_attention", "torch.nn.attention.varlen", "torch.onnx"),
 }
 
