@@ -70,6 +70,14 @@ class EngineConfig:
             "several GPUs have a process each anyway."
         ),
     )
+    tensor_parallel_size: int = field(
+        default=1,
+        metadata=_help(
+            "Devices that one model is split among, each with a part of its weights in a process "
+            "of its own: for a model that one device cannot hold, or to answer a lone query "
+            "sooner. For throughput, several copies are faster."
+        ),
+    )
     dtype: DTypeName = field(
         default="auto",
         metadata=_help(
@@ -216,6 +224,11 @@ class EngineConfig:
             or (isinstance(replicas, int) and not isinstance(replicas, bool) and replicas >= 1),
             f"replicas={replicas!r}: it must be a whole number of copies, at least 1",
         )
+        size = self.tensor_parallel_size
+        _require(
+            isinstance(size, int) and not isinstance(size, bool) and size >= 1,
+            f"tensor_parallel_size={size!r}: it must be a whole number of devices, at least 1",
+        )
         wait = self.max_query_wait_ms
         _require(
             _is_number(wait) and 0 < wait < float("inf"),
@@ -254,6 +267,7 @@ class EngineOptions(TypedDict, total=False):
 
     device: str | Sequence[str] | None
     replicas: int | None
+    tensor_parallel_size: int
     dtype: DTypeName
     revision: str | None
     trust_remote_code: bool

@@ -27,6 +27,7 @@ VLLM_NAMES = {
     "max_batch_tokens": ("--max-num-batched-tokens",),
     "max_length": ("--max-model-len",),
     "memory_utilization": ("--gpu-memory-utilization",),
+    "tensor_parallel_size": ("-tp",),
 }
 """Options of an engine that have a flag of vLLM's name, too."""
 _LIBRARIES = ("fastapi", "httptools", "orjson", "prometheus_client", "uvicorn")
@@ -54,10 +55,6 @@ def serve(
         Literal["auto", "float32", "float16", "bfloat16", "int8", "fp8", "float", "half"],
         typer.Option("--dtype", help="Precision of the transformer."),
     ] = "auto",
-    tensor_parallel_size: Annotated[
-        int,
-        typer.Option("--tensor-parallel-size", "-tp", help="Devices per model: only 1."),
-    ] = 1,
     enable_prefix_caching: Annotated[
         bool | None,
         typer.Option(
@@ -108,7 +105,6 @@ def serve(
     Example:
       millpond serve sentence-transformers/all-MiniLM-L6-v2 --served-model-name embedding-model
     """
-    _require_one_device(tensor_parallel_size)
     _warn_of_ignored(
         max_num_seqs=max_num_seqs,
         seed=seed,
@@ -141,14 +137,6 @@ def _run(
 
     plans = [ModelPlan(model=model, options=options, names=names) for model, names in named]
     raise typer.Exit(run(plans, app_settings, listen))
-
-
-def _require_one_device(tensor_parallel_size: int) -> None:
-    if tensor_parallel_size != 1:
-        raise InvalidOption(
-            f"--tensor-parallel-size {tensor_parallel_size}: tensor parallelism is not "
-            "supported; leave the flag out, or run one server per device behind a load balancer"
-        )
 
 
 def _warn_of_ignored(**given: object) -> None:

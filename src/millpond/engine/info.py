@@ -30,6 +30,8 @@ class EngineInfo:
 
     replicas: int = 1
     """Copies of the model that were loaded."""
+    tensor_parallel_size: int = 1
+    """Processes that each copy is split among."""
     processes: tuple[int, ...] = ()
     """The ids of the processes that run them; empty where that is this one."""
 

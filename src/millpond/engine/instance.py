@@ -233,6 +233,7 @@ class ModelInstance:
             max_query_wait_ms=self.config.max_query_wait_ms,
             prefix_cache=self.runners[0].prefix_cache_config,
             replicas=len(self.runners),
+            tensor_parallel_size=self.config.tensor_parallel_size,
             processes=tuple(pid for runner in self.runners for pid in runner.pids),
         )
 

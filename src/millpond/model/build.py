@@ -8,7 +8,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -58,6 +58,9 @@ from .verify import (
 from .verify_filled import verify_filled
 from .verify_prefix import PrefixSupport, verify_prefixes
 
+if TYPE_CHECKING:
+    from .split.ranks import RankGroup
+
 __all__ = ["load_models"]
 
 logger = logging.getLogger("millpond")
@@ -88,6 +91,8 @@ class _Encoders:
     loaded: dict[Path, tuple[_Encoder, TextTokenizer, ExecutionMode | None]]
     reads_pairs: bool
     """Whether the model scores pairs, or classifies them."""
+    ranks: RankGroup | None
+    """The processes that hold the model together with this one."""
     heads: HeadLoader
     with_vocabulary: Mapping[Path, Module]
     """Encoders that a route needs with their head for masked words, which others do without."""
@@ -214,6 +219,7 @@ class _Encoders:
             dtype=dtype,
             trust_remote_code=self.config.trust_remote_code,
             cache_dir=self.config.cache_dir,
+            ranks=self.ranks,
         )
         reading = _reading(loaded) if self.reads_pairs else {}
         tokenizer = self._tokenizer(
@@ -315,7 +321,7 @@ _LOADS: Mapping[str, Callable[[_Encoders, Module], Any]] = {
 
 
 def load_models(
-    spec: ModelSpec, config: EngineConfig, device: torch.device
+    spec: ModelSpec, config: EngineConfig, device: torch.device, ranks: RankGroup | None = None
 ) -> tuple[PoolingModel, ...]:
     """Load the weights of every route onto the device and verify how each may run.
 
@@ -323,19 +329,23 @@ def load_models(
     the `ModelError`s of its parts.
     """
     if spec.sparse is None or spec.sparse.route is None:
-        return _load_routes(spec, spec.routes, config, device)
+        return _load_routes(spec, spec.routes, config, device, ranks)
     try:
-        return _load_routes(spec, spec.routes, config, device)
+        return _load_routes(spec, spec.routes, config, device, ranks)
     except (InvalidCheckpoint, UnsupportedModel) as error:
         reason = summary(error)
     others = [route for route in spec.routes if route.name != spec.sparse.route]
-    models = _load_routes(spec, others, config, device)
+    models = _load_routes(spec, others, config, device, ranks)
     logger.info("%s gives no sparse vectors: %s", spec.name, reason)
     return models
 
 
 def _load_routes(
-    spec: ModelSpec, routes: Sequence[Route], config: EngineConfig, device: torch.device
+    spec: ModelSpec,
+    routes: Sequence[Route],
+    config: EngineConfig,
+    device: torch.device,
+    ranks: RankGroup | None,
 ) -> tuple[PoolingModel, ...]:
     wanted = [route.encoder for route in routes]
     encoders = _Encoders(
@@ -343,6 +353,7 @@ def _load_routes(
         device,
         {},
         reads_pairs=spec.scoring is not None,
+        ranks=ranks,
         heads=HeadLoader(
             device=device,
             trust_remote_code=config.trust_remote_code,

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
@@ -44,6 +44,9 @@ from .head import CheckpointHead
 from .loaded import LoadedTransformer
 from .overflow import DoesNotFit
 from .vocabulary_head import MaskedLanguageHead
+
+if TYPE_CHECKING:
+    from .split.ranks import RankGroup
 
 __all__ = ["load_pretrained"]
 
@@ -95,6 +98,7 @@ def load_pretrained(
     device: torch.device,
     dtype: torch.dtype,
     code: dict[str, Any],
+    ranks: RankGroup | None = None,
 ) -> LoadedTransformer:
     """Load the transformer in `module.path`, whose weights are in `files`. Prints nothing.
 
@@ -105,7 +109,7 @@ def load_pretrained(
         try:
             config = _load_config(module, code)
             require_whole(files)
-            model, missing, left_out = _load_model(module, config, dtype, code)
+            model, missing, left_out = _load_model(module, config, dtype, code, ranks)
         except ModelError:
             raise
         # Whatever a damaged checkpoint trips over inside transformers, torch or its own code.
@@ -123,8 +127,8 @@ def load_pretrained(
     _check_complete(
         path, model, missing, ignores_code=not code["trust_remote_code"], pooler=has_head
     )
-    if dtype == torch.float16 and non_finite(model.named_parameters()):
-        _refuse_too_large(module, config, code)
+    if dtype == torch.float16 and not _is_finite(model, ranks):
+        _refuse_too_large(module, config, code, ranks)
     refuse_non_finite(path, model.named_parameters())
     torch.nn.Module.to(model.train(False).requires_grad_(False), device)
     return _with_head(model, module) if has_head else _describe(model)
@@ -155,11 +159,19 @@ def _with_head(whole: PreTrainedModel, module: Module) -> LoadedTransformer:
     return replace(described, head=head)
 
 
-def _refuse_too_large(module: Module, config: PretrainedConfig, code: dict[str, Any]) -> None:
+def _is_finite(model: PreTrainedModel, ranks: RankGroup | None) -> bool:
+    """Whether every weight is, on every rank."""
+    finite = non_finite(model.named_parameters()) is None
+    return finite if ranks is None else ranks.all_of(finite)
+
+
+def _refuse_too_large(
+    module: Module, config: PretrainedConfig, code: dict[str, Any], ranks: RankGroup | None
+) -> None:
     """Raise `DoesNotFit` where it is float16 alone that some weight is infinite in."""
     with quiet_transformers():
-        model, *_ = _load_model(module, config, torch.float32, code)
-    if non_finite(model.named_parameters()) is None:
+        model, *_ = _load_model(module, config, torch.float32, code, ranks)
+    if _is_finite(model, ranks):
         raise DoesNotFit(
             f"{module.path} has weights too large for float16; use dtype='bfloat16' or 'float32'"
         )
@@ -189,7 +201,11 @@ def _disable_cache(config: PretrainedConfig) -> None:
 
 
 def _load_model(
-    module: Module, config: PretrainedConfig, dtype: torch.dtype, code: dict[str, Any]
+    module: Module,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    code: dict[str, Any],
+    ranks: RankGroup | None,
 ) -> tuple[PreTrainedModel, set[str], list[str]]:
     """The model on the CPU, the names of weights that the checkpoint did not have, and of those
     that only more layers would have a place for."""
@@ -202,7 +218,12 @@ def _load_model(
         output_loading_info=True,
         **code,
         **module.options.get("model_kwargs", {}),
+        **_split_options(config, ranks),
     )
+    if ranks is not None:
+        from .split.loading import as_plain_model
+
+        as_plain_model(model, config, ranks)
     left_out = _of_more_layers(model, report["unexpected_keys"])
     missing = set(report["missing_keys"]) | {name for name, *_ in report["mismatched_keys"]}
     if config.model_type in _ENCODER_ONLY and loader is AutoModel:
@@ -211,6 +232,14 @@ def _load_model(
         names = {k for k, v in whole.state_dict(keep_vars=True).items() if id(v) in used}
         missing &= names
     return model, missing, left_out
+
+
+def _split_options(config: PretrainedConfig, ranks: RankGroup | None) -> dict[str, Any]:
+    if ranks is None:
+        return {}
+    from .split.loading import loading_options  # torch's distributed tensors
+
+    return dict(loading_options(config, ranks))
 
 
 def _of_more_layers(model: PreTrainedModel, unexpected: Iterable[str]) -> list[str]:

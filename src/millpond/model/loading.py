@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,6 +20,9 @@ from ..errors import InvalidCheckpoint
 from .bert import Bert, load_bert
 from .device import DTYPES
 from .loaded import LoadedTransformer
+
+if TYPE_CHECKING:
+    from .split.ranks import RankGroup
 
 __all__ = ["checkpoint_dtype", "load_transformer"]
 
@@ -32,8 +36,9 @@ def load_transformer(
     dtype: torch.dtype,
     trust_remote_code: bool,
     cache_dir: str | None = None,
+    ranks: RankGroup | None = None,
 ) -> LoadedTransformer:
-    """Load the transformer in `module.path`. Prints nothing.
+    """Load the transformer in `module.path`, or one rank's part of it. Prints nothing.
 
     Code of its own, where it is trusted, is in that folder or in the cache (None: the default one).
 
@@ -47,14 +52,14 @@ def load_transformer(
             f"{module.path} has no model.safetensors and no pytorch_model.bin, or not all shards "
             "of it"
         )
-    bert = load_bert(module, dtype) if device.type == "cpu" else None
+    bert = load_bert(module, dtype) if device.type == "cpu" and ranks is None else None
     if bert is not None:
         refuse_non_finite(module.path, bert.named_parameters())
         return _describe(bert)
     from .from_transformers import load_pretrained  # only now that it is needed
 
     code = {"trust_remote_code": trust_remote_code, "cache_dir": cache_dir}
-    return load_pretrained(module, files, device=device, dtype=dtype, code=code)
+    return load_pretrained(module, files, device=device, dtype=dtype, code=code, ranks=ranks)
 
 
 def _describe(bert: Bert) -> LoadedTransformer:

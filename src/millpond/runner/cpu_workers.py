@@ -33,6 +33,7 @@ from ..cpu.openmp import (
 from ..cpu.preemption import Preemption
 from ..layers.cpu.int8.linear import has_int8_layers
 from ..layers.rotary import rotates_by_length
+from ..layers.split import is_split
 from ..locks import fork_safe
 from ..model.bert import Bert
 
@@ -103,7 +104,8 @@ class CpuWorkers:
         """For the models of an engine on the CPU; None without an OpenMP to ask.
 
         Passes run side by side where there is one model that is no other after a pass. Those with
-        dynamic rotary embeddings are, and a checkpoint's own code may be.
+        dynamic rotary embeddings are, and a checkpoint's own code may be. One that is split among
+        processes has to run its passes in one order in all of them.
         """
         if openmp_library() is None:
             return None
@@ -175,4 +177,4 @@ def is_reentrant(model: nn.Module) -> bool:
     is_known = isinstance(model, Bert) or type(model).__module__.startswith("transformers.")
     if not is_known:
         return False
-    return not rotates_by_length(model)
+    return not rotates_by_length(model) and not is_split(model)

@@ -23,12 +23,14 @@ from ..attention.prefix import PrefixIndex, PrefixSlots
 from ..checkpoint.spec import ModelSpec
 from ..config import EngineConfig
 from ..model.pooling_model import PoolingModel
+from ..model.split.ranks import RankGroup
 from ..model.transformer import Transformer
 from ..outputs import Rows
 from ..scheduler.batch import Batch
 from .base import BatchHandle
 from .cpu_workers import is_reentrant
 from .cuda.bucketed_forward import MOST_PREFIXED_ROWS
+from .cuda.graphs import Agree
 from .cuda.launch_thread import LaunchThread
 from .cuda.memory_profile import tokens_that_fit
 from .cuda.own_stream import OwnStream
@@ -69,8 +71,13 @@ class CudaModelRunner(TorchModelRunner):
         max_batch_tokens: int,
         batch_invariant: bool = False,
         prefixes: KVCacheConfig | None = None,
+        agree: Agree | None = None,
     ) -> None:
-        """`stream` is the one that the models' weights were put into memory on."""
+        """`stream` is the one that the models' weights were put into memory on.
+
+        Of a model that several processes hold, `agree` says whether something holds in all. Their
+        passes run on one stream: the sums in them have to come in one order everywhere.
+        """
         self._invariant_rows = None
         if batch_invariant:
             self._invariant_rows = min(DETERMINISTIC_ROWS, max_batch_tokens + 1)
@@ -100,14 +107,22 @@ class CudaModelRunner(TorchModelRunner):
             most_tokens=max_batch_tokens,
             invariant_rows=self._invariant_rows,
             cache=self._kv_cache,
+            agree=agree,
         )
-        self._bulk = forwards(stream=stream)
-        self._queries = forwards(stream=OwnStream(device, priority=-1))
-        self._queries.stream.wait_stream(stream.stream)  # weights are put into memory there
+        self._bulk = self._queries = forwards(stream=stream)
+        if agree is None:
+            self._queries = forwards(stream=OwnStream(device, priority=-1))
+            self._queries.stream.wait_stream(stream.stream)  # weights are put into memory there
 
     @classmethod
     def load(
-        cls, spec: ModelSpec, config: EngineConfig, device: torch.device, *, sharers: int = 1
+        cls,
+        spec: ModelSpec,
+        config: EngineConfig,
+        device: torch.device,
+        *,
+        sharers: int = 1,
+        ranks: RankGroup | None = None,
     ) -> Self:
         """Load a model onto a CUDA device. Raises `ModelError` and `InvalidOption`.
 
@@ -117,7 +132,14 @@ class CudaModelRunner(TorchModelRunner):
         stream = OwnStream(device)
         with current(device, stream):
             return cls._load(
-                spec, config, device, sharers, stream=stream, batch_invariant=config.batch_invariant
+                spec,
+                config,
+                device,
+                sharers,
+                ranks,
+                stream=stream,
+                batch_invariant=config.batch_invariant,
+                agree=None if ranks is None else ranks.all_of,
             )
 
     @staticmethod

@@ -14,14 +14,16 @@ from ..checkpoint.spec import ModelSpec
 from ..config import EngineConfig
 from ..errors import InvalidOption
 from ..model.device import choose_device
+from ..model.split.ranks import RankGroup
 from ..tokenization.tokenizer import TextTokenizer
 from .base import ModelRunner
 from .cpu_runner import CpuModelRunner, is_plain_thread
 from .cuda_runner import CudaModelRunner
 from .model_runner import TorchModelRunner
 from .remote.runner import RemoteRunner
-from .remote.task import ChildTask, Loaded, Rank
+from .remote.task import Loaded, Rank
 from .replicas import can_start_children, replica_devices, replica_tasks
+from .split import RankRunner, load_ranks, rank_devices
 
 __all__ = ["LoadedModel", "load_in_child", "load_model", "on_plain_thread", "require_alike"]
 
@@ -45,14 +47,18 @@ def load_model(spec: ModelSpec, config: EngineConfig) -> LoadedModel:
     """Load a model onto its device or devices. Raises `ModelError` and `InvalidOption`.
 
     One copy on one device runs in this process where `replicas` says nothing else; several run in
-    a process each.
+    a process each, and so do the parts of one that is split.
     """
     names = _device_names(config)
+    loader = f"{__name__}:{load_in_child.__name__}"
+    if config.tensor_parallel_size > 1:
+        ranks = rank_devices(spec, config, [choose_device(name) for name in names])
+        return _load_in_children(partial(load_ranks, loader, spec, config, ranks))
     if config.replicas is None and (len(names) == 1 or not can_start_children()):
         return _load_here(spec, config, names)
     placed = replica_devices([choose_device(name) for name in names], config.replicas)
-    loader = f"{__name__}:{load_in_child.__name__}"
-    return _load_in_children(replica_tasks(loader, spec, config, placed))
+    tasks = [[task] for task in replica_tasks(loader, spec, config, placed)]
+    return _load_in_children(partial(RemoteRunner.load_several, tasks))
 
 
 def _load_here(spec: ModelSpec, config: EngineConfig, names: Sequence[str]) -> LoadedModel:
@@ -62,8 +68,7 @@ def _load_here(spec: ModelSpec, config: EngineConfig, names: Sequence[str]) -> L
     return LoadedModel(runners, [pipeline.tokenizer for pipeline in runners[0].models])
 
 
-def _load_in_children(tasks: Sequence[ChildTask]) -> LoadedModel:
-    renew = partial(RemoteRunner.load_several, [[task] for task in tasks])
+def _load_in_children(renew: Callable[[], list[RemoteRunner]]) -> LoadedModel:
     runners = renew()
     require_alike(runners)
     return LoadedModel(runners, [load() for load in runners[0].facts.extra], renew)
@@ -71,14 +76,27 @@ def _load_in_children(tasks: Sequence[ChildTask]) -> LoadedModel:
 
 def load_in_child(spec: ModelSpec, config: EngineConfig, sharers: int, *, rank: Rank) -> Loaded:
     """In a child: the model on its one device, and how its parent loads the tokenizers."""
-    runner = _load_runner(spec, config, sharers)
-    return Loaded(runner, [pipeline.tokenizer.load_again for pipeline in runner.models])
+    ranks = None
+    if rank.rendezvous is not None:
+        (name,) = config.device_names
+        ranks = RankGroup(
+            rank=rank.rank,
+            size=rank.world_size,
+            rendezvous=rank.rendezvous,
+            device=choose_device(name),
+        )
+    runner = _load_runner(spec, config, sharers, ranks)
+    again = [pipeline.tokenizer.load_again for pipeline in runner.models]
+    return Loaded(runner if ranks is None else RankRunner(runner, ranks), again)
 
 
-def _load_runner(spec: ModelSpec, config: EngineConfig, sharers: int = 1) -> TorchModelRunner:
+def _load_runner(
+    spec: ModelSpec, config: EngineConfig, sharers: int = 1, ranks: RankGroup | None = None
+) -> TorchModelRunner:
     (name,) = config.device_names  # of several, each has a configuration of its own
     device = choose_device(name)
-    return RUNNERS.get(device.type, TorchModelRunner).load(spec, config, device, sharers=sharers)
+    kind = RUNNERS.get(device.type, TorchModelRunner)
+    return kind.load(spec, config, device, sharers=sharers, ranks=ranks)
 
 
 def require_alike(runners: Sequence[ModelRunner]) -> None:
@@ -98,6 +116,14 @@ def require_alike(runners: Sequence[ModelRunner]) -> None:
 
 def _device_names(config: EngineConfig) -> Sequence[str]:
     count = torch.cuda.device_count() if config.device == "cuda" else 1
+    size = config.tensor_parallel_size
+    if size > 1 and config.device in ("auto", "cuda") and torch.cuda.device_count():
+        if torch.cuda.device_count() < size:
+            raise InvalidOption(
+                f"tensor_parallel_size={size} and {torch.cuda.device_count()} CUDA devices; "
+                "choose no more than there are"
+            )
+        return [f"cuda:{index}" for index in range(size)]
     return [f"cuda:{index}" for index in range(count)] if count > 1 else config.device_names
 
 

@@ -25,6 +25,7 @@ from ..config import EngineConfig
 from ..cpu.row_buckets import FEWEST_ROWS
 from ..model.build import load_models
 from ..model.pooling_model import PooledRows, PoolingModel
+from ..model.split.ranks import RankGroup
 from ..outputs import RaggedRows, Rows
 from ..pooler.sparse import SparseRows
 from ..scheduler.batch import Batch
@@ -83,13 +84,19 @@ class TorchModelRunner:
 
     @classmethod
     def load(
-        cls, spec: ModelSpec, config: EngineConfig, device: torch.device, *, sharers: int = 1
+        cls,
+        spec: ModelSpec,
+        config: EngineConfig,
+        device: torch.device,
+        *,
+        sharers: int = 1,
+        ranks: RankGroup | None = None,
     ) -> Self:
         """Load a model onto a device of the class's kind, whose memory N processes share alike.
 
-        Raises `ModelError` and `InvalidOption`.
+        With `ranks`, a part of it. Raises `ModelError` and `InvalidOption`.
         """
-        return cls._load(spec, config, device, sharers)
+        return cls._load(spec, config, device, sharers, ranks)
 
     @classmethod
     def _load(
@@ -98,16 +105,22 @@ class TorchModelRunner:
         config: EngineConfig,
         device: torch.device,
         sharers: int,
+        ranks: RankGroup | None,
         **own: Any,
     ) -> Self:
         """`own` are arguments of the class's that others do not have."""
-        models = load_models(spec, config, device)
+        models = load_models(spec, config, device, ranks)
         free, total = (known // sharers for known in cls._free_and_total_bytes(device))
+        if ranks is not None:  # blocks of a prefix cache have the same numbers on all
+            free, total = ranks.least([free, total])
         memory = DeviceMemory(free, total, weight_bytes(models))
         budget = MemoryBudget(memory, config.memory_utilization, config.memory_bytes)
         tokens, prefixes = cls._sizes(models, device, config, budget)
+        if ranks is not None:
+            (tokens,) = ranks.least([tokens])
         runner = cls(models, device=device, max_batch_tokens=tokens, prefixes=prefixes, **own)
-        runner.check_batch_invariance(promised=config.batch_invariant)
+        # Of sums among GPUs nobody has shown it.
+        runner.check_batch_invariance(promised=config.batch_invariant and ranks is None)
         runner.warm_up(most_texts=MOST_WARMED_TEXTS if config.warmup else 1)
         return runner
 

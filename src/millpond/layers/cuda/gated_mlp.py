@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ..replace import PROBE_ROWS, TOLERANCE, first_equal, probe_rows
+from ..split import RowSplitLinear
 
 __all__ = ["fuse_gates"]
 
 SiluTimes = Callable[[Tensor, Tensor], Tensor]
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+LINEARS = (nn.Linear, RowSplitLinear)
 ROUNDINGS = 3  # one product follows another, with a gate between them
 
 
@@ -30,7 +32,7 @@ def fuse_gates(model: nn.Module, silu_times: SiluTimes) -> int:
 
 def _is_gated(layer: nn.Module) -> bool:
     children = dict(layer.named_children())
-    linears = [type(children.pop(name, None)) is nn.Linear for name in PROJECTIONS]
+    linears = [type(children.pop(name, None)) in LINEARS for name in PROJECTIONS]
     # What is left is the activation, which is a function in some versions.
     return all(linears) and len(children) <= 1 and "forward" not in vars(layer)
 

@@ -20,7 +20,7 @@ from ...attention.prefix import JoinedKeys, PrefixedSequences, PrefixIndex
 from ...attention.varlen import uses_varlen
 from ...model.pooling_model import PooledRows, PoolingModel
 from .buckets import Bucket, bucket_for, query_buckets
-from .graphs import AnyBucket, Capture, CudaGraphs, record_cuda_graph
+from .graphs import Agree, AnyBucket, Capture, CudaGraphs, record_cuda_graph
 from .pinned_buffers import PinnedBuffers
 from .prefix_buckets import PrefixBucket, prefix_bucket_for
 
@@ -73,6 +73,7 @@ class BucketedForward:
         most_tokens: int,
         invariant_rows: int | None = None,
         cache: KVCache | None = None,
+        agree: Agree | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._cache = cache
@@ -90,7 +91,7 @@ class BucketedForward:
         if cache is not None:
             integers += 2 * MOST_RECORDED_KEYS
         self._integers = torch.zeros(integers, dtype=torch.int64, device=device)
-        self._recorded = CudaGraphs(self._forward, recorder)
+        self._recorded = CudaGraphs(self._forward, recorder, agree=agree)
 
     def run(
         self, ids: npt.NDArray[np.integer], lengths: IntArray, prompt_lengths: IntArray

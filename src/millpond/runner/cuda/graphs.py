@@ -21,7 +21,7 @@ from ...errors import first_line, summary
 from .buckets import Bucket
 from .prefix_buckets import PrefixBucket
 
-__all__ = ["AnyBucket", "Capture", "CapturedGraph", "CudaGraphs", "record_cuda_graph"]
+__all__ = ["Agree", "AnyBucket", "Capture", "CapturedGraph", "CudaGraphs", "record_cuda_graph"]
 
 AnyBucket = Bucket | PrefixBucket
 
@@ -47,6 +47,10 @@ class CapturedGraph(Protocol):
 
 Capture = Callable[[Callable[[], Tensor]], tuple[CapturedGraph, Tensor]]
 """Records work without doing it; gives the recording and the tensor that a replay fills."""
+
+
+Agree = Callable[[bool], bool]
+"""Whether something holds in every process that holds a part of the model, and so runs this."""
 
 
 def record_cuda_graph() -> Capture:
@@ -109,10 +113,13 @@ class CudaGraphs:
         recorder: Capture,
         *,
         most_graphs: int = MOST_GRAPHS,
+        agree: Agree | None = None,
     ) -> None:
+        """Where processes have to replay together, `agree` lets none record what another cannot."""
         self._forward = forward
         self._record = recorder
         self._most_graphs = most_graphs
+        self._agree = agree or bool
         self._seen: set[AnyBucket] = set()
         self._recorded: OrderedDict[AnyBucket, tuple[CapturedGraph, Tensor]] = OrderedDict()
         self._pause = 0  # runs until recording is tried again
@@ -145,24 +152,35 @@ class CudaGraphs:
 
     def _keep(self, bucket: AnyBucket, integers: Tensor, expected: Tensor) -> None:
         """Record a bucket and verify it on the batch that was just run."""
-        try:
-            recording, vectors = self._record(lambda: self._forward(bucket, integers))
-            recording.replay()
-            found = vectors[: len(expected)]
-            close = torch.allclose(found, expected, RELATIVE, ABSOLUTE, equal_nan=True)
-        except Exception as error:  # whatever the model's code does that a graph cannot
-            if "out of memory" in first_line(error):
-                self._make_room()
-            else:
-                self._disable(summary(error))
+        made = self._attempt(lambda: self._record(lambda: self._forward(bucket, integers)))
+        if made is None:
             return
-        if not close:
+        recording, vectors = made
+        close = self._attempt(lambda: _replays(recording, vectors, expected))
+        if close is None:
+            return
+        if not self._agree(close):
             self._disable("a replay gave other vectors than the run it was recorded from")
             return
         self._recorded[bucket] = (recording, vectors)
         if len(self._recorded) > self._most_graphs:
             oldest, _ = self._recorded.popitem(last=False)
             self._seen.discard(oldest)
+
+    def _attempt(self, work: Callable[[], Any]) -> Any:
+        """What some work gives; None where it raises, here or in a process that does the same."""
+        found, error = None, None
+        try:
+            found = work()
+        except Exception as raised:  # whatever the model's code does that a graph cannot
+            error = raised
+        if self._agree(error is None):
+            return found
+        if self._agree(error is None or "out of memory" in first_line(error)):
+            self._make_room()
+        else:
+            self._disable("another process failed" if error is None else summary(error))
+        return None
 
     def _make_room(self) -> None:
         """Batches come first: without graphs for a while, and then again."""
@@ -182,3 +200,9 @@ class CudaGraphs:
 
     def __repr__(self) -> str:
         return f"CudaGraphs(graphs={len(self)}, seen={len(self._seen)})"
+
+
+def _replays(recording: CapturedGraph, vectors: Tensor, expected: Tensor) -> bool:
+    """Whether a replay gives what was computed, up to rounding."""
+    recording.replay()
+    return torch.allclose(vectors[: len(expected)], expected, RELATIVE, ABSOLUTE, equal_nan=True)
