@@ -253,7 +253,7 @@ def test_what_was_loaded_is_exempt_from_garbage_collections(monkeypatch: Any) ->
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--tensor-parallel-size", "2"], "--tensor-parallel-size 2"),
+        (["--tensor-parallel-size", "0"], "tensor_parallel_size=0"),
         (["--port", "here"], "'--port'"),
         (["--port", "70000"], "port=70000"),
         (["--nonsense"], "--nonsense"),

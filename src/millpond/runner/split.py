@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -31,7 +32,8 @@ from .replicas import can_start_children, visible_name
 
 __all__ = ["RankRunner", "load_ranks", "rank_devices"]
 
-LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+_INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
+LOOPBACK = {"GLOO_SOCKET_IFNAME": _INTERFACE, "NCCL_SOCKET_IFNAME": _INTERFACE}
 """All ranks are on one machine, and nobody else is to reach them."""
 
 

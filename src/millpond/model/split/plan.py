@@ -15,6 +15,7 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PretrainedConfig
 
 from ...checkpoint.quiet import quiet_transformers
+from ...checkpoint.remote_code import classes_of
 from ...checkpoint.spec import ModelSpec
 from ...config import EngineConfig
 from ...errors import UnsupportedModel, summary
@@ -84,8 +85,9 @@ def split_plan(config: PretrainedConfig, ranks: int) -> Mapping[str, str]:
 
 def _sizes(config: PretrainedConfig) -> Iterator[tuple[str, int]]:
     """What has to divide by the number of ranks."""
+    inner = config.get_text_config()
     for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
-        number = getattr(config, name, None)
+        number = getattr(inner, name, None)
         if isinstance(number, int):
             yield name, number
 
@@ -106,9 +108,13 @@ def refuse_unsplittable(spec: ModelSpec, config: EngineConfig) -> None:
 
 
 def _refuse(folder: Path, config: EngineConfig) -> None:
+    if config.trust_remote_code and classes_of(folder):
+        raise UnsupportedModel(f"{folder} runs code of its own and cannot be split; {REPLICAS}")
     try:
         with quiet_transformers():
-            read: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+            read: Any = AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:
         raise UnsupportedModel(
             f"{folder} cannot be split: transformers itself does not know this kind of model "
