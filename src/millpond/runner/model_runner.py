@@ -119,7 +119,7 @@ class TorchModelRunner:
         if ranks is not None:
             (tokens,) = ranks.least([tokens])
         runner = cls(models, device=device, max_batch_tokens=tokens, prefixes=prefixes, **own)
-        # Of sums among GPUs nobody has shown it.
+        # Of sums among GPUs no check has shown it.
         runner.check_batch_invariance(promised=config.batch_invariant and ranks is None)
         runner.warm_up(most_texts=MOST_WARMED_TEXTS if config.warmup else 1)
         return runner

@@ -34,7 +34,7 @@ __all__ = ["RankRunner", "load_ranks", "rank_devices"]
 
 _INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
 LOOPBACK = {"GLOO_SOCKET_IFNAME": _INTERFACE, "NCCL_SOCKET_IFNAME": _INTERFACE}
-"""All ranks are on one machine, and nobody else is to reach them."""
+"""All ranks are on one machine, and no other machine is to reach them."""
 
 
 def rank_devices(spec: ModelSpec, config: EngineConfig, devices: Sequence[torch.device]) -> Any:

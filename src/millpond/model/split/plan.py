@@ -25,7 +25,7 @@ __all__ = ["COLUMNS", "JOINED", "ROWS", "refuse_unsplittable", "split_plan"]
 COLUMNS, ROWS = "colwise", "rowwise"
 """By outputs, and by inputs, as transformers calls them."""
 JOINED = {2: "packed_colwise", 3: "millpond_packed_3"}
-"""By outputs, where a layer joins so many of one size."""
+"""By outputs, where a layer joins that number of parts of one size."""
 WHOLE = "replicated_with_grad_allreduce"  # every rank has it; what the name says is for training
 STYLES = frozenset({COLUMNS, ROWS, WHOLE, JOINED[2], JOINED[3]})
 
@@ -60,7 +60,7 @@ REPLICAS = (
 def split_plan(config: PretrainedConfig, ranks: int) -> Mapping[str, str]:
     """How a model is split, by names of its base model's layers with `*` for a number.
 
-    Raises `UnsupportedModel` where it cannot be split, or not among so many.
+    Raises `UnsupportedModel` where it cannot be split, or not among that number.
     """
     plan = PLANS.get(config.model_type) or config.base_model_tp_plan or {}
     kind = config.model_type
