@@ -214,7 +214,7 @@ TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}
         ({"modality_config": {"text": {**TEXT, "method": "get_text_features"}}}, "forward"),
         ({"modality_config": {"text": {**TEXT, "method_output_name": "pooler_output"}}}, "pooler"),
         ({"modality_config": {"text": TEXT}, "module_output_name": "sentence_embedding"}, "as"),
-        ({"transformer_task": "fill-mask"}, "fill-mask"),
+        ({"transformer_task": "fill-mask"}, "SparseEncoder"),
         ({"query_expansion": {"strategy": "fixed", "length": 4}}, "MultiVectorEncoder"),
         ({"tokenizer_name_or_path": "bert-base-uncased"}, "tokenizer_name_or_path"),
         ({"processing_kwargs": {"text": {"add_special_tokens": False}}}, "add_special_tokens"),
@@ -336,10 +336,15 @@ def test_an_adapter_has_to_be_merged(root: Path) -> None:
         spec_of(root)
 
 
-@pytest.mark.parametrize("model_type", ["SparseEncoder", "CrossEncoder"])
-def test_other_model_types_are_refused_by_name(root: Path, model_type: str) -> None:
+@pytest.mark.parametrize(
+    ("model_type", "message"),
+    [("SparseEncoder", "gives no sparse vector"), ("CrossEncoder", "CrossEncoder")],
+)
+def test_modules_that_are_none_of_the_model_type_are_refused(
+    root: Path, model_type: str, message: str
+) -> None:
     write(root / "config_sentence_transformers.json", {"model_type": model_type})
-    with pytest.raises(UnsupportedModel, match=model_type):
+    with pytest.raises(UnsupportedModel, match=message):
         spec_of(root)
 
 
@@ -350,7 +355,6 @@ def test_other_model_types_are_refused_by_name(root: Path, model_type: str) -> N
         OLD + "CLIPModel",
         OLD + "custom",
         "sentence_transformers.sparse_encoder.models.SpladePooling",
-        "sentence_transformers.sparse_encoder.modules.Transformer",
     ],
 )
 def test_unknown_modules_are_refused_by_name(root: Path, class_name: str) -> None:

@@ -7,7 +7,7 @@ and none may have a status, a type or a shape that the document does not declare
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import pytest
@@ -23,6 +23,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from sparse_models import save_splade
 
 from millpond import Engine
 from millpond.server.app import create_app
@@ -46,8 +47,10 @@ def document(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
         config={**ENCODER, "num_labels": 1},
     )
     late = save_multi_vector(tmp_path_factory.mktemp("late"))
-    with Engine(MODEL) as engine, Engine(folder) as reranker, Engine(str(late)) as colbert:
-        names = {"model": engine, "reranker": reranker, "late": colbert}
+    sparse = save_splade(tmp_path_factory.mktemp("sparse"))
+    with ExitStack() as opened:
+        folders = {"model": MODEL, "reranker": folder, "late": late, "splade": sparse}
+        names = {name: opened.enter_context(Engine(str(of))) for name, of in folders.items()}
         app = create_app([ServedModel.of(each, [name]) for name, each in names.items()])
         # schemathesis starts and stops the application with every request.
         app.router.lifespan_context = lambda app: nullcontext()
@@ -73,6 +76,7 @@ OPERATIONS = [
     ("POST", "/classify", 100),
     ("POST", "/predict", 100),
     ("POST", "/embed_all", 100),
+    ("POST", "/embed_sparse", 100),
     ("POST", "/pooling", 100),
     ("POST", "/tokenize", 100),
     ("POST", "/detokenize", 100),

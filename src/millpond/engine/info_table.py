@@ -53,7 +53,8 @@ def facts_of(engine_info: EngineInfo) -> Facts:
             {"modules": [_module(module) for module in chain.modules], **_fields(route)}
             for route, chain in routes
         ],
-        **_fields(engine_info, but=("model", "routes", "prefix_cache")),
+        **_fields(engine_info, but=("model", "routes", "processes", "prefix_cache")),
+        "processes": list(engine_info.processes),
         "prefix_cache": None
         if engine_info.prefix_cache is None
         else _fields(engine_info.prefix_cache),
@@ -85,9 +86,9 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
         if name == "routes":
             for route in value:
                 yield from _route_lines(route, named=len(value) > 1, scores=bool(facts["labels"]))
-        elif name == "labels":
+        elif isinstance(value, list):  # of labels, or ids of processes
             if value:
-                yield "labels", ", ".join(value)
+                yield name, ", ".join(map(str, value))
         elif name == "prompts":
             yield from ((f"prompt {key}", json.dumps(text)) for key, text in value.items())
         elif name == "prefix_cache":

@@ -37,7 +37,7 @@ from ..tokenization.pairs import PairTokenizer
 from ..tokenization.tokenizer import TextTokenizer
 from .device import choose_dtype
 from .float8 import use_float8
-from .heads import Head, HeadLoader
+from .heads import AnyPooler, HeadLoader
 from .kept_tokens import KeptTokens
 from .loaded import LoadedTransformer
 from .loading import checkpoint_dtype, load_transformer
@@ -277,7 +277,7 @@ class _Encoders:
         if self.device.type == "cuda":
             fuse_for_cuda(model)
 
-    def prefixes(self, route: Route, head: Head) -> PrefixSupport:
+    def prefixes(self, route: Route, head: AnyPooler) -> PrefixSupport:
         """Whether the texts of a route can continue from cached prefixes."""
         encoder, tokenizer, execution = self.loaded[route.encoder.path]
         reason = _reason_against_prefixes(self.config, self.device, execution, head)
@@ -300,7 +300,7 @@ def _reason_against_prefixes(
     config: EngineConfig,
     device: torch.device,
     execution: ExecutionMode | None,
-    head: Head,
+    head: AnyPooler,
 ) -> str | None:
     if config.prefix_cache == "off":
         return "turned off"

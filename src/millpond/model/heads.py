@@ -14,9 +14,9 @@ from ..tokenization.tokenizer import TextTokenizer
 from .static import SparseStaticEmbeddings, StaticEmbeddings
 from .transformer import Transformer
 
-__all__ = ["Head", "HeadLoader"]
+__all__ = ["AnyPooler", "HeadLoader"]
 
-Head = Pooler | SparsePooler | M3Pooler
+AnyPooler = Pooler | SparsePooler | M3Pooler
 """What makes the result of token rows."""
 
 Encoder = Transformer | StaticEmbeddings | SparseStaticEmbeddings
@@ -36,7 +36,7 @@ class HeadLoader:
     gives_tokens: bool
     """Whether the result is a vector for each token."""
 
-    def load(self, route: Route, encoder: Encoder, tokenizer: TextTokenizer) -> Head:
+    def load(self, route: Route, encoder: Encoder, tokenizer: TextTokenizer) -> AnyPooler:
         """The head of a route. Raises `InvalidCheckpoint` and its kin."""
         last = route.modules[-1]
         if last.kind == "M3Heads":

@@ -48,6 +48,7 @@ def test_it_reads_no_more_than_a_few_chunks_ahead(
         output=tmp_path / "out.npy",
         chunk_rows=CHUNK,
         options={},
+        kind="dense",
         input_info=None,
         formats={},
     )
