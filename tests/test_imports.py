@@ -64,7 +64,7 @@ MAY_USE_TENSORS = {
 # where that model needs it; an extra.
 MAY_IMPORT_LATE = {
     *("cli", "checkpoint.resolve", "engine.instance", "model.loading", "pooler.modules"),
-    *("model.from_transformers", "server.tracing", "tokenization.sources"),
+    *("model.from_transformers", "model.split.plan", "server.tracing", "tokenization.sources"),
 }
 ENTRY_POINTS = {"server.__main__": "cli"}
 

@@ -48,7 +48,7 @@ class Page:
         # Offline, Hugging Face's client for servers may not ask the reader's own one either.
         constants.HF_HUB_OFFLINE = "InferenceClient" not in code
         flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT if ".ipynb" in where else 0
-        program = compile(code, where, "exec", flags=flags)
+        program = compile(code, where, "exec", flags=flags, dont_inherit=True)
         if program.co_flags & inspect.CO_COROUTINE:
             asyncio.run(eval(program, self._names))
         else:

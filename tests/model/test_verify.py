@@ -83,6 +83,7 @@ def transformer_of(model: nn.Module) -> Transformer:
         max_positions=64,
         needs_token_type_ids=False,
         head=None,
+        vocabulary=None,
     )
     return Transformer(loaded)  # type: ignore[arg-type]
 

@@ -104,6 +104,7 @@ def test_langchains_endpoint_embeddings(server: ServerProcess, expected: np.ndar
     assert_same(asyncio.run(embeddings.aembed_query(TEXTS[1])), expected[1])
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it closes nothing
 def test_llama_indexs_class_for_text_embeddings_inference(
     server: ServerProcess, expected: np.ndarray
 ) -> None:

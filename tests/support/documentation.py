@@ -15,6 +15,8 @@ from rerankers import save_reranker
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from sparse_models import save_splade
 
+from multi_vector import save_bge_m3, save_multi_vector
+
 __all__ = ["PAGES", "ROOT", "Block", "blocks", "save_hub"]
 
 ROOT = Path(__file__).parents[2]
@@ -85,6 +87,8 @@ MODELS: Mapping[str, Callable[[Path], Path]] = {
     "cross-encoder/ms-marco-MiniLM-L6-v2": lambda folder: save_reranker("bert", folder),
     "cross-encoder/nli-deberta-v3-base": lambda folder: save_reranker("bert", folder, labels=3),
     "naver/splade-v3": save_splade,
+    "lightonai/GTE-ModernColBERT-v1": save_multi_vector,
+    "BAAI/bge-m3": save_bge_m3,
 }
 """The models that the pages name. The first is the real one; the others are tiny and random."""
 

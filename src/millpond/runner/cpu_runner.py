@@ -32,6 +32,8 @@ __all__ = ["CpuModelRunner", "is_plain_thread"]
 class CpuModelRunner(TorchModelRunner):
     """Runs batches of a model on the CPU."""
 
+    fills_one_by_one = True  # one call for several gives some heads other bits
+
     def __init__(
         self,
         models: Sequence[PoolingModel],

@@ -61,6 +61,8 @@ class TorchModelRunner:
 
     _is_deterministic = False
     """Whether a text is attended to without those beside it in the batch."""
+    fills_one_by_one = False
+    """Whether texts with hidden tokens attend in a call each, for their bits."""
 
     def __init__(
         self,
@@ -225,8 +227,7 @@ class TorchModelRunner:
     ) -> PackedSequences | FilledSequences:
         """How the texts of a packed row attend."""
         if tokens.hidden is not None:
-            # One call for several gives some heads other bits on a CPU too.
-            alone = self._is_deterministic or self.device.type == "cpu"
+            alone = self._is_deterministic or self.fills_one_by_one
             return FilledSequences(lengths, tokens.hidden, alone=alone)
         return PackedSequences.of(lengths, deterministic=self._is_deterministic)
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig
-from transformers.configuration_utils import PretrainedConfig
-
-from ...checkpoint.quiet import quiet_transformers
 from ...checkpoint.remote_code import classes_of
 from ...checkpoint.spec import ModelSpec
 from ...config import EngineConfig
 from ...errors import UnsupportedModel, summary
+
+if TYPE_CHECKING:
+    from transformers.configuration_utils import PretrainedConfig
 
 __all__ = ["COLUMNS", "JOINED", "ROWS", "refuse_unsplittable", "split_plan"]
 
@@ -110,6 +109,10 @@ def refuse_unsplittable(spec: ModelSpec, config: EngineConfig) -> None:
 def _refuse(folder: Path, config: EngineConfig) -> None:
     if config.trust_remote_code and classes_of(folder):
         raise UnsupportedModel(f"{folder} runs code of its own and cannot be split; {REPLICAS}")
+    from transformers import AutoConfig  # only where a model is to be split
+
+    from ...checkpoint.quiet import quiet_transformers
+
     try:
         with quiet_transformers():
             read: Any = AutoConfig.from_pretrained(
