@@ -173,7 +173,7 @@ def test_the_command_line_wins(
         ("REQUEST_TIMEOUT_S", "-1"),
         ("MEMORY_UTILIZATION", "5"),
         ("MAX_MODEL_LEN", "0"),
-        ("TENSOR_PARALLEL_SIZE", "2"),
+        ("TENSOR_PARALLEL_SIZE", "0"),
     ],
 )
 def test_a_bad_value_is_told_with_its_variable(

@@ -97,7 +97,9 @@ def test_lines_that_a_loop_left_behind_are_written_at_the_end(
 
     asyncio.run(run())
     assert stream.writes == 0
-    (handler,) = (h for h in access.parent.handlers if isinstance(h, BatchedHandler))  # type: ignore[union-attr]
+    assert access.parent is not None
+    batched = (one for one in access.parent.handlers if isinstance(one, BatchedHandler))
+    (handler,) = (one for one in batched if one.stream is stream)
     assert repr(handler) == "BatchedHandler(lines=1, scheduled=True)"
     handler.flush()  # as `logging.shutdown` does
     assert stream.getvalue() == "request\n"

@@ -87,10 +87,12 @@ class BatchedHandler(logging.StreamHandler[TextIO]):
             self.handleError(record)
 
     def flush(self) -> None:
-        """Write what there is."""
+        """Write what there is, unless the stream was closed."""
         self.acquire()
         try:
             lines, self._lines, self._is_scheduled = self._lines, [], False
+            if self.stream.closed:
+                return
             if lines:
                 self.stream.write("".join(f"{line}{self.terminator}" for line in lines))
             super().flush()
@@ -109,7 +111,7 @@ class BatchedHandler(logging.StreamHandler[TextIO]):
         return len(self._lines) < MOST_LINES
 
     def _flush_in_time(self) -> None:
-        with contextlib.suppress(OSError, ValueError):  # standard error is closed
+        with contextlib.suppress(OSError):  # nobody reads standard error any more
             self.flush()
 
     def __repr__(self) -> str:
