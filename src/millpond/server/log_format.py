@@ -111,7 +111,7 @@ class BatchedHandler(logging.StreamHandler[TextIO]):
         return len(self._lines) < MOST_LINES
 
     def _flush_in_time(self) -> None:
-        with contextlib.suppress(OSError):  # nobody reads standard error any more
+        with contextlib.suppress(OSError):  # the reader of standard error is gone
             self.flush()
 
     def __repr__(self) -> str:
