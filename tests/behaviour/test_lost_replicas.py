@@ -246,6 +246,7 @@ from child_models import engine_of, task
 from fakes import vectors_for
 import numpy as np
 from millpond import Engine, EngineFailed
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a program in the background ignores it
 {program}
 """
 

@@ -16,9 +16,9 @@ except ImportError as error:
         "MillpondSparseEmbeddings needs langchain-qdrant: pip install 'langchain-millpond[qdrant]'"
     ) from error
 
-import millpond
 from langchain_millpond.embeddings import _strings
 from langchain_millpond.shared_engine import EngineOptions, SharedEngine
+from millpond import SparseVector as MillpondSparseVector
 
 ROWS_PER_TURN = 64  # vectors made into lists before the event loop gets its turn
 
@@ -148,5 +148,5 @@ class MillpondSparseEmbeddings(SharedEngine, SparseEmbeddings):
         return _of_qdrant(found[0])
 
 
-def _of_qdrant(vector: millpond.SparseVector) -> SparseVector:
+def _of_qdrant(vector: MillpondSparseVector) -> SparseVector:
     return SparseVector(indices=vector.indices.tolist(), values=vector.values.tolist())

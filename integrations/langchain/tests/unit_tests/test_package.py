@@ -17,13 +17,19 @@ import pytest
 
 import langchain_millpond
 import millpond
-from langchain_millpond import MillpondCrossEncoder, MillpondEmbeddings, MillpondRerank
+from langchain_millpond import (
+    MillpondCrossEncoder,
+    MillpondEmbeddings,
+    MillpondRerank,
+    MillpondSparseEmbeddings,
+)
 from langchain_millpond.embeddings import EmbeddingOptions
 from langchain_millpond.rerank import DocumentOptions, RerankOptions
+from langchain_millpond.sparse import SparseOptions
 
 SOURCE = Path(langchain_millpond.__file__).parent
 PROJECT = Path(__file__).parents[2]
-CLASSES = (MillpondCrossEncoder, MillpondEmbeddings, MillpondRerank)
+CLASSES = (MillpondCrossEncoder, MillpondEmbeddings, MillpondRerank, MillpondSparseEmbeddings)
 
 
 def test_the_wheel_is_typed_and_has_its_licence() -> None:
@@ -63,6 +69,7 @@ def test_an_everyday_option_of_the_engine_is_a_field_with_its_default(kind: type
         (MillpondCrossEncoder, RerankOptions),
         (MillpondEmbeddings, EmbeddingOptions),
         (MillpondRerank, DocumentOptions),
+        (MillpondSparseEmbeddings, SparseOptions),
     ],
 )
 def test_type_checkers_and_the_schema_know_every_field(kind: type[Any], options: Any) -> None:
