@@ -104,6 +104,30 @@ def short(number: int, tokens: int = 3) -> Ids:
     return (number,) * tokens
 
 
+@pytest.mark.parametrize("blocks", [3, 64])
+@pytest.mark.parametrize("priority", Priority)
+def test_the_replica_that_began_a_text_goes_on_with_it(priority: Priority, blocks: int) -> None:
+    """If the others began it anew whenever they are idle, it might have no end."""
+    scheduler = scheduler_of(
+        budget=8, caches=[PrefixCache(blocks, block_tokens=4) for _ in range(3)]
+    )
+    submit(scheduler, request_of([LONG], priority=priority))
+    land(scheduler, scheduler.next_batch(0.0, replica=1))
+    assert scheduler.holds_parts
+    for other in (0, 2):
+        assert scheduler.next_batch(0.0, replica=other) is None
+    submit(scheduler, request_of([short(1)], priority=Priority.BULK))
+    beside = land(scheduler, scheduler.next_batch(0.0, replica=0))  # what else there is goes on
+    assert beside.tokens == 3
+    batches = 0
+    while (batch := scheduler.next_batch(0.0, replica=1)) is not None:
+        land(scheduler, batch)
+        batches += 1
+    assert batches == {3: 2, 64: 3}[blocks]
+    assert not scheduler.holds_parts
+    scheduler.check_idle()
+
+
 @pytest.mark.parametrize("priority", Priority)
 def test_texts_of_a_priority_go_in_beside_the_parts_of_a_long_one(priority: Priority) -> None:
     scheduler = scheduler_of(budget=8, prefixes=PrefixCache(64, block_tokens=4))

@@ -172,6 +172,10 @@ class Machine(RuleBasedStateMachine):
         self.flights.append(Flight(batch, use, replica))
         return True
 
+    def plan_any(self, first: int) -> bool:
+        """For the first replica that there is a batch for."""
+        return any(self.plan(which=first + more) for more in range(len(self.replicas)))
+
     def check_size(self, batch: Batch) -> None:
         """No more than the budget is computed, but for a text that has to go whole."""
         assert 0 < batch.computed_tokens <= batch.tokens
@@ -275,7 +279,7 @@ class Machine(RuleBasedStateMachine):
             self.claim_texts()
             if self.flights:
                 self.land(0, keep=not self.gives_nan)
-            elif not self.plan(which=step) and not self.claimed:
+            elif not self.plan_any(first=step) and not self.claimed:
                 break
         else:
             raise AssertionError(f"no end: {self.scheduler!r}")

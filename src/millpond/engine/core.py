@@ -242,20 +242,24 @@ class EngineCore:
 
     def next_batch(self, worker: Worker) -> Batch | None:
         """The next batch for a worker, which waits for work; None when there will be no more."""
+        was_woken = False
         while True:
             with self.lock:
                 self.pool.look(worker)
                 now_s = self.clock()
                 ended = self.update(now_s)
                 batch = self._plan(worker, now_s)
-                # All that was ready may have joined texts in flight.
-                is_over = self.wake() or worker.retired
+                # All that was ready may have joined texts in flight. What is left to another
+                # replica, its workers were told by whoever woke this one.
+                is_left = was_woken and batch is None and self.scheduler.holds_parts
+                is_over = self.wake(workers=not is_left) or worker.retired
                 worker.idle = batch is None and not is_over
             self.end(ended)
             del ended
             if batch is not None or is_over:
                 return batch
             worker.wait()
+            was_woken = True
 
     def _plan(self, worker: Worker, now_s: float) -> Batch | None:
         if self._health == "failed" or worker.retired:
@@ -350,7 +354,7 @@ class EngineCore:
                 request.future.cancel()  # if it was only abandoned
             request.finish(error)
 
-    def wake(self) -> bool:
+    def wake(self, *, workers: bool = True) -> bool:
         """Under the lock: wake who has something to do now, and who wakes the next.
 
         Whether the engine is over; then that is everybody, to come to an end.
@@ -360,7 +364,9 @@ class EngineCore:
             return True
         queries = self.scheduler.has_ready(Priority.INTERACTIVE)
         bulk = self.scheduler.has_ready(Priority.BULK)
-        if queries or bulk:
+        if workers and self.scheduler.holds_parts:
+            self.pool.wake_all()  # one replica alone goes on with a text
+        elif workers and (queries or bulk):
             self.pool.wake_one(queries=queries, bulk=bulk)
         for priority in self.scheduler.to_tokenize():
             self.tokenizer_wakes[priority].open()

@@ -52,10 +52,8 @@ class BatchBuilder:
     """Whether texts without a prompt need not be looked up: recent look-ups found too little."""
     parts_taken: int = 0
     """Texts in it that were computed in part already."""
-    takes_over: bool = False
-    """Whether texts go in of which another cache has a part, to be computed anew."""
     left_parts: bool = False
-    """Whether some did not."""
+    """Whether texts were left of which another cache has a part."""
     waiting_beside: int = 0
     """Tokens that wait in the queue beside those of the request whose turn it is."""
     route: int | None = None
@@ -116,7 +114,7 @@ class BatchBuilder:
     def _take_one(self, request: Request, span: PendingSpan, prefixes: PrefixCache) -> bool:
         chunk, place = span.chunk, span.start
         is_elsewhere = span.claim is not None and span.claim.cache is not prefixes
-        if is_elsewhere and not self.takes_over:
+        if is_elsewhere:
             self.left_parts = True
             return False
         if span.claim is None and self.in_flight_texts.follows(request, chunk, place):
@@ -124,7 +122,7 @@ class BatchBuilder:
             return True
         if self.segments and chunk.lengths[place] > self.keys_left:
             return False
-        ids, before = chunk.ids_of(place), 0 if is_elsewhere else span.computed_tokens
+        ids, before = chunk.ids_of(place), span.computed_tokens
         # A text that was cut may have lost its prompt, and there is no room to pin just anything.
         pin = request.is_pinned and not request.truncated[chunk.rows[place]]
         hold = partial(prefixes.claim, ids, owner=self, split=request.shared_tokens, pin=pin)

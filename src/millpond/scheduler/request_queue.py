@@ -97,14 +97,8 @@ class RequestQueue:
     def fill(self, builder: BatchBuilder) -> None:
         """Move ready texts into a batch, from each request in turn, until it is full.
 
-        Those of which another cache has a part only where there are no others.
+        Those of which another cache has a part are left to its replica.
         """
-        self._fill(builder)
-        if builder.left_parts and not builder.segments:
-            builder.takes_over = True
-            self._fill(builder)
-
-    def _fill(self, builder: BatchBuilder) -> None:
         skipped: list[Request] = []
         served: list[Request] = []
         while self.ready_requests and builder.tokens_left > 0 and len(skipped) < MOST_MISFITS:

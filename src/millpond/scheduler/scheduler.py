@@ -202,6 +202,11 @@ class Scheduler:
         """Whether a text of the priority could go into a batch now."""
         return bool(self.queues[priority].ready_requests)
 
+    @property
+    def holds_parts(self) -> bool:
+        """Whether texts wait of which one of several replicas has computed a part."""
+        return len(self.caches) > 1 and self._parts_waiting > 0
+
     def next_batch(
         self,
         now_s: float,
@@ -223,7 +228,12 @@ class Scheduler:
             builder = self._filled(now_s, priorities, bulk_shares, query_shares, cache)
             if builder.segments:
                 return builder.batch()
-            # All of it follows texts in flight, and something else may have waited behind it.
+            # All of it follows texts in flight, and something else may have waited behind it; or
+            # it is left to another replica, and bulk is not.
+            if builder.left_parts:
+                if Priority.INTERACTIVE not in priorities:
+                    return None
+                priorities = [each for each in priorities if each is Priority.BULK]
         return None
 
     def _filled(
