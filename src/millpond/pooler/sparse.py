@@ -108,7 +108,7 @@ class SparsePooler:
         """Of texts whose rows stand in `hidden` as `Pooler` says."""
         if self._pooler is not None:
             rows = self._pooler(hidden, starts, lengths, prompt_lengths)
-            starts, lengths = torch.arange(len(rows)), torch.ones_like(lengths)
+            starts, lengths = torch.arange(len(rows), device=rows.device), torch.ones_like(lengths)
         else:
             rows = hidden if isinstance(hidden, Tensor) else hidden[-1]
         texts = _Texts.of(starts, lengths)
