@@ -19,6 +19,9 @@ TESTS = (
     "tests/behaviour/test_fidelity.py",
     "tests/behaviour/test_prefixes_of_decoders.py",
     "tests/behaviour/test_same_bits.py",
+    "tests/behaviour/test_sparse.py",
+    "tests/behaviour/test_multi_vector.py",
+    "tests/behaviour/test_bge_m3.py",
 )
 PROCESSORS: Mapping[str, Mapping[str, str]] = {
     "AVX2, 2 threads of MKL": {

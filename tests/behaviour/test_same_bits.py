@@ -22,7 +22,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from millpond import Engine, InvalidOption
-from millpond.attention.verify import padded_attention_is_invariant
 from millpond.layers.cpu.int8.product import check_int8
 
 TEXT = (
@@ -82,10 +81,6 @@ def model(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> 
             check_int8()
         except InvalidOption as error:
             pytest.skip(str(error))
-    if (name, dtype) == ("mpnet", "bfloat16") and not padded_attention_is_invariant(
-        torch.bfloat16, (1,)
-    ):
-        pytest.skip("padded attention in bfloat16 has no one kernel on this processor")
     folder = folder_of(name, checkpoint)
     with ExitStack() as open_engines:
         engines = [

@@ -131,28 +131,35 @@ def test_attention_within_long_texts_is_tried_too(
     assert not is_invariant(*sizes)
 
 
-def test_the_products_of_padded_attention_are_tried_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    is_invariant = attention_check.padded_attention_is_invariant.__wrapped__
-    assert is_invariant(torch.float32, (1, 2))
+@pytest.mark.parametrize(("differs_up_to", "fewest"), [(0, 1), (1, 2), (2, None)])
+def test_a_padded_batch_has_as_many_texts_as_its_products_need(
+    monkeypatch: pytest.MonkeyPatch, differs_up_to: int, fewest: int | None
+) -> None:
+    found = attention_check.fewest_padded_texts.__wrapped__
     matmul = torch.matmul
 
-    def halves(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        """For several texts the sums are those of two halves."""
-        if len(left) == 1:
-            return matmul(left, right)
+    def by_halves(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """For up to that many texts the sums are those of two halves."""
+        if len(left) > differs_up_to:
+            return matmul(left.double(), right.double()).round(decimals=6)
         middle = left.shape[-1] // 2
         first = matmul(left[..., :middle], right[..., :middle, :])
-        return first + matmul(left[..., middle:], right[..., middle:, :])
+        return (first + matmul(left[..., middle:], right[..., middle:, :])).double()
 
-    monkeypatch.setattr(torch, "matmul", halves)
-    assert not is_invariant(torch.float32, (1,))
+    monkeypatch.setattr(torch, "matmul", by_halves)
+    assert found(torch.float32, (1, 2)) == fewest
 
 
+@pytest.mark.parametrize(("fewest", "rows"), [(1, [1, 2]), (2, [2, 2]), (None, [1, 2])])
 def test_a_padded_model_is_promised_what_its_products_keep(
-    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    checkpoint: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    fewest: int | None,
+    rows: list[int],
 ) -> None:
-    for kept in (True, False):
-        monkeypatch.setattr(pooling_model, "padded_attention_is_invariant", lambda *_, k=kept: k)
-        with Engine(checkpoint("mpnet"), device="cpu", dtype="float32") as engine:
-            assert engine.info().execution == "padded"
-            assert engine.info().batch_invariant == kept
+    monkeypatch.setattr(pooling_model, "fewest_padded_texts", lambda *_: fewest)
+    with Engine(checkpoint("mpnet"), device="cpu", dtype="float32") as engine:
+        assert engine.info().execution == "padded"
+        assert engine.info().batch_invariant == (fewest is not None)
+        (runner,) = engine._instance.runners
+        assert [runner._padded_rows(texts, 32) for texts in (1, 2)] == rows  # type: ignore[attr-defined]

@@ -17,13 +17,16 @@ from torch import Tensor
 from ..cpu.openmp import limited_threads
 from .packed import PackedSequences
 
-__all__ = ["AttentionShape", "attention_is_invariant", "padded_attention_is_invariant"]
+__all__ = ["AttentionShape", "attention_is_invariant", "fewest_padded_texts"]
 
 # torch's kernel takes more queries at a time from 192 and from 768 on, and keys in blocks of 512.
 LENGTHS = (200, 800)
 TEXTS = 3
 MOST_NUMBERS = 2**22  # of queries, so that a check takes milliseconds
-PADDED = (4, 96, 64)  # heads, tokens and head size that speak for the attention of padded models
+PADDED_HEADS = 4
+PADDED = ((18, 16), (27, 64), (40, 32), (96, 64))
+"""Tokens and head sizes that speak for the attention of padded models. Batches of shorter texts
+always have several rows (`FEWEST_ROWS`)."""
 
 
 class AttentionShape(NamedTuple):
@@ -84,33 +87,57 @@ def _is_invariant(
 
 @cache
 @torch.inference_mode()
-def padded_attention_is_invariant(dtype: torch.dtype, threads: tuple[int, ...]) -> bool:
-    """Whether the products of padded attention give a text alone the bits that it has among others.
+def fewest_padded_texts(dtype: torch.dtype, threads: tuple[int, ...]) -> int | None:
+    """How many texts a padded batch has at least, so that a text's products have one result.
 
-    torch reads the heads of one text where they stand and copies those of several. On processors
-    without bfloat16 of their own these are two kernels, which round differently. Every sum is one
-    of pairs that cancel, in a mixed order, so what is left of it is rounding.
+    torch reads the heads of one text where they stand and copies those of several, and may
+    multiply the two by kernels that round differently: then it is 2. None where the results of 2
+    and 3 texts differ too.
     """
-    heads, tokens, size = PADDED
+    found = [_padded_products(*sizes, dtype, threads) for sizes in PADDED]
+    for fewest in (1, 2):
+        if all(_alike(products, fewest) for products in found):
+            return fewest
+    return None
+
+
+def _padded_products(
+    tokens: int, size: int, dtype: torch.dtype, threads: tuple[int, ...]
+) -> list[tuple[int, Tensor, Tensor]]:
+    """The first text's scores and sums of values, among that many texts, on each thread count.
+
+    Every sum is one of pairs that cancel, in a mixed order, so what is left of it is rounding.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def cancelling(rows: int, columns: int, sign: int) -> Tensor:
-        half = torch.randn(rows, heads, columns // 2, generator=generator)
-        order = torch.randperm(columns, generator=torch.Generator().manual_seed(1))
-        return torch.cat([half, sign * half], dim=2)[:, :, order].to(dtype)
+        half = torch.randn(rows, PADDED_HEADS, -(-columns // 2), generator=generator)
+        order = torch.randperm(2 * half.shape[2], generator=torch.Generator().manual_seed(1))
+        return torch.cat([half, sign * half], dim=2)[:, :, order[:columns]].to(dtype)
 
     def by_heads(rows: Tensor, texts: int) -> Tensor:
         return rows.expand(texts, *rows.shape).contiguous().transpose(1, 2)
 
     query, key = cancelling(tokens, size, 1), cancelling(tokens, size, -1)
     weights, value = cancelling(tokens, tokens, 1), cancelling(size, tokens, -1)
-    found: list[tuple[Tensor, Tensor]] = []
+    found = []
     for count in threads:
         with limited_threads(count):
-            for texts in (1, 2, TEXTS):
+            for texts in range(1, TEXTS + 1):
                 keys = by_heads(key, texts).transpose(-1, -2)
                 scores = torch.matmul(by_heads(query, texts), keys)
                 values = by_heads(value.permute(2, 1, 0), texts)
                 summed = torch.matmul(by_heads(weights, texts).contiguous(), values)
-                found += zip(scores, summed, strict=True)
-    return all(torch.equal(a, b) for each in found for a, b in zip(each, found[0], strict=True))
+                found.append((texts, scores, summed))
+    return found
+
+
+def _alike(products: list[tuple[int, Tensor, Tensor]], fewest: int) -> bool:
+    """Whether every text of batches of at least that many has one result."""
+    rows = [
+        row
+        for texts, scores, summed in products
+        if texts >= fewest
+        for row in zip(scores, summed, strict=True)
+    ]
+    return all(torch.equal(a, b) for row in rows for a, b in zip(row, rows[0], strict=True))

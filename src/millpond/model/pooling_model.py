@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..attention.packed import Sequences as PackedRow
-from ..attention.verify import attention_is_invariant, padded_attention_is_invariant
+from ..attention.verify import attention_is_invariant, fewest_padded_texts
 from ..cpu.openmp import multiplied_parameters, products_are_whole
 from ..errors import UnsupportedModel
 from ..layers.cpu.linear import has_invariant_products
@@ -118,6 +118,12 @@ class PoolingModel:
             return self.head(hidden, *places, ids)
         return self.head(hidden, texts.starts, texts.lengths, texts.prompt_lengths, texts.kept)
 
+    def fewest_texts(self, threads: Sequence[int]) -> int:
+        """Texts that a batch on this CPU has at least, where that makes it batch-invariant."""
+        if self.execution is None or self.execution.kind == "packed":
+            return 1
+        return fewest_padded_texts(self.dtype, tuple(threads)) or 1
+
     def has_invariant_operators(self, threads: Sequence[int]) -> bool:
         """Whether what short texts do not show is batch-invariant on this CPU.
 
@@ -132,7 +138,7 @@ class PoolingModel:
         if vocabulary is not None and not vocabulary.has_invariant_products(list(threads)):
             return False
         if self.execution.kind != "packed":
-            return padded_attention_is_invariant(self.dtype, tuple(threads))
+            return fewest_padded_texts(self.dtype, tuple(threads)) is not None
         return attention_is_invariant(
             self.execution.attention,
             self.dtype,

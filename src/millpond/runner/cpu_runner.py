@@ -54,6 +54,12 @@ class CpuModelRunner(TorchModelRunner):
             workers=1 if self._workers is None else self._workers.workers,
             query_workers=0 if self._workers is None else self._workers.query_workers,
         )
+        self._fewest_texts = max(model.fewest_texts(self._thread_counts) for model in models)
+
+    @property
+    def _thread_counts(self) -> Sequence[int]:
+        """Numbers of threads that a pass may take; none where it is not for us to say."""
+        return () if self._workers is None else list(self._workers.counts)
 
     @staticmethod
     def _sizes(
@@ -70,10 +76,13 @@ class CpuModelRunner(TorchModelRunner):
         return wanted_batch_tokens(models, config, most), KVCacheConfig.of(models, budget)
 
     def _is_batch_invariant(self, route: int, threads: Sequence[int | None] = (None,)) -> bool:
-        counts = () if self._workers is None else self._workers.counts
-        if not self.models[route].has_invariant_operators(list(counts)):
+        counts = self._thread_counts
+        if not self.models[route].has_invariant_operators(counts):
             return False
         return super()._is_batch_invariant(route, counts or threads)
+
+    def _padded_rows(self, texts: int, width: int) -> int:
+        return max(super()._padded_rows(texts, width), self._fewest_texts)
 
     def _run_on(self, batch: Batch, threads: int | None) -> Rows:
         if threads is None:
