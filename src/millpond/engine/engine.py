@@ -144,7 +144,7 @@ class Engine(ScoringCalls, AllCalls):
         errors by text and the vectors of the others.
         """
         with progress_hook(texts, progress) as hook:
-            request, single = self._submit(
+            request, single = self._send_texts(
                 texts,
                 EmbedParams(
                     task=task,
@@ -174,7 +174,7 @@ class Engine(ScoringCalls, AllCalls):
         """`embed` for any event loop. A cancelled call is taken out before its next forward."""
         with progress_hook(texts, progress) as hook:
             params = replace(params_of(options), progress=hook, reports_truncation=hook is progress)
-            request, single = self._submit(texts, params, strict=True)
+            request, single = self._send_texts(texts, params, strict=True)
             return _vectors(await self._await(request, options.get("timeout")), single)
 
     def submit(
@@ -190,7 +190,7 @@ class Engine(ScoringCalls, AllCalls):
         Cancelling the future takes out the texts that have not run.
         """
         require_bool("wait", wait)
-        request, _ = self._submit(texts, params_of(options), wait=wait, block=wait)
+        request, _ = self._send_texts(texts, params_of(options), wait=wait, block=wait)
         return cast("Future[Embeddings]", request.future)
 
     def embed_iter(
@@ -222,26 +222,10 @@ class Engine(ScoringCalls, AllCalls):
         params.validate(self._instance.spec)
 
         def submit(chunk: list[TextInput]) -> Request:
-            return self._submit(chunk, params, several=True)[0]
+            return self._send_texts(chunk, params, several=True)[0]
 
         wait = partial(self._wait, timeout=params.timeout)
         return EmbeddingStream(iter(texts), chunk_size=chunk_size, submit=submit, wait=wait)
-
-    def _submit(
-        self,
-        texts: TextsInput,
-        params: EmbedParams,
-        *,
-        wait: bool = True,
-        block: bool = False,
-        inline: bool = False,
-        strict: bool = False,
-        several: bool = False,
-    ) -> tuple[Request, bool]:
-        def make(now_s: float) -> tuple[Request, bool]:
-            return self._inputs.request(texts, params, now_s=now_s, strict=strict, several=several)
-
-        return self._send(make, wait=wait, block=block, inline=inline)
 
     # Tokens.
 

@@ -52,8 +52,8 @@ class BatchBuilder:
     """Whether texts without a prompt need not be looked up: recent look-ups found too little."""
     parts_taken: int = 0
     """Texts in it that were computed in part already."""
-    left_parts: bool = False
-    """Whether texts were left of which another cache has a part."""
+    left_parts: int = 0
+    """Texts that were left because another cache has a part of them."""
     waiting_beside: int = 0
     """Tokens that wait in the queue beside those of the request whose turn it is."""
     route: int | None = None
@@ -115,7 +115,7 @@ class BatchBuilder:
         chunk, place = span.chunk, span.start
         is_elsewhere = span.claim is not None and span.claim.cache is not prefixes
         if is_elsewhere:
-            self.left_parts = True
+            self.left_parts += 1
             return False
         if span.claim is None and self.in_flight_texts.follows(request, chunk, place):
             span.start += 1

@@ -101,13 +101,16 @@ class RequestQueue:
         """
         skipped: list[Request] = []
         served: list[Request] = []
-        while self.ready_requests and builder.tokens_left > 0 and len(skipped) < MOST_MISFITS:
+        misfits = 0
+        while self.ready_requests and builder.tokens_left > 0 and misfits < MOST_MISFITS:
             request = self.ready_requests.popleft()
             if request.dead:
                 continue
             if not builder.segments:
                 builder.waiting_beside = self.ready_tokens - _span_tokens(request)
+            left = builder.left_parts
             took = self._fill_from(request, builder)
+            misfits += not took and left == builder.left_parts
             if request.spans:
                 (served if took else skipped).append(request)
         self.ready_requests.extendleft(reversed(skipped))  # they go first next time

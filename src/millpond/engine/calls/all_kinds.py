@@ -158,14 +158,9 @@ class AllCalls(TokenCalls, SparseCalls):
         return replace(params, progress=hook, reports_truncation=reported)
 
     def _submit_all(
-        self, texts: TextsInput, params: AllParams, *, strict: bool = False, **how: bool
+        self, texts: TextsInput, params: AllParams, **how: bool
     ) -> tuple[Request, bool]:
-        def make(now_s: float) -> tuple[Request, bool]:
-            return self._inputs.request(
-                *(texts, params), now_s=now_s, strict=strict, call="embed_all"
-            )
-
-        return self._send(make, **how)
+        return self._send_texts(texts, params, call="embed_all", **how)
 
 
 def _one_pass(spec: ModelSpec) -> bool:

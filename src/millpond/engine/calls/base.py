@@ -13,6 +13,7 @@ from ...scheduler.request import Request
 from ..inputs import InputProcessor
 from ..instance import ModelInstance
 from .loop_results import awaitable
+from .params import EmbedParams, TextsInput
 from .submission import Submission
 
 __all__ = ["Calls", "MakeRequest"]
@@ -50,6 +51,25 @@ class Calls:
         request, single = make(core.clock())
         Submission(core, request, wait=wait, block=block, inline=inline).run()
         return request, single
+
+    def _send_texts(
+        self,
+        texts: TextsInput,
+        params: EmbedParams,
+        *,
+        call: str = "embed",
+        strict: bool = False,
+        several: bool = False,
+        **how: bool,
+    ) -> tuple[Request, bool]:
+        """Send what a call of that name makes of texts. With `several` a string is no text."""
+
+        def make(now_s: float) -> tuple[Request, bool]:
+            return self._inputs.request(
+                *(texts, params), now_s=now_s, strict=strict, several=several, call=call
+            )
+
+        return self._send(make, **how)
 
     def _wait(self, request: Waitable, timeout: float | None) -> Any:
         try:

@@ -199,12 +199,10 @@ class ScoringCalls(Calls):
         """By token vectors: a request for the queries, and one for the documents."""
 
         def send(texts: Sequence[str], options: TokenParams) -> Request:
-            def make(now_s: float) -> tuple[Request, bool]:
-                return self._inputs.request(
-                    *(texts, options), now_s=now_s, strict=strict, several=True, call="score"
-                )
-
-            return self._send(make, **how)[0]
+            request, _ = self._send_texts(
+                texts, options, call="score", strict=strict, several=True, **how
+            )
+            return request
 
         if strict and taken.refused:
             raise next(iter(taken.refused.values()))

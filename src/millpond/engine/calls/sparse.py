@@ -128,24 +128,9 @@ class SparseCalls(Calls):
         return replace(SparseParams(**options), **own)  # type: ignore[arg-type]
 
     def _submit_sparse(
-        self,
-        texts: TextsInput,
-        params: SparseParams,
-        *,
-        strict: bool = False,
-        several: bool = False,
-        **how: bool,
+        self, texts: TextsInput, params: SparseParams, **how: bool
     ) -> tuple[Request, bool]:
-        def make(now_s: float) -> tuple[Request, bool]:
-            return self._inputs.request(
-                *(texts, params),
-                now_s=now_s,
-                strict=strict,
-                several=several,
-                call="embed_sparse",
-            )
-
-        return self._send(make, **how)
+        return self._send_texts(texts, params, call="embed_sparse", **how)
 
 
 def _sparse_vectors(result: SparseEmbeddings, single: bool) -> Any:

@@ -119,24 +119,9 @@ class TokenCalls(Calls):
         return EmbeddingStream(iter(texts), chunk_size=chunk_size, submit=submit, wait=wait)
 
     def _submit_tokens(
-        self,
-        texts: TextsInput,
-        params: TokenParams,
-        *,
-        strict: bool = False,
-        several: bool = False,
-        **how: bool,
+        self, texts: TextsInput, params: TokenParams, **how: bool
     ) -> tuple[Request, bool]:
-        def make(now_s: float) -> tuple[Request, bool]:
-            return self._inputs.request(
-                *(texts, params),
-                now_s=now_s,
-                strict=strict,
-                several=several,
-                call="embed_tokens",
-            )
-
-        return self._send(make, **how)
+        return self._send_texts(texts, params, call="embed_tokens", **how)
 
 
 def _params(options: TokenOptions) -> TokenParams:
