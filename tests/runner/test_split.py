@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections import deque
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +167,27 @@ def test_a_rank_that_fails_or_dies_amid_a_pass_ends_the_model_and_nobody_waits(f
 def test_a_rank_that_cannot_load_ends_the_others() -> None:
     with pytest.raises(MemoryError, match="no room on the second"):
         load_pair("fail_on_second")
+
+
+@pytest.mark.slow
+def test_an_engine_on_a_split_model_embeds_as_one_process_does_until_a_rank_ends(
+    bert: Path,
+) -> None:
+    pytest.importorskip("accelerate", reason="it is installed by the test extra")
+    texts = [f"text {number} of the mill and the pond " * (number % 5 + 1) for number in range(20)]
+    with Engine(bert, device="cpu", dtype="float32") as whole:
+        expected, query = whole.embed(texts), whole.embed("a query", task=None)
+        ids = whole.tokenize(texts)
+    with Engine(bert, device="cpu", dtype="float32", tensor_parallel_size=2) as engine:
+        info = engine.info()
+        assert (info.tensor_parallel_size, info.replicas) == (2, 1)
+        assert len(set(info.processes)) == 2
+        np.testing.assert_allclose(engine.embed(texts), expected, atol=1e-5)
+        np.testing.assert_allclose(engine.embed("a query"), query, atol=1e-5)
+        assert engine.tokenize(texts) == ids
+        os.kill(info.processes[1], signal.SIGKILL)
+        with pytest.raises(EngineFailed, match="SIGKILL"):
+            deque(map(engine.embed, repeat(texts)), maxlen=0)  # until it is noticed
+        assert engine.health == "failed"
+    for pid in info.processes:
+        wait_until_gone(pid)
