@@ -24,11 +24,11 @@ class Asked:
     latencies_s: Sequence[float]
 
 
-def _shares(queries: Sequence[str]) -> list[Sequence[str]]:
-    return [queries[i::CALLERS] for i in range(CALLERS)]
+def _shares(queries: Sequence[str], callers: int = CALLERS) -> list[Sequence[str]]:
+    return [queries[i::callers] for i in range(callers)]
 
 
-def on_a_loop(queries: Sequence[str], ask: Ask) -> Asked:
+def on_a_loop(queries: Sequence[str], ask: Ask, callers: int = CALLERS) -> Asked:
     """All callers as coroutines of one event loop."""
     latencies: list[float] = []
 
@@ -40,7 +40,7 @@ def on_a_loop(queries: Sequence[str], ask: Ask) -> Asked:
 
     async def everybody() -> float:
         since = time.perf_counter()
-        await asyncio.gather(*map(call, _shares(queries)))
+        await asyncio.gather(*map(call, _shares(queries, callers)))
         return time.perf_counter() - since
 
     return Asked(len(queries) / asyncio.run(everybody()), latencies)

@@ -29,11 +29,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import transformers
 
 from millpond import Engine
 
 from ..report.machine import machine
-from .models import SHAPES, TINY, Texts, english_words, save
+from .models import SHAPES, TINY, Shape, Texts, english_words, save
 
 WORDS_PER_TOKEN = 0.7
 QWEN3_8B = {
@@ -99,6 +100,24 @@ def _least_cosine(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
     return float(((found * expected).sum(1) / lengths).min())
 
 
+def saved_model(shape: Shape, folder: Path, words: Sequence[str]) -> Path:
+    """A checkpoint of this shape: made with one layer, and its weights then replaced by all."""
+    saved = save(replace(shape, config={**shape.config, "num_hidden_layers": 1}), folder, words)
+    model_class = getattr(transformers, shape.model)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        torch.set_default_dtype(shape.dtype)
+        try:
+            model = model_class(model_class.config_class(**shape.config))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    (saved / "model.safetensors").unlink()
+    model.save_pretrained(saved)
+    del model
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return saved
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cpu", action="store_true", help="a tiny model on a CPU")
@@ -113,7 +132,7 @@ def main() -> None:
     drawn = Texts(english_words(), WORDS_PER_TOKEN)
     texts, asked = drawn.passages(given.texts), drawn.queries(min(given.texts, 128))
     with tempfile.TemporaryDirectory() as folder:
-        saved = save(shape, Path(folder), drawn.words)
+        saved = saved_model(shape, Path(folder), drawn.words)
         one = None
         for size in sizes:
             options["device"] = "cpu" if given.cpu else "cuda:0" if size == 1 else "auto"
