@@ -78,9 +78,17 @@ class Report:
         print(entry, flush=True)
         self.checks.append(entry)
 
-    def figure(self, model: str, what: str, *, kind: str | None = None, **values: Any) -> None:
-        """`ratio` or else `millpond` is what an aim for this kind of figure is about."""
-        aim, entry = aim_of(kind, model), {"model": model, "figure": what, **values}
+    def figure(
+        self,
+        model: str,
+        what: str,
+        *,
+        kind: str | None = None,
+        aim: Aim | None = None,
+        **values: Any,
+    ) -> None:
+        """`ratio` or else `millpond` is what an aim for this kind of figure is about, or `aim`."""
+        aim, entry = aim or aim_of(kind, model), {"model": model, "figure": what, **values}
         if aim is not None:
             value = values.get("ratio", values.get("millpond"))
             entry |= {"aim": str(aim), "reached": aim.is_reached(value)}
