@@ -15,7 +15,7 @@ import yaml
 
 import millpond
 from millpond.cli import app
-from millpond.server.process import LAST_RESPONSES_S
+from millpond.server.process.run import LAST_RESPONSES_S
 
 helm = pytest.importorskip(
     "helm_python", reason="helm-python-sdk, which holds Helm's engine, is not installed"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from millpond.checkpoint.scoring import ACTIVATIONS as NAMES
+from millpond.checkpoint.kinds.scoring import ACTIVATIONS as NAMES
 from millpond.outputs import Timings
 from millpond.scores import ACTIVATIONS, Label, Ranked, ScoreOutput, Scores
 

@@ -13,8 +13,9 @@ from families import ENCODER, FAMILIES
 from rerankers import PAIRS, TEMPLATE, save_answering, save_modular, save_reranker
 
 from millpond import Engine, InvalidOption
-from millpond.runner import cuda_runner, kv_cache_config
-from millpond.runner.cuda_runner import CudaModelRunner
+from millpond.runner import kv_cache_config
+from millpond.runner.cuda import runner as cuda_runner
+from millpond.runner.cuda.runner import CudaModelRunner
 
 pytestmark = [
     pytest.mark.gpu,

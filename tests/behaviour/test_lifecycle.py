@@ -556,9 +556,9 @@ FORKED_AMID_LOCKS = """
 import os, threading
 import numpy as np
 from fakes import *
-from millpond.checkpoint.quiet import quiet_transformers
-from millpond.runner.cpu_workers import CpuWorkers
-from millpond.tokenization.from_transformers import _python_tokenize
+from millpond.model.loading.quiet import quiet_transformers
+from millpond.runner.cpu.workers import CpuWorkers
+from millpond.tokenization.backends.from_transformers import _python_tokenize
 
 held, let_go = threading.Barrier(5), threading.Event()
 def hold(*_, **__):

@@ -23,7 +23,7 @@ from left_behind import is_alive, nothing_left_behind, wait_until_gone
 from slot_memory import RememberingRunner
 
 from millpond import Engine, EngineFailed, ProcessDied, TextFailed
-from millpond.engine.worker import WorkerPool
+from millpond.engine.core.worker import WorkerPool
 
 TEXTS = [f"text {number}" for number in range(100)]
 SUPPORT = str(Path(__file__).parents[1] / "support")

@@ -172,6 +172,6 @@ def test_every_block_says_its_language() -> None:
 
 def test_the_quoted_engine_step_is_the_engine_s() -> None:
     (quoted,) = blocks("docs/architecture.md")
-    source = (ROOT / "src/millpond/engine/threads.py").read_text(encoding="utf-8")
+    source = (ROOT / "src/millpond/engine/core/threads.py").read_text(encoding="utf-8")
     for line in quoted.code.splitlines():
         assert line.strip() in source

@@ -12,8 +12,8 @@ from fakes import FakeRunner
 
 import millpond
 from millpond.runner.base import ModelRunner
-from millpond.runner.cpu_runner import CpuModelRunner
-from millpond.runner.cuda_runner import CudaModelRunner
+from millpond.runner.cpu.runner import CpuModelRunner
+from millpond.runner.cuda.runner import CudaModelRunner
 from millpond.runner.model_runner import TorchModelRunner
 
 MEMBERS = (
@@ -40,7 +40,7 @@ def test_the_protocol_and_the_engine_are_imported_without_torch() -> None:
     source = Path(millpond.__file__).parents[1]
     program = (
         f"import sys; sys.path.insert(0, {str(source)!r}); sys.modules['torch'] = None\n"
-        "import millpond.runner.base, millpond.engine.executor, millpond.engine.worker"
+        "import millpond.runner.base, millpond.engine.core.executor, millpond.engine.core.worker"
     )
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False

@@ -13,7 +13,7 @@ from torch import nn
 from millpond import InvalidOption
 from millpond.attention.kv_cache import KVCache
 from millpond.model.transformer import Transformer
-from millpond.model.verify_prefix import PrefixSupport
+from millpond.model.verify.prefix import PrefixSupport
 from millpond.runner.kv_cache_config import BLOCK_TOKENS, FEWEST_BLOCKS, MOST_BLOCKS, KVCacheConfig
 from millpond.runner.memory import DeviceMemory, MemoryBudget
 from millpond.scheduler.batch_builder import most_keys

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from real_runner import TEXTS, load_on_cpu, segment, vectors_by_text
 
-from millpond.runner.cpu_runner import CpuModelRunner
+from millpond.runner.cpu.runner import CpuModelRunner
 from millpond.runner.model_runner import TorchModelRunner
 from millpond.scheduler.batch import Batch
 

@@ -15,9 +15,9 @@ from serving import NAME, embed, error_of, fake_app, request
 import millpond
 from millpond import InvalidOption
 from millpond.server.app import create_app
-from millpond.server.log_format import JsonFormatter, TextFormatter
 from millpond.server.middleware.api_key import APIKeyMiddleware
 from millpond.server.models import ServedModel, ServedModels
+from millpond.server.process.log_format import JsonFormatter, TextFormatter
 from millpond.server.settings import AppSettings, ListenSettings
 
 

@@ -18,8 +18,8 @@ from serving import Call, client_of, embed, error_of, fake_app, request
 from millpond import Engine
 from millpond.server.errors import ApiError, error_response
 from millpond.server.routes.tokens import LARGE, SMALL_AT_A_TIME
-from millpond.server.schemas import MAX_TOKENIZED, DetokenizeRequest, EmbeddingRequest
-from millpond.server.score_schemas import (
+from millpond.server.schemas.embeddings import MAX_TOKENIZED, DetokenizeRequest, EmbeddingRequest
+from millpond.server.schemas.scores import (
     ClassifyRequest,
     PredictRequest,
     RerankRequest,

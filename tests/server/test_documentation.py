@@ -16,17 +16,17 @@ from serving import embed, fake_app, request
 from millpond.cli.serve import serve
 from millpond.cli.serve_command import ServeCommand
 from millpond.server.app import _EXPOSED_HEADERS, _STATUSES
-from millpond.server.bodies.cohere import CohereEmbedRequest
-from millpond.server.bodies.tei import DecodeRequest, EmbedRequest, SimilarityRequest
 from millpond.server.errors import _FROM_ENGINE
-from millpond.server.schemas import EmbeddingRequest
-from millpond.server.score_schemas import (
+from millpond.server.schemas.cohere import CohereEmbedRequest
+from millpond.server.schemas.embeddings import EmbeddingRequest
+from millpond.server.schemas.scores import (
     ClassifyRequest,
     PredictRequest,
     RerankRequest,
     RerankTextsRequest,
     ScoreRequest,
 )
+from millpond.server.schemas.tei import DecodeRequest, EmbedRequest, SimilarityRequest
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")

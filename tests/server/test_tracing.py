@@ -168,7 +168,7 @@ def test_a_missing_extra_is_told_and_the_server_starts(
 )
 def test_nothing_of_it_is_imported(before: str, after: str) -> None:
     program = [
-        *("import sys", before, "from millpond.server.process import run"),
+        *("import sys", before, "from millpond.server.process.run import run"),
         *("from millpond.server.tracing import Tracing",),
         *("assert Tracing.of_environment({}) is None", after),
     ]

@@ -23,7 +23,7 @@ from millpond.checkpoint.spec import read_spec
 from millpond.config import EngineConfig
 from millpond.engine.inputs import InputProcessor
 from millpond.model.split.ranks import RankGroup
-from millpond.runner.cpu_runner import CpuModelRunner
+from millpond.runner.cpu.runner import CpuModelRunner
 from millpond.runner.remote.runner import RemoteRunner
 from millpond.runner.remote.task import ChildTask, Loaded, Rank
 from millpond.runner.split import RankRunner

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from millpond.checkpoint.kinds.scoring import ScoringSpec
 from millpond.checkpoint.modules import Module
 from millpond.checkpoint.routes import Route
-from millpond.checkpoint.scoring import ScoringSpec
 from millpond.checkpoint.spec import ModelSpec
 from millpond.engine.engine import Engine
 from millpond.errors import InvalidInput, InvalidTokenIds, TextTooLong

@@ -11,7 +11,7 @@ from millpond.checkpoint.spec import read_spec
 from millpond.config import EngineConfig
 from millpond.embeddings import OutputSpec
 from millpond.engine.inputs import InputProcessor
-from millpond.runner.cpu_runner import CpuModelRunner
+from millpond.runner.cpu.runner import CpuModelRunner
 from millpond.runner.model_runner import TorchModelRunner
 from millpond.scheduler.batch import Batch, Segment
 from millpond.scheduler.request import Priority, Request

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from millpond.layers.cuda.float8 import Float8Product, Float8Rows, quantise_rows
-from millpond.layers.cuda.kernels import LayerNorm, PackedKernels
+from millpond.layers.cuda.kernels.packed import LayerNorm, PackedKernels
 from millpond.layers.cuda.rotary import rotate
 
 __all__ = ["REFERENCE"]

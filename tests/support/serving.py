@@ -17,8 +17,8 @@ from fastapi import FastAPI
 from uvicorn.server import ServerState
 
 from millpond.server.app import create_app
-from millpond.server.connection import HttpConnection
 from millpond.server.models import ServedModel
+from millpond.server.process.connection import HttpConnection
 from millpond.server.settings import AppSettings
 
 NAME = "fake/model"  # as `fakes.fake_spec` calls it

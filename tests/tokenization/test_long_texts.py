@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from millpond.checkpoint.modules import Module
 from millpond.errors import InvalidText, TextTooLong
 from millpond.tokenization import long_texts
-from millpond.tokenization.backend import ids_of
+from millpond.tokenization.backends.backend import ids_of
 from millpond.tokenization.long_texts import all_ids, enough_ids
 from millpond.tokenization.tokenizer import PROBE_CHARACTERS, TextTokenizer
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidCheckpoint, InvalidOption, UnknownTask, UnsupportedModel
-from .answer_rerankers import AnswerReranker, answer_reranker
 from .files import read_json_object
+from .kinds.answer_rerankers import AnswerReranker, answer_reranker
+from .kinds.multi_vector import multi_vector_modules
 from .module_config import transformer_config, transformer_options
 from .modules import Chain, Module, chain_for, routers_of
-from .multi_vector import multi_vector_modules
 
 __all__ = [
     "Route",

@@ -18,10 +18,9 @@ from ..errors import (
     UnknownTask,
     UnsupportedModel,
 )
-from .bge_m3 import ALL, SPARSE, TOKENS, is_bge_m3, m3_chain, m3_routes
 from .files import has_file, read_json, read_json_object
-from .modules import Chain, read_chain
-from .multi_vector import (
+from .kinds.bge_m3 import ALL, SPARSE, TOKENS, is_bge_m3, m3_chain, m3_routes
+from .kinds.multi_vector import (
     MultiVectorSpec,
     is_pylate,
     is_stanford,
@@ -30,6 +29,15 @@ from .multi_vector import (
     read_multi_vector,
     stanford_chain,
 )
+from .kinds.scoring import Kind, ScoringSpec, read_scoring
+from .kinds.sparse import (
+    MODEL_TYPE,
+    SparseSpec,
+    masked_language_route,
+    read_sparse,
+    sparse_routes,
+)
+from .modules import Chain, read_chain
 from .resolve import Checkpoint
 from .routes import (
     Route,
@@ -37,14 +45,6 @@ from .routes import (
     read_multi_vector_routes,
     read_routes,
     transformer_of_folder,
-)
-from .scoring import Kind, ScoringSpec, read_scoring
-from .sparse import (
-    MODEL_TYPE,
-    SparseSpec,
-    masked_language_route,
-    read_sparse,
-    sparse_routes,
 )
 
 __all__ = ["ModelSpec", "read_spec"]

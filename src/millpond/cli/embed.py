@@ -22,8 +22,8 @@ from .files.streams import can_be_read_again, is_same_file, is_stream, name_of
 from .flags import DEFAULT_MODEL, open_engine, options_of, with_flags_of
 
 if TYPE_CHECKING:
-    from ..engine.calls.params import CallOptions
     from ..engine.engine import Engine
+    from ..engine.params.embed import CallOptions
     from .files.run import FileRun, OutputKind
 
 __all__ = ["embed"]

@@ -133,7 +133,7 @@ def _run(
         raise MillpondError(
             f'{", ".join(missing)} is not installed: pip install "millpond[server]"'
         )
-    from ..server.process import ModelPlan, run
+    from ..server.process.run import ModelPlan, run
 
     plans = [ModelPlan(model=model, options=options, names=names) for model, names in named]
     raise typer.Exit(run(plans, app_settings, listen))

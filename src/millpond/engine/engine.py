@@ -24,7 +24,14 @@ from ..scheduler.request import Priority, Request, TruncateSide
 from ..stats import EngineStats, ProgressHook, StatsHook
 from . import process
 from .calls.all_kinds import AllCalls
-from .calls.params import (
+from .calls.progress import progress_hook
+from .calls.scoring import ScoringCalls
+from .calls.stream import EmbeddingStream, require_stream_options
+from .core.core import Health
+from .info import EngineInfo
+from .inputs import Tokenizer
+from .instance import Handle, ModelInstance
+from .params.embed import (
     CallOptions,
     EmbedParams,
     TextInput,
@@ -33,13 +40,6 @@ from .calls.params import (
     require_embeddings,
     require_lists_of_ids,
 )
-from .calls.progress import progress_hook
-from .calls.scoring import ScoringCalls
-from .calls.stream import EmbeddingStream, require_stream_options
-from .core import Health
-from .info import EngineInfo
-from .inputs import Tokenizer
-from .instance import Handle, ModelInstance
 
 __all__ = ["Engine"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..checkpoint.scoring import Kind
+from ..checkpoint.kinds.scoring import Kind
 from ..checkpoint.spec import ModelSpec
 from ..model.info import ExecutionKind, RouteInfo
 from ..scheduler.prefix_cache import PrefixCacheConfig

@@ -21,8 +21,8 @@ from ..model.info import RouteInfo
 from ..pair import Pair
 from ..scheduler.request import Request
 from ..scheduler.token_chunk import TokenChunk
-from .calls.params import NO_TEXTS, EmbedParams, Texts, TextsInput, take_strings, take_texts
-from .calls.score_params import ScoreParams
+from .params.embed import NO_TEXTS, EmbedParams, Texts, TextsInput, take_strings, take_texts
+from .params.score import ScoreParams
 
 __all__ = ["InputProcessor", "Tokenized", "Tokenizer"]
 

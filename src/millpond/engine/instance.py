@@ -26,10 +26,10 @@ from ..scheduler.prefix_cache import PrefixCache
 from ..scheduler.scheduler import Scheduler
 from ..stats import StatsHooks
 from . import process
-from .core import EngineCore, Health
+from .core.core import EngineCore, Health
+from .core.threads import make_threads
 from .info import EngineInfo
 from .inputs import InputProcessor, Tokenizer
-from .threads import make_threads
 
 __all__ = ["Handle", "ModelInstance"]
 

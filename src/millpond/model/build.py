@@ -36,17 +36,14 @@ from ..pair import Pair
 from ..tokenization.pairs import PairTokenizer
 from ..tokenization.tokenizer import TextTokenizer
 from .device import choose_dtype
-from .float8 import use_float8
-from .heads import AnyPooler, HeadLoader
+from .heads.loader import AnyPooler, HeadLoader
 from .kept_tokens import KeptTokens
-from .loaded import LoadedTransformer
-from .loading import checkpoint_dtype, load_transformer
-from .overflow import DoesNotFit, refuse_overflow
-from .packed_forward import verify_packed_forward
+from .loading.loaded import LoadedTransformer
+from .loading.transformer import checkpoint_dtype, load_transformer
 from .pooling_model import PoolingModel, ordinary_ids
 from .static import SparseStaticEmbeddings, StaticEmbeddings
 from .transformer import Transformer
-from .verify import (
+from .verify.execution import (
     LENGTHS,
     ExecutionMode,
     disagreement,
@@ -55,8 +52,11 @@ from .verify import (
     verify_execution,
     verify_fused,
 )
-from .verify_filled import verify_filled
-from .verify_prefix import PrefixSupport, verify_prefixes
+from .verify.filled import verify_filled
+from .verify.float8 import use_float8
+from .verify.overflow import DoesNotFit, refuse_overflow
+from .verify.packed_forward import verify_packed_forward
+from .verify.prefix import PrefixSupport, verify_prefixes
 
 if TYPE_CHECKING:
     from .split.ranks import RankGroup

@@ -12,7 +12,7 @@ import torch
 
 from ..errors import InvalidOption
 from ..layers.cuda.float8 import has_float8_products
-from ..layers.cuda.kernels import packed_kernels
+from ..layers.cuda.kernels.packed import packed_kernels
 
 __all__ = ["choose_device", "choose_dtype"]
 

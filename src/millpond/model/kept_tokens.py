@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..checkpoint.bge_m3 import SPARSE, TOKENS
+from ..checkpoint.kinds.bge_m3 import SPARSE, TOKENS
 from ..checkpoint.modules import Module
 from ..tokenization.tokenizer import TextTokenizer
 

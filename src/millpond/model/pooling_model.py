@@ -27,8 +27,8 @@ from .info import ExecutionKind, RouteInfo
 from .kept_tokens import KeptTokens
 from .static import SparseStaticEmbeddings, StaticEmbeddings
 from .transformer import HiddenStates, Transformer
-from .verify import ExecutionMode
-from .verify_prefix import PrefixSupport
+from .verify.execution import ExecutionMode
+from .verify.prefix import PrefixSupport
 
 __all__ = ["PooledRows", "PoolingModel"]
 

@@ -16,10 +16,10 @@ from ..attention.implementations import register_attention
 from ..attention.packed import ATTENTION_NAME, PackedSequences, Sequences
 from ..layers.cpu.encoder import FusedEncoder
 from ..layers.cpu.int8.linear import has_int8_layers
-from ..layers.cuda.packed_model import PackedDecoder, PackedEncoder
+from ..layers.cuda.packed.model import PackedDecoder, PackedEncoder
 from ..layers.rotary import RotaryState
 from ..tokenization.token_types import split_token_types
-from .loaded import LoadedTransformer
+from .loading.loaded import LoadedTransformer
 
 __all__ = ["HiddenStates", "Transformer"]
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ..checkpoint.bge_m3 import COLBERT, DENSE, SPARSE, SPARSE_FILE, TOKENS
+from ..checkpoint.kinds.bge_m3 import COLBERT, DENSE, SPARSE, SPARSE_FILE, TOKENS
 from ..checkpoint.weights import read_linear
 from ..errors import InvalidCheckpoint
 from .modules import Step, in_blocks, normalizer

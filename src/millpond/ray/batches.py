@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 
 from ..config import EngineOptions
-from ..engine.calls.params import CallOptions
 from ..engine.calls.scoring import ScoreOptions
 from ..engine.calls.sparse import SparseOptions
 from ..engine.engine import Engine
+from ..engine.params.embed import CallOptions
 from ..errors import EngineFailed, InvalidInput, InvalidText, MillpondError, TextFailed
 from ..scores import Scores
 from .columns import (

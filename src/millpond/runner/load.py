@@ -17,8 +17,8 @@ from ..model.device import choose_device
 from ..model.split.ranks import RankGroup
 from ..tokenization.tokenizer import TextTokenizer
 from .base import ModelRunner
-from .cpu_runner import CpuModelRunner, is_plain_thread
-from .cuda_runner import CudaModelRunner
+from .cpu.runner import CpuModelRunner, is_plain_thread
+from .cuda.runner import CudaModelRunner
 from .model_runner import TorchModelRunner
 from .remote.runner import RemoteRunner
 from .remote.task import Loaded, Rank

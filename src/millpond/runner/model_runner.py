@@ -1,7 +1,7 @@
 """`TorchModelRunner`: a `Batch` in, tensors, one forward pass, pooled vectors out.
 
 The one place that knows both the scheduler and models. This is what every kind of device shares,
-and all that a Mac's GPU needs; `cpu_runner` and `cuda_runner` add what theirs do otherwise. Which
+and all that a Mac's GPU needs; `cpu.runner` and `cuda.runner` add what theirs do otherwise. Which
 batch runs when is not its business.
 """
 

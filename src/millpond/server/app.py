@@ -15,8 +15,8 @@ from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
-from .bodies.cohere import CohereEmbedResponse, CohereErrorResponse, CohereFloatsResponse
-from .bodies.tei import TeiErrorResponse
+from .calls.body_parser import BodyParser
+from .calls.json_route import JsonRoute
 from .drain import DrainState
 from .errors import COHERE_PATHS, TEI_PATHS, register_handlers
 from .metrics import Metrics
@@ -29,13 +29,10 @@ from .middleware.timeout import TimeoutMiddleware
 from .middleware.tracing import TracingMiddleware
 from .models import ServedModel, ServedModels
 from .page import PAGES, add_page
-from .pooling_schemas import PoolingResponse, SparseValue
-from .routes.body_parser import BodyParser
 from .routes.classify import classify, predict
 from .routes.cohere import embed_v1, embed_v2
 from .routes.docs_page import add_docs_page
 from .routes.embeddings import create_embedding
-from .routes.json_body import JsonRoute
 from .routes.models import list_models, retrieve_model
 from .routes.pooling import embed_all, pooling
 from .routes.rerank import rerank, score
@@ -43,14 +40,22 @@ from .routes.sparse import embed_sparse
 from .routes.status import health, metrics, version
 from .routes.tei import decode, embed, info, root, similarity
 from .routes.tokens import TokenizingSlots, detokenize, tokenize
-from .schemas import DetokenizeResponse, EmbeddingResponse, ErrorResponse, TokenizeResponse
-from .score_schemas import (
+from .schemas.cohere import CohereEmbedResponse, CohereErrorResponse, CohereFloatsResponse
+from .schemas.embeddings import (
+    DetokenizeResponse,
+    EmbeddingResponse,
+    ErrorResponse,
+    TokenizeResponse,
+)
+from .schemas.scores import (
     ClassifyResponse,
     PredictResponse,
     RerankResponse,
     ScoreResponse,
     TextScore,
 )
+from .schemas.tei import TeiErrorResponse
+from .schemas.token_vectors import PoolingResponse, SparseValue
 from .settings import AppSettings
 from .tracing import Tracing
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import InvalidText
-from .backend import TokenizerBackend
+from .backends.backend import TokenizerBackend
 
 __all__ = ["is_broken_unicode", "tokenized"]
 

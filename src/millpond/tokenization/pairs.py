@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ..errors import InvalidText, TextTooLong, UnsupportedCall
 from ..pair import Pair
-from .backend import Spans, ids_of
+from .backends.backend import Spans, ids_of
 from .failures import tokenized
 from .pair_frame import PairBackend, cut, kept_tokens
 from .shared_prefix import PROBE_TEXTS, common_prefix_length

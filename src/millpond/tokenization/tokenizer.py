@@ -20,11 +20,11 @@ import numpy.typing as npt
 from ..checkpoint.modules import Module
 from ..errors import InvalidCheckpoint, InvalidOption, InvalidText
 from ..locks import this_thread_pauses
-from .backend import NO_LIMIT, TokenizerBackend, ids_of
+from .backends.backend import NO_LIMIT, TokenizerBackend, ids_of
+from .backends.sources import load_source
 from .failures import is_broken_unicode, tokenized
 from .long_texts import LONG_TEXT, all_ids, enough_ids
 from .shared_prefix import END_CHARACTERS, PROBE_ENDINGS, PROBE_TEXTS, common_prefix_length
-from .sources import load_source
 from .token_ids import Ids, checked_ids, require_known
 from .truncation import (
     Side,

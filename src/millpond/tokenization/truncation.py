@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import TextTooLong
-from .backend import TokenizerBackend, ids_of
+from .backends.backend import TokenizerBackend, ids_of
 
 __all__ = [
     "Side",

@@ -10,7 +10,7 @@ from fakes import FakeRunner, scores_for, start_engine, vectors_for
 from fastapi import FastAPI
 from serving import NAME, fake_scoring_app, request
 
-from millpond.checkpoint.scoring import ScoringSpec
+from millpond.checkpoint.kinds.scoring import ScoringSpec
 from millpond.server.app import create_app
 from millpond.server.models import ServedModel
 

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from serving import NAME, fake_app, request
 
 import millpond
-from millpond.server.routes.body_parser import LARGE_BYTES
+from millpond.server.calls.body_parser import LARGE_BYTES
 from millpond.server.routes.cohere import scaled_int8
 from millpond.server.settings import AppSettings
 

@@ -15,8 +15,8 @@ from fastapi import FastAPI
 from serving import NAME, client_of, embed, error_of, fake_app, request
 
 from millpond.server.app import create_app
+from millpond.server.calls.encoding import embedding_slices
 from millpond.server.models import ServedModel
-from millpond.server.routes.encoding import embedding_slices
 from millpond.server.settings import AppSettings
 
 

@@ -12,8 +12,8 @@ from fastapi import FastAPI
 from serving import NAME, Call, embed, error_of, fake_app, fake_scoring_app, request
 
 from millpond.server.app import create_app
+from millpond.server.calls.encoding import SLICE_BYTES
 from millpond.server.models import ServedModel
-from millpond.server.routes.encoding import SLICE_BYTES
 from millpond.server.settings import AppSettings
 
 DOCUMENTS = ["a b", "c", "d e f", "", "g"]

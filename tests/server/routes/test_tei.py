@@ -13,8 +13,8 @@ from serving import NAME, fake_app, fake_scoring_app, request
 
 import millpond
 from millpond.server.app import create_app
+from millpond.server.calls.body_parser import LARGE_BYTES
 from millpond.server.models import ServedModel
-from millpond.server.routes.body_parser import LARGE_BYTES
 from millpond.server.settings import AppSettings
 
 TEXTS = ["a b", "c", "d e f"]

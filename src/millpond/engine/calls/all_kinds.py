@@ -17,7 +17,7 @@ from ...model.info import RouteInfo
 from ...scheduler.request import Priority, Request, TruncateSide
 from ...sparse.vectors import Terms
 from ...stats import ProgressHook
-from .params import EmbedParams, TextsInput, require_known
+from ..params.embed import EmbedParams, TextsInput, require_known
 from .progress import progress_hook
 from .sparse import SparseCalls
 from .token_vectors import TokenCalls

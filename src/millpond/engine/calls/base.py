@@ -12,8 +12,8 @@ from ...errors import DeadlineExceeded, EngineClosed
 from ...scheduler.request import Request
 from ..inputs import InputProcessor
 from ..instance import ModelInstance
+from ..params.embed import EmbedParams, TextsInput
 from .loop_results import awaitable
-from .params import EmbedParams, TextsInput
 from .submission import Submission
 
 __all__ = ["Calls", "MakeRequest"]

@@ -22,9 +22,9 @@ from ...pair import Pair
 from ...scheduler.request import Request, TruncateSide
 from ...scheduler.request_future import RequestFuture
 from ...scores import ACTIVATIONS, Scores
-from .params import Texts
-from .score_params import ScoreParams
-from .token_params import TokenParams
+from ..params.embed import Texts
+from ..params.score import ScoreParams
+from ..params.token import TokenParams
 
 __all__ = ["LateFuture", "LateInteraction", "LateRequest", "submit_late"]
 

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from ...errors import InvalidOption
 from ...stats import CallProgress, ProgressHook
-from .params import TextsInput
+from ..params.embed import TextsInput
 
 __all__ = ["CallTotals", "ProgressBar", "TruncationLog", "progress_hook"]
 

@@ -13,10 +13,8 @@ from ...errors import InvalidText
 from ...pair import Pair
 from ...scheduler.request import Priority, Request
 from ...scores import Ranked, Scores, TokenScores
-from .base import Calls
-from .late_interaction import LateRequest, submit_late
-from .params import Texts, TextsInput
-from .score_params import (
+from ..params.embed import Texts, TextsInput
+from ..params.score import (
     PairsInput,
     ScoreParams,
     TruncatePair,
@@ -27,7 +25,9 @@ from .score_params import (
     take_pairs,
     take_texts_or_pairs,
 )
-from .token_params import TokenParams
+from ..params.token import TokenParams
+from .base import Calls
+from .late_interaction import LateRequest, submit_late
 
 __all__ = ["ScoreOptions", "ScoringCalls"]
 

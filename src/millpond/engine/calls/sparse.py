@@ -13,10 +13,10 @@ from ...scheduler.request import Priority, Request, TruncateSide
 from ...sparse.embeddings import SparseEmbeddings
 from ...sparse.vectors import SparseVectors
 from ...stats import ProgressHook
+from ..params.embed import TextInput, TextsInput
+from ..params.sparse import SparseParams, require_sparse_vectors
 from .base import Calls
-from .params import TextInput, TextsInput
 from .progress import progress_hook
-from .sparse_params import SparseParams, require_sparse_vectors
 from .stream import EmbeddingStream, require_stream_options
 
 __all__ = ["SparseCalls", "SparseOptions"]

@@ -15,7 +15,7 @@ from typing import Any
 
 from ...errors import InvalidInput, InvalidOption, TextFailed, TextsFailed
 from ...scheduler.request import Request
-from .params import NO_TEXTS, TextInput
+from ..params.embed import NO_TEXTS, TextInput
 
 __all__ = ["EmbeddingStream", "require_stream_options"]
 

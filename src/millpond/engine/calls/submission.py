@@ -18,8 +18,8 @@ from ...scheduler.request import Priority, Request
 from ...scheduler.request_future import this_thread
 from ...scheduler.token_chunk import TokenChunk
 from .. import process
-from ..core import EngineCore
-from ..executor import BatchExecutor, DeviceSlot
+from ..core.core import EngineCore
+from ..core.executor import BatchExecutor, DeviceSlot
 
 __all__ = ["INLINE_TEXTS", "INLINE_TOKENS", "Submission"]
 

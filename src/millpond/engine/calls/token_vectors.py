@@ -13,11 +13,11 @@ from ...multi_vector.token_embeddings import TokenEmbeddings
 from ...multi_vector.token_vectors import TokenVectors
 from ...scheduler.request import Priority, Request, TruncateSide
 from ...stats import ProgressHook
+from ..params.embed import TextInput, TextsInput, require_known
+from ..params.token import TokenParams, require_token_vectors
 from .base import Calls
-from .params import TextInput, TextsInput, require_known
 from .progress import progress_hook
 from .stream import EmbeddingStream, require_stream_options
-from .token_params import TokenParams, require_token_vectors
 
 __all__ = ["TokenCalls", "TokenOptions"]
 

@@ -39,11 +39,11 @@ def fuse_for_cuda(model: nn.Module) -> None:
 
 @cache
 def _kernels(device: torch.device) -> ModuleType | None:
-    """The module `triton_kernels`, if Triton and what it needs are there."""
+    """The module `kernels.decoder`, if Triton and what it needs are there."""
     if device.type != "cuda":  # where a kernel would read at an address of no meaning
         return None
     try:
-        kernels = importlib.import_module(".triton_kernels", __package__)
+        kernels = importlib.import_module(".kernels.decoder", __package__)
         rows = torch.ones(1, 8, device=device)
         kernels.silu_times(rows, rows)
         kernels.rms_norm(rows, rows[0], 1e-6)

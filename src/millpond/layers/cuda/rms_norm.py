@@ -1,7 +1,7 @@
 """RMS norms for a GPU: one kernel that reads its rows once, in place of half a dozen.
 
 Decoder models write the norm out in float32, step by step, and each step is a trip through the
-device's memory. torch has it as one operator, and `triton_kernels` has one for narrow rows too. A
+device's memory. torch has it as one operator, and `kernels.decoder` has one for narrow rows too. A
 layer is replaced only where that gives what the layer gave. Some models keep their weights less
 one; the sum is kept in float32, because half precision has no room for both.
 """

@@ -10,13 +10,13 @@ from typing import Any
 import orjson
 from fastapi import Request, Response
 
-from ...engine.calls.score_params import INTERACTIVE_PAIRS
+from ...engine.params.score import INTERACTIVE_PAIRS
 from ...scores import Scores
+from ..calls.encoding import SlicedResponse, item_slices
+from ..calls.engine_call import MANY_TEXTS, Answer, ask, model_for
 from ..errors import ApiError
 from ..models import CLASSIFIES, ServedModel
-from ..score_schemas import ClassifyRequest, PredictRequest
-from .encoding import SlicedResponse, item_slices
-from .engine_call import MANY_TEXTS, Answer, ask, model_for
+from ..schemas.scores import ClassifyRequest, PredictRequest
 from .rerank import opening, priority_of, usage_of
 
 __all__ = ["classify", "predict"]

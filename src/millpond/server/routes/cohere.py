@@ -11,14 +11,14 @@ import orjson
 from fastapi import Request, Response
 
 from ...embeddings import quantize
-from ..bodies.cohere import CohereEmbedRequest, EmbeddingKind
+from ..calls.encoding import SlicedResponse, base64_of, item_slices, string_parts
+from ..calls.engine_call import Answer, model_for
 from ..errors import ApiError
 from ..middleware.request_context import RequestContext
 from ..models import EMBEDS, ServedModel
-from ..schemas import EmbeddingRequest
+from ..schemas.cohere import CohereEmbedRequest, EmbeddingKind
+from ..schemas.embeddings import EmbeddingRequest
 from .embeddings import embeddings_for
-from .encoding import SlicedResponse, base64_of, item_slices, string_parts
-from .engine_call import Answer, model_for
 
 __all__ = ["embed_v1", "embed_v2", "scaled_int8"]
 

@@ -8,11 +8,11 @@ from typing import Any, cast
 from fastapi import Request, Response
 
 from ...embeddings import Embeddings
+from ..calls.encoding import SlicedResponse, embedding_slices
+from ..calls.engine_call import LONGEST_QUERY, MANY_TEXTS, Answer, ask, model_for
 from ..errors import ApiError
 from ..models import EMBEDS, ServedModel
-from ..schemas import EmbeddingRequest, input_kind
-from .encoding import SlicedResponse, embedding_slices
-from .engine_call import LONGEST_QUERY, MANY_TEXTS, Answer, ask, model_for
+from ..schemas.embeddings import EmbeddingRequest, input_kind
 
 __all__ = ["create_embedding", "embeddings_for", "priority_of_texts"]
 

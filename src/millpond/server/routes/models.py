@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import Request
 
 from ..models import ServedModel
-from ..schemas import ModelCard, ModelList
+from ..schemas.embeddings import ModelCard, ModelList
 
 __all__ = ["list_models", "retrieve_model"]
 

@@ -13,13 +13,13 @@ import numpy.typing as npt
 import orjson
 from fastapi import Request, Response
 
+from ..calls.encoding import SLICE_LENGTH, SlicedResponse, item_slices
+from ..calls.engine_call import MANY_TEXTS, Answer, ask, model_for
 from ..errors import ApiError
 from ..models import CLASSIFIES, EMBEDS, GIVES_TOKENS, ServedModel
-from ..pooling_schemas import EmbedAllRequest, PoolingRequest
-from ..schemas import input_kind
+from ..schemas.embeddings import input_kind
+from ..schemas.token_vectors import EmbedAllRequest, PoolingRequest
 from .embeddings import priority_of_texts
-from .encoding import SLICE_LENGTH, SlicedResponse, item_slices
-from .engine_call import MANY_TEXTS, Answer, ask, model_for
 from .rerank import opening, usage_of
 
 __all__ = ["embed_all", "pooling"]

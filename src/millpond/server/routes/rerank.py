@@ -11,16 +11,16 @@ import numpy.typing as npt
 import orjson
 from fastapi import Request, Response
 
-from ...engine.calls.score_params import INTERACTIVE_PAIRS
 from ...engine.engine import Engine
+from ...engine.params.score import INTERACTIVE_PAIRS
 from ...pair import Pair
 from ...scores import Scores
+from ..calls.encoding import SlicedResponse, item_slices, string_parts
+from ..calls.engine_call import LONGEST_QUERY, MANY_TEXTS, Answer, ask, model_for
 from ..errors import ApiError
 from ..middleware.request_context import RequestContext
 from ..models import SCORES, ServedModel
-from ..score_schemas import RerankRequest, RerankTextsRequest, ScoreRequest, ScoringBody
-from .encoding import SlicedResponse, item_slices, string_parts
-from .engine_call import LONGEST_QUERY, MANY_TEXTS, Answer, ask, model_for
+from ..schemas.scores import RerankRequest, RerankTextsRequest, ScoreRequest, ScoringBody
 
 __all__ = ["opening", "priority_of", "rerank", "score", "usage_of"]
 

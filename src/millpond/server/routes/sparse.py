@@ -10,12 +10,12 @@ from fastapi import Request, Response
 
 from ...sparse.embeddings import SparseEmbeddings
 from ...sparse.vectors import SparseVector
+from ..calls.encoding import SLICE_LENGTH, SlicedResponse, item_slices
+from ..calls.engine_call import MANY_TEXTS, ask, model_for
 from ..models import GIVES_SPARSE, ServedModel
-from ..pooling_schemas import EmbedSparseRequest
-from ..schemas import input_kind
+from ..schemas.embeddings import input_kind
+from ..schemas.token_vectors import EmbedSparseRequest
 from .embeddings import priority_of_texts
-from .encoding import SLICE_LENGTH, SlicedResponse, item_slices
-from .engine_call import MANY_TEXTS, ask, model_for
 
 __all__ = ["embed_sparse"]
 

@@ -7,7 +7,7 @@ from importlib.metadata import version as installed_version
 from fastapi import Request, Response
 
 from ..errors import ApiError
-from ..schemas import HealthResponse, VersionResponse
+from ..schemas.embeddings import HealthResponse, VersionResponse
 
 __all__ = ["health", "metrics", "version"]
 

@@ -13,7 +13,12 @@ from fastapi import Request, Response
 
 from ...embeddings import similarity as cosines
 from ...errors import InvalidInput
-from ..bodies.tei import (
+from ..calls.encoding import SLICE_LENGTH, SlicedResponse, array_slices
+from ..errors import ApiError
+from ..models import ServedModel
+from ..schemas.embeddings import EmbeddingRequest
+from ..schemas.scores import RerankTextsRequest
+from ..schemas.tei import (
     ClassifierType,
     DecodeRequest,
     EmbeddingType,
@@ -25,12 +30,7 @@ from ..bodies.tei import (
     SimilarityParameters,
     SimilarityRequest,
 )
-from ..errors import ApiError
-from ..models import ServedModel
-from ..schemas import EmbeddingRequest
-from ..score_schemas import RerankTextsRequest
 from .embeddings import embeddings_for
-from .encoding import SLICE_LENGTH, SlicedResponse, array_slices
 from .rerank import rerank
 from .tokens import TokenizingSlots, tokenizing_model
 

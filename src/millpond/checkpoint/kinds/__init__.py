@@ -1,0 +1,1 @@
+"""What a checkpoint gives of a text or a pair, by its files."""

@@ -1,0 +1,1 @@
+"""The engine step, its workers and threads, and what they share."""

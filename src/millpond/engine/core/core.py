@@ -1,0 +1,426 @@
+"""`EngineCore`: what the threads that serve one model share, and the lock it is under.
+
+Each worker asks for a batch only when it can run one, so batches grow by themselves under load and
+a lone query runs at once. Planning happens under the lock, work outside it. What each thread does
+round by round is in `threads`, and what a caller does in `submission`.
+
+A caller's thread may be interrupted between any two steps, and a finalizer may run amid any of
+them, under the lock too. So neither changes what the threads share but by appending to a deque: a
+request, the id of a cancelled one, a task. Only the engine's own threads, which are never
+interrupted, act on it; whichever takes the lock next does. The append comes first and waking
+second, and a caller that waits has woken a thread itself, so an interrupt in between delays no
+other call.
+The lock may be taken again by its holder, since a finalizer may ask for figures.
+
+The threads know this object and not the engine, so an engine without references can be
+collected while they finish what was accepted.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Literal
+
+from ...errors import EngineClosed, EngineFailed
+from ...locks import Gate, fork_safe
+from ...runner.base import ModelRunner
+from ...scheduler.batch import Batch
+from ...scheduler.request import Priority, Request
+from ...scheduler.request_future import OwnThreads
+from ...scheduler.scheduler import Scheduler
+from ...stats import EngineStats, PrefixCacheStats, StatsHooks
+from .. import process
+from ..inputs import InputProcessor
+from .background import BackgroundTasks
+from .delivery import Counts, Delivery, delivered
+from .executor import BatchResult, Place
+from .pending import Ended, PendingRequests
+from .worker import Worker, WorkerPool
+
+__all__ = ["EngineCore", "Health"]
+
+Health = Literal["ready", "closing", "closed", "failed"]
+
+PAUSE_S = 0.0002
+MOST_ARRIVALS = 32  # looked through at every call; then the background thread takes them in
+
+logger = logging.getLogger("millpond")
+
+
+class EngineCore:
+    """Runs requests and ends each exactly once. With a `cause` it has failed from the beginning."""
+
+    def __init__(
+        self,
+        runners: Sequence[ModelRunner],
+        inputs: InputProcessor,
+        scheduler: Scheduler,
+        *,
+        hooks: StatsHooks,
+        cause: BaseException | None = None,
+        closes_runners: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.clock = clock
+        self.inputs = inputs
+        self.runners = tuple(runners)
+        self._closes_runners = closes_runners  # whether they are its own
+        self.lock = fork_safe(threading.RLock())
+        self.own_threads = OwnThreads(self.lock)  # held by futures, which do not hold this
+        self.background = BackgroundTasks(is_running=cause is None)
+        self.tokenizer_wakes = {priority: Gate() for priority in Priority}
+        self._query_ended = Gate()
+        # Everything below is under the lock; callers change `_inline_request` and, by single
+        # assignments, `_health`, `_cause` and `_abandons`.
+        self._inline_request: Request | None = None  # that a caller runs, if it has not ended
+        self._health: Health = "ready" if cause is None else "failed"
+        self._cause = cause
+        self._abandons = False  # what is pending is to be ended, not run
+        self.scheduler = scheduler
+        self.pending = PendingRequests(scheduler)
+        self.pool = WorkerPool(runners, clock=clock)
+        self._counts = Counts(hooks)
+        self._threads: Sequence[threading.Thread] = ()
+        self._running_threads = 0
+
+    def start(self, threads: Sequence[threading.Thread]) -> None:
+        """Start the threads that serve it. They are stopped by `close`."""
+        self._threads = threads  # before one of them runs, if an interrupt comes
+        self._running_threads = len(threads)
+        for runner in self.runners:
+            runner.tell_when_lost(partial(_note_lost, weakref.ref(self), weakref.ref(runner)))
+        try:
+            for thread in self._threads:
+                thread.start()
+            process.register(self, self._threads)
+        except BaseException:  # an interrupt, or no more threads to be had
+            self.close(drain=False, wait=False)
+            raise
+
+    # Called by any thread, which may be interrupted anywhere.
+
+    def require_open(self) -> None:
+        """Raise `EngineFailed` or `EngineClosed` where no request is accepted."""
+        if self._health == "failed":
+            raise engine_failure(self._cause)
+        if self._health != "ready":
+            raise EngineClosed("the engine is closed; make a new one")
+
+    def wake_for(self, request: Request, *, is_tokenized: bool) -> None:
+        """Under the lock: a request has arrived. Wake those that are to take it further."""
+        if is_tokenized:
+            self.pool.wake_one(queries=True, bulk=False)
+        else:
+            self.tokenizer_wakes[request.priority].open()
+        if self.pending.arrivals > MOST_ARRIVALS or self.background.is_late_for(request.deadline_s):
+            self.background.wake()
+
+    def cancel(self, request_id: int) -> None:
+        """Have a request dropped. A finalizer may call it, amid anything."""
+        self.pending.cancel(request_id)
+        self.background.wake()
+
+    def run_in_background(self, task: Callable[[], object]) -> bool:
+        """Have the background thread do something, without the lock; False once it has ended.
+
+        A finalizer may call it, amid anything.
+        """
+        return self.background.add(task)
+
+    def claim_inline(self, request: Request) -> bool:
+        """Whether a caller may run its own request, because nothing else is pending or runs."""
+        with self.lock:
+            self.require_open()
+            other = self._inline_request
+            is_free = other is None or other.future.done()
+            if not is_free or self.pending or not self.pool.is_idle:
+                return False
+            self._inline_request = request
+            return True
+
+    def release_inline(self, request: Request) -> None:
+        """A caller no longer runs its own request."""
+        with self.lock:
+            if self._inline_request is request:
+                self._inline_request = None
+
+    def complete_inline(self, request: Request, result: BatchResult) -> None:
+        """`complete`, for a request that its caller has run."""
+        deliveries = delivered(result)
+        with self.lock:
+            self._counts.add(deliveries)
+            self._counts.add_request(request)
+        self._counts.call_hooks(deliveries)
+        self._counts.warn_of_truncation(request)
+        request.end(result_s=self.clock())
+
+    def fail_from_caller(self, cause: Exception) -> EngineFailed:
+        """A caller's own batch showed that no other can run; what it is to raise."""
+        self.run_in_background(partial(self.fail, cause))  # first: an interrupt loses nothing
+        self._note_failure(cause)
+        return engine_failure(cause)
+
+    def close(self, *, drain: bool, wait: bool = True) -> None:
+        """Stop: finish what was accepted (`drain`), or fail all of it but what is running."""
+        with self.lock:
+            if self._health == "ready":
+                self._health = "closing"
+            if not drain:
+                self._abandons = True
+            self._wake_all()
+        if wait and not self.own_threads.include_this():
+            for thread in self._threads:
+                thread.join()
+
+    @property
+    def health(self) -> Health:
+        """`closing` becomes `closed` when the last accepted text is through."""
+        return self._health
+
+    def stats(self) -> EngineStats:
+        """Totals since the start, and what is waiting now."""
+        with self.lock:
+            waits = self._health != "failed"  # else all that waited has ended
+            return self._counts.stats(
+                {p: self.pending.waiting_tokens(p) if waits else 0 for p in Priority},
+                cancelled_texts=self.pending.cancelled_texts,
+                replicas=self.pool.runners,
+                prefix_cache=PrefixCacheStats.sum_of(
+                    [cache.stats for cache in self.scheduler.caches]
+                ),
+            )
+
+    def abandon_in_child(self) -> None:
+        """In a forked child: the threads stayed behind, so nothing pending here will ever run."""
+        error = EngineFailed("the process was forked; this call goes on in the parent only")
+        for request in self.pending.take_all():
+            request.future.fail_in_child(error)
+
+    # The engine step. From here on no thread is interrupted.
+
+    def lose_idle(self, runner: ModelRunner, error: Exception) -> None:
+        """A runner was lost while it ran nothing."""
+        if self.replacement(runner, error) is None:
+            self.fail(error)
+
+    def replacement(self, lost: ModelRunner, error: Exception) -> Place | None:
+        """A runner is lost: it is given nothing more. Where its batches may run instead, if
+        another one is left."""
+        with self.lock:
+            is_new = self.pool.retire(lost)
+            if is_new:
+                self.scheduler.lose_replica([each is lost for each in self.runners].index(True))
+            left = self.pool.runners
+            place = self.pool.place()
+            self.wake()
+        if is_new and left:
+            lost.close(wait=False)
+            logger.error("a replica of the model is lost, %d left: %s", left, error)
+        return place
+
+    def end_thread(self) -> None:
+        """A thread of the engine ends. With the last of them end the runners that are its own."""
+        with self.lock:
+            self._running_threads -= 1
+            is_last = not self._running_threads
+        if is_last and self._closes_runners:
+            for runner in self.runners:
+                runner.close()
+
+    def end_worker(self) -> None:
+        """A worker has seen its last batch."""
+        with self.lock:
+            self.pool.running_threads -= 1
+            if self._health == "closing" and not self.pool.running_threads:
+                self._health = "closed"
+            self._wake_all()
+
+    def next_batch(self, worker: Worker) -> Batch | None:
+        """The next batch for a worker, which waits for work; None when there will be no more."""
+        was_woken = False
+        while True:
+            with self.lock:
+                self.pool.look(worker)
+                now_s = self.clock()
+                ended = self.update(now_s)
+                batch = self._plan(worker, now_s)
+                # All that was ready may have joined texts in flight. What is left to another
+                # replica, its workers were told by whoever woke this one.
+                is_left = was_woken and batch is None and self.scheduler.holds_parts
+                is_over = self.wake(workers=not is_left) or worker.retired
+                worker.idle = batch is None and not is_over
+            self.end(ended)
+            del ended
+            if batch is not None or is_over:
+                return batch
+            worker.wait()
+            was_woken = True
+
+    def _plan(self, worker: Worker, now_s: float) -> Batch | None:
+        if self._health == "failed" or worker.retired:
+            return None
+        batch = None
+        if self.pool.can_start(worker):
+            query_shares, bulk_shares = self.pool.shares(worker)
+            batch = self.scheduler.next_batch(
+                now_s,
+                priorities=worker.priorities,
+                query_shares=query_shares,
+                bulk_shares=bulk_shares,
+                replica=worker.replica,
+            )
+        if batch is not None:
+            self.pool.start(worker, has_bulk=batch.has_bulk)
+        elif not self.pending and self.pool.is_idle:
+            self.scheduler.check_idle()
+        return batch
+
+    def complete(self, result: BatchResult) -> None:
+        """Deliver what a batch gave, settle and count it, and finish the calls it completes."""
+        deliveries = delivered(result)
+        with self.lock:
+            waiting = self._settle(result, deliveries)
+            done = () if waiting else self._take_done(deliveries)
+        if waiting:
+            for delivery in waiting:
+                delivery.deliver_duplicates()
+            with self.lock:
+                done = self._take_done(deliveries)
+        self._counts.call_hooks(deliveries)
+        self.finish(done)
+
+    def _settle(self, result: BatchResult, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Under the lock: tell the scheduler; those that other texts wait for are returned."""
+        if result.was_too_large:
+            self.scheduler.shrink(result.batch.computed_tokens // 2)
+            limit = self.scheduler.max_batch_tokens
+            logger.warning("out of memory: for now a batch holds at most %d tokens", limit)
+        if result.was_split:
+            self.scheduler.failed(result.batch)
+        now_s = self.clock()
+        for delivery in deliveries:
+            delivery.duplicates = self.scheduler.completed(
+                delivery.batch, now_s, keep=delivery.is_finite
+            )
+        if result.dropped:
+            self.scheduler.dropped(result.dropped, now_s)
+        return [delivery for delivery in deliveries if delivery.duplicates]
+
+    def _take_done(self, deliveries: Sequence[Delivery]) -> Sequence[Request]:
+        """Under the lock: count what was delivered; the requests that it completed."""
+        self._counts.add(deliveries)
+        for delivery in deliveries:
+            if delivery.stats is not None:
+                self.scheduler.record(delivery.batch, delivery.stats.forward_s)
+        return self.take_completed(
+            [request for delivery in deliveries for request in delivery.requests]
+        )
+
+    def take_completed(self, requests: Iterable[Request]) -> Sequence[Request]:
+        """Under the lock: those that are the caller's to finish."""
+        completed = self.pending.take_completed(requests)
+        for request in completed:
+            self._counts.add_request(request)
+            if request.priority is Priority.INTERACTIVE:
+                self._query_ended.open()
+        if completed and self._is_over():
+            self._wake_all()
+        return completed
+
+    def finish(self, completed: Sequence[Request]) -> None:
+        for request in completed:
+            self._counts.warn_of_truncation(request)
+            request.finish(result_s=self.clock())
+
+    # All threads of the engine.
+
+    def pause_for_queries(self) -> None:
+        """While there are queries, leave the interpreter to their threads for a moment."""
+        if self.pending.queries:
+            self._query_ended.wait(PAUSE_S)
+
+    def update(self, now_s: float) -> Ended:
+        """Under the lock: act on what callers have appended, and on deadlines."""
+        return self.pending.update(now_s, abandon=self._abandons)
+
+    def end(self, ended: Ended) -> None:
+        for request, error in ended:
+            if error is None:
+                request.future.cancel()  # if it was only abandoned
+            request.finish(error)
+
+    def wake(self, *, workers: bool = True) -> bool:
+        """Under the lock: wake who has something to do now, and who wakes the next.
+
+        Whether the engine is over; then that is everybody, to come to an end.
+        """
+        if self._is_over():
+            self._wake_all()
+            return True
+        queries = self.scheduler.has_ready(Priority.INTERACTIVE)
+        bulk = self.scheduler.has_ready(Priority.BULK)
+        if workers and self.scheduler.holds_parts:
+            self.pool.wake_all()  # one replica alone goes on with a text
+        elif workers and (queries or bulk):
+            self.pool.wake_one(queries=queries, bulk=bulk)
+        for priority in self.scheduler.to_tokenize():
+            self.tokenizer_wakes[priority].open()
+        return False
+
+    def _wake_all(self) -> None:
+        self.pool.wake_all()
+        for gate in self.tokenizer_wakes.values():
+            gate.open()
+        self.background.wake()
+
+    def _is_over(self) -> bool:
+        if self._health == "ready":
+            return False
+        return self._health != "closing" or not self.pending
+
+    def fail(self, cause: BaseException) -> None:
+        """End everything, without asking those who may be why it failed."""
+        self._note_failure(cause)
+        with self.lock:
+            pending = self.pending.take_all()
+            self._wake_all()
+        for request in pending:
+            request.finish(engine_failure(cause))
+
+    def _note_failure(self, cause: BaseException) -> None:
+        with self.lock:
+            if self._health == "failed":
+                return
+            self._health, self._cause = "failed", cause
+        logger.error("the engine failed: %s: %s", type(cause).__name__, cause, exc_info=cause)
+
+    def __repr__(self) -> str:
+        with self.lock:
+            return (
+                f"EngineCore(health={self._health!r}, pending_requests={len(self.pending)}, "
+                f"in_flight={self.pool.in_flight}, {self.scheduler!r})"
+            )
+
+
+def _note_lost(
+    core: weakref.ref[EngineCore], runner: weakref.ref[ModelRunner], error: Exception
+) -> None:
+    """Any thread: a runner has ended by itself. It holds neither of them."""
+    found, lost = core(), runner()
+    if found is not None and lost is not None:
+        found.run_in_background(partial(found.lose_idle, lost, error))
+
+
+def engine_failure(cause: BaseException | None) -> EngineFailed:
+    """The engine is lost, and all its calls with it."""
+    error = EngineFailed(
+        f"the engine failed and serves no more calls ({type(cause).__name__}: {cause}); "
+        "make a new one"
+    )
+    error.__cause__ = cause
+    return error

@@ -1,0 +1,256 @@
+"""`Delivery`: the vectors of a forward pass, or its error, to the requests that wait for them.
+
+It holds no lock, and knows neither the scheduler nor the threads.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import NonFiniteVector, OutOfMemory, TextFailed
+from ...outputs import Rows, finite_texts
+from ...scheduler.batch import Batch, Segment
+from ...scheduler.deduplication import Duplicate
+from ...scheduler.request import Priority, Request
+from ...scheduler.token_chunk import TokenChunk
+from ...stats import BatchStats, EngineStats, PrefixCacheStats, StatsHooks, Totals
+from .executor import BatchResult, ForwardPass
+
+__all__ = ["Counts", "Delivery", "delivered"]
+
+logger = logging.getLogger("millpond")
+
+Duplicates = Mapping[int, Sequence[Duplicate]]
+
+
+class Delivery:
+    """Writes what a forward pass gave to the requests of its texts, and of their duplicates."""
+
+    def __init__(self, forward: ForwardPass) -> None:
+        self.batch = forward.batch
+        self._pass = forward
+        self._failed_texts = 0
+        self.duplicates: Duplicates = {}
+        """Texts that wait for those of the batch, by their place in it."""
+        vectors = forward.vectors
+        self._finite = None if vectors is None else finite_texts(vectors)
+        self.is_finite = self._finite is not None and bool(self._finite.all())
+
+    def deliver(self) -> None:
+        """Write the texts of the batch itself."""
+        for request in self.batch.requests:
+            _note_start(request, self._pass.launched_s)
+            request.spent(forward_s=self._pass.forward_s)
+        if self._pass.vectors is None:
+            self._fail(_texts_of(self.batch))
+        else:
+            self._failed_texts += self._write_all(self._pass.vectors)
+
+    def _write_all(self, vectors: Rows) -> int:
+        """Write the texts of the batch; how many were not finite is returned."""
+        assert self._finite is not None
+        place = failed = 0
+        for segment in self.batch.segments:
+            stop = place + segment.texts
+            if not segment.is_unfinished:
+                own, finite = vectors[place:stop], self._finite[place:stop]
+                failed += _write(segment.request, segment.chunk, segment.start, own, finite)
+            segment.request.spent(tokenize_s=_tokenize_s(segment))
+            place = stop
+        return failed
+
+    def deliver_duplicates(self) -> None:
+        """Write the texts that wait for those of the batch."""
+        if self._pass.vectors is None:
+            self._fail(itertools.chain(*self.duplicates.values()))
+            return
+        for request in {text[0].id: text[0] for text in self._waiting()}.values():
+            if request not in self.batch.requests:
+                _note_start(request, self._pass.launched_s)
+                request.spent(forward_s=self._pass.forward_s)
+        assert self._finite is not None
+        for place, texts in self.duplicates.items():
+            vector = self._pass.vectors[place : place + 1]
+            finite = self._finite[place : place + 1]
+            for request, chunk, at in texts:
+                request.spent(tokenize_s=chunk.tokenize_s / len(chunk))
+                self._failed_texts += _write(request, chunk, at, vector, finite)
+
+    def _waiting(self) -> Iterable[Duplicate]:
+        return itertools.chain(*self.duplicates.values())
+
+    def _fail(self, texts: Iterable[Duplicate]) -> None:
+        assert self._pass.error is not None
+        failure = None
+        for request, chunk, place in texts:
+            row = int(chunk.rows[place])
+            failure = _failure(row, int(chunk.lengths[place]), self._pass)
+            request.fail(row, failure)
+        if failure is not None:
+            others = "" if self.batch.texts == 1 else f" (and {self.batch.texts - 1} others)"
+            logger.warning("a text failed: %s%s", failure, others)
+
+    @property
+    def requests(self) -> Iterable[Request]:
+        """Those that texts were delivered to, each once."""
+        waiting = {text[0].id: text[0] for text in self._waiting()} if self.duplicates else {}
+        return ({request.id: request for request in self.batch.requests} | waiting).values()
+
+    @cached_property
+    def stats(self) -> BatchStats | None:
+        """The counts of the pass, once all of it is delivered; None if it failed."""
+        if self._pass.vectors is None:
+            return None
+        batch = self.batch
+        return BatchStats(
+            interactive_texts=batch.texts_at(Priority.INTERACTIVE),
+            bulk_texts=batch.texts_at(Priority.BULK),
+            deduplicated_texts=sum(map(len, self.duplicates.values())),
+            tokens=batch.tokens,
+            cached_tokens=batch.cached_tokens,
+            padded_tokens=self._pass.padded_tokens,
+            queue_s=batch.queue_s,
+            tokenize_s=sum(map(_tokenize_s, batch.segments)),
+            forward_s=self._pass.forward_s,
+            failed_texts=self._failed_texts,
+        )
+
+
+def delivered(result: BatchResult) -> Sequence[Delivery]:
+    """What came of a batch, its own texts delivered."""
+    deliveries = [Delivery(one) for one in result.passes]
+    for delivery in deliveries:
+        delivery.deliver()
+    return deliveries
+
+
+class Counts:
+    """What an engine has delivered so far, and the hooks that are called with it.
+
+    The sums are under the engine's lock; hooks are called without it.
+    """
+
+    def __init__(self, hooks: StatsHooks) -> None:
+        self._hooks = hooks
+        self._totals = Totals()
+        self._warned_of: int | None = None  # the first request to be truncated, by its id
+
+    def add(self, deliveries: Iterable[Delivery]) -> None:
+        """Under the lock: count what forward passes gave."""
+        for delivery in deliveries:
+            if delivery.stats is not None:
+                self._totals.add(delivery.stats)
+
+    def add_request(self, request: Request) -> None:
+        """Under the lock: count a request that is complete."""
+        truncated = int(request.truncated.sum())
+        if truncated and not request.reports_truncation and self._warned_of is None:
+            self._warned_of = request.id
+        self._totals.truncated_texts += truncated
+        for error in request.errors.values():
+            self._totals.failed_texts += isinstance(error, TextFailed)
+
+    def call_hooks(self, deliveries: Iterable[Delivery]) -> None:
+        """Tell of every pass that did not fail."""
+        for delivery in deliveries:
+            if delivery.stats is not None:
+                self._hooks.call(delivery.stats)
+
+    def warn_of_truncation(self, request: Request) -> None:
+        """Log that its texts were truncated, if it is the engine's first."""
+        if request.id == self._warned_of:
+            logger.warning(
+                "%d of %d texts were longer than the model reads and were truncated: split long "
+                "texts before, or give the engine a larger max_length if the model was trained on "
+                "it (logged once; every result says which of its texts were)",
+                int(request.truncated.sum()),
+                len(request),
+            )
+
+    def stats(
+        self,
+        waiting_tokens: Mapping[Priority, int],
+        *,
+        cancelled_texts: int,
+        replicas: int,
+        prefix_cache: PrefixCacheStats | None,
+    ) -> EngineStats:
+        """Under the lock: the sums, with what is waiting now."""
+        return self._totals.snapshot(
+            cancelled_texts=cancelled_texts,
+            waiting_interactive_tokens=waiting_tokens[Priority.INTERACTIVE],
+            waiting_bulk_tokens=waiting_tokens[Priority.BULK],
+            replicas=replicas,
+            prefix_cache=prefix_cache,
+        )
+
+
+def _texts_of(batch: Batch) -> Iterable[Duplicate]:
+    """Each text of a batch that the batch finishes."""
+    return (
+        (segment.request, segment.chunk, place)
+        for segment in batch.segments
+        for place in range(segment.start, segment.stop)
+        if not segment.is_unfinished
+    )
+
+
+def _failure(row: int, tokens: int, forward: ForwardPass) -> TextFailed:
+    error = forward.error
+    failure: TextFailed
+    if forward.out_of_memory:
+        failure = OutOfMemory(
+            f"its {tokens} tokens do not fit in memory even alone; lower max_length or free "
+            "memory on the device",
+            index=row,
+        )
+    else:
+        failure = TextFailed(
+            f"the model failed on it with {type(error).__name__}: {error}", index=row
+        )
+    failure.__cause__ = error
+    return failure
+
+
+def _note_start(request: Request, launched_s: float) -> None:
+    if request.started_s is None:
+        request.started_s = max(launched_s, request.arrived_s)
+
+
+def _write(
+    request: Request, chunk: TokenChunk, start: int, vectors: Rows, computed: npt.NDArray[np.bool_]
+) -> int:
+    """Write vectors of texts of a chunk, from `start` on; how many were not finite is returned.
+
+    `computed` says which are finite as the model gave them.
+    """
+    texts = chunk.rows[start : start + len(vectors)]
+    with np.errstate(all="ignore"):  # what comes of it is looked at below
+        output_rows = request.output.rows(vectors)
+    finite = finite_texts(output_rows) & computed
+    if finite.all():
+        request.write(texts, output_rows)
+        return 0
+    request.write(texts[finite], output_rows[finite])
+    for place in np.flatnonzero(~finite).tolist():
+        reason = (
+            request.output.overflow_advice
+            if computed[place]
+            else "the model gave NaN or infinity for it; try dtype='bfloat16' or 'float32'"
+        )
+        row = int(texts[place])
+        request.fail(row, NonFiniteVector(reason, index=row))
+    return len(texts) - int(finite.sum())
+
+
+def _tokenize_s(segment: Segment) -> float:
+    """The segment's share of the time its chunk took to tokenise."""
+    if segment.is_unfinished:
+        return 0.0
+    return segment.chunk.tokenize_s * segment.texts / len(segment.chunk)

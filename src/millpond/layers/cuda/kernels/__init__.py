@@ -1,0 +1,1 @@
+"""Kernels in Triton, and which of them this machine has."""

@@ -1,0 +1,1 @@
+"""A whole model on packed rows without its own forward."""

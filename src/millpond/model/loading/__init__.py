@@ -1,0 +1,1 @@
+"""A transformer's weights, from its files to a device."""

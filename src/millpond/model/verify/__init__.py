@@ -1,0 +1,1 @@
+"""What a model may do, found by ordinary texts when it is loaded."""

@@ -1,0 +1,127 @@
+"""`CpuModelRunner`: passes side by side on a CPU, each on threads of its own.
+
+A pass runs on the thread that launches it, which may be a caller's, with as many of OpenMP's
+threads as `CpuWorkers` gives it, and has one of few numbers of rows. Nothing is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ...config import EngineConfig
+from ...cpu.openmp import limited_threads, may_use_several
+from ...cpu.row_buckets import whole_rows
+from ...model.pooling_model import PoolingModel
+from ...model.transformer import Transformer
+from ...outputs import Rows
+from ...scheduler.batch import Batch
+from ..kv_cache_config import KVCacheConfig
+from ..limits import CPU_MIN_BATCH_TOKENS, Limits, cpu_batch_tokens
+from ..memory import MemoryBudget
+from ..model_runner import LaunchedBatch, TorchModelRunner, wanted_batch_tokens
+from .workers import CpuWorkers
+
+__all__ = ["CpuModelRunner", "is_plain_thread"]
+
+
+class CpuModelRunner(TorchModelRunner):
+    """Runs batches of a model on the CPU."""
+
+    fills_one_by_one = True  # one call for several gives some heads other bits
+
+    def __init__(
+        self,
+        models: Sequence[PoolingModel],
+        *,
+        device: torch.device,
+        max_batch_tokens: int,
+        prefixes: KVCacheConfig | None = None,
+    ) -> None:
+        super().__init__(
+            models, device=device, max_batch_tokens=max_batch_tokens, prefixes=prefixes
+        )
+        encoders = [model.encoder for model in models]
+        modules = [encoder.model for encoder in encoders if isinstance(encoder, Transformer)]
+        self._workers = CpuWorkers.for_models(modules, max_batch_tokens=max_batch_tokens)
+        self.limits = Limits(
+            max_batch_tokens=max_batch_tokens,
+            min_batch_tokens=CPU_MIN_BATCH_TOKENS,
+            workers=1 if self._workers is None else self._workers.workers,
+            query_workers=0 if self._workers is None else self._workers.query_workers,
+        )
+        self._fewest_texts = max(model.fewest_texts(self._thread_counts) for model in models)
+
+    @property
+    def _thread_counts(self) -> Sequence[int]:
+        """Numbers of threads that a pass may take; none where it is not for us to say."""
+        return () if self._workers is None else list(self._workers.counts)
+
+    @staticmethod
+    def _sizes(
+        models: Sequence[PoolingModel],
+        device: torch.device,
+        config: EngineConfig,
+        budget: MemoryBudget,
+    ) -> tuple[int, KVCacheConfig | None]:
+        most = cpu_batch_tokens(
+            columns=max(model.encoder.width for model in models),
+            in_int8=all(model.dtype_name == "int8" for model in models),
+            threads=torch.get_num_threads(),
+        )
+        return wanted_batch_tokens(models, config, most), KVCacheConfig.of(models, budget)
+
+    def _is_batch_invariant(self, route: int, threads: Sequence[int | None] = (None,)) -> bool:
+        counts = self._thread_counts
+        if not self.models[route].has_invariant_operators(counts):
+            return False
+        return super()._is_batch_invariant(route, counts or threads)
+
+    def _padded_rows(self, texts: int, width: int) -> int:
+        return max(super()._padded_rows(texts, width), self._fewest_texts)
+
+    def _run_on(self, batch: Batch, threads: int | None) -> Rows:
+        if threads is None:
+            return super()._run_on(batch, threads)
+        with limited_threads(threads):
+            return super()._run_on(batch, threads)
+
+    def can_run_inline(self, tokens: int) -> bool:
+        """Whether a caller's thread may launch a text of N tokens."""
+        if self._workers is None or not self._workers.side_by_side:
+            return False
+        if self.prefix_cache_config is not None or not is_plain_thread():
+            return False
+        return may_use_several() or self._workers.wanted(tokens, queries=True) == 1
+
+    def launch(self, batch: Batch) -> LaunchedBatch:
+        """Run a forward pass on the calling thread."""
+        if self._workers is None:
+            return self._launch(batch)
+        tokens, queries = batch.computed_tokens, not batch.has_bulk
+        with self._workers.running(tokens, queries=queries, texts=batch.texts):
+            return self._launch(batch)
+
+    def _missing_rows(self, tokens: int) -> int:
+        return whole_rows(tokens) - tokens
+
+    def _stage(self, *arrays: npt.NDArray[np.int64]) -> tuple[Tensor | None, list[Tensor]]:
+        return None, [torch.from_numpy(array) for array in arrays]
+
+
+def is_plain_thread() -> bool:
+    """Whether torch's operators run on the calling thread as on any other; False if unknown.
+
+    A thread may have autocast on, inference mode, or a mode that sees every operator, such as a
+    default device's.
+    """
+    try:
+        modes = torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack()
+    except AttributeError:  # private names
+        return False
+    autocast = any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda", "mps"))
+    return modes == 0 and not autocast and not torch.is_inference_mode_enabled()

@@ -1,1 +1,0 @@
-"""Bodies in the formats of other servers, one module for each."""

@@ -1,0 +1,92 @@
+"""`TokenizerBackend`: a tokenizer as loaded, and what the Rust tokenizers share.
+
+It knows no checkpoint's files. It cuts nothing and pads nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tokenizers import Tokenizer
+
+from ..chat_template import ChatTemplate
+from ..pair_frame import PairBackend
+from ..query_fill import QueryFill
+
+__all__ = ["NO_LIMIT", "Spans", "TokenizerBackend", "ids_of", "rust_spans", "rust_tokenize"]
+
+# A tokenizer without a limit of its own says so with a number this large or larger.
+NO_LIMIT = 10**9
+
+Spans = list[tuple[int, int] | None]
+"""Of each token, where in its text it begins and ends; None for a special one."""
+
+
+def _knows_none(name: str) -> None:
+    """Of a tokenizer that is not asked for single tokens."""
+
+
+def _names_none(ids: Sequence[int]) -> Sequence[str]:
+    """Of a tokenizer that is not asked for them."""
+    return [str(token) for token in ids]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenizerBackend:
+    """A tokenizer as loaded: how to call it, and what it says about itself."""
+
+    tokenize: Callable[[list[str], bool], Sequence[Any]]
+    """(texts, add special tokens) -> per text, what `ids_of` takes; never cut, never padded."""
+    detokenize: Callable[[list[list[int]]], list[str]]
+    """Token ids of several texts -> the texts, special tokens spelled out."""
+    size: int
+    pad_id: int
+    special_ids: frozenset[int]
+    add_special_tokens: bool
+    empty_ids: tuple[int, ...]
+    """What a text without any token becomes."""
+    side: Literal["end", "start"]
+    limit: int | None
+    rust: bool
+    chat: ChatTemplate | None = None
+    """What texts are rendered through, and then take no special tokens of the tokenizer's own."""
+    spans: Callable[[list[str]], list[Spans]] | None = None
+    """The characters of each token of a text, with special tokens; None where it cannot tell."""
+    pairs: PairBackend | None = None
+    """How it joins the texts of a pair; None where it was loaded for single texts."""
+    empty_of_meaning: frozenset[int] = frozenset()
+    """What begins or ends a text, pads it, or stands for what is unknown."""
+    fill: QueryFill | None = None
+    """What queries are filled up with, if they are."""
+    known_id: Callable[[str], int | None] = _knows_none
+    """The id of a token by its name; None where there is none."""
+    names: Callable[[Sequence[int]], Sequence[str]] = _names_none
+    """The tokens of these ids."""
+
+
+def ids_of(row: Any) -> list[int]:
+    """The token ids of one text as `TokenizerBackend.tokenize` gave it."""
+    ids: list[int] = row if isinstance(row, list) else row.ids
+    return ids
+
+
+def rust_tokenize(tokenizer: Tokenizer) -> Callable[[list[str], bool], Sequence[Any]]:
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+
+    def tokenize(texts: list[str], add_special_tokens: bool) -> Sequence[Any]:
+        return tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+
+    return tokenize
+
+
+def rust_spans(tokenizer: Tokenizer, texts: list[str]) -> list[Spans]:
+    return [
+        [
+            None if special else span
+            for span, special in zip(row.offsets, row.special_tokens_mask, strict=True)
+        ]
+        for row in tokenizer.encode_batch(texts)
+    ]
