@@ -19,7 +19,7 @@ LITELLM := litellm fastuuid importlib-metadata lazy-importer h2 hpack hyperframe
 DSPY := dspy cachetools diskcache gepa json-repair
 
 WHEEL_TESTS := tests/test_imports.py tests/test_errors.py tests/test_examples.py tests/engine \
-	tests/scheduler tests/server tests/cli tests/behaviour/test_real_model.py
+	tests/scheduler tests/server tests/cli tests/behaviour/models/test_real_model.py
 
 BIN := .venv/bin
 READY := .venv/.ready

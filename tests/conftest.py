@@ -21,11 +21,7 @@ TESTS = Path(__file__).parent
 # where what is tested begins with a checkpoint.
 RUN_MODELS = (
     *("attention", "cpu", "layers", "model", "pooler", "runner"),
-    "behaviour/test_decoders.py",
-    "behaviour/test_families.py",
-    "behaviour/test_fidelity.py",
-    "behaviour/test_prefixes_of_decoders.py",
-    "behaviour/test_real_model.py",
+    "behaviour/models",
     "behaviour/test_replicas.py",
     "behaviour/test_same_bits.py",
 )

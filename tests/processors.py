@@ -16,12 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 TESTS = (
     "tests/runner/test_batch_invariance.py",
-    "tests/behaviour/test_fidelity.py",
-    "tests/behaviour/test_prefixes_of_decoders.py",
+    "tests/behaviour/models/test_fidelity.py",
+    "tests/behaviour/models/test_prefixes_of_decoders.py",
     "tests/behaviour/test_same_bits.py",
-    "tests/behaviour/test_sparse.py",
-    "tests/behaviour/test_multi_vector.py",
-    "tests/behaviour/test_bge_m3.py",
+    "tests/behaviour/kinds/test_sparse.py",
+    "tests/behaviour/kinds/test_multi_vector.py",
+    "tests/behaviour/kinds/test_bge_m3.py",
 )
 PROCESSORS: Mapping[str, Mapping[str, str]] = {
     "AVX2, 2 threads of MKL": {

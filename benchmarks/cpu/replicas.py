@@ -33,8 +33,7 @@ from millpond.model.info import RouteInfo
 from millpond.runner.limits import Limits
 from millpond.runner.remote.runner import RemoteRunner
 from millpond.runner.remote.task import ChildTask, Loaded, Rank
-from millpond.scheduler.batch import Batch, Segment
-from millpond.scheduler.batch_shape import BatchShape
+from millpond.scheduler.batch import Batch, BatchShape, Segment
 from millpond.scheduler.request import Priority, Request
 from millpond.scheduler.token_chunk import TokenChunk
 

@@ -19,7 +19,7 @@ from faults import FAULTS, SCRIPT
 from slot_memory import RememberingRunner
 
 from millpond import Embeddings, Engine, TextFailed
-from millpond.scheduler.batch_shape import BatchShape
+from millpond.scheduler.batch import BatchShape
 
 pytestmark = pytest.mark.usefixtures("quiet_log")  # the faults are meant
 

@@ -52,7 +52,7 @@ from millpond import (
     TextFailed,
     TextsFailed,
 )
-from millpond.scheduler.batch_shape import BatchShape
+from millpond.scheduler.batch import BatchShape
 
 pytestmark = pytest.mark.usefixtures("quiet_log")  # the faults are meant
 

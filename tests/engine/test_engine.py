@@ -40,7 +40,7 @@ from millpond import (
     UnknownTask,
     quantize,
 )
-from millpond.scheduler.batch_shape import BatchShape
+from millpond.scheduler.batch import BatchShape
 
 
 @pytest.fixture

@@ -18,8 +18,7 @@ from millpond.model import pooling_model
 from millpond.model.pooling_model import PoolingModel
 from millpond.runner.batch_invariance import LENGTHS, is_batch_invariant
 from millpond.runner.input_batch import InputBatch, PrefixInputBatch
-from millpond.scheduler.batch import Batch
-from millpond.scheduler.batch_shape import BatchShape
+from millpond.scheduler.batch import Batch, BatchShape
 from millpond.scheduler.prefix_cache import PrefixCacheConfig
 
 Vectors = npt.NDArray[np.float32]

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from tokenized_requests import Ids, chunk_of, request_of, scheduler_of, submit
 
-from millpond.scheduler.batch import Batch
-from millpond.scheduler.batch_shape import BatchShape
+from millpond.scheduler.batch import Batch, BatchShape
 from millpond.scheduler.prefix_cache import PrefixCache
 from millpond.scheduler.request import Priority, Request
 from millpond.scheduler.scheduler import Scheduler

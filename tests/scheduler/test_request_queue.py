@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millpond.embeddings import OutputSpec
+from millpond.scheduler.batch import BatchShape
 from millpond.scheduler.batch_builder import BatchBuilder
-from millpond.scheduler.batch_shape import BatchShape
 from millpond.scheduler.request import Priority, Request
 from millpond.scheduler.request_queue import RequestQueue
 from millpond.scheduler.token_chunk import TokenChunk

@@ -22,8 +22,7 @@ from hypothesis.stateful import (
 )
 
 from millpond.embeddings import OutputSpec
-from millpond.scheduler.batch import Batch
-from millpond.scheduler.batch_shape import BatchShape
+from millpond.scheduler.batch import Batch, BatchShape
 from millpond.scheduler.request import Priority, Request
 from millpond.scheduler.scheduler import (
     FIRST_SHORT_BATCH_TOKENS,

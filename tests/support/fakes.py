@@ -30,8 +30,7 @@ from millpond.locks import SteadyCondition
 from millpond.model.info import RouteInfo
 from millpond.pair import Pair
 from millpond.runner.limits import Limits
-from millpond.scheduler.batch import Batch
-from millpond.scheduler.batch_shape import BatchShape
+from millpond.scheduler.batch import Batch, BatchShape
 from millpond.scheduler.prefix_cache import PrefixCacheConfig
 
 DIMENSION = 8

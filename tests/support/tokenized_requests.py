@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from millpond.embeddings import OutputSpec
-from millpond.scheduler.batch_shape import BatchShape
+from millpond.scheduler.batch import BatchShape
 from millpond.scheduler.prefix_cache import PrefixCache
 from millpond.scheduler.request import Priority, Request
 from millpond.scheduler.scheduler import Scheduler

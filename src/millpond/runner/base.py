@@ -11,8 +11,7 @@ from typing import Protocol
 
 from ..model.info import RouteInfo
 from ..outputs import Rows
-from ..scheduler.batch import Batch
-from ..scheduler.batch_shape import BatchShape
+from ..scheduler.batch import Batch, BatchShape
 from ..scheduler.prefix_cache import PrefixCacheConfig
 from .limits import Limits
 

@@ -17,8 +17,7 @@ import numpy.typing as npt
 
 from ..embeddings import OutputSpec
 from ..outputs import Rows
-from ..scheduler.batch import Batch, Segment
-from ..scheduler.batch_shape import BatchShape
+from ..scheduler.batch import Batch, BatchShape, Segment
 from ..scheduler.prefix_cache import BlockAllocation, PrefixCache, PrefixCacheConfig
 from ..scheduler.request import Priority, Request
 from ..scheduler.token_chunk import TokenChunk

@@ -28,8 +28,7 @@ from ..model.pooling_model import PooledRows, PoolingModel
 from ..model.split.ranks import RankGroup
 from ..outputs import RaggedRows, Rows
 from ..pooler.sparse import SparseRows
-from ..scheduler.batch import Batch
-from ..scheduler.batch_shape import BatchShape
+from ..scheduler.batch import Batch, BatchShape
 from .base import BatchHandle
 from .batch_invariance import LENGTHS, is_batch_invariant
 from .host_memory import host_memory

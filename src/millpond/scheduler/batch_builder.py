@@ -1,4 +1,4 @@
-"""`BatchBuilder`, a batch in the making, and `BatchShape`, how texts stand in one.
+"""`BatchBuilder`, a batch in the making.
 
 It decides how much of a request's next texts goes in, and leaves out duplicates of texts in flight.
 Which request is next is not its business.
@@ -17,8 +17,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from .batch import Batch, Segment
-from .batch_shape import BatchShape
+from .batch import Batch, BatchShape, Segment
 from .deduplication import InFlightTexts
 from .prefix_cache import BlockAllocation, PrefixCache
 from .request import PendingSpan, Request

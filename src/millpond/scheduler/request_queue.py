@@ -20,7 +20,7 @@ from .token_chunk import TokenChunk
 
 __all__ = ["RequestQueue"]
 
-MOST_MISFITS = 32  # requests passed over for one batch before it is good enough as it is
+MOST_UNFIT = 32  # requests passed over for one batch before it is good enough as it is
 
 
 class RequestQueue:
@@ -101,8 +101,8 @@ class RequestQueue:
         """
         skipped: list[Request] = []
         served: list[Request] = []
-        misfits = 0
-        while self.ready_requests and builder.tokens_left > 0 and misfits < MOST_MISFITS:
+        unfit = 0
+        while self.ready_requests and builder.tokens_left > 0 and unfit < MOST_UNFIT:
             request = self.ready_requests.popleft()
             if request.dead:
                 continue
@@ -110,7 +110,7 @@ class RequestQueue:
                 builder.waiting_beside = self.ready_tokens - _span_tokens(request)
             left = builder.left_parts
             took = self._fill_from(request, builder)
-            misfits += not took and left == builder.left_parts
+            unfit += not took and left == builder.left_parts
             if request.spans:
                 (served if took else skipped).append(request)
         self.ready_requests.extendleft(reversed(skipped))  # they go first next time

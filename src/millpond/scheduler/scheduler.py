@@ -28,9 +28,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InvalidInput
-from .batch import Batch, Segment
+from .batch import Batch, BatchShape, Segment
 from .batch_builder import BatchBuilder, most_keys
-from .batch_shape import BatchShape
 from .deadlines import Deadlines
 from .deduplication import Duplicate, InFlightTexts
 from .lookup_backoff import LookupBackoff

@@ -25,7 +25,7 @@ from millpond import (
     TextTooLong,
     UnsupportedCall,
 )
-from millpond.scheduler.batch_shape import BatchShape
+from millpond.scheduler.batch import BatchShape
 
 PAIRS = [("q one", "a b"), ("q one", "c"), ("q two", ""), ("", "d e f")]
 

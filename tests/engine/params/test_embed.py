@@ -13,7 +13,7 @@ from millpond import Engine, InvalidOption, Priority
 from millpond.engine.engine import CallOptions
 from millpond.engine.inputs import LONG_TEXT_TOKENS, InputProcessor
 from millpond.engine.params.embed import EmbedParams
-from millpond.scheduler.batch_shape import BatchShape
+from millpond.scheduler.batch import BatchShape
 from millpond.scheduler.prefix_cache import PrefixCacheConfig
 from millpond.scheduler.request import Request
 

@@ -19,8 +19,7 @@ from typing import Any, Self
 from ...errors import ProcessDied
 from ...model.info import RouteInfo
 from ...outputs import Rows
-from ...scheduler.batch import Batch
-from ...scheduler.batch_shape import BatchShape
+from ...scheduler.batch import Batch, BatchShape
 from ...scheduler.prefix_cache import PrefixCacheConfig
 from ..base import BatchHandle
 from ..limits import Limits

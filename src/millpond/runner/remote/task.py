@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...model.info import RouteInfo
-from ...scheduler.batch_shape import BatchShape
+from ...scheduler.batch import BatchShape
 from ...scheduler.prefix_cache import PrefixCacheConfig
 from ..base import ModelRunner
 from ..limits import Limits
