@@ -27,6 +27,7 @@ _BITS: Mapping[torch.dtype, tuple[torch.dtype, type[np.unsignedinteger[Any]], in
     torch.float32: (torch.int32, np.uint32, 0x7F80_0000),
     torch.float64: (torch.int64, np.uint64, 0x7FF0_0000_0000_0000),
 }
+AT_A_TIME = 2**26  # numbers that are looked at on a GPU, which takes a copy of them
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -80,15 +81,18 @@ def _read(folder: Path) -> dict[str, torch.Tensor] | None:
 
 
 def non_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
-    """The name of the first tensor, on the CPU, that holds NaN or infinity."""
+    """The name of the first tensor that holds NaN or infinity."""
     return next((name for name, tensor in tensors if not _is_finite(tensor)), None)
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """By numpy, which reads 5 GB a second on one thread; torch's threads wait for each other."""
+    """On a CPU by numpy, which reads 5 GB a second on one thread; torch's threads wait there."""
     types = _BITS.get(tensor.dtype)
     if types is None or not tensor.numel():
         return True  # whole numbers, or quantised
+    if tensor.device.type != "cpu":
+        parts = torch.split(tensor.detach().reshape(-1), AT_A_TIME)
+        return all(bool(part.isfinite().all()) for part in parts)
     signed, unsigned, infinity = types
     bits = tensor.detach().contiguous().view(signed).numpy()
     # As whole numbers, NaNs are above infinity, and those with a sign above all others.
