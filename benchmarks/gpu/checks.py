@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -40,14 +41,14 @@ class RunningTests:
     output: IO[bytes]
 
     @classmethod
-    def start(cls, folder: Path) -> RunningTests | None:
+    def start(cls, folder: Path, tests: Sequence[str] = TESTS) -> RunningTests | None:
         """None where there is no pytest."""
         if importlib.util.find_spec("pytest") is None:
             return None
         folder.mkdir(parents=True, exist_ok=True)
         output = (folder / "gpu_tests.txt").open("wb")
         several = importlib.util.find_spec("xdist") is not None
-        command = [sys.executable, "-m", "pytest", *TESTS, "-v", "-m", "gpu"]
+        command = [sys.executable, "-m", "pytest", *tests, "-v", "-m", "gpu"]
         command += ["--rootdir", str(ROOT), "-c", os.devnull, "--import-mode", "importlib"]
         command += ["-p", "no:cacheprovider", "--tb", "short", "--color", "no"]
         command += ["-n", str(WORKERS)] if several else []

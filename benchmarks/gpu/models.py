@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, log
 from pathlib import Path
@@ -90,16 +90,7 @@ TINY: Mapping[str, Shape] = {
 
 def save(shape: Shape, folder: Path, words: Sequence[str]) -> Path:
     """A SentenceTransformer of this shape, its weights random, in `folder`."""
-    torch.manual_seed(20)
-    model_class = getattr(transformers, shape.model)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = model_class(model_class.config_class(**shape.config)).eval()
-    bare = folder / "bare"
-    model.to(shape.dtype).save_pretrained(bare)
-    _tokenizer(words, decoder=shape.is_decoder).save_pretrained(bare)
-    del model
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    bare = save_bare(shape, folder / "bare", tokenizer_of(words, decoder=shape.is_decoder))
     encoder = Transformer(
         str(bare), max_seq_length=shape.max_length, model_kwargs={"dtype": shape.dtype}
     )
@@ -110,18 +101,45 @@ def save(shape: Shape, folder: Path, words: Sequence[str]) -> Path:
     return folder / "saved"
 
 
-def _tokenizer(words: Sequence[str], *, decoder: bool) -> PreTrainedTokenizerFast:
-    """WordPiece over whole words and letters: BERT's work a text without BERT's files."""
+def save_bare(
+    shape: Shape,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    prepare: Callable[[Any], object] | None = None,
+) -> Path:
+    """The model of transformers, on which `prepare` may put its hand before, and a tokenizer."""
+    torch.manual_seed(20)
+    model_class = getattr(transformers, shape.model)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = model_class(model_class.config_class(**shape.config)).eval()
+    if prepare is not None:
+        prepare(model)
+    model.to(shape.dtype).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    del model
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return folder
+
+
+def tokenizer_of(
+    words: Sequence[str], *, decoder: bool, special: Sequence[str] = (), **options: Any
+) -> PreTrainedTokenizerFast:
+    """WordPiece over whole words and letters: BERT's work a text without BERT's files.
+
+    `special` are tokens beside those of `SPECIAL`; `options` are those of the class.
+    """
     letters = sorted({letter for word in words for letter in word.lower() if letter.isascii()})
     common = [word for word, _ in Counter(word.lower() for word in words).most_common(20_000)]
-    pieces = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters), *common]
+    pieces = [*SPECIAL, *special, *letters, *(f"##{letter}" for letter in letters), *common]
     vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    single = "$A [SEP]" if decoder else "[CLS] $A [SEP]"
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=single, special_tokens=[(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")]
+        single="$A [SEP]" if decoder else "[CLS] $A [SEP]",
+        pair=None if decoder else "[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")],
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -129,7 +147,9 @@ def _tokenizer(words: Sequence[str], *, decoder: bool) -> PreTrainedTokenizerFas
         unk_token="[UNK]",
         cls_token="[CLS]",
         sep_token="[SEP]",
+        additional_special_tokens=list(special),
         padding_side="left" if decoder else "right",
+        **options,
     )
 
 

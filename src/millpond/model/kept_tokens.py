@@ -28,8 +28,6 @@ class KeptTokens:
     only: Ids | None = None
     skips_first: bool = False
     """Of each text."""
-    is_listed: bool = False
-    """Whether places are given where all are kept, too."""
 
     @classmethod
     def of(cls, modules: Sequence[Module], tokenizer: TextTokenizer) -> KeptTokens:
@@ -51,18 +49,13 @@ class KeptTokens:
     def _of_heads(cls, gives: Sequence[str], tokenizer: TextTokenizer) -> KeptTokens:
         """Those that have a vector, or a weight; with all that bge-m3 gives, every token."""
         if tuple(gives) == (TOKENS,):
-            return cls(skips_first=True, is_listed=True)
+            return cls(skips_first=True)
         if tuple(gives) == (SPARSE,):
-            return cls(skipped=_ids(sorted(tokenizer.empty_of_meaning)), is_listed=True)
-        return cls(is_listed=True)
+            return cls(skipped=_ids(sorted(tokenizer.empty_of_meaning)))
+        return cls()
 
-    def places(self, ids: Ids, lengths: Ids) -> tuple[Ids | None, Ids]:
-        """Of texts end to end: the places of the tokens that are kept, and how many each keeps.
-
-        No places where all are.
-        """
-        if self.skipped is None and self.only is None and not self.is_listed:
-            return None, lengths
+    def places(self, ids: Ids, lengths: Ids) -> tuple[Ids, Ids]:
+        """Of texts end to end: the places of the tokens that are kept, and how many each keeps."""
         kept = np.ones(len(ids), dtype=np.bool_)
         if self.skipped is not None:
             kept &= ~np.isin(ids, self.skipped)

@@ -44,7 +44,7 @@ class PooledRows:
     lengths: Tensor
     prompt_lengths: Tensor
     kept: Tensor | None = None
-    """The rows that are kept, int64, of a model that pools none; None for those of all texts."""
+    """The rows that are kept, int64, of a model that pools none."""
 
 
 @dataclass(frozen=True, kw_only=True)

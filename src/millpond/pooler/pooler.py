@@ -185,12 +185,13 @@ class Pooler:
         rows; with `needs_all_layers` it is the sequence of all hidden states, the embeddings first.
         Text i has `lengths[i]` ≥ 1 rows from `starts[i]` on, its prompt's `prompt_lengths[i]` among
         them; all three are int64 [n] on the device of `hidden`. Texts lie in ascending order, and
-        rows between them are ignored. With `keeps_rows` every token has its own, end to end, or
-        those rows that are `kept`, int64.
+        rows between them are ignored. With `keeps_rows` the rows that are `kept`, int64, have a
+        vector each.
         """
         rows = self._token_rows(hidden)
         if self.keeps_rows:
-            return self.finish(rows[_ranges(starts, lengths) if kept is None else kept])
+            assert kept is not None
+            return self.finish(rows[kept])
         for step in self._token_steps:
             rows = step(rows)
         prompts = prompt_lengths if self.excludes_prompt else None
@@ -210,13 +211,6 @@ class Pooler:
             return hidden[-1].float()
         start, weights = self._layers
         return weighted_layers(hidden, start=start, weights=weights)
-
-
-def _ranges(starts: Tensor, lengths: Tensor) -> Tensor:
-    """`start, start + 1, …` for each text, end to end."""
-    before = lengths.cumsum(0) - lengths
-    within = torch.arange(int(lengths.sum()), device=lengths.device)
-    return torch.repeat_interleave(starts - before, lengths) + within
 
 
 def _pooling_index(modules: Sequence[Module]) -> int:

@@ -111,7 +111,8 @@ class SparsePooler:
             starts, lengths = torch.arange(len(rows), device=rows.device), torch.ones_like(lengths)
         else:
             rows = hidden if isinstance(hidden, Tensor) else hidden[-1]
-        texts = _Texts.of(starts, lengths)
+        kind = _Segments if starts.device.type == "cuda" else _Groups
+        texts = kind.of(starts, lengths)
         found = [self._of_slice(*each, texts) for each in self._head.slices(rows)]
         owners, dimensions, weights = (torch.cat(parts) for parts in zip(*found, strict=True))
         order = torch.argsort(owners, stable=True)  # slices ascend, so dimensions do
@@ -119,7 +120,9 @@ class SparsePooler:
         rows = torch.stack([dimensions.float(), weights], dim=1)[order]
         return SparseRows(rows, torch.bincount(owners, minlength=len(lengths)))
 
-    def _of_slice(self, start: int, logits: Tensor, texts: _Texts) -> tuple[Tensor, Tensor, Tensor]:
+    def _of_slice(
+        self, start: int, logits: Tensor, texts: _Groups | _Segments
+    ) -> tuple[Tensor, Tensor, Tensor]:
         if self._sums:
             pooled = texts.sums(self._activated(logits.float().relu_()))
         else:
@@ -146,8 +149,31 @@ def positive_entries(pooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class _Texts:
-    """Where texts stand in rows."""
+class _Segments:
+    """Where texts stand in rows, known to a CUDA device alone: one kernel reduces all of them."""
+
+    offsets: Tensor
+    """Where each text begins and ends, int64 `[2 × n]`: between two is what belongs to none."""
+
+    @classmethod
+    def of(cls, starts: Tensor, lengths: Tensor) -> _Segments:
+        return cls(torch.stack([starts, starts + lengths], dim=1).flatten())
+
+    def maxima(self, logits: Tensor) -> Tensor:
+        """The largest of each column over the rows of a text, `[n, width]`."""
+        return self._reduced(logits, "max")
+
+    def sums(self, weights: Tensor) -> Tensor:
+        """The sum of each column over the rows of a text, row by row, `[n, width]`."""
+        return self._reduced(weights, "sum")
+
+    def _reduced(self, rows: Tensor, how: str) -> Tensor:
+        return torch.segment_reduce(rows, how, offsets=self.offsets, axis=0, unsafe=True)[::2]
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Where texts stand in rows, known to the host: a kernel for each run of equal lengths."""
 
     groups: Sequence[tuple[int, int, int, int]]
     """Texts of one length that follow each other: the first of them, how many, where its rows
@@ -155,7 +181,7 @@ class _Texts:
     count: int
 
     @classmethod
-    def of(cls, starts: Tensor, lengths: Tensor) -> _Texts:
+    def of(cls, starts: Tensor, lengths: Tensor) -> _Groups:
         groups: list[tuple[int, int, int, int]] = []
         places = zip(starts.tolist(), lengths.tolist(), strict=True)
         for text, (start, length) in enumerate(places):

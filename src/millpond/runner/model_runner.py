@@ -216,15 +216,19 @@ class TorchModelRunner:
         rows = PooledRows(*places)
         if tokens.kept is not None:
             rows = replace(rows, kept=kept)
-        sequences = None if pipeline.is_static else self._sequences(lengths, tokens)
+        sequences = None if pipeline.is_static else self._sequences(pipeline, rows, lengths, tokens)
         found = pipeline.packed(device_ids, device_positions, sequences, rows)
         vectors, counts = _with_counts(found, tokens.counts)
         return self._fetch(vectors, layout.order, missing, staging, counts)
 
     def _sequences(
-        self, lengths: npt.NDArray[np.int64], tokens: TokenRows
+        self,
+        pipeline: PoolingModel,
+        rows: PooledRows,
+        lengths: npt.NDArray[np.int64],
+        tokens: TokenRows,
     ) -> PackedSequences | FilledSequences:
-        """How the texts of a packed row attend."""
+        """How the texts of a packed row attend, on the host in `lengths` as in `rows`."""
         if tokens.hidden is not None:
             alone = self._is_deterministic or self.fills_one_by_one
             return FilledSequences(lengths, tokens.hidden, alone=alone)

@@ -27,7 +27,7 @@ class TokenRows:
     hidden: npt.NDArray[np.bool_] | None
     """Which tokens no other attends to; None where there are none."""
     kept: Ids | None
-    """The places of the tokens that have a vector in the result; None where all have, or none."""
+    """The places of the tokens that have a vector in the result; None for a model that pools."""
     counts: Ids | None
     """Vectors of each text; None for a model that gives one a text."""
 

@@ -13,7 +13,15 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Bucket", "PackedIntegers", "bucket_for", "fill_parts", "power_of", "query_buckets"]
+__all__ = [
+    "Bucket",
+    "PackedIntegers",
+    "bucket_for",
+    "fill_parts",
+    "longest_for",
+    "power_of",
+    "query_buckets",
+]
 
 SMALLEST_ROWS = 64  # below a few hundred rows a GPU takes the same time for any number
 
@@ -125,12 +133,18 @@ def bucket_for(
         rows = _rows(tokens + 1)
     else:
         rows = -(-(tokens + 1) // invariant_rows) * invariant_rows
-        longest = max(longest, min(FIXED_LONGEST, max_length or FIXED_LONGEST))
     return Bucket(
         rows,
         power_of(texts, least=TEXTS_FACTOR, factor=TEXTS_FACTOR),
-        power_of(longest, least=SHORTEST_LONGEST, factor=2),
+        longest_for(longest, is_fixed=invariant_rows is not None, max_length=max_length),
     )
+
+
+def longest_for(longest: int, *, is_fixed: bool, max_length: int | None) -> int:
+    """The longest text that attention makes room for; where it `is_fixed`, the same for most."""
+    if is_fixed:
+        longest = max(longest, min(FIXED_LONGEST, max_length or FIXED_LONGEST))
+    return power_of(longest, least=SHORTEST_LONGEST, factor=2)
 
 
 def query_buckets(most_tokens: int, most_texts: int, **options: int | None) -> list[Bucket]:

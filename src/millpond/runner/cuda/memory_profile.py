@@ -107,7 +107,9 @@ def probe_of(
     length = min(PROBE.longest, pipeline.tokenizer.max_length or PROBE.longest)
     texts = PROBE.rows // length
     lengths = torch.full((texts,), length, device=device)
-    places = PooledRows(torch.arange(texts, device=device) * length, lengths, lengths * 0)
+    starts = torch.arange(texts, device=device) * length
+    kept = torch.arange(texts * length, device=device) if pipeline.head.keeps_rows else None
+    places = PooledRows(starts, lengths, lengths * 0, kept)
     ids = torch.zeros(texts, length, dtype=torch.int64, device=device)
     if pipeline.pad_to is not None:
         return lambda: pipeline.padded(ids, torch.ones_like(ids), places), ids.numel()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
@@ -19,10 +19,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ...attention.filled import FilledSequences
+from ...attention.packed import PackedSequences
 from ...attention.prefix import PrefixIndex, PrefixSlots
+from ...attention.varlen import uses_varlen
 from ...checkpoint.spec import ModelSpec
 from ...config import EngineConfig
-from ...model.pooling_model import PoolingModel
+from ...model.pooling_model import PooledRows, PoolingModel
 from ...model.split.ranks import RankGroup
 from ...model.transformer import Transformer
 from ...outputs import Rows
@@ -34,7 +37,9 @@ from ..kv_cache_config import KVCacheConfig
 from ..limits import CUDA_BATCH_TOKENS, CUDA_MIN_BATCH_TOKENS, DETERMINISTIC_ROWS, Limits
 from ..memory import MemoryBudget
 from ..model_runner import LaunchedBatch, TorchModelRunner, wanted_batch_tokens
+from ..token_rows import TokenRows
 from .bucketed_forward import MOST_PREFIXED_ROWS
+from .buckets import longest_for
 from .graphs import Agree
 from .launch_thread import LaunchThread
 from .memory_profile import tokens_that_fit
@@ -215,6 +220,26 @@ class CudaModelRunner(TorchModelRunner):
         run = bucketed.run_prefixed(layout.ids, layout.positions, layout.prompt_lengths, index)
         padding = run.rows - batch.computed_tokens
         return self._fetch(run.vectors, layout.order, padding, run.staging)
+
+    def _sequences(
+        self,
+        pipeline: PoolingModel,
+        rows: PooledRows,
+        lengths: npt.NDArray[np.int64],
+        tokens: TokenRows,
+    ) -> PackedSequences | FilledSequences:
+        """With boundaries where the variable-length kernel serves what runs in no bucket."""
+        found = super()._sequences(pipeline, rows, lengths, tokens)
+        if isinstance(found, FilledSequences) or not uses_varlen(self.device, pipeline.dtype):
+            return found
+        ends = rows.starts + rows.lengths
+        boundaries = torch.cat([rows.starts, ends[-1:]]).to(torch.int32)
+        longest = longest_for(
+            found.longest,
+            is_fixed=self._is_deterministic,
+            max_length=pipeline.tokenizer.max_length,
+        )
+        return replace(found, boundaries=boundaries, longest=longest)
 
     def _missing_rows(self, tokens: int) -> int:
         return 0 if self._invariant_rows is None else -tokens % self._invariant_rows
