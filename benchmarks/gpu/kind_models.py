@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from millpond.checkpoint.answer_rerankers import answer_reranker
 from sentence_transformers import CrossEncoder, MultiVectorEncoder
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from transformers import PreTrainedTokenizerFast
-
-from millpond.checkpoint.answer_rerankers import answer_reranker
 
 from .models import SHAPES, TINY, Shape, save_bare, tokenizer_of
 
