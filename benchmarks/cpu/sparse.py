@@ -38,6 +38,7 @@ TOKENIZER = "sentence-transformers/all-MiniLM-L6-v2"
 BATCH_SIZES = (8, 16, 32, 64)
 CHUNK_SIZES = (None, 32)
 TERMS = 100  # of a short text
+PEAK_TEXTS = 512
 TOLERANCE = 1e-5
 
 
@@ -148,16 +149,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few texts, one round")
     parser.add_argument("--peak", choices=["dense", "sparse"], help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--texts", type=int)
+    parser.add_argument("--texts", type=int, help="for the peak of memory")
     given = parser.parse_args()
-    count = given.texts or (128 if given.quick else 1024)
-    texts = [text for _, text in gather_passages()[:count]]
+    texts = [text for _, text in gather_passages()[: given.texts or PEAK_TEXTS]]
     if given.peak:
         print_peak(given.model, texts, given.peak)
         return
+    rounds, count = (1, 32) if given.quick else (3, 192)
     with TemporaryDirectory() as temporary:
         folder = save_model(Path(temporary))
-        measure(folder, texts, 1 if given.quick else 5)
+        measure(folder, texts[:count], rounds)
         dense, sparse = (peak_mib(folder, len(texts), kind) for kind in ("dense", "sparse"))
     print(
         f"peak memory: dense {dense:.0f} MiB, sparse {sparse:.0f} MiB, {sparse / dense:.2f} times"

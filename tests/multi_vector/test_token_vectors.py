@@ -92,6 +92,16 @@ def test_matrices_of_two_widths_are_refused() -> None:
         TokenVectors.of([QUERY, QUERY[:, :4]])
 
 
+@pytest.mark.parametrize("bad", [QUERY[:, :4], [["x"] * 8], [[1.0] * 8, [1.0]], QUERY[0]])
+def test_what_is_wrong_is_told_with_its_one_place(bad: Any) -> None:
+    with pytest.raises(InvalidInput, match=r"^text 2: (?!.*text \d)") as caught:
+        TokenVectors.of([QUERY, QUERY, bad])
+    assert caught.value.index == 2
+    with pytest.raises(InvalidInput, match=r"^text 2: documents: (?!.*text \d)") as caught:
+        maxsim(QUERY, [QUERY, QUERY, bad])
+    assert caught.value.index == 2
+
+
 @pytest.mark.parametrize("mean", [False, True])
 def test_maxsim_is_the_reference_s(mean: bool) -> None:
     expected = (mean_maxsim if mean else reference)([QUERY, QUERY[:2]], DOCUMENTS).numpy()

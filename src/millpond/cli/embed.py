@@ -18,17 +18,17 @@ from ..config import EngineConfig
 from .embed_parts import PartsCommand, RayFlags
 from .errors import CommandError
 from .files.formats import FileFormats, InputFormat, OutputFormat
+from .files.kinds import OUTPUT_KINDS, OutputKindName
 from .files.streams import can_be_read_again, is_same_file, is_stream, name_of
 from .flags import DEFAULT_MODEL, open_engine, options_of, with_flags_of
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
     from ..engine.params.embed import CallOptions
-    from .files.run import FileRun, OutputKind
+    from .files.run import FileRun
 
 __all__ = ["embed"]
 
-_KINDS = {"dense": "embed", "sparse": "sparse"}
 INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 
@@ -95,10 +95,11 @@ def embed(
         ),
     ] = "float32",
     output_kind: Annotated[
-        Literal["dense", "sparse"],
+        OutputKindName,
         typer.Option(
             "--output-kind",
-            help="dense, or sparse: indices and values of a sparse model, such as a SPLADE.",
+            help="dense; sparse: indices and values of a sparse model, such as a SPLADE; or "
+            "tokens: a vector for each token, of a multi-vector model such as ColBERT.",
         ),
     ] = "dense",
     max_active_dims: Annotated[
@@ -107,6 +108,10 @@ def embed(
     ] = None,
     min_weight: Annotated[
         float | None, typer.Option(min=0, help="Of sparse vectors keep weights above it.")
+    ] = None,
+    pool_factor: Annotated[
+        float | None,
+        typer.Option(min=1, help="Of a document's token vectors keep the means of 1 in N clusters."),
     ] = None,
     chunk_size: Annotated[
         int, typer.Option(min=1, help="Rows to write and sync to disk at a time.")
@@ -135,20 +140,26 @@ def embed(
       millpond embed reviews.jsonl -o reviews.parquet --column body --task document
       millpond embed 's3://bucket/texts/*.parquet' -o s3://bucket/vectors --ray auto
     """
-    dense = {"dimensions": dimensions, "normalize": normalize, "output_dtype": output_dtype}
-    sparse = {"max_active_dims": max_active_dims, "min_weight": min_weight or 0.0}
-    is_sparse = output_kind == "sparse"
+    of_kinds = {
+        "dimensions": dimensions,
+        "normalize": normalize,
+        "output_dtype": output_dtype,
+        "max_active_dims": max_active_dims,
+        "min_weight": min_weight or 0.0,
+        "pool_factor": pool_factor or 1.0,
+    }
+    kind = OUTPUT_KINDS[output_kind]
     options: dict[str, Any] = {
         "task": task,
         "prompt": prompt,
         "prompt_name": prompt_name,
         "truncate": truncate,
-        **(sparse if is_sparse else dense),
+        **{name: of_kinds[name] for name in kind.options},
     }
     if flags["ray"] is not None:
         _require_parquet(input_format, output_format)
         _require_streamed(options)
-        if is_sparse:
+        if output_kind != "dense":
             raise CommandError("--ray writes dense vectors; leave out --output-kind")
         PartsCommand(
             source=source,
@@ -181,20 +192,21 @@ def embed(
         delimiter=delimiter,
         has_header=not no_header,
     )
-    _require_own(dense if is_sparse else sparse, output_kind, formats)
+    _require_own(of_kinds, output_kind, formats)
     run = _file_run(path, target, formats, options, kind=output_kind, chunk_rows=chunk_size)
-    with open_engine(model, flags, kinds=(_KINDS[output_kind],)) as engine:
+    with open_engine(model, flags, kinds=(kind.of_model,)) as engine:
         show = _shows_progress(out) if progress is None else progress
         _run(run, engine, resume=resume, show_progress=show)
 
 
-def _require_own(others: Mapping[str, Any], kind: str, formats: FileFormats) -> None:
-    """Raise `CommandError` for options of the other kind of output, and a format that has none."""
-    for name, value in others.items():
-        if value not in (None, "float32", 0.0):
-            raise CommandError(f"--{name.replace('_', '-')} is not for --output-kind {kind}")
-    if kind == "sparse" and formats.output_format == "npy":
-        raise CommandError("sparse vectors are no matrix for .npy: write .parquet or .jsonl")
+def _require_own(of_kinds: Mapping[str, Any], name: str, formats: FileFormats) -> None:
+    """Raise `CommandError` for options of another kind of output, and a format that has none."""
+    kind = OUTPUT_KINDS[name]
+    for option, value in of_kinds.items():
+        if option not in kind.options and value not in (None, "float32", 0.0, 1.0):
+            raise CommandError(f"--{option.replace('_', '-')} is not for --output-kind {name}")
+    if not kind.is_matrix and formats.output_format == "npy":
+        raise CommandError(f"{name}: they are no matrix for .npy: write .parquet or .jsonl")
 
 
 def _file_run(
@@ -203,7 +215,7 @@ def _file_run(
     formats: FileFormats,
     options: Mapping[str, Any],
     *,
-    kind: OutputKind,
+    kind: OutputKindName,
     chunk_rows: int,
 ) -> FileRun:
     """The run, after a first pass over the input.

@@ -7,7 +7,7 @@ flag: one line cannot say it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from types import NoneType, UnionType
 from typing import (
@@ -40,8 +40,12 @@ _INSTEAD = {  # kind of model -> what it gives, and what to call
     "classify": "is a classifier, which has no command here: call classify of millpond.Engine in "
     "Python, or millpond serve and /classify",
     "sparse": "gives sparse vectors: call millpond embed with --output-kind sparse",
-    "multi_vector": "gives a vector for each token: call millpond rank, or embed_tokens of "
-    "millpond.Engine in Python",
+    "multi_vector": "gives a vector for each token: call millpond rank, or millpond embed with "
+    "--output-kind tokens",
+}
+_LACKS = {  # kind of model -> what a model of another kind lacks
+    "sparse": "gives no sparse vectors: name a SPLADE with --model",
+    "multi_vector": "gives no token vectors: name a ColBERT with --model",
 }
 Command = TypeVar("Command", bound=Callable[..., object])
 Names = Mapping[str, Sequence[str]]
@@ -86,7 +90,7 @@ def engine_options(flags: Mapping[str, Any]) -> EngineOptions:
     return cast(EngineOptions, options_of(EngineConfig, flags))
 
 
-def open_engine(model: str, flags: Mapping[str, Any], *, kinds: Collection[str] = ()) -> Engine:
+def open_engine(model: str, flags: Mapping[str, Any], *, kinds: Sequence[str] = ()) -> Engine:
     """An engine with the options of a command's flags.
 
     Raises what `Engine` raises, and `CommandError` for a model that is of none of the kinds.
@@ -96,9 +100,8 @@ def open_engine(model: str, flags: Mapping[str, Any], *, kinds: Collection[str] 
     engine = Engine(model, **engine_options(flags))
     if kinds and not set(kinds).intersection(engine.info().kinds):
         engine.close(drain=False)
-        if "sparse" in kinds:
-            raise CommandError(f"{model} gives no sparse vectors: name a SPLADE with --model")
-        raise CommandError(f"{model} {_INSTEAD[engine.info().kind]}")
+        lacks = _LACKS.get(kinds[0]) if len(kinds) == 1 else None
+        raise CommandError(f"{model} {lacks or _INSTEAD[engine.info().kind]}")
     return engine
 
 

@@ -55,7 +55,7 @@ class TokenVectors:
 
         `dimension` is needed only where there may be no texts. Raises `InvalidInput`.
         """
-        rows = [_as_floats(each) for each in texts]
+        rows = [_as_floats(each, index) for index, each in enumerate(texts)]
         width = dimension
         for index, each in enumerate(rows):
             if each.ndim != 2 or each.shape[1] != (width or each.shape[1]):
@@ -182,8 +182,8 @@ def _ragged(value: Any, name: str) -> TokenVectors:
         if isinstance(value, list | tuple) and not _is_matrix(value):
             return TokenVectors.of(value)
         array = _as_floats(value)
-    except (InvalidInput, ValueError, TypeError) as error:
-        raise InvalidInput(f"{name}: {error}") from None
+    except InvalidInput as error:
+        raise InvalidInput(f"{name}: {error.args[0]}", index=error.index) from None
     if array.ndim not in (2, 3):
         raise InvalidInput(
             f"{name}: expected vectors [tokens, dimension], TokenVectors or a list of arrays, not "
@@ -192,11 +192,14 @@ def _ragged(value: Any, name: str) -> TokenVectors:
     return TokenVectors.of(array if array.ndim == 3 else [array])
 
 
-def _as_floats(value: Any) -> FloatArray:
+def _as_floats(value: Any, index: int = 0) -> FloatArray:
     """As float32; a tensor of torch comes from its device."""
     if callable(getattr(value, "detach", None)):
         value = value.detach().cpu().float()
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError) as error:  # lists of several lengths
+        raise InvalidInput(f"expected vectors of one length: {error}", index=index) from None
     if array.dtype.kind not in "fiu":
-        raise InvalidInput(f"expected numbers, not {array.dtype}")
+        raise InvalidInput(f"expected numbers, not {array.dtype}", index=index)
     return array.astype(np.float32, copy=False)

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ...multi_vector.token_vectors import TokenVectors
 from ...sparse.vectors import SparseVectors
 from ..errors import CommandError
 from .rows import Rows, Vectors, require_column
@@ -94,7 +95,8 @@ def _first_not_decoded(column: Any) -> int:
 class ParquetEncoding:
     """The rows' columns and, as `new_column`, their vectors: lists of one length.
 
-    Sparse ones are a struct of two lists, `indices` and `values`.
+    Sparse ones are a struct of two lists, `indices` and `values`, and those of tokens a list of
+    such lists for each text.
     """
 
     new_column: str
@@ -121,7 +123,7 @@ class ParquetEncoding:
         return self.encode(rows, vectors)
 
     def encode(self, rows: Rows, vectors: Vectors) -> bytes:
-        lists = _sparse(vectors) if isinstance(vectors, SparseVectors) else _dense(vectors)
+        lists = _lists(vectors)
         table = _columns(rows)
         if table is None:
             table = pa.table({self.new_column: lists})
@@ -153,6 +155,15 @@ class ParquetEncoding:
                 writer.write_table(table, row_group_size=max(1, len(table)))
             writer.close()  # writes the footer
             sync(file)
+
+
+def _lists(vectors: Vectors) -> Any:
+    if isinstance(vectors, SparseVectors):
+        return _sparse(vectors)
+    if isinstance(vectors, TokenVectors):
+        offsets = pa.array(vectors.offsets.astype("int32"))
+        return pa.ListArray.from_arrays(offsets, _dense(vectors.vectors))
+    return _dense(vectors)
 
 
 def _dense(vectors: Any) -> Any:

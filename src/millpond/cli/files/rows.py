@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ...multi_vector.token_vectors import TokenVectors
 from ...sparse.vectors import SparseVectors
 from ..errors import CommandError
 
@@ -30,8 +31,8 @@ __all__ = [
 
 Record = dict[str, Any]
 """A row: column name to value."""
-Vectors = npt.NDArray[np.generic] | SparseVectors
-"""`[n, width]`, of the output dtype; or sparse."""
+Vectors = npt.NDArray[np.generic] | SparseVectors | TokenVectors
+"""`[n, width]`, of the output dtype; or sparse; or several of each text."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ...errors import InvalidInput, TextFailed
 from ..errors import CommandError
 from .fingerprint import file_digest, run_fingerprint
+from .kinds import OUTPUT_KINDS, OutputKindName
 from .partial_output import Fingerprint, PartialOutput
 from .rows import Encoding, Rows, Source
 from .streams import StreamOutput, is_stream
@@ -19,9 +20,7 @@ if TYPE_CHECKING:
     from ...engine.engine import Engine
     from ...stats import ProgressHook
 
-__all__ = ["FileRun", "InputInfo", "OutputKind", "scan"]
-
-OutputKind = Literal["dense", "sparse"]
+__all__ = ["FileRun", "InputInfo", "scan"]
 
 Stamp = tuple[int, ...] | None
 """A file's size and modification times; None if it does not exist."""
@@ -74,7 +73,7 @@ class FileRun:
     """Rows per chunk."""
     options: Mapping[str, Any]
     """Of the call, as the kind of output has them."""
-    kind: OutputKind
+    kind: OutputKindName
     input_info: InputInfo | None
     """None for an input that can be read only once."""
     formats: Fingerprint
@@ -153,8 +152,8 @@ class FileRun:
                 yield from rows.texts
 
         size = self.chunk_rows
-        embed: Any = engine.embed_sparse_iter if self.kind == "sparse" else engine.embed_iter
-        for vectors in embed(texts(), chunk_size=size, progress=progress, **self.options):
+        options = {"chunk_size": size, "progress": progress, **self.options}
+        for vectors in OUTPUT_KINDS[self.kind].iterate(engine, texts(), **options):
             rows = ahead.popleft()
             assert len(rows) == len(vectors)
             self._require_unchanged()  # before these rows are counted
@@ -163,8 +162,7 @@ class FileRun:
         self._require_unchanged()
 
     def _no_vectors(self, engine: Engine) -> Any:
-        embed: Any = engine.embed_sparse if self.kind == "sparse" else engine.embed
-        return embed([], **self.options)
+        return OUTPUT_KINDS[self.kind].embed(engine, [], **self.options)
 
     def _require_unchanged(self) -> None:
         if self.input_info is not None:

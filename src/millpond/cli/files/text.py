@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from ...multi_vector.token_vectors import TokenVectors
 from ...sparse.vectors import SparseVectors
 from ..errors import CommandError
 from .rows import Record, Rows, Vectors, column_exists, rows_of
@@ -110,7 +111,8 @@ def _require_64_bits(digits: str) -> None:
 class JsonLinesEncoding:
     """One object per line: the row's columns and, as `new_column`, its vector.
 
-    That is a list or, of a sparse one, an object of two, `indices` and `values`.
+    That is a list; of a sparse one, an object of two, `indices` and `values`; of those of tokens,
+    a list of lists.
     """
 
     new_column: str
@@ -146,6 +148,8 @@ class JsonLinesEncoding:
 def _json_vectors(vectors: Vectors) -> Iterable[Any]:
     if isinstance(vectors, SparseVectors):
         return ({"indices": vector.indices, "values": vector.values} for vector in vectors)
+    if isinstance(vectors, TokenVectors):
+        return map(np.ascontiguousarray, vectors)
     return np.ascontiguousarray(vectors)  # which orjson requires
 
 
