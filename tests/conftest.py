@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
-from checkpoints import save_family, save_transformer
-from families import FAMILIES
 from hypothesis import settings
+
+# torch and transformers are imported where a test first wants them: the process that hands tests
+# out to other processes needs neither.
 
 # The same examples in every run, however long one takes on a busy machine.
 settings.register_profile("millpond", deadline=None, derandomize=True)
@@ -23,9 +24,14 @@ RUN_MODELS = (
     *("attention", "cpu", "layers", "model", "pooler", "runner"),
     "behaviour/models",
     "behaviour/test_replicas.py",
+    "behaviour/test_rerankers.py",
     "behaviour/test_same_bits.py",
+    "engine/test_multi_vector.py",
+    "multi_vector/test_token_pooling.py",
+    "server/routes/test_pooling.py",
+    "tokenization/test_chat_template.py",
+    "tokenization/test_pairs.py",
 )
-
 
 RUN_FAKES = ("runner/remote",)  # among those folders
 
@@ -47,13 +53,34 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """With `-m "not model"`, do not even import what the marker would leave out."""
-    return ("not model" in config.option.markexpr and _runs_models(collection_path)) or None
+    """With `-m "not model"` or `-m "not slow"`, do not even import what that leaves out."""
+    chosen = config.option.markexpr
+    if "not model" in chosen and _runs_models(collection_path):
+        return True
+    return ("not slow" in chosen and _is_slow(collection_path)) or None
+
+
+def _is_slow(path: Path) -> bool:
+    """Whether all tests of a file are marked, by a line of its own."""
+    if path.suffix != ".py":
+        return False
+    lines = path.read_text("utf-8").splitlines()
+    return any(line.startswith("pytestmark") and "pytest.mark.slow" in line for line in lines)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imports_are_no_garbage() -> None:
+    """What is there already is looked through by no garbage collection of a file's tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a family's checkpoint, by the family's name."""
+    from checkpoints import save_family
+    from families import FAMILIES
+
     families = {family.name: family for family in FAMILIES}
 
     @cache
@@ -66,12 +93,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 @pytest.fixture(scope="session")
 def bare_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny BERT as transformers saves it: no modules.json."""
+    from checkpoints import save_transformer
+
     return save_transformer(tmp_path_factory.mktemp("bare_bert"))
 
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Tiny models on one thread: two only get in each other's way."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -43,7 +43,7 @@ def settled(engine: Engine) -> None:
 
 
 def stream(engine: Engine) -> None:
-    list(engine.embed_iter((f"n{n}" for n in range(6)), chunk_size=2))
+    list(engine.embed_iter((f"n{n}" for n in range(4)), chunk_size=2))
 
 
 CALLS: dict[str, Callable[[Engine], Any]] = {

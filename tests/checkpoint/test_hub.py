@@ -218,6 +218,7 @@ with Engine("acme/x", device="cpu", dtype="float32", trust_remote_code=True) as 
 """
 
 
+@pytest.mark.slow
 def test_code_in_another_repository_is_fetched(tmp_path: Path, hub: LocalHub) -> None:
     code = tmp_path / "code"
     code.mkdir()

@@ -55,13 +55,17 @@ def test_every_option_of_the_engine_has_a_flag(folder: Path) -> None:
     assert facts["max_batch_tokens"] == 300
     assert facts["max_query_wait_ms"] == 5
     assert facts["routes"][0]["modules"] == ["Transformer", "Pooling(cls, max)"]
-    several = run("info", folder, "--device", "cpu", "--device", "cpu", "--json")
-    assert json.loads(several.stdout)["device"] == "cpu, cpu"
     help_text = " ".join(run("info", "--help").stdout.split())
     for option in dataclasses.fields(EngineConfig):
         if option.name not in ("model", "prompts"):
             assert f"--{option.name.replace('_', '-')}" in help_text
             assert option.metadata["help"] in help_text
+
+
+@pytest.mark.slow
+def test_a_flag_that_is_given_twice_names_two_devices(folder: Path) -> None:
+    several = run("info", folder, "--device", "cpu", "--device", "cpu", "--json")
+    assert json.loads(several.stdout)["device"] == "cpu, cpu"
 
 
 @pytest.mark.parametrize(

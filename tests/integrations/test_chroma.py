@@ -16,7 +16,7 @@ from command_line import with_settings
 from millpond import Engine, InvalidOption
 from millpond.integrations.chroma import MillpondEmbeddingFunction
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 OPTIONS: Any = {"device": "cpu", "dtype": "float32"}
 TEXTS = ["the stone grinds the grain", "rain on the pond", "bread at six"]

@@ -16,7 +16,7 @@ from lancedb.pydantic import LanceModel, Vector
 from millpond import Engine, TextTooLong
 from millpond.integrations.lancedb import MillpondEmbeddings
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 OPTIONS: Any = {"device": "cpu", "dtype": "float32"}
 TEXTS = ["the stone grinds the grain", "rain on the pond", "bread at six"]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
-from ray.serve.config import AutoscalingPolicy
 
-from millpond.ray.autoscaling import QUEUED_TOKENS, QueuedTokens, replicas_for
+from millpond.ray.autoscaling import replicas_for
 
 
 @pytest.mark.parametrize(
@@ -32,17 +29,3 @@ def test_a_steady_queue_asks_for_a_steady_number(now: int) -> None:
     for queued in range(0, 10_000, 7):
         settled = replicas_for(queued, target=1000, now=now)
         assert replicas_for(queued, target=1000, now=settled) == settled
-
-
-def test_the_policy_counts_the_replicas_that_run() -> None:
-    policy = AutoscalingPolicy(
-        policy_function=QueuedTokens, policy_kwargs={"target_tokens": 1000}
-    ).get_policy()(target_tokens=1000)
-    context = SimpleNamespace(
-        aggregated_metrics={QUEUED_TOKENS: {"a": 2500.0, "b": 1400.0, "gone": 10**9}},
-        running_replicas=["a", "b", "new"],
-        target_num_replicas=3,
-    )
-    assert policy(context) == (4, {})
-    context.aggregated_metrics = {}
-    assert policy(context) == (1, {})

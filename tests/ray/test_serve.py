@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -14,10 +15,12 @@ import numpy as np
 import openai
 import pytest
 from ray import serve
+from ray.serve.config import AutoscalingPolicy
 from ray_cluster import cluster
 
 from millpond import Engine, InvalidOption
 from millpond.ray import deployment
+from millpond.ray.autoscaling import QUEUED_TOKENS, QueuedTokens
 from millpond.ray.serve import app
 from millpond.server.settings import AppSettings
 
@@ -122,3 +125,17 @@ def test_the_command_line_of_serve_gives_strings(monkeypatch: pytest.MonkeyPatch
         app({})
     with pytest.raises(InvalidOption, match="num_replicas='1:many'"):
         app({"model": "some/model", "num_replicas": "1:many"})
+
+
+def test_the_policy_counts_the_replicas_that_run() -> None:
+    policy = AutoscalingPolicy(
+        policy_function=QueuedTokens, policy_kwargs={"target_tokens": 1000}
+    ).get_policy()(target_tokens=1000)
+    context = SimpleNamespace(
+        aggregated_metrics={QUEUED_TOKENS: {"a": 2500.0, "b": 1400.0, "gone": 10**9}},
+        running_replicas=["a", "b", "new"],
+        target_num_replicas=3,
+    )
+    assert policy(context) == (4, {})
+    context.aggregated_metrics = {}
+    assert policy(context) == (1, {})
