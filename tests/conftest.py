@@ -22,9 +22,9 @@ TESTS = Path(__file__).parent
 # where what is tested begins with a checkpoint.
 RUN_MODELS = (
     *("attention", "cpu", "layers", "model", "pooler", "runner"),
+    "behaviour/kinds",
     "behaviour/models",
     "behaviour/test_replicas.py",
-    "behaviour/test_rerankers.py",
     "behaviour/test_same_bits.py",
     "engine/test_multi_vector.py",
     "multi_vector/test_token_pooling.py",
@@ -34,6 +34,7 @@ RUN_MODELS = (
 )
 
 RUN_FAKES = ("runner/remote",)  # among those folders
+assert all((TESTS / name).exists() for name in (*RUN_MODELS, *RUN_FAKES)), "what was moved?"
 
 
 def _runs_models(path: Path) -> bool:
