@@ -128,7 +128,7 @@ def measure(folder: Path, texts: Sequence[str], rounds: int) -> None:
         print(f"millpond: {engine.info().dtype}; load {os.getloadavg()[0]:.1f}")
         peers = {
             "SparseEncoder, defaults": lambda texts: encode(plain, texts),
-            "SparseEncoder, bfloat16, best": best_setting(half, texts[:64]),
+            "SparseEncoder, bfloat16, best": best_setting(half, texts[:32]),
             "millpond float32": exact.embed_sparse,
             "millpond auto": engine.embed_sparse,
             "millpond auto, dense": engine.embed,

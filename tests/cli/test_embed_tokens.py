@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from command_line import ROWS, TEXTS, refusal, rows_of, run
-from multi_vector import DIMENSION, save_bge_m3, save_multi_vector
 
 from millpond import Engine, TokenVectors
+from multi_vector import DIMENSION, save_bge_m3, save_multi_vector
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOKENS = ("--output-kind", "tokens")

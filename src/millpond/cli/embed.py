@@ -111,7 +111,7 @@ def embed(
     ] = None,
     pool_factor: Annotated[
         float | None,
-        typer.Option(min=1, help="Of a document's token vectors keep the means of 1 in N clusters."),
+        typer.Option(min=1, help="Of a document's token vectors keep the means of 1 for N."),
     ] = None,
     chunk_size: Annotated[
         int, typer.Option(min=1, help="Rows to write and sync to disk at a time.")
