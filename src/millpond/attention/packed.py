@@ -127,6 +127,13 @@ class PackedSequences:
             self.masks[key] = (position[:, None] - position[None, :]).abs() < window
         return self.masks[key]
 
+    def key_lengths(self, rows: Tensor) -> list[int]:
+        """Keys that the kernel is quickest with in each group, for queries like `rows`."""
+        return [
+            length + (-length % KEY_STEP if wants_whole_steps(length, rows) else 0)
+            for _, _, length in self.groups
+        ]
+
     def whole_step(self, length: int, rows: Tensor) -> tuple[int, Tensor]:
         """What is missing to a whole number of steps of keys, and the mask that hides it."""
         missing = -length % KEY_STEP

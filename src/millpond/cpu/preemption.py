@@ -20,7 +20,7 @@ from contextlib import contextmanager
 
 from ..locks import SteadyCondition
 
-__all__ = ["Preemption", "yield_to_queries"]
+__all__ = ["Preemption", "may_yield", "yield_to_queries"]
 
 MOST_S = 0.1  # longer than a query's pass takes; then it shares the cores after all
 
@@ -91,6 +91,11 @@ class _Here(threading.local):
 
 
 _here = _Here()
+
+
+def may_yield() -> bool:
+    """Whether the pass on this thread is one of ingestion, which yields to queries."""
+    return _here.passes is not None
 
 
 def yield_to_queries() -> None:

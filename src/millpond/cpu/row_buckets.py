@@ -2,17 +2,23 @@
 
 For every number of rows that a matrix product has, oneDNN makes machine code of its own, which for
 a thousand rows takes about as long as running it, and remembers only so much of it. Batches of
-texts as they come have hundreds of different sizes; filled up, 64 of them up to 2,048 rows.
+texts as they come have hundreds of different sizes; filled up, 64 of them up to 2,048 rows, and a
+few more where short ones may have less than 16 rows.
 """
 
 from __future__ import annotations
 
-__all__ = ["FEWEST_ROWS", "whole_rows"]
+__all__ = ["FEWEST_ROWS", "FEW_ROWS", "whole_rows"]
 
 FEWEST_ROWS = 16  # from this many on, products are batch-invariant
+FEW_ROWS = 4  # on many processors from this many on, which is tried; a short query costs less
 
 
-def whole_rows(rows: int) -> int:
-    """The next multiple of `FEWEST_ROWS`, or of a 32nd of the next power of two if that is more."""
-    step = max(FEWEST_ROWS, (1 << (rows - 1).bit_length()) // 32)
+def whole_rows(rows: int, fewest: int = FEWEST_ROWS) -> int:
+    """The next multiple of a step: `fewest`, or more where that fills up by an eighth at most.
+
+    From 16 on that is 16, or a 32nd of the next power of two if that is more.
+    """
+    power = 1 << (rows - 1).bit_length()
+    step = max(fewest, min(FEWEST_ROWS, power // 8), power // 32)
     return -(-rows // step) * step

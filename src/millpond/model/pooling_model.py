@@ -124,7 +124,18 @@ class PoolingModel:
             return 1
         return fewest_padded_texts(self.dtype, tuple(threads)) or 1
 
-    def has_invariant_operators(self, threads: Sequence[int]) -> bool:
+    def may_have_few_rows(self, threads: Sequence[int]) -> bool:
+        """Whether a packed row of 4 tokens on this CPU may be batch-invariant as one of 16 is."""
+        if self.execution is None or not isinstance(self.encoder, Transformer):
+            return True
+        is_plain = isinstance(self.head, Pooler) and not self.head.keeps_rows
+        if self.execution.kind != "packed" or self.encoder.is_int8 or not is_plain:
+            return False
+        return products_are_whole() and has_invariant_products(
+            self.encoder.model, threads, few_rows=True
+        )
+
+    def has_invariant_operators(self, threads: Sequence[int], *, few_rows: bool = False) -> bool:
         """Whether what short texts do not show is batch-invariant on this CPU.
 
         That are products of many rows and attention within long texts, on these numbers of
@@ -132,7 +143,9 @@ class PoolingModel:
         """
         if self.execution is None or not isinstance(self.encoder, Transformer):
             return True
-        if not products_are_whole() or not has_invariant_products(self.encoder.model, threads):
+        if not products_are_whole() or not has_invariant_products(
+            self.encoder.model, threads, few_rows=few_rows
+        ):
             return False
         vocabulary = self.encoder.vocabulary if self.head.is_sparse else None
         if vocabulary is not None and not vocabulary.has_invariant_products(list(threads)):

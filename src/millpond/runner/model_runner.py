@@ -148,7 +148,10 @@ class TorchModelRunner:
         """
         # On a thread of its own, with which the OpenMP threads end that it made.
         with ThreadPoolExecutor(1, thread_name_prefix="millpond-check") as checks:
-            self._set_batch_invariant(checks.map(self._is_batch_invariant, range(len(self.models))))
+            self._set_batch_invariant(checks.submit(self._check_routes).result())
+
+    def _check_routes(self) -> Sequence[bool]:
+        return [self._is_batch_invariant(route) for route in range(len(self.models))]
 
     def _set_batch_invariant(self, found: Iterable[bool]) -> None:
         self.routes = tuple(

@@ -15,7 +15,9 @@ from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertMode
 from millpond import Engine
 from millpond.attention.implementations import register_attention
 from millpond.attention.packed import ATTENTION_NAME, PackedSequences
-from millpond.layers.cpu import onednn
+from millpond.cpu.preemption import Preemption
+from millpond.cpu.row_buckets import whole_rows
+from millpond.layers.cpu import onednn, scripted
 from millpond.layers.cpu.encoder import FusedEncoder
 from millpond.layers.cpu.encoder_layer import fuse_layers
 from millpond.layers.cpu.linear import prepack_linears
@@ -106,6 +108,42 @@ def test_a_text_has_the_same_bits_alone_and_in_a_batch(dtype: torch.dtype) -> No
         )
         assert torch.equal(alone[:length], together[start:stop])
         start = stop
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [24, 32, 48])
+def test_queries_and_ingestion_have_the_same_bits(dtype: torch.dtype, rows: int) -> None:
+    model = bert(dtype)
+    if not fuse_layers(model):
+        pytest.skip("oneDNN takes no bfloat16 on this processor")
+    encoder, texts = fused_encoder(model), packed(rows=rows)
+    in_one_call = encoder(*texts)
+    with Preemption().ingestion():  # operator by operator, to let queries go first
+        assert torch.equal(encoder(*texts), in_one_call)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [[9, 9, 5, 1], [12], [40, 40, 12, 12, 3]])
+def test_torchscript_and_python_have_the_same_bits(
+    dtype: torch.dtype, lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = bert(dtype)
+    if not fuse_layers(model):
+        pytest.skip("oneDNN takes no bfloat16 on this processor")
+    encoder, texts = fused_encoder(model), packed(np.array(lengths), whole_rows(sum(lengths)))
+    assert scripted.is_compiled()
+    found = encoder(*texts)
+    monkeypatch.setattr(scripted, "_compiled", lambda _: None)
+    assert not scripted.is_compiled()
+    assert torch.equal(encoder(*texts), found)
+
+
+def test_torchscript_changes_no_setting_of_its_thread() -> None:
+    model = bert()
+    fuse_layers(model)
+    before = torch._C._get_graph_executor_optimize()
+    fused_encoder(model)(*packed())
+    assert torch._C._get_graph_executor_optimize() is before
 
 
 def test_rows_that_belong_to_no_sequence_change_no_text() -> None:

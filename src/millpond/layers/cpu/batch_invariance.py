@@ -31,6 +31,7 @@ COLUMNS_AT_ONCE = 32
 # 3.12 (torch before 2.13) round the last rows in another way where their number is no multiple of
 # 4 or 6, and divide the columns of many rows at other places.
 ROW_COUNTS = (16, 32, 48, 80, 256, 1040)
+FEW_ROW_COUNTS = (4, 8, 12, 20, 28)
 FEWEST_COLUMNS_TRIED = 512
 OUTPUTS_TRIED = (64, 512)
 DISTINCT_ROWS = 61
@@ -71,8 +72,11 @@ def is_invariant(
     threads: tuple[int, ...] = (1,),
     *,
     prepacked: bool = True,
+    few_rows: bool = False,
 ) -> bool:
     """Whether a product gives a row identical bits for several numbers of rows and threads.
+
+    From 16 rows on, or with `few_rows` from 4 on.
 
     Every sum is one of pairs that cancel, in a mixed order, so what is left of it is rounding:
     summed in another order, most elements differ.
@@ -87,10 +91,11 @@ def is_invariant(
 
     product = _product(cancelling(outputs, -1), prepacked)
     rows = cancelling(max(ROW_COUNTS), 1)
+    counts = FEW_ROW_COUNTS * few_rows + ROW_COUNTS
     found = []
     for threads_here in threads:
         with limited_threads(threads_here):
-            found += [product(rows[:count]) for count in ROW_COUNTS]
+            found += [product(rows[:count]) for count in counts]
     return all(torch.equal(each, found[-1][: len(each)]) for each in found)
 
 

@@ -5,7 +5,8 @@ Its layers are fused ones (`encoder_layer`), and its embeddings too where they a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ...attention.packed import PackedSequences
+from ...cpu.preemption import may_yield
 from ..parts import leaves
-from .encoder_layer import FusedLayer, norm_options
+from . import encoder_functions, scripted
+from .encoder_layer import FusedLayer, PrepackedLayer, attend_in_groups, norm_options
 
 __all__ = ["FusedEncoder"]
 
@@ -33,6 +36,7 @@ class FusedEncoder:
             raise ValueError("not embeddings and layers alone")
         forwards = [vars(layer).get("forward") for layer in lists[0]]
         self._layers = tuple(_fused_of(forward) for forward in forwards)
+        self._stack = _Stack.of(self._layers)
         self._embeddings = embeddings
         self._needs_token_type_ids = needs_token_type_ids
         self._embed = _fused_embeddings(embeddings) or self._embed_by_module
@@ -61,9 +65,61 @@ class FusedEncoder:
         `types` are those of the tokens, the first one for all where they are left out.
         """
         rows = self._embed(ids, positions, types)
+        if self._stack is not None and not may_yield():
+            return self._stack(rows, sequences)
         for layer in self._layers:
             rows = layer.packed(rows, sequences)
         return rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Stack:
+    """All layers in one call, which yields to nothing."""
+
+    weights: list[Tensor]
+    biases: list[Tensor | None]
+    norms: list[Tensor | None]
+    epsilons: list[float]
+    head_size: int
+    scaling: float
+
+    @classmethod
+    def of(cls, layers: Sequence[FusedLayer]) -> _Stack | None:
+        """None where a layer has other products or another attention, or its own sizes."""
+        if not layers:
+            return None
+        stack = cls([], [], [], [], layers[0].head_size, layers[0].scaling)
+        for layer in layers:
+            each = layer.products
+            sizes = layer.head_size, layer.scaling
+            if not isinstance(each, PrepackedLayer) or layer.attend is not attend_in_groups:
+                return None
+            products = each.joined, each.out, each.up, each.down
+            if not all(product.is_whole for product in products):
+                return None
+            if sizes != (stack.head_size, stack.scaling):
+                return None
+            stack.weights.extend(product.packed[0] for product in products)
+            stack.biases.extend(product.bias for product in products)
+            for _, weight, bias, epsilon in (each.norm, each.last_norm):
+                stack.norms.extend((weight, bias))
+                stack.epsilons.append(epsilon)
+        return stack
+
+    def __call__(self, rows: Tensor, sequences: PackedSequences) -> Tensor:
+        out: Tensor = scripted.run(
+            encoder_functions.run_layers,
+            rows,
+            self.weights,
+            self.biases,
+            self.norms,
+            self.epsilons,
+            list(sequences.groups),
+            sequences.key_lengths(rows),
+            self.head_size,
+            self.scaling,
+        )
+        return out
 
 
 def _fused_embeddings(
@@ -79,13 +135,14 @@ def _fused_embeddings(
     tables = [parts[name] for name in TABLES]
     if not all(type(table) is nn.Embedding and table.max_norm is None for table in tables):
         return None
-    words, kinds, places = (table.weight for table in tables)
-    norm = norm_options(parts["LayerNorm"])
+    weights = [table.weight for table in tables]
+    _, weight, bias, epsilon = norm_options(parts["LayerNorm"])
 
     def embed(ids: Tensor, positions: Tensor, types: Tensor | None) -> Tensor:
-        added = kinds[0] if types is None else torch.embedding(kinds, types)
-        rows = torch.embedding(words, ids).add_(added)
-        return torch.layer_norm(rows.add_(torch.embedding(places, positions)), *norm)
+        rows: Tensor = scripted.run(
+            encoder_functions.embed_tokens, ids, positions, types, weights, [weight, bias], epsilon
+        )
+        return rows
 
     return embed
 

@@ -21,19 +21,26 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from ...attention.implementations import attention_function
-from ...attention.packed import PackedSequences, wants_whole_steps
+from ...attention.packed import PackedSequences
 from ..parts import BERT, DISTILBERT, NORMS, is_encoder_layer
 from ..replace import PROBE_ROWS, first_equal, probe_rows
+from . import encoder_functions, scripted
 from .int8.attention import has_tile_attention, tile_attention
 from .int8.linear import Int8Linear
 from .int8.product import Int8Norm, Int8Product
 from .int8.smoothquant import Inputs, in_int8
 from .linear import PrepackedLinear, Product, prepacked
 
-__all__ = ["FusedLayer", "NormOptions", "fuse_layers", "norm_options"]
+__all__ = [
+    "FusedLayer",
+    "NormOptions",
+    "PrepackedLayer",
+    "attend_in_groups",
+    "fuse_layers",
+    "norm_options",
+]
 
 INT8_TOLERANCE = 8e-2
 
@@ -132,26 +139,12 @@ def attend_in_groups(
     joined: Tensor, sequences: PackedSequences, size: int, scaling: float
 ) -> Tensor:
     """Attention within each sequence, those of one length at a time, by torch."""
-    found = []
-    for start, count, length in sequences.groups:
-        stop = start + count * length
-        run = joined[start:stop].view(count, length, 3, -1, size)
-        query, key, value = run.permute(2, 0, 3, 1, 4).unbind()
-        mask = None
-        if wants_whole_steps(length, joined):
-            missing, mask = sequences.whole_step(length, joined)
-            if count == 1 and stop == sequences.total and stop + missing <= len(joined):
-                # Masked keys may as well be the rows that belong to no sequence.
-                longer = joined[start : stop + missing].view(1, -1, *run.shape[2:])[:, :, 1:]
-            else:
-                longer = run.new_zeros(count, length + missing, 2, *run.shape[3:])
-                longer[:, :length] = run[:, :, 1:]
-            key, value = longer.permute(2, 0, 3, 1, 4).unbind()
-        attended = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
-        found.append(attended.transpose(1, 2).reshape(stop - start, -1))
-    if stop < len(joined):  # rows that belong to no sequence
-        found.append(joined.new_zeros(len(joined) - stop, found[0].shape[1]))
-    return found[0] if len(found) == 1 else torch.cat(found)
+    groups, keys = list(sequences.groups), sequences.key_lengths(joined)
+    masks = scripted.run(encoder_functions.masks_of_groups, joined, groups, keys)
+    attended: Tensor = scripted.run(
+        encoder_functions.attend_in_groups, joined, groups, masks, size, scaling
+    )
+    return attended
 
 
 @torch.no_grad()

@@ -179,14 +179,18 @@ def _transposed(layer: Any) -> nn.Linear:
     return made
 
 
-def has_invariant_products(model: nn.Module, threads: Sequence[int] = (1,)) -> bool:
+def has_invariant_products(
+    model: nn.Module, threads: Sequence[int] = (1,), *, few_rows: bool = False
+) -> bool:
     """Whether the products of a model on the CPU are batch-invariant.
 
-    That is: a row has identical bits for every number of rows from 16 on, and on any of these
-    numbers of threads.
+    That is: a row has identical bits for every number of rows from 16 on, or with `few_rows` from
+    4 on, and on any of these numbers of threads.
     """
     return all(
-        is_invariant(columns, outputs, dtype, tuple(threads), prepacked=prepacked)
+        is_invariant(
+            columns, outputs, dtype, tuple(threads), prepacked=prepacked, few_rows=few_rows
+        )
         for columns, outputs, dtype, prepacked in sorted(_products(model), key=str)
     )
 

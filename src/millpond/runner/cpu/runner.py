@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...config import EngineConfig
 from ...cpu.openmp import limited_threads, may_use_several
-from ...cpu.row_buckets import whole_rows
+from ...cpu.row_buckets import FEW_ROWS, FEWEST_ROWS, whole_rows
 from ...model.pooling_model import PoolingModel
 from ...model.transformer import Transformer
 from ...outputs import Rows
@@ -54,6 +54,7 @@ class CpuModelRunner(TorchModelRunner):
             workers=1 if self._workers is None else self._workers.workers,
             query_workers=0 if self._workers is None else self._workers.query_workers,
         )
+        self.fewest_rows = FEWEST_ROWS
         self._fewest_texts = max(model.fewest_texts(self._thread_counts) for model in models)
 
     @property
@@ -75,9 +76,20 @@ class CpuModelRunner(TorchModelRunner):
         )
         return wanted_batch_tokens(models, config, most), KVCacheConfig.of(models, budget)
 
+    def _check_routes(self) -> Sequence[bool]:
+        if all(model.may_have_few_rows(self._thread_counts) for model in self.models):
+            self.fewest_rows = FEW_ROWS
+            found = super()._check_routes()
+            if all(found):
+                return found
+            self.fewest_rows = FEWEST_ROWS
+        return super()._check_routes()
+
     def _is_batch_invariant(self, route: int, threads: Sequence[int | None] = (None,)) -> bool:
         counts = self._thread_counts
-        if not self.models[route].has_invariant_operators(counts):
+        if not self.models[route].has_invariant_operators(
+            counts, few_rows=self.fewest_rows < FEWEST_ROWS
+        ):
             return False
         return super()._is_batch_invariant(route, counts or threads)
 
@@ -107,7 +119,7 @@ class CpuModelRunner(TorchModelRunner):
             return self._launch(batch)
 
     def _missing_rows(self, tokens: int) -> int:
-        return whole_rows(tokens) - tokens
+        return whole_rows(tokens, self.fewest_rows) - tokens
 
     def _stage(self, *arrays: npt.NDArray[np.int64]) -> tuple[Tensor | None, list[Tensor]]:
         return None, [torch.from_numpy(array) for array in arrays]

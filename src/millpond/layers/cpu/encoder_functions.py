@@ -1,0 +1,122 @@
+"""The operators of a fused encoder, as functions that are both Python and TorchScript.
+
+`scripted` compiles the source of this file. So they keep to what TorchScript knows, and refer to
+each other and to torch alone. Either way the operators and their order are the same, so results
+are bitwise identical.
+
+Where a token stands is told by `groups`, which are runs of neighbours of equal length: first row,
+sequences, length (`PackedSequences`). `key_lengths` are the keys that each group's kernel is given,
+those beyond its length masked.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def embed_tokens(
+    ids: Tensor,
+    positions: Tensor,
+    types: Tensor | None,
+    tables: list[Tensor],
+    norm: list[Tensor | None],
+    epsilon: float,
+) -> Tensor:
+    """BERT's embeddings `[total, width]`; `tables` are of words, types and positions."""
+    added = tables[1][0] if types is None else torch.embedding(tables[1], types)
+    rows = torch.embedding(tables[0], ids).add_(added).add_(torch.embedding(tables[2], positions))
+    return torch.layer_norm(rows, [rows.size(1)], norm[0], norm[1], epsilon)
+
+
+def masks_of_groups(
+    rows: Tensor, groups: list[tuple[int, int, int]], key_lengths: list[int]
+) -> list[Tensor]:
+    """What hides each group's keys beyond its length, `[length, keys]` in the dtype of the rows."""
+    masks: list[Tensor] = []
+    for place in range(len(groups)):
+        _, _, length = groups[place]
+        keys = key_lengths[place]
+        mask = rows.new_zeros([keys if keys > length else 0])
+        if keys > length:
+            mask[length:].fill_(-float("inf"))
+        masks.append(mask.expand(length, mask.size(0)))
+    return masks
+
+
+def attend_in_groups(
+    joined: Tensor,
+    groups: list[tuple[int, int, int]],
+    masks: list[Tensor],
+    head_size: int,
+    scaling: float,
+) -> Tensor:
+    """Attention within each sequence, those of one length at a time.
+
+    Query, key and value `[n, 3 × heads × size]` in, `[n, heads × size]` out.
+    """
+    found: list[Tensor] = []
+    width = joined.size(1) // 3
+    stop = 0
+    for place in range(len(groups)):
+        start, count, length = groups[place]
+        stop = start + count * length
+        run = joined[start:stop].view(count, length, 3, -1, head_size)
+        parts = run.permute(2, 0, 3, 1, 4)
+        query, key, value = parts[0], parts[1], parts[2]
+        mask: Tensor | None = None
+        keys = masks[place].size(1)
+        if keys > length:
+            mask = masks[place]
+            if count == 1 and place == len(groups) - 1 and start + keys <= joined.size(0):
+                # Masked keys may as well be the rows that belong to no sequence.
+                longer = joined[start : start + keys].view(1, keys, 3, -1, head_size)[:, :, 1:]
+            else:
+                longer = run.new_zeros([count, keys, 2, run.size(3), head_size])
+                longer[:, :length].copy_(run[:, :, 1:])
+            both = longer.permute(2, 0, 3, 1, 4)
+            key, value = both[0], both[1]
+        attended = torch._C._nn.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, scale=scaling
+        )
+        found.append(attended.transpose(1, 2).reshape(stop - start, width))
+    if stop < joined.size(0):  # rows that belong to no sequence
+        found.append(joined.new_zeros([joined.size(0) - stop, width]))
+    return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def run_layers(
+    rows: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    norms: list[Tensor | None],
+    epsilons: list[float],
+    groups: list[tuple[int, int, int]],
+    key_lengths: list[int],
+    head_size: int,
+    scaling: float,
+) -> Tensor:
+    """All layers, `[total, width]` in and out. Of each in turn: the prepacked weights and biases of
+    its four products, and what its two norms multiply by and add."""
+    masks = masks_of_groups(rows, groups, key_lengths)
+    width = [rows.size(1)]
+    for layer in range(len(weights) // 4):
+        product, norm = 4 * layer, 2 * layer
+        joined = torch.ops.mkldnn._linear_pointwise(
+            rows, weights[product], biases[product], "none", [], "none"
+        )
+        attended = attend_in_groups(joined, groups, masks, head_size, scaling)
+        merged = torch.ops.mkldnn._linear_pointwise(
+            attended, rows, weights[product + 1], biases[product + 1], "add"
+        )
+        rows = torch.layer_norm(merged, width, norms[2 * norm], norms[2 * norm + 1], epsilons[norm])
+        up = torch.ops.mkldnn._linear_pointwise(
+            rows, weights[product + 2], biases[product + 2], "gelu", [], "none"
+        )
+        down = torch.ops.mkldnn._linear_pointwise(
+            up, rows, weights[product + 3], biases[product + 3], "add"
+        )
+        rows = torch.layer_norm(
+            down, width, norms[2 * norm + 2], norms[2 * norm + 3], epsilons[norm + 1]
+        )
+    return rows
