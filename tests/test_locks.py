@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from itertools import count
 from pathlib import Path
@@ -83,9 +84,9 @@ MAKES_A_LOCK = re.compile(r"(?<!\w)(Lock|RLock|Condition|SteadyCondition)\(")
 # Where a lock is made that `fork_safe` does not renew, and why a fork leaves nobody waiting for it.
 NOT_RENEWED = {
     ("locks.py", 'self._lock = threading.Lock()'): "a gate is opened by release, whoever closed it",
-    ("locks.py", "class SteadyCondition(threading.Condition):"): "no lock is made",
+    ("locks.py", "self._lock: Any = threading.RLock()"): "of a future's: see is_done_in_child",
     ("locks.py", "gate = threading.Lock()"): "of one waiting thread, which stays behind",
-    ("locks.py", "self._condition: SteadyCondition = SteadyCondition()"): "see is_done_in_child",
+    ("locks.py", "self._condition: Any = SteadyCondition()"): "see is_done_in_child",
     ("engine/process.py", "held = threading.Lock()"): "forgotten in the child",
     ("engine/calls/progress.py", "self._lock = threading.Lock()"): "of one call",
     ("engine/core/executor.py", "self._changed = threading.Condition()"): "of a core's threads",
@@ -113,3 +114,8 @@ def unsafe_locks() -> set[tuple[str, str]]:
 
 def test_a_lock_that_a_fork_can_orphan_is_renewed_or_said_to_need_nothing() -> None:
     assert unsafe_locks() == set(NOT_RENEWED)
+
+
+def test_a_future_has_what_the_standard_library_s_own_sets() -> None:
+    assert vars(SteadyFuture()).keys() == vars(Future()).keys()
+    assert SteadyFuture()._state == Future()._state

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -82,15 +83,19 @@ class Gate:
         return f"Gate({'closed' if self._lock.locked() else 'open'})"
 
 
-class SteadyCondition(threading.Condition):
+class SteadyCondition:
     """A condition that an interrupted thread leaves unlocked.
 
     The standard library's locks in a method written in Python: an interrupt after its last step
-    leaves the lock held for ever, and the thread that wants to end the future waits for it.
+    leaves the lock held for ever, and the thread that wants to end the future waits for it. And it
+    is made of a dozen objects, where every query has one.
     """
 
-    _lock: Any
-    _waiters: Any
+    __slots__ = ("_lock", "_waiters")
+
+    def __init__(self) -> None:
+        self._lock: Any = threading.RLock()
+        self._waiters: tuple[threading.Lock, ...] = ()  # under the lock
 
     @property
     def __enter__(self) -> Any:
@@ -100,11 +105,21 @@ class SteadyCondition(threading.Condition):
     def __exit__(self) -> Any:
         return self._lock.__exit__
 
+    @property
+    def acquire(self) -> Any:
+        """The lock's own, as the standard library's functions over several futures call it."""
+        return self._lock.acquire
+
+    @property
+    def release(self) -> Any:
+        """The lock's own."""
+        return self._lock.release
+
     def wait(self, timeout: float | None = None) -> bool:
         """Wait to be notified. However it ends, the lock is held again."""
         gate = threading.Lock()
         gate.acquire()
-        self._waiters.append(gate)
+        self._waiters = (*self._waiters, gate)
         once_by_us = (1, threading.get_ident())
         try:
             self._lock.release()
@@ -114,17 +129,42 @@ class SteadyCondition(threading.Condition):
                 self._lock._acquire_restore(once_by_us)
             raise
         self._lock._acquire_restore(once_by_us)  # which no interrupt ends
-        if not was_notified and gate in self._waiters:
-            self._waiters.remove(gate)
+        if not was_notified:
+            self._waiters = tuple(waiter for waiter in self._waiters if waiter is not gate)
         return was_notified
+
+    def wait_for(self, holds: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Wait until something holds, at most `timeout` seconds; whether it does."""
+        until_s = None if timeout is None else time.monotonic() + timeout
+        while not holds():
+            left_s = None if until_s is None else until_s - time.monotonic()
+            if left_s is not None and left_s <= 0:
+                return False
+            self.wait(left_s)
+        return True
+
+    def notify_all(self) -> None:
+        """With the lock held: let all waiting threads go on."""
+        assert self._lock._is_owned()
+        waiters, self._waiters = self._waiters, ()
+        for gate in waiters:
+            gate.release()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(waiters={len(self._waiters)})"
 
 
 class SteadyFuture(Future[Result]):
     """A future whose waiting threads may be interrupted at any time."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._condition: SteadyCondition = SteadyCondition()
+        """What the standard library's sets, but for its condition: a query is a future each."""
+        self._condition: Any = SteadyCondition()
+        self._state: str = "PENDING"
+        self._result: Result | None = None
+        self._exception: BaseException | None = None
+        self._waiters: Any = []
+        self._done_callbacks: list[Callable[[Future[Result]], object]] = []
 
     def is_done_in_child(self) -> bool:
         """In a forked child, where a lost thread may hold the old lock: whether it has ended."""

@@ -29,7 +29,6 @@ from .calls.scoring import ScoringCalls
 from .calls.stream import EmbeddingStream, require_stream_options
 from .core.core import Health
 from .info import EngineInfo
-from .inputs import Tokenizer
 from .instance import Handle, ModelInstance
 from .params.embed import (
     CallOptions,
@@ -40,6 +39,7 @@ from .params.embed import (
     require_embeddings,
     require_lists_of_ids,
 )
+from .tokenizer import Tokenizer
 
 __all__ = ["Engine"]
 
@@ -173,7 +173,7 @@ class Engine(ScoringCalls, AllCalls):
     ) -> npt.NDArray[Any]:
         """`embed` for any event loop. A cancelled call is taken out before its next forward."""
         with progress_hook(texts, progress) as hook:
-            params = replace(params_of(options), progress=hook, reports_truncation=hook is progress)
+            params = params_of(options, progress=hook, reports_truncation=hook is progress)
             request, single = self._send_texts(texts, params, strict=True)
             return _vectors(await self._await(request, options.get("timeout")), single)
 

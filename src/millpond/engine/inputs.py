@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,86 +23,14 @@ from ..scheduler.request import Request
 from ..scheduler.token_chunk import TokenChunk
 from .params.embed import NO_TEXTS, EmbedParams, Texts, TextsInput, take_strings, take_texts
 from .params.score import ScoreParams
+from .settings import SettingsOfCalls, most_queue_tokens
+from .tokenizer import PairReader, TokenIds, Tokenizer, TokenNames
 
-__all__ = ["InputProcessor", "Tokenized", "Tokenizer"]
-
-LONG_TEXT_TOKENS = 2**16  # that a longer text counts in the queue, if the model will not read it
+__all__ = ["InputProcessor", "Tokenized"]
 
 Rows = npt.NDArray[np.int64]
 
 logger = logging.getLogger("millpond")
-
-
-class TokenIds(Protocol):
-    """Token ids of several texts, one after the other: int32 `[total]`."""
-
-    @property
-    def ids(self) -> npt.NDArray[np.int32]: ...
-    @property
-    def lengths(self) -> npt.NDArray[np.int32]:
-        """Tokens of each text, after truncation."""
-
-    @property
-    def truncated(self) -> npt.NDArray[np.bool_]: ...
-
-
-class Tokenizer(Protocol):
-    """The tokenizer of one route; any thread may use it. Errors are `InvalidInput`, with the index.
-
-    Its limit is `max_length` tokens, or that of a call where that is lower.
-    """
-
-    def encode(
-        self,
-        texts: Sequence[str],
-        *,
-        prompt: str,
-        task: str | None,
-        truncate: Any,
-        max_length: int | None,
-    ) -> TokenIds:
-        """Token ids of texts with a prompt in front."""
-
-    def fit_ids(self, ids: Any, truncate: Any, *, max_length: int | None) -> TokenIds:
-        """Token ids that the caller made, cut as `encode` cuts."""
-
-    def token_ids(
-        self, texts: Sequence[str], *, prompt: str, task: str | None, special_tokens: bool
-    ) -> list[list[int]]:
-        """Token ids of each text, whole."""
-
-    def detokenize(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """The text of each list of ids."""
-
-    def prompt_length(self, prompt: str) -> int:
-        """Tokens that a prompt puts in front of a text."""
-
-    def shared_prefix_length(self, prompt: str, task: str | None) -> int:
-        """Leading tokens that texts with this prompt have in common."""
-
-
-class TokenNames(Tokenizer, Protocol):
-    """The tokenizer of a model whose dimensions are tokens."""
-
-    def names(self, ids: Sequence[int]) -> Sequence[str]:
-        """The tokens of these ids."""
-
-
-class PairReader(Tokenizer, Protocol):
-    """The tokenizer of a model that scores or classifies."""
-
-    def encode_pairs(
-        self, pairs: Sequence[Pair], *, prompt: str, truncate: Any, max_length: int | None
-    ) -> TokenIds:
-        """Token ids of pairs, with a prompt in front of their queries."""
-
-    def shared_pair_prefix_length(self, query: str, prompt: str) -> int:
-        """Leading tokens that pairs with this query have in common."""
-
-    def spans(
-        self, texts: Sequence[str], *, prompt: str, truncate: Any, max_length: int | None
-    ) -> Sequence[Sequence[tuple[int, int] | None]]:
-        """The characters of each token that `encode` keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +56,21 @@ def _reading(request: Request) -> Hashable:
     )
 
 
+def _chunks_of_one(
+    claims: Sequence[tuple[Request, Rows]], tokens: TokenIds, seconds: float
+) -> Sequence[TokenChunk]:
+    """A chunk for each of several requests of which one text is claimed."""
+    chunks = TokenChunk.of_single_texts(
+        [rows for _, rows in claims], tokens.ids, tokens.lengths, seconds
+    )
+    counts, truncated = tokens.lengths.tolist(), tokens.truncated.tolist()
+    for (request, rows), count, is_cut in zip(claims, counts, truncated, strict=True):
+        row = rows[0]
+        request.token_counts[row] = count
+        request.truncated[row] = is_cut
+    return chunks
+
+
 class InputProcessor:
     """Makes requests for the routes of a model, and tokenises their texts, from any thread."""
 
@@ -147,6 +90,9 @@ class InputProcessor:
         self._tokenizers = tuple(tokenizers)
         self._max_length = max_length
         self._caches_prefixes = caches_prefixes
+        self._settings = SettingsOfCalls(
+            spec, self._routes, self._tokenizers, caches_prefixes=caches_prefixes
+        )
         self._clock = clock
 
     def request(
@@ -166,35 +112,26 @@ class InputProcessor:
 
         Raises `InvalidOption` and its kin, and `InvalidText` for what holds no texts.
         """
-        spec = self.spec
-        params.require(spec, call)
-        params.validate(spec)
+        params.require(self.spec, call)
         taken = take_texts(texts, several=several)
+        settings = self._settings.of(params, are_ids=taken.are_ids)
         if strict and taken.refused:
             raise next(iter(taken.refused.values()))
-        route = self._route(params)
-        info, tokenizer = self._routes[route], self._tokenizers[route]
-        prompt, longest = params.prompt_text(spec, taken.are_ids), info.max_length
-        output = params.output(spec, info.dimension)
-        output.require_enough(len(taken.items))
-        excluded = tokenizer.prompt_length(prompt) if prompt and info.excludes_prompt else 0
-        shared = 0
-        if prompt and self._caches_prefixes:
-            shared = tokenizer.shared_prefix_length(prompt, params.task)
+        settings.output.require_enough(len(taken.items))
         request = Request(
             taken.items,
             priority=params.priority_of(len(taken.items)),
-            output=output,
-            route=route,
-            prompt=prompt,
+            output=settings.output,
+            route=settings.route,
+            prompt=settings.prompt,
             task=params.task,
-            prompt_tokens=excluded,
-            shared_tokens=shared,
-            is_pinned=prompt in spec.prompts.values(),
+            prompt_tokens=settings.prompt_tokens,
+            shared_tokens=settings.shared_tokens,
+            is_pinned=settings.is_pinned,
             truncate=params.truncate,
-            max_length=spec.max_length_for(params.task),
-            most_tokens=None if longest is None else max(longest, LONG_TEXT_TOKENS),
-            reads_tokens=longest,
+            max_length=settings.max_length,
+            most_tokens=settings.most_tokens,
+            reads_tokens=settings.reads_tokens,
             tokenized=taken.are_ids,
             progress=params.progress,
             reports_truncation=params.reports_truncation,
@@ -229,7 +166,7 @@ class InputProcessor:
             shared_tokens=self._shared_by_pairs(taken, prompt),
             truncate=params.truncate,
             max_length=spec.max_length_for(None),
-            most_tokens=None if longest is None else max(longest, LONG_TEXT_TOKENS),
+            most_tokens=most_queue_tokens(longest),
             reads_tokens=longest,
             tokenized=taken.are_ids,
             arrived_s=now_s,
@@ -267,7 +204,7 @@ class InputProcessor:
         if not isinstance(texts, Iterable) or isinstance(texts, NO_TEXTS):
             raise InvalidText(f"expected a list of strings, not {type(texts).__name__}")
         prompt = params.prompt_text(self.spec, tokenized=False)
-        return self._tokenizers[self._route(params)].token_ids(
+        return self._tokenizers[self._settings.route(params)].token_ids(
             take_strings(texts), prompt=prompt, task=params.task, special_tokens=special_tokens
         )
 
@@ -278,16 +215,6 @@ class InputProcessor:
     def names(self, ids: Sequence[int]) -> Sequence[str]:
         """The tokens of these ids."""
         return cast("TokenNames", self._tokenizers[0]).names(ids)
-
-    def _route(self, params: EmbedParams) -> int:
-        name = params.route(self.spec).name
-        for index, info in enumerate(self._routes):
-            if info.name == name:
-                return index
-        raise UnsupportedCall(
-            f"the weights of {self.spec.name} have not what its route {name!r} needs, though its "
-            "config.json names a model that has; call embed"
-        )
 
     def tokenize(self, request: Request, rows: Rows) -> Tokenized:
         """Tokenise texts of a request, and note what was cut off.
@@ -373,6 +300,8 @@ class InputProcessor:
         if len(tokens.lengths) != len(texts):  # a request would wait for the rest for ever
             raise TypeError(f"it gave the tokens of {len(tokens.lengths)} texts for {len(texts)}")
         seconds = (self._clock() - started_s) / len(texts)
+        if len(texts) == len(claims):
+            return _chunks_of_one(claims, tokens, seconds)
         chunks, text, token = [], 0, 0
         for request, rows in claims:
             count = len(rows)

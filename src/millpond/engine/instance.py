@@ -29,7 +29,8 @@ from . import process
 from .core.core import EngineCore, Health
 from .core.threads import make_threads
 from .info import EngineInfo
-from .inputs import InputProcessor, Tokenizer
+from .inputs import InputProcessor
+from .tokenizer import Tokenizer
 
 __all__ = ["Handle", "ModelInstance"]
 

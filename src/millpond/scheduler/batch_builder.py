@@ -93,6 +93,8 @@ class BatchBuilder:
     def _packed_fit(self, span: PendingSpan) -> int:
         offsets = span.chunk.offsets
         end = offsets[span.start] + self.tokens_left
+        if offsets[span.stop] <= end:
+            return span.stop - span.start
         return int(np.searchsorted(offsets[: span.stop + 1], end, side="right")) - 1 - span.start
 
     def _padded_fit(self, span: PendingSpan, shape: BatchShape) -> int:

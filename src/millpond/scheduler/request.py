@@ -30,6 +30,8 @@ __all__ = ["PendingSpan", "Priority", "Request", "TruncateSide"]
 
 TruncateSide = Literal["end", "start", "error"]
 CHARACTERS_PER_TOKEN = 4  # a guess for the queue bound, replaced when the text is tokenised
+ONE_TEXT = np.zeros(1, dtype=np.int64)  # the order of a single text, which is never changed
+ONE_TEXT.flags.writeable = False
 _request_ids = itertools.count()
 logger = logging.getLogger("millpond")
 
@@ -119,17 +121,27 @@ class Request:
         self._expect_results()
 
     def _be_queued(self, most_tokens: int | None) -> None:
+        if len(self.texts) == 1 and not self.errors:
+            size = len(self.texts[0])
+            guess = size if self.tokenized else size // CHARACTERS_PER_TOKEN + 2
+            self.waiting_tokens = guess if most_tokens is None else min(guess, most_tokens)
+            self.size_guesses = np.array([self.waiting_tokens])
+            self.order = ONE_TEXT
+        else:
+            self._order_by_size(most_tokens)
+        self.cursor = 0
+        self.spans: deque[PendingSpan] = deque()
+        self.admitted = False
+        self.dead = False  # nothing more of it is planned
+
+    def _order_by_size(self, most_tokens: int | None) -> None:
         sizes = np.fromiter(map(len, self.texts), dtype=np.int64, count=len(self))
         guesses = sizes if self.tokenized else sizes // CHARACTERS_PER_TOKEN + 2
         self.size_guesses = guesses if most_tokens is None else np.minimum(guesses, most_tokens)
         self.size_guesses[list(self.errors)] = 0
         order = np.argsort(-sizes, kind="stable")
         self.order = order[~np.isin(order, list(self.errors))] if self.errors else order
-        self.cursor = 0
-        self.spans: deque[PendingSpan] = deque()
         self.waiting_tokens = int(self.size_guesses.sum())
-        self.admitted = False
-        self.dead = False  # nothing more of it is planned
 
     def _expect_results(self) -> None:
         self._result_lock = threading.Lock()
@@ -149,8 +161,17 @@ class Request:
         """Texts that no one has started to tokenise."""
         return len(self.order) - self.cursor
 
+    def guessed_tokens(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> int:
+        """Tokens of these texts, by what was guessed of each."""
+        if len(rows) == 1:
+            return int(self.size_guesses[rows[0]])
+        return int(self.size_guesses[rows].sum())
+
     def next_rows(self, most_tokens: int) -> npt.NDArray[np.int64]:
         """Claim the next texts to tokenise: about `most_tokens` by guess, at least one."""
+        if self.untokenized == 1:
+            self.cursor += 1
+            return self.order[-1:]
         guesses = np.cumsum(self.size_guesses[self.order[self.cursor : self.cursor + most_tokens]])
         count = max(1, int(np.searchsorted(guesses, most_tokens, side="right")))
         rows = self.order[self.cursor : self.cursor + count]
@@ -163,10 +184,13 @@ class Request:
         self.waiting_tokens = int(chunk.offsets[-1])
         self.spans.append(PendingSpan(chunk, 0, len(chunk), now_s))
 
-    def write(self, rows: npt.NDArray[np.int64], output_rows: Any) -> None:
-        """Keep what `output.rows` made of the vectors of these texts."""
+    def write(
+        self, rows: npt.NDArray[np.int64], output_rows: Any, *, tokenize_s: float = 0.0
+    ) -> None:
+        """Keep what `output.rows` made of the vectors of these texts, tokenised in that time."""
         with self._result_lock:
             self.output.store(self.rows, rows, output_rows)
+            self.tokenize_s += tokenize_s
         self._finished(rows)
 
     def let_in(self) -> None:
@@ -180,14 +204,16 @@ class Request:
             self.errors[row] = error
         self._finished(np.array([row]))
 
-    def spent(self, *, tokenize_s: float = 0.0, forward_s: float = 0.0) -> None:
-        """Count time that was spent on it."""
+    def ran(self, launched_s: float, forward_s: float) -> None:
+        """A pass that holds some of it was launched then, and took so long."""
         with self._result_lock:
-            self.tokenize_s += tokenize_s
+            if self.started_s is None:
+                self.started_s = max(launched_s, self.arrived_s)
             self.forward_s += forward_s
 
     def _finished(self, rows: npt.NDArray[np.int64]) -> None:
-        self._tell(rows)  # first, so that a call does not end before all of it is told
+        if self.progress is not None:
+            self._tell(rows)  # first, so that a call does not end before all of it is told
         with self._result_lock:
             self.remaining -= len(rows)
 

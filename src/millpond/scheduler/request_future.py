@@ -9,15 +9,16 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any
 
 from ..errors import EngineError
 from ..locks import Gate, SteadyFuture
 from ..outputs import CallResult
 
-__all__ = ["OwnThreads", "RequestFuture", "this_thread"]
+__all__ = ["OwnThreads", "RequestFuture", "ending_several", "this_thread"]
 
 logger = logging.getLogger("millpond")
 
@@ -26,10 +27,29 @@ class _ThisThread(threading.local):
     works_for: OwnThreads | None = None
     is_uninterrupted: bool = False
     """Whether it is an engine's own, and not a caller's that runs its own query."""
+    later: list[Callable[[], object]] | None = None
+    """While it ends several calls: what it does when all of them have ended."""
 
 
 this_thread = _ThisThread()
 """Whose the calling thread is. Written by plain assignment, which no interrupt divides."""
+
+
+@contextmanager
+def ending_several() -> Iterator[None]:
+    """On an engine's own thread: whoever waits for calls that end here is woken after the last.
+
+    A thread that is woken wants the interpreter, and would have the others wait for it.
+    """
+    before = this_thread.later
+    later: list[Callable[[], object]] = []
+    this_thread.later = later
+    try:
+        yield
+    finally:
+        this_thread.later = before
+        for wake in later:
+            wake()
 
 
 class OwnThreads:

@@ -86,7 +86,7 @@ class RequestQueue:
     def ready(self, request: Request, chunk: TokenChunk, now_s: float) -> None:
         """A chunk of an admitted request is tokenised."""
         tokens = int(chunk.offsets[-1])
-        correction = tokens - int(request.size_guesses[chunk.rows].sum())
+        correction = tokens - request.guessed_tokens(chunk.rows)
         request.waiting_tokens += correction
         self.waiting_tokens += correction
         self.ready_tokens += tokens

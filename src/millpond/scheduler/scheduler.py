@@ -145,7 +145,7 @@ class Scheduler:
                 break
             request, rows = claimed
             claims.append(claimed)
-            left -= int(request.size_guesses[rows].sum())
+            left -= request.guessed_tokens(rows)
         return claims
 
     def ready(self, request: Request, chunk: TokenChunk, now_s: float) -> None:
@@ -158,7 +158,7 @@ class Scheduler:
         """Texts that were claimed cannot be accepted after all: they have errors."""
         if not request.dead:
             rows = list(errors)
-            self.queues[request.priority].refuse(request, int(request.size_guesses[rows].sum()))
+            self.queues[request.priority].refuse(request, request.guessed_tokens(rows))
             for row, error in errors.items():
                 request.fail(row, error)
             self.queues[request.priority].admit()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +35,9 @@ class TokenChunk:
     ) -> TokenChunk:
         """Sort texts given in any order, their ids end to end, longest first."""
         if len(rows) == 1:
-            return cls._of_one(rows, ids, tokenize_s)
+            return cls.of_single_texts(
+                [np.asarray(rows, dtype=np.int64)], ids, lengths, tokenize_s
+            )[0]
         order = np.argsort(-lengths, kind="stable")
         sorted_lengths = lengths[order].astype(np.int64)
         offsets = np.concatenate(([0], np.cumsum(sorted_lengths)))
@@ -51,17 +54,27 @@ class TokenChunk:
         )
 
     @classmethod
-    def _of_one(cls, rows: IntArray, ids: npt.NDArray[np.int32], tokenize_s: float) -> TokenChunk:
-        factors = _factors(1 << len(ids).bit_length())[: len(ids)]
-        terms = (ids.astype(np.uint64) + np.uint64(1)) * factors
-        return cls(
-            rows=np.asarray(rows, dtype=np.int64),
-            lengths=np.array([len(ids)]),
-            offsets=np.array([0, len(ids)]),
-            ids=ids,
-            tokenize_s=tokenize_s,
-            digests=terms.sum(keepdims=True),
-        )
+    def of_single_texts(
+        cls,
+        rows: Sequence[npt.NDArray[np.int64]],
+        ids: npt.NDArray[np.int32],
+        lengths: IntArray,
+        tokenize_s: float = 0.0,
+    ) -> list[TokenChunk]:
+        """A chunk for each text, their ids end to end; `rows` has one index for each."""
+        counts = lengths.astype(np.int64)
+        ends = np.cumsum(counts)
+        digests = _digests(ids, counts, np.append(0, ends))
+        offsets = np.stack((np.zeros_like(counts), counts), axis=1)
+        chunks, start = [], 0
+        for place, end in enumerate(ends.tolist()):
+            own = slice(place, place + 1)
+            chunk = cls(
+                rows[place], counts[own], offsets[place], ids[start:end], tokenize_s, digests[own]
+            )
+            chunks.append(chunk)
+            start = end
+        return chunks
 
     def __len__(self) -> int:
         return len(self.rows)

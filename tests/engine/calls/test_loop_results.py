@@ -10,7 +10,7 @@ import pytest
 from fakes import FakeRunner, held_engine, vectors_for
 
 from millpond.engine.calls.loop_results import awaitable
-from millpond.scheduler.request_future import this_thread
+from millpond.scheduler.request_future import ending_several, this_thread
 
 
 @pytest.fixture
@@ -33,6 +33,29 @@ def test_calls_that_end_together_wake_their_loop_once(on_an_engines_thread: None
         return await asyncio.gather(*waiting), len(wakes)
 
     assert asyncio.run(wait_for([Future() for _ in range(5)])) == ([0, 1, 2, 3, 4], 1)
+
+
+def test_a_loop_is_woken_when_the_last_of_several_calls_has_ended(
+    on_an_engines_thread: None,
+) -> None:
+    async def ended_before_the_wake(calls: list[Future[int]]) -> list[int]:
+        loop = asyncio.get_running_loop()
+        waiting = [awaitable(call) for call in calls]
+        ended: list[int] = []
+        loop.call_soon_threadsafe, call_soon = (  # type: ignore[method-assign]
+            lambda *args, **options: (
+                ended.append(sum(call.done() for call in calls)) or call_soon(*args, **options)
+            ),
+            loop.call_soon_threadsafe,
+        )
+        with ending_several(), ending_several():
+            for call in calls:
+                call.set_result(1)
+        await asyncio.gather(*waiting)
+        assert this_thread.later is None
+        return ended
+
+    assert asyncio.run(ended_before_the_wake([Future() for _ in range(4)])) == [4]
 
 
 def test_a_thread_that_may_be_interrupted_wakes_the_loop_for_each() -> None:

@@ -11,8 +11,9 @@ from fakes import FakeRunner, FakeTokenizer, fake_spec
 
 from millpond import Engine, InvalidOption, Priority
 from millpond.engine.engine import CallOptions
-from millpond.engine.inputs import LONG_TEXT_TOKENS, InputProcessor
+from millpond.engine.inputs import InputProcessor
 from millpond.engine.params.embed import EmbedParams
+from millpond.engine.settings import LONG_TEXT_TOKENS
 from millpond.scheduler.batch import BatchShape
 from millpond.scheduler.prefix_cache import PrefixCacheConfig
 from millpond.scheduler.request import Request

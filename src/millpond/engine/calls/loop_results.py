@@ -59,6 +59,12 @@ class LoopResults:
         if is_ours and self._is_woken:
             return
         self._is_woken = self._is_woken or is_ours
+        if is_ours and this_thread.later is not None:
+            this_thread.later.append(self._wake)
+        else:
+            self._wake()
+
+    def _wake(self) -> None:
         loop = self.loop()
         try:
             if loop is not None:

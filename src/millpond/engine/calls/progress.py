@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -57,22 +57,25 @@ class ProgressBar(tqdm):  # type: ignore[misc]
         return {**shown, "time_left": left}
 
 
-@contextmanager
+NO_HOOK: AbstractContextManager[ProgressHook | None] = nullcontext()
+
+
 def progress_hook(
     texts: TextsInput, progress: bool | ProgressHook
-) -> Iterator[ProgressHook | None]:
+) -> AbstractContextManager[ProgressHook | None]:
     """A function to call as texts end: the caller's, that of a bar, or None.
 
     Raises `InvalidOption` for what is neither a truth value nor a function.
     """
     if callable(progress):
-        yield progress
-        return
+        return nullcontext(progress)
     if not isinstance(progress, bool):
         raise InvalidOption(f"progress={progress!r}: it must be True, False or a function")
-    if not progress:
-        yield None
-        return
+    return _bar(texts) if progress else NO_HOOK
+
+
+@contextmanager
+def _bar(texts: TextsInput) -> Iterator[ProgressHook]:
     try:
         total = 1 if isinstance(texts, str) else len(texts)
     except TypeError:  # no texts at all, as the call is about to say

@@ -31,7 +31,7 @@ from ...locks import Gate, fork_safe
 from ...runner.base import ModelRunner
 from ...scheduler.batch import Batch
 from ...scheduler.request import Priority, Request
-from ...scheduler.request_future import OwnThreads
+from ...scheduler.request_future import OwnThreads, ending_several
 from ...scheduler.scheduler import Scheduler
 from ...stats import EngineStats, PrefixCacheStats, StatsHooks
 from .. import process
@@ -333,9 +333,11 @@ class EngineCore:
         return completed
 
     def finish(self, completed: Sequence[Request]) -> None:
-        for request in completed:
-            self._counts.warn_of_truncation(request)
-            request.finish(result_s=self.clock())
+        result_s = self.clock()
+        with ending_several():
+            for request in completed:
+                self._counts.warn_of_truncation(request)
+                request.finish(result_s=result_s)
 
     # All threads of the engine.
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ...errors import NonFiniteVector, OutOfMemory, TextFailed
-from ...outputs import Rows, finite_texts
+from ...outputs import Output, Rows, finite_texts
 from ...scheduler.batch import Batch, Segment
 from ...scheduler.deduplication import Duplicate
 from ...scheduler.request import Priority, Request
-from ...scheduler.token_chunk import TokenChunk
 from ...stats import BatchStats, EngineStats, PrefixCacheStats, StatsHooks, Totals
 from .executor import BatchResult, ForwardPass
 
@@ -45,24 +46,30 @@ class Delivery:
     def deliver(self) -> None:
         """Write the texts of the batch itself."""
         for request in self.batch.requests:
-            _note_start(request, self._pass.launched_s)
-            request.spent(forward_s=self._pass.forward_s)
+            request.ran(self._pass.launched_s, self._pass.forward_s)
         if self._pass.vectors is None:
             self._fail(_texts_of(self.batch))
         else:
             self._failed_texts += self._write_all(self._pass.vectors)
 
     def _write_all(self, vectors: Rows) -> int:
-        """Write the texts of the batch; how many were not finite is returned."""
+        """Write the texts of the batch; how many were not finite is returned.
+
+        Of texts that follow each other and whose calls want the same, rows are made together.
+        """
         assert self._finite is not None
-        place = failed = 0
-        for segment in self.batch.segments:
-            stop = place + segment.texts
-            if not segment.is_unfinished:
-                own, finite = vectors[place:stop], self._finite[place:stop]
-                failed += _write(segment.request, segment.chunk, segment.start, own, finite)
-            segment.request.spent(tokenize_s=_tokenize_s(segment))
-            place = stop
+        first = failed = 0
+        for _, run in itertools.groupby(self.batch.segments, key=_output_id):
+            segments = list(run)
+            stop = first + sum(segment.texts for segment in segments)
+            output = segments[0].request.output
+            made = _MadeRows.of(output, vectors[first:stop], self._finite[first:stop])
+            place = 0
+            for segment in segments:
+                if not segment.is_unfinished:
+                    failed += made.write(segment, place)
+                place += segment.texts
+            first = stop
         return failed
 
     def deliver_duplicates(self) -> None:
@@ -72,15 +79,14 @@ class Delivery:
             return
         for request in {text[0].id: text[0] for text in self._waiting()}.values():
             if request not in self.batch.requests:
-                _note_start(request, self._pass.launched_s)
-                request.spent(forward_s=self._pass.forward_s)
+                request.ran(self._pass.launched_s, self._pass.forward_s)
         assert self._finite is not None
         for place, texts in self.duplicates.items():
             vector = self._pass.vectors[place : place + 1]
             finite = self._finite[place : place + 1]
             for request, chunk, at in texts:
-                request.spent(tokenize_s=chunk.tokenize_s / len(chunk))
-                self._failed_texts += _write(request, chunk, at, vector, finite)
+                made = _MadeRows.of(request.output, vector, finite)
+                self._failed_texts += made.write(Segment(request, chunk, at, at + 1), 0)
 
     def _waiting(self) -> Iterable[Duplicate]:
         return itertools.chain(*self.duplicates.values())
@@ -149,7 +155,7 @@ class Counts:
 
     def add_request(self, request: Request) -> None:
         """Under the lock: count a request that is complete."""
-        truncated = int(request.truncated.sum())
+        truncated = int(np.count_nonzero(request.truncated))
         if truncated and not request.reports_truncation and self._warned_of is None:
             self._warned_of = request.id
         self._totals.truncated_texts += truncated
@@ -218,35 +224,47 @@ def _failure(row: int, tokens: int, forward: ForwardPass) -> TextFailed:
     return failure
 
 
-def _note_start(request: Request, launched_s: float) -> None:
-    if request.started_s is None:
-        request.started_s = max(launched_s, request.arrived_s)
+def _output_id(segment: Segment) -> int:
+    return id(segment.request.output)
 
 
-def _write(
-    request: Request, chunk: TokenChunk, start: int, vectors: Rows, computed: npt.NDArray[np.bool_]
-) -> int:
-    """Write vectors of texts of a chunk, from `start` on; how many were not finite is returned.
+@dataclass(frozen=True, slots=True)
+class _MadeRows:
+    """What an output made of vectors of one pass."""
 
-    `computed` says which are finite as the model gave them.
-    """
-    texts = chunk.rows[start : start + len(vectors)]
-    with np.errstate(all="ignore"):  # what comes of it is looked at below
-        output_rows = request.output.rows(vectors)
-    finite = finite_texts(output_rows) & computed
-    if finite.all():
-        request.write(texts, output_rows)
-        return 0
-    request.write(texts[finite], output_rows[finite])
-    for place in np.flatnonzero(~finite).tolist():
-        reason = (
-            request.output.overflow_advice
-            if computed[place]
-            else "the model gave NaN or infinity for it; try dtype='bfloat16' or 'float32'"
-        )
-        row = int(texts[place])
-        request.fail(row, NonFiniteVector(reason, index=row))
-    return len(texts) - int(finite.sum())
+    rows: Any
+    computed: npt.NDArray[np.bool_]
+    """Which vectors are finite as the model gave them."""
+    finite: npt.NDArray[np.bool_]
+    """Which rows are, too."""
+    all_finite: bool
+
+    @classmethod
+    def of(cls, output: Output, vectors: Rows, computed: npt.NDArray[np.bool_]) -> _MadeRows:
+        with np.errstate(all="ignore"):  # what comes of it is looked at below
+            rows = output.rows(vectors)
+        finite = finite_texts(rows) & computed
+        return cls(rows, computed, finite, bool(finite.all()))
+
+    def write(self, segment: Segment, place: int) -> int:
+        """Write a segment's texts, whose rows begin at a place; how many are not finite."""
+        request, chunk, start, stop, *_ = segment
+        texts, seconds = chunk.rows[start:stop], _tokenize_s(segment)
+        rows = self.rows[place : place + len(texts)]
+        if self.all_finite:
+            request.write(texts, rows, tokenize_s=seconds)
+            return 0
+        finite = self.finite[place : place + len(texts)]
+        request.write(texts[finite], rows[finite], tokenize_s=seconds)
+        for which in np.flatnonzero(~finite).tolist():
+            reason = (
+                request.output.overflow_advice
+                if self.computed[place + which]
+                else "the model gave NaN or infinity for it; try dtype='bfloat16' or 'float32'"
+            )
+            row = int(texts[which])
+            request.fail(row, NonFiniteVector(reason, index=row))
+        return len(texts) - int(finite.sum())
 
 
 def _tokenize_s(segment: Segment) -> float:

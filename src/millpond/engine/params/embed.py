@@ -168,16 +168,16 @@ def require_embeddings(spec: ModelSpec, call: str) -> None:
         )
 
 
-def params_of(options: CallOptions) -> EmbedParams:
-    """Raises `TypeError` for an option that there is not."""
+def params_of(options: CallOptions, **added: Any) -> EmbedParams:
+    """With what the engine has added. Raises `TypeError` for an option that there is not."""
     require_known(options, CallOptions)
-    return EmbedParams(**options)
+    return EmbedParams(**options, **added)
 
 
 def require_known(options: Mapping[str, Any], known: Any) -> None:
     """Raise `TypeError` for an option that is not of a dictionary type."""
-    unknown = sorted(set(options) - set(known.__annotations__))
-    if unknown:
+    if not options.keys() <= known.__annotations__.keys():
+        unknown = sorted(set(options) - set(known.__annotations__))
         names = ", ".join(known.__annotations__)
         raise TypeError(f"unknown option {', '.join(unknown)}; a call takes {names}")
 
