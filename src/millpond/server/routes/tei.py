@@ -99,12 +99,13 @@ async def info(request: Request, model: str | None = None) -> InfoResponse:
     models = request.app.state.models
     found = next(iter(models)) if model is None else models.find(model)
     engine_info = found.engine.info()
+    longest = engine_info.max_length or engine_info.max_batch_tokens
     return InfoResponse(
         model_id=engine_info.model.name,
         model_sha=engine_info.model.revision,
         model_dtype=engine_info.dtype,
         model_type=_model_type(found),
-        max_concurrent_requests=engine_info.max_queue_tokens,
+        max_concurrent_requests=max(1, engine_info.max_queue_tokens // longest),
         max_input_length=engine_info.max_length or _NO_LIMIT,
         max_batch_tokens=engine_info.max_batch_tokens,
         version=installed_version("millpond"),

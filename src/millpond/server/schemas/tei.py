@@ -156,7 +156,11 @@ class InfoResponse(BaseModel):
     model_dtype: str
     model_type: EmbeddingType | RerankerType | ClassifierType
     max_concurrent_requests: Annotated[
-        int, Field(description="What is limited are queued tokens; each request has one or more.")
+        int,
+        Field(
+            description="How many of the longest texts may wait; beyond them a request gets a "
+            "429. What is limited are tokens, so of shorter texts it is more."
+        ),
     ]
     max_input_length: int
     max_batch_tokens: int
