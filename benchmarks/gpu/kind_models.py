@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from millpond.checkpoint.answer_rerankers import answer_reranker
 from sentence_transformers import CrossEncoder, MultiVectorEncoder
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.cross_encoder.modules import LogitScore
@@ -27,6 +26,17 @@ TOKEN_DIMENSION, QUERY_LENGTH = 128, 32  # ColBERTv2's
 # Larger than usual, so that scores of random weights differ.
 SPREAD = {"initializer_range": 0.05}
 CHAT_TOKENS = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
+# As the card of Qwen/Qwen3-Reranker-0.6B puts a pair: what documents share stands first.
+TEMPLATE = (
+    "{{- '<|im_start|>system\nJudge whether the Document meets the requirements based on the Query "
+    'and the Instruct provided. Note that the answer can only be "yes" or "no".'
+    "<|im_end|>\n<|im_start|>user\n<Instruct>: Given a web search query, retrieve relevant "
+    "passages that answer the query\n<Query>: ' -}}"
+    "{{- messages | selectattr('role', 'eq', 'query') | map(attribute='content') | first -}}"
+    "{{- '\n<Document>: ' -}}"
+    "{{- messages | selectattr('role', 'eq', 'document') | map(attribute='content') | first -}}"
+    "{{- '<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n' -}}"
+)
 
 
 @dataclass(frozen=True)
@@ -105,11 +115,9 @@ def _few_terms(tokenizer: PreTrainedTokenizerFast) -> Callable[[Any], None]:
 
 def _save_answering(shape: Shape, folder: Path, words: Sequence[str]) -> Path:
     """A language model that answers yes or no, the query before the document."""
-    family = answer_reranker("Qwen3-Reranker", {"architectures": [shape.model]})
-    assert family is not None
-    known = [*words, *(word.strip('."(),:') for word in family.template.split())]
+    known = [*words, *(word.strip('.",:') for word in TEMPLATE.split())]
     tokenizer = tokenizer_of(known, decoder=True, special=CHAT_TOKENS)
-    tokenizer.chat_template = family.template
+    tokenizer.chat_template = TEMPLATE
     bare = save_bare(shape, folder / "bare", tokenizer)
     encoder = Transformer(
         str(bare),
