@@ -48,7 +48,7 @@ help:
 	@echo "make test       the fast tests: what needs no model and no process of its own"
 	@echo "make test-all   every test, the adapters' included"
 	@echo "make test-wheel tests against the built wheel"
-	@echo "make test-install  every install line of the README, each in an environment of its own"
+	@echo "make test-install  every documented install line, each in an environment of its own"
 	@echo "make docs       build the documentation's site into build/docs/site"
 	@echo "make distributions  build what is published and check it as PyPI does"
 	@echo "make test-processors  the tests of vectors, as several other processors would run them"
