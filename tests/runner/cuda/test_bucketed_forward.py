@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from replayed_graphs import record
 from torch import Tensor
@@ -13,7 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from millpond.attention.packed import PackedSequences
 from millpond.model.pooling_model import PooledRows
-from millpond.runner.cuda.bucketed_forward import MOST_RECORDED_ROWS, BucketedForward
+from millpond.runner.cuda.bucketed_forward import (
+    LONG_TEXT_TOKENS,
+    MOST_RECORDED_ROWS,
+    BucketedForward,
+)
 from millpond.runner.cuda.pinned_buffers import PinnedBuffers
 
 CPU = torch.device("cpu")
@@ -150,3 +155,22 @@ def test_after_warming_up_a_query_is_not_run_in_python() -> None:
     assert repr(forward) == before
     forward.free_memory()
     assert "graphs=0" in repr(forward)
+
+
+@pytest.mark.parametrize(("max_length", "passes"), [(None, 1), (8192, 1), (512, 0)])
+def test_what_long_texts_need_is_made_where_the_model_reads_them(
+    max_length: int | None, passes: int
+) -> None:
+    pipeline = FakePipeline()
+    pipeline.tokenizer.max_length = max_length
+    forward, _ = forward_on(pipeline, most_tokens=8191)
+    forward.compile_for_long_texts()
+    assert [sequences.longest for sequences in pipeline.sequences] == [LONG_TEXT_TOKENS] * passes
+    assert "graphs=0" in repr(forward)
+
+
+def test_nothing_is_made_for_texts_that_no_batch_has_room_for() -> None:
+    pipeline = FakePipeline()
+    forward, _ = forward_on(pipeline, most_tokens=255)
+    forward.compile_for_long_texts()
+    assert not pipeline.sequences

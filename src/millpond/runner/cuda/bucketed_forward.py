@@ -28,6 +28,8 @@ __all__ = ["BucketedForward", "bucketed_forwards", "forward_bucket", "is_buckete
 
 WARM_UP_TOKENS = 8
 
+LONG_TEXT_TOKENS = 1024  # attention's kernels are others than of short texts
+
 
 # The largest batch of "auto". Launched one by one, its kernels keep the interpreter from threads
 # that tokenise and deliver.
@@ -134,14 +136,29 @@ class BucketedForward:
 
     def warm_up(self, *, most_texts: int) -> None:
         """Record the buckets that up to `most_texts` queries need."""
-        pad_id = self._pipeline.tokenizer.pad_id
-        text, length = np.full(WARM_UP_TOKENS, pad_id), np.array([WARM_UP_TOKENS])
         for bucket in query_buckets(self._most_rows, most_texts, **self._sizes):
-            integers = np.empty(sum(bucket.sizes), dtype=np.int64)
-            bucket.fill(integers, text, length, np.zeros(1, dtype=np.int64), pad_id=pad_id)
-            self._integers[: len(integers)].copy_(torch.from_numpy(integers))
+            self._put_a_text(bucket)
             for _ in range(2):  # the second time is when it is recorded
                 self._recorded.run(bucket, self._integers, 1)
+
+    def compile_for_long_texts(self) -> None:
+        """Have the kernels of attention made that only long texts need, if the model reads any.
+
+        It takes Triton a second, in which an ingestion would stand still. They are kept on disk.
+        """
+        most = self._sizes["max_length"] or LONG_TEXT_TOKENS
+        bucket = bucket_for(LONG_TEXT_TOKENS, 1, LONG_TEXT_TOKENS, **self._sizes)
+        if most >= LONG_TEXT_TOKENS and bucket.rows <= self._most_rows:
+            self._put_a_text(bucket)
+            self._forward(bucket, self._integers)
+
+    def _put_a_text(self, bucket: Bucket) -> None:
+        """Have the device's integers say a few tokens of one text."""
+        pad_id = self._pipeline.tokenizer.pad_id
+        text, length = np.full(WARM_UP_TOKENS, pad_id), np.array([WARM_UP_TOKENS])
+        integers = np.empty(sum(bucket.sizes), dtype=np.int64)
+        bucket.fill(integers, text, length, np.zeros(1, dtype=np.int64), pad_id=pad_id)
+        self._integers[: len(integers)].copy_(torch.from_numpy(integers))
 
     def free_memory(self) -> None:
         """Let go of the graphs and what they hold."""

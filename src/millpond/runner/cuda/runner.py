@@ -185,6 +185,7 @@ class CudaModelRunner(TorchModelRunner):
         """Capture the graphs of queries, which the first of them would wait for."""
         self._queries.warm_up(most_texts=most_texts)
         self._launches.run(self._bulk.take_workspace)
+        self._launches.run(self._bulk.compile_for_long_texts)
 
     def _forwards_of(self, batch: Batch) -> StreamForwards:
         return self._bulk if batch.has_bulk else self._queries

@@ -57,6 +57,13 @@ class StreamForwards:
             for forward in self._all:
                 forward.warm_up(most_texts=most_texts)
 
+    @torch.inference_mode()
+    def compile_for_long_texts(self) -> None:
+        """Have kernels made that only long texts need."""
+        with self.current():
+            for forward in self._all:
+                forward.compile_for_long_texts()
+
     def free_memory(self) -> None:
         """Let go of the graphs and what they hold."""
         for forward in self._all:
