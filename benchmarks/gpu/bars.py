@@ -106,9 +106,8 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("millpond").setLevel(logging.INFO)
     options = parsed()
-    facts = machine(options.device) | {"source": str(Path(millpond.__file__).parent)}
-    report = Report(options.folder, facts, Clock(options.seconds, STARTED))
-    print(report.machine, report.clock, flush=True)
+    report = Report(options.folder, machine(options.device), Clock(options.seconds, STARTED))
+    print(millpond.__file__, report.machine, report.clock, flush=True)
     words = english_words()
     with tempfile.TemporaryDirectory() as scratch:
         if options.real is not None:
