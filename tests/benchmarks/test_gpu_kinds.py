@@ -14,7 +14,7 @@ from benchmarks.gpu.kind_models import KINDS, TINY_KINDS
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("model", ["ColBERT, BERT-base", "SPLADE, BERT-base"])
+@pytest.mark.parametrize("model", ["ColBERT, BERT-base"])
 def test_a_rehearsal_checks_and_measures(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
