@@ -2,11 +2,12 @@
 
     python -m benchmarks.cpu.rerank
     python -m benchmarks.cpu.rerank --quick
+    python -m benchmarks.cpu.rerank --figures beside
 
 The model has the shape of ms-marco-MiniLM-L6-v2 and random weights; a query has 100 passages.
 Scores are compared before anything is measured. CrossEncoder runs at its defaults, and in bfloat16
 with the batch size that is best here (it sorts by length itself). Every round measures all in turn,
-and the median of the rounds counts. Takes some three minutes of a machine that does nothing else.
+and the median of the rounds counts. Needs a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ BATCH_SIZES = (8, 16, 32, 64, 100)
 FLOAT32_TOLERANCE = 1e-5
 BFLOAT16_TOLERANCE = 2e-2
 IDLE_LOAD = 0.5
+FIGURES = ("one", "callers", "beside")  # each takes some two minutes
 
 Rank = Callable[[str, Sequence[str]], npt.NDArray[np.float32]]
 """The scores of the documents of a query."""
@@ -193,20 +195,19 @@ class Ingestion:
         self._thread.join()
 
 
-def report_throughput(contestants: dict[str, Rank], queries: Sequence[Query], rounds: int) -> None:
-    for callers in (1, CALLERS):
-        rates: dict[str, list[float]] = {name: [] for name in contestants}
-        for _ in range(rounds):
-            for name, rank in contestants.items():
-                rates[name].append(pairs_per_second(rank, queries, callers=callers))
-        medians = {name: float(np.median(found)) for name, found in rates.items()}
-        ours = medians["Millpond"]
-        print(f"\n{callers} caller{'s' * (callers > 1)}, {PASSAGES} passages a query: pairs/s")
-        for name, found in medians.items():
-            spread = f"{min(rates[name]):,.0f}-{max(rates[name]):,.0f}"
-            print(
-                f"  {name:<32} {found:8,.0f}  ({spread})  Millpond is {ours / found:.2f} times it"
-            )
+def report_throughput(
+    contestants: dict[str, Rank], queries: Sequence[Query], rounds: int, *, callers: int
+) -> None:
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, rank in contestants.items():
+            rates[name].append(pairs_per_second(rank, queries, callers=callers))
+    medians = {name: float(np.median(found)) for name, found in rates.items()}
+    ours = medians["Millpond"]
+    print(f"\n{callers} caller{'s' * (callers > 1)}, {PASSAGES} passages a query: pairs/s")
+    for name, found in medians.items():
+        spread = f"{min(rates[name]):,.0f}-{max(rates[name]):,.0f}"
+        print(f"  {name:<32} {found:8,.0f}  ({spread})  Millpond is {ours / found:.2f} times it")
 
 
 def report_latency(engine: Engine, queries: Sequence[Query], calls: int) -> None:
@@ -228,8 +229,9 @@ def report_latency(engine: Engine, queries: Sequence[Query], calls: int) -> None
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="few queries and rounds")
+    parser.add_argument("--figures", nargs="*", default=FIGURES, choices=FIGURES)
     options = parser.parse_args(arguments)
-    rounds, count, calls = (1, 3, 10) if options.quick else (3, CALLERS, 150)
+    rounds, count, calls = (1, 3, 10) if options.quick else (3, CALLERS, 100)
     load = os.getloadavg()[0]
     if load > IDLE_LOAD:
         print(f"The load is {load:.1f}: what follows says nothing about an idle machine.")
@@ -248,8 +250,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             }
             for rank in contestants.values():
                 rank(*queries[0])
-            report_throughput(contestants, queries, rounds)
-            report_latency(engine, queries, calls)
+            for figure, callers in (("one", 1), ("callers", CALLERS)):
+                if figure in options.figures:
+                    report_throughput(contestants, queries, rounds, callers=callers)
+            if "beside" in options.figures:
+                report_latency(engine, queries, calls)
 
 
 if __name__ == "__main__":
