@@ -22,12 +22,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from millpond.scheduler.batch_shape import BatchShape
 
 from millpond import Engine
 from millpond.model.info import RouteInfo
 from millpond.runner.limits import CUDA_BATCH_TOKENS, CUDA_MIN_BATCH_TOKENS, Limits
-from millpond.scheduler.batch import Batch
+from millpond.scheduler.batch import Batch, BatchShape
 
 from ..gpu.callers import on_a_loop
 from ..gpu.models import TINY, Texts, english_words, save
