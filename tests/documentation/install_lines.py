@@ -1,15 +1,17 @@
 """Run the documented install lines in earnest: `python install_lines.py [LINE...]`.
 
-The lines are those of the README and of docs/getting-started.md. Each gets a virtual environment of
-its own, in which torch's line has been run first, and from which everything that it installs is
-imported then. Lines whose packages PyPI does not have yet are left out, with a message. It needs a
-network, some gigabytes of disk for as long as it runs, and a minute or more a line.
+The lines are those of the README and of docs/getting-started.md. torch's is the first; each of the
+others gets a copy of that environment, from which everything that it installs is imported then.
+Lines whose packages PyPI does not have yet are left out, with a message. It needs a network, some
+gigabytes of disk for as long as it runs, and up to a minute or two a line.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -87,27 +89,33 @@ def is_published(name: str) -> bool:
     return True
 
 
-def run(line: str, first: str, folder: Path) -> None:
-    """Install, and import what was installed."""
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    python = folder / "bin" / "python"
-    for each in dict.fromkeys((first, line)):
-        install = [python, "-m", *shlex.split(each), "--quiet", "--disable-pip-version-check"]
-        subprocess.run(install, cwd=ROOT, check=True)
+def install(line: str, environment: Path) -> None:
+    """Run a line in an environment, and import what it has installed."""
+    python = str(environment / "bin" / "python")
+    command = [python, "-m", *shlex.split(line), "--quiet", "--disable-pip-version-check"]
+    subprocess.run(command, cwd=ROOT, check=True)
     imports = "; ".join(f"import {name}" for name in modules(line))
-    subprocess.run([python, "-c", imports], cwd=folder, check=True)
+    subprocess.run([python, "-c", imports], cwd=environment, check=True)
 
 
 def main(chosen: Sequence[str]) -> None:
-    everything = lines()
-    for line in chosen or everything:
-        missing = [name for name, _ in requirements(line) if not is_published(name)]
-        if missing:
-            print(f"{line}\n  left out: PyPI does not have {', '.join(missing)} yet", flush=True)
-            continue
-        print(line, flush=True)
-        with tempfile.TemporaryDirectory() as folder:
-            run(line, everything[0], Path(folder) / "environment")
+    first, *others = lines()
+    with tempfile.TemporaryDirectory() as folder:
+        with_torch = Path(folder) / "torch"
+        print(first, flush=True)
+        subprocess.run([sys.executable, "-m", "venv", with_torch], check=True)
+        install(first, with_torch)
+        for line in chosen or others:
+            missing = [name for name, _ in requirements(line) if not is_published(name)]
+            if missing:
+                print(f"{line}\n  left out: not yet on PyPI: {', '.join(missing)}", flush=True)
+                continue
+            print(line, flush=True)
+            # pip replaces files and never writes into one, so copies may share them.
+            environment = Path(folder) / "environment"
+            shutil.copytree(with_torch, environment, symlinks=True, copy_function=os.link)
+            install(line, environment)
+            shutil.rmtree(environment)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import tomllib
@@ -122,6 +123,19 @@ def test_a_picture_on_pypi_comes_from_the_repository_itself() -> None:
     text = shown_on_pypi(ROOT)
     assert f"]({URLS['Repository']}/raw/main/docs/headline.svg)" in text
     assert f"]({URLS['Repository']}/blob/main/docs/index.md)" in text
+
+
+def test_every_documented_install_line_can_be_tried() -> None:
+    place = ROOT / "tests" / "documentation" / "install_lines.py"
+    spec = importlib.util.spec_from_file_location("install_lines", place)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    installed = {name for line in module.lines() for name in module.modules(line)}
+    assert installed == {*module.MODULES.values(), *module.EXTRAS.values()}
+    folders = {name for line in module.lines() for name, _ in module.requirements(line)}
+    assert {f"./integrations/{path.name}" for path in PROJECTS[1:]} <= folders
 
 
 def test_the_readme_is_short_and_names_the_command_that_ci_calls() -> None:
