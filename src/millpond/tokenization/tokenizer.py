@@ -8,10 +8,10 @@ array of ids, cut to what the model reads, and how many belong to each text.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from itertools import chain
 from typing import Any, Self
 
 import numpy as np
@@ -197,9 +197,7 @@ class TextTokenizer:
             if (lengths >= limit).any()
             else self._special_tokens
         )
-        empty = self._source.empty_ids
-        fitted = (ends.fit(ids_of(row), limit, side) or empty for row in _released(rows))
-        ids = np.fromiter(chain.from_iterable(fitted), np.int32, int(kept.sum(dtype=np.int64)))
+        ids = self._joined(rows, ends, limit, side)
         if self._may_exceed_vocabulary:
             require_known(ids, kept, self.vocab_size)
         if self.query_fill is not None and task == "query":
@@ -363,6 +361,20 @@ class TextTokenizer:
         rows = tokenized(self._source, rest, special_tokens)
         return [found.get(index, row) for index, row in enumerate(rows)], found
 
+    def _joined(self, rows: list[Any], ends: SpecialTokens, limit: int, side: Side) -> Ids:
+        """The ids that are kept of each of the rows, which the list lets go of: all at once they
+        would hold the interpreter for milliseconds."""
+        joined = bytearray()
+        rows.reverse()
+        while rows:
+            row = rows.pop()
+            if not isinstance(row, array) or not 0 < len(row) < limit:
+                row = array("i", ends.fit(ids_of(row), limit, side) or self._source.empty_ids)
+            joined += row
+            if len(rows) % ROWS_BETWEEN_PAUSES == 0:
+                this_thread_pauses()
+        return np.frombuffer(joined, np.int32)
+
     def _special_tokens_for(self, prompt: str, task: str | None) -> SpecialTokens:
         """What a text keeps at its ends when it is cut."""
         return (
@@ -396,13 +408,3 @@ class TextTokenizer:
                 f"max_length={max_length}: {special} of them are special tokens, which leaves "
                 f"no room for text; choose at least {special + 1}"
             )
-
-
-def _released(rows: list[Any]) -> Iterator[Any]:
-    """Each of the rows, which the list lets go of: all at once they would hold the interpreter for
-    milliseconds."""
-    rows.reverse()
-    while rows:
-        yield rows.pop()
-        if len(rows) % ROWS_BETWEEN_PAUSES == 0:
-            this_thread_pauses()

@@ -5,6 +5,7 @@ It knows no checkpoint's files. It cuts nothing and pads nothing.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer
 from ..chat_template import ChatTemplate
 from ..pair_frame import PairBackend
 from ..query_fill import QueryFill
+from .words import word_cache
 
 __all__ = ["NO_LIMIT", "Spans", "TokenizerBackend", "ids_of", "rust_spans", "rust_tokenize"]
 
@@ -68,18 +70,21 @@ class TokenizerBackend:
 
 def ids_of(row: Any) -> list[int]:
     """The token ids of one text as `TokenizerBackend.tokenize` gave it."""
+    if isinstance(row, array):
+        return row.tolist()
     ids: list[int] = row if isinstance(row, list) else row.ids
     return ids
 
 
 def rust_tokenize(tokenizer: Tokenizer) -> Callable[[list[str], bool], Sequence[Any]]:
+    """Of each text what `ids_of` takes; by way of words that are kept where that may be."""
     tokenizer.no_padding()
     tokenizer.no_truncation()
 
     def tokenize(texts: list[str], add_special_tokens: bool) -> Sequence[Any]:
         return tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
 
-    return tokenize
+    return word_cache(tokenizer, tokenize)
 
 
 def rust_spans(tokenizer: Tokenizer, texts: list[str]) -> list[Spans]:

@@ -18,7 +18,7 @@ from ...locks import fork_safe
 from ..chat_template import ChatTemplate
 from ..pair_frame import pair_backend
 from ..query_fill import known_id, query_fill
-from .backend import NO_LIMIT, TokenizerBackend, rust_spans, rust_tokenize
+from .backend import NO_LIMIT, TokenizerBackend, ids_of, rust_spans, rust_tokenize
 
 __all__ = ["transformers_source"]
 
@@ -48,12 +48,12 @@ def transformers_source(
         _lower_case(tokenizer)
     _refuse_token_types(tokenizer, module)
     _register_prefixes(tokenizer, module.options.get("prefix_tokens") or ())
-    rust = _verified_rust(tokenizer, special_tokens=chat is None)
+    rust, tokenize = _verified_tokenize(tokenizer, special_tokens=chat is None)
     candidates = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
     fallback = next((token for token in candidates if token is not None), 0)
     pad_id = tokenizer.pad_token_id
     return TokenizerBackend(
-        tokenize=_python_tokenize(tokenizer) if rust is None else rust_tokenize(rust),
+        tokenize=tokenize,
         detokenize=tokenizer.batch_decode,
         size=len(tokenizer),
         pad_id=fallback if pad_id is None else pad_id,
@@ -169,20 +169,22 @@ def _refuse_token_types(tokenizer: Any, module: Module) -> None:
         )
 
 
-def _verified_rust(tokenizer: Any, *, special_tokens: bool) -> Tokenizer | None:
-    """The Rust tokenizer behind `tokenizer`, or None where it does not give the same ids.
+def _verified_tokenize(tokenizer: Any, *, special_tokens: bool) -> tuple[Tokenizer | None, Any]:
+    """The Rust tokenizer behind `tokenizer`, None where it does not give the same ids, and how
+    texts are tokenised.
 
     A Python class may do things around its Rust tokenizer, so a few texts are compared. Padding
     and truncation saved in the checkpoint are cleared: no other code holds this tokenizer.
     """
+    by_python = _python_tokenize(tokenizer)
     if not tokenizer.is_fast:
-        return None
+        return None, by_python
     probes = [*_PROBES, " ".join(str(token) for token in tokenizer.all_special_tokens)]
-    expected = _python_tokenize(tokenizer)(probes, special_tokens)
+    expected = by_python(probes, special_tokens)
     rust: Tokenizer = tokenizer.backend_tokenizer
     tokenize = rust_tokenize(rust)
-    found = [encoding.ids for encoding in tokenize(probes, special_tokens)]
-    return rust if found == expected else None
+    found = [ids_of(row) for row in tokenize(probes, special_tokens)]
+    return (rust, tokenize) if found == expected else (None, by_python)
 
 
 def _python_tokenize(tokenizer: Any) -> Callable[[list[str], bool], list[list[int]]]:
