@@ -7,8 +7,17 @@ from collections.abc import Mapping
 from torch import nn
 
 from .classes import transformers_classes
+from .split import RowSplitLinear
 
-__all__ = ["BERT", "DISTILBERT", "NORMS", "is_encoder_layer", "is_exact_gelu", "leaves"]
+__all__ = [
+    "BERT",
+    "DISTILBERT",
+    "NORMS",
+    "are_linear",
+    "is_encoder_layer",
+    "is_exact_gelu",
+    "leaves",
+]
 
 # Where the parts are, under the layer. What is left out at inference may be there besides.
 BERT = {
@@ -34,20 +43,36 @@ DISTILBERT = {
     "last_norm": "output_layer_norm",
 }
 LINEARS = ("query", "key", "value", "out", "up", "down")
+ENDS = ("out", "down")
 NORMS = ("norm", "last_norm")
 
 
-def is_encoder_layer(layer: nn.Module, names: Mapping[str, str]) -> bool:
-    """Whether a layer has these parts, of the kinds they are to be, and no others."""
+def is_encoder_layer(
+    layer: nn.Module, names: Mapping[str, str], *, may_be_split: bool = False
+) -> bool:
+    """Whether a layer has these parts, of the kinds they are to be, and no others.
+
+    Of one that `may_be_split`, other processes may hold parts.
+    """
     found = leaves(layer)
     if found.keys() != set(names.values()) or "forward" in vars(layer):
         return False
     # Subclasses do something of their own.
+    linears = {part: found[names[part]] for part in LINEARS}
     return (
-        all(type(found[names[part]]) is nn.Linear for part in LINEARS)
+        are_linear(linears, may_be_split=may_be_split)
         and all(type(found[names[part]]) is nn.LayerNorm for part in NORMS)
         and is_exact_gelu(found[names["activation"]])
         and not getattr(layer, "is_decoder", False)
+    )
+
+
+def are_linear(parts: Mapping[str, nn.Module], *, may_be_split: bool) -> bool:
+    """Whether all are linear layers, of which those at the ends may be split by their inputs."""
+    split = RowSplitLinear if may_be_split else nn.Linear
+    return all(
+        type(part) in (nn.Linear, split if name in ENDS else nn.Linear)
+        for name, part in parts.items()
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,8 +19,8 @@ __all__ = ["Ranks", "RowSplitLinear", "is_split"]
 class Ranks(Protocol):
     """The processes that hold one model, as a layer sees them."""
 
-    def add_up(self, part: Tensor) -> Tensor:
-        """The sum of every rank's part, in the place of this one's."""
+    def add_up(self, part: Tensor, dtype: torch.dtype) -> Tensor:
+        """The sum of every rank's part, in this dtype; the part may be overwritten."""
 
 
 class RowSplitLinear(nn.Module):
@@ -40,8 +41,16 @@ class RowSplitLinear(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """`[…, in / ranks]` to `[…, out]`, the same on every rank."""
-        whole = self.ranks.add_up(functional.linear(rows, self.weight))
+        whole = self.ranks.add_up(self._part(rows), rows.dtype)
         return whole if self.bias is None else whole + self.bias
+
+    def _part(self, rows: Tensor) -> Tensor:
+        """In float32 on a GPU, as the sums within one device's product are, and rounded once."""
+        if not rows.is_cuda or rows.dtype == torch.float32:
+            return functional.linear(rows, self.weight)
+        flat = rows.reshape(-1, self.in_features)
+        part = torch.mm(flat, self.weight.t(), out_dtype=torch.float32)
+        return part.view(*rows.shape[:-1], self.out_features)
 
 
 def is_split(model: nn.Module) -> bool:

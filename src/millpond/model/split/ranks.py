@@ -22,6 +22,8 @@ SUM_WITHIN = timedelta(seconds=60)
 """A rank that keeps the others waiting for longer in a pass is taken for lost."""
 RAISE_WITHIN = timedelta(seconds=5)
 """Where a pass raises on one rank, so long until it has on all, or the model has ended."""
+SHARED_SUM = 2**21
+"""Numbers of a sum from which each rank adds up a share."""
 
 
 class OutOfStep(BaseException):
@@ -50,11 +52,21 @@ class RankGroup:
         self._failures = dist.new_group(backend="gloo", timeout=RAISE_WITHIN)
         self._count = 0  # of sums; by the thread that launches
 
-    def add_up(self, part: Tensor) -> Tensor:
-        """The sum of every rank's part, in the place of this one's."""
+    def add_up(self, part: Tensor, dtype: torch.dtype) -> Tensor:
+        """The sum of every rank's part, in this dtype; the part may be overwritten.
+
+        Of many float32 numbers each rank adds up a share and sends it rounded, three quarters of
+        the bytes of a sum in float32; of few, one operation is quicker than two.
+        """
         self._count += 1
-        dist.all_reduce(part, group=self._sums)
-        return part
+        if part.dtype == dtype or part.numel() < SHARED_SUM or part.numel() % self.size:
+            dist.all_reduce(part, group=self._sums)
+            return part.to(dtype)
+        share = part.new_empty(part.numel() // self.size)
+        dist.reduce_scatter_tensor(share, part.view(-1), group=self._sums)
+        whole = part.new_empty(part.numel(), dtype=dtype)
+        dist.all_gather_into_tensor(whole, share.to(dtype), group=self._sums)
+        return whole.view(part.shape)
 
     def least(self, numbers: Sequence[int]) -> list[int]:
         """Of each number, the least that a rank has."""

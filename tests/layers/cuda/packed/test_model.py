@@ -20,7 +20,13 @@ from millpond.layers.cuda.fusion import fuse_for_cuda
 from millpond.layers.cuda.packed import parts as packed_parts
 from millpond.layers.cuda.packed.layer_stack import Part
 from millpond.layers.cuda.packed.model import PackedDecoder, PackedEncoder, packed_forward
-from millpond.layers.cuda.packed.parts import AttentionOptions, InputNorm, largest_output
+from millpond.layers.cuda.packed.parts import (
+    AttentionOptions,
+    InputNorm,
+    SplitProduct,
+    largest_output,
+)
+from millpond.layers.split import RowSplitLinear
 
 BY_NAME = {family.name: family for family in FAMILIES}
 LENGTHS = np.array([9, 9, 5, 1])
@@ -228,3 +234,33 @@ def test_rows_keep_three_bits_of_mantissa() -> None:
     error = (quantised.values.float() * quantised.scales - rows).norm(dim=1) / rows.norm(dim=1)
     assert error.max() < 0.04
     assert torch.equal(quantise_rows(torch.zeros(2, 8)).values.float(), torch.zeros(2, 8))
+
+
+class OneRank:
+    """Ranks of which the others hold nothing."""
+
+    def __init__(self) -> None:
+        self.sums = 0
+
+    def add_up(self, part: Tensor, dtype: torch.dtype) -> Tensor:
+        self.sums += 1
+        return part.to(dtype)
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "qwen3", "llama"])
+def test_layers_of_a_split_model_add_up_twice(name: str) -> None:
+    model, ranks = model_of(name), OneRank()
+    expected = run(model)
+    ends = ("o_proj", "down_proj", "output.dense", "out_lin", "lin2")
+    for path, linear in list(model.named_modules()):
+        if path.endswith(ends):
+            parent, _, last = path.rpartition(".")
+            split = RowSplitLinear(linear.weight, linear.bias, ranks)
+            setattr(model.get_submodule(parent), last, split)
+    forward = packed(model)
+    layers = forward.layers.current
+    assert forward.layers.packed == len(layers)
+    assert all(isinstance(layer.attention.out, SplitProduct) for layer in layers)
+    ranks.sums = 0
+    torch.testing.assert_close(run_packed(forward), expected, rtol=1e-4, atol=1e-5)
+    assert ranks.sums == 2 * len(layers)

@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...parts import BERT, DISTILBERT, is_encoder_layer, leaves
+from ...parts import BERT, DISTILBERT, are_linear, is_encoder_layer, leaves
+from ...split import RowSplitLinear
 from ..kernels.packed import LayerNorm, PackedKernels
 from ..rms_norm import FusedNorm
 from .parts import (
@@ -24,6 +25,7 @@ from .parts import (
     GeluFeedForward,
     HalfProduct,
     Rows,
+    SplitProduct,
     join,
 )
 
@@ -101,13 +103,15 @@ def encoder_layers(
     layer: nn.Module, options: AttentionOptions, kernels: PackedKernels
 ) -> Iterator[PackedEncoderLayer]:
     """Candidates for a layer's place, the fastest first; none for a layer of another kind."""
-    names = next((names for names in (BERT, DISTILBERT) if is_encoder_layer(layer, names)), None)
+    kinds = (BERT, DISTILBERT)
+    names = next((kind for kind in kinds if is_encoder_layer(layer, kind, may_be_split=True)), None)
     if names is None:
         return
     parts: dict[str, Any] = {part: layer.get_submodule(name) for part, name in names.items()}
     own: Any = layer.get_submodule(names["query"].rpartition(".")[0])
     heads = parts["query"].out_features // own.attention_head_size
-    up, down, out = (_product(parts[name]) for name in ("up", "down", "out"))
+    up = HalfProduct(parts["up"].weight, parts["up"].bias)
+    down, out = _product(parts["down"]), _product(parts["out"])
     made = PackedEncoderLayer(
         attention=Attention(
             joined=join([parts["query"], parts["key"], parts["value"]]),
@@ -192,7 +196,7 @@ def _is_decoder_layer(layer: nn.Module) -> bool:
     known = {*DECODER.values(), *DECODER_NORMS.values()}
     return (
         found.keys() in (known, known | set(HEAD_NORMS.values()))
-        and all(type(found[path]) is nn.Linear for path in DECODER.values())
+        and are_linear({k: found[path] for k, path in DECODER.items()}, may_be_split=True)
         and all(type(found[path]) is FusedNorm for path in norms.values() if path in found)
     )
 
@@ -215,5 +219,7 @@ def _layer_norm(norm: Any) -> LayerNorm:
     return LayerNorm(norm.weight, norm.bias, norm.eps)
 
 
-def _product(linear: Any) -> HalfProduct:
+def _product(linear: Any) -> HalfProduct | SplitProduct:
+    if isinstance(linear, RowSplitLinear):
+        return SplitProduct(linear)
     return HalfProduct(linear.weight, linear.bias)

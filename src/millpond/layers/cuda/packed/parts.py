@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ....attention.packed import Sequences
+from ...split import RowSplitLinear
 from ..float8 import LARGEST, Float8Product, Float8Rows
 from ..kernels.packed import PackedKernels
 
@@ -30,6 +31,7 @@ __all__ = [
     "HalfProduct",
     "InputNorm",
     "Rows",
+    "SplitProduct",
     "join",
     "largest_output",
 ]
@@ -86,7 +88,22 @@ class HalfProduct:
         return out
 
 
+class SplitProduct:
+    """A product of which each rank of a split model has a part."""
+
+    def __init__(self, layer: RowSplitLinear) -> None:
+        self._layer = layer
+        self.weight = layer.weight
+
+    def of(self, rows: Rows) -> Tensor:
+        """`[n, in / ranks]` rows to `[n, out]`, the same on every rank."""
+        whole: Tensor = self._layer(rows)
+        return whole
+
+
 Product = HalfProduct | Float8Product
+LastProduct = Product | SplitProduct
+"""Of attention, or of a feed-forward layer."""
 
 
 def join(linears: list[nn.Linear]) -> HalfProduct:
@@ -125,7 +142,7 @@ class Attention:
     """Queries, keys and values of normalised rows, attention, and the product after it."""
 
     joined: Product
-    out: Product
+    out: LastProduct
     heads: tuple[int, int]
     """Of queries, and of keys."""
     size: int
@@ -142,7 +159,7 @@ class Attention:
         return isinstance(self.joined, Float8Product)
 
     @property
-    def products(self) -> tuple[Product, Product]:
+    def products(self) -> tuple[Product, LastProduct]:
         return self.joined, self.out
 
     def of(self, rows: Rows, forward: Forward) -> Tensor:
@@ -170,7 +187,7 @@ class Attention:
         """The same in float8; after rows that come from no `norm`, its last product stays."""
         assert isinstance(self.joined, HalfProduct)
         assert isinstance(self.out, HalfProduct)
-        out: Product = self.out
+        out: LastProduct = self.out
         scale = None
         if norm is not None:
             first = sum(self.heads) * self.size  # of the values' channels
@@ -189,7 +206,7 @@ class GeluFeedForward:
     """Two products and a GELU between them."""
 
     up: Product
-    down: Product
+    down: LastProduct
     kernels: PackedKernels
     gelu: Callable[[Tensor], Tensor] | None = None
     """A kernel of its own for it, where the product's does not give the same."""
@@ -201,7 +218,7 @@ class GeluFeedForward:
         return isinstance(self.up, Float8Product)
 
     @property
-    def products(self) -> tuple[Product, Product]:
+    def products(self) -> tuple[Product, LastProduct]:
         return self.up, self.down
 
     def of(self, rows: Rows, forward: Forward) -> Tensor:
@@ -235,7 +252,7 @@ class GatedFeedForward:
     """`down(silu(gate) * up)`, gate and up in one product."""
 
     gate_and_up: Product
-    down: Product
+    down: LastProduct
     kernels: PackedKernels
 
     @property
@@ -243,7 +260,7 @@ class GatedFeedForward:
         return isinstance(self.gate_and_up, Float8Product)
 
     @property
-    def products(self) -> tuple[Product, Product]:
+    def products(self) -> tuple[Product, LastProduct]:
         return self.gate_and_up, self.down
 
     def of(self, rows: Rows, _: Forward) -> Tensor:
@@ -258,6 +275,6 @@ class GatedFeedForward:
         return GatedFeedForward(_in_float8(self.gate_and_up), _in_float8(self.down), self.kernels)
 
 
-def _in_float8(product: Product) -> Float8Product:
+def _in_float8(product: LastProduct) -> Float8Product:
     assert isinstance(product, HalfProduct)
     return Float8Product(product.weight, product.bias)
