@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer texts and rounds")
     options = parser.parse_args(arguments)
-    count, rounds = (1, 1) if options.quick else (5, 5)
+    count, rounds = (1, 1) if options.quick else (3, 3)
     load = os.getloadavg()[0]
     print(f"load {load:.1f}" + ("" if load <= IDLE_LOAD else ": the clock says nothing here"))
     with TemporaryDirectory() as temporary:
