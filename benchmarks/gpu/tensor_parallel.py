@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import statistics
 import tempfile
 import time
@@ -122,8 +123,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cpu", action="store_true", help="a tiny model on a CPU")
     parser.add_argument("--texts", type=int, default=512, help="passages in a call")
+    layers = QWEN3_8B["num_hidden_layers"]
+    parser.add_argument("--layers", type=int, default=layers, help="fewer, where time is short")
     given = parser.parse_args()
-    shape = replace(SHAPES["Qwen3-0.6B"], config=QWEN3_8B)
+    logging.basicConfig(level=logging.WARNING)
+    logging.getLogger("millpond").setLevel(logging.INFO)
+    config = {**QWEN3_8B, "num_hidden_layers": given.layers}
+    shape = replace(SHAPES["Qwen3-0.6B"], config=config)
     options: dict[str, Any] = {"dtype": "bfloat16"}
     sizes = [size for size in (1, 2, 4) if size <= torch.cuda.device_count()]
     if given.cpu:
