@@ -40,7 +40,7 @@ def test_it_tells_its_version() -> None:
     ("arguments", "message"),
     [
         (["embedd"], "No such command 'embedd'"),
-        (["info"], "Missing argument 'model'"),
+        (["info"], "Missing argument 'MODEL'"),
         (["info", "x", "--dtyp", "float32"], "No such option: --dtyp"),
         (["info", "x", "--dtype", "float8"], "'float8' is not one of 'auto', 'float32'"),
         (["info", "x", "--max-length", "many"], "--max-length"),

@@ -122,12 +122,13 @@ def _parameter(
     default = defaults.get(option.name, option.default)
     repeated, is_union = get_origin(kind) is list, kind is _NumberOrWord
     flag = option.metadata.get("flag", f"--{option.name.replace('_', '-')}")
+    metavar = "WORD|NUMBER" if is_union else "<str>" if repeated else None
     information = typer.Option(
         f"{flag}/--no-{flag[2:]}" if default is True else flag,
         *other_names,
         help=option.metadata["help"] + " May be repeated." * repeated,
         parser=_number_or_word if is_union else None,
-        metavar="WORD|NUMBER" if is_union else None,
+        metavar=metavar,
     )
     return inspect.Parameter(
         option.name,

@@ -15,7 +15,7 @@ __all__ = ["info"]
 
 @with_flags_of(EngineConfig)
 def info(
-    model: Annotated[str, typer.Argument(help="A folder, or a name on the Hugging Face hub.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, or a name on the hub.")],
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     **engine_options: Any,

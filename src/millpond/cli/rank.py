@@ -26,7 +26,7 @@ SCORE_WIDTH = 12
 
 @with_flags_of(EngineConfig)
 def rank(
-    query: Annotated[str, typer.Argument(help="The query.")],
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="What to order by.")],
     source: Annotated[
         Path, typer.Argument(metavar="IN", help="Texts: a file, or - for standard input.")
     ],

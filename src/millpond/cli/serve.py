@@ -42,12 +42,14 @@ def serve(
     ] = None,
     *,
     model: Annotated[
-        list[str] | None, typer.Option("--model", help="The same; may be repeated.")
+        list[str] | None,
+        typer.Option("--model", metavar="<str>", help="The same; may be repeated."),
     ] = None,
     served_model_name: Annotated[
         list[str] | None,
         typer.Option(
             "--served-model-name",
+            metavar="<str>",
             help="Names for clients: all for one model, or one for each of several.",
         ),
     ] = None,
