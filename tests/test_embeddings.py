@@ -80,10 +80,10 @@ def test_a_single_vector_has_no_ranges(dtype: Any) -> None:
     with pytest.raises(InvalidOption, match=r"millpond\.quantize"):
         quantize(vectors(1, 8), dtype)
     with pytest.raises(InvalidOption, match="one vector has none"):
-        OutputSpec(dimension=8, dtype=dtype).require_enough(1)
-    OutputSpec(dimension=8, dtype=dtype).require_enough(2)
-    OutputSpec(dimension=8, dtype=dtype).require_enough(0)
-    OutputSpec(dimension=8, dtype="binary").require_enough(1)
+        OutputSpec(dimension=8, dtype=dtype).allocate(1)
+    OutputSpec(dimension=8, dtype=dtype).allocate(2)
+    OutputSpec(dimension=8, dtype=dtype).allocate(0)
+    OutputSpec(dimension=8, dtype="binary").allocate(1)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])

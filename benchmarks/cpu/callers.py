@@ -64,7 +64,7 @@ class NullRunner:
         self._forward_s = forward_s
         self._vectors = np.ones((CUDA_BATCH_TOKENS, route.dimension), dtype=np.float32)
 
-    def can_run_inline(self, tokens: int) -> bool:
+    def can_run_inline(self, batch: Batch) -> bool:
         return False
 
     def launch(self, batch: Batch) -> Launched:

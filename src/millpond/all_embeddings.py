@@ -41,9 +41,6 @@ class AllOutput:
         """Nothing that is done to them makes them infinite."""
         return "one of its numbers is not finite"
 
-    def require_enough(self, texts: int) -> None:
-        """Any number of texts will do."""
-
     def allocate(self, texts: int) -> list[tuple[FloatArray, ...] | None]:
         """A place for what each text gives, empty for those that will fail."""
         return [None] * texts

@@ -55,25 +55,25 @@ class OutputSpec:
                 f"dimensions={kept}: the model has {self.dimension}; choose between 1 and that"
             )
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Dimensions kept."""
         if self.dimensions is not None:
             return int(self.dimensions)
         return min(self.dimension, self.saved_dimensions or self.dimension)
 
-    @property
+    @cached_property
     def calibrated(self) -> bool:
         """Whether the type needs every vector of the call at once."""
         return self.dtype in ("int8", "uint8")
 
-    def require_enough(self, texts: int) -> None:
-        """Refuse a call whose vectors could not be quantised when they are all there."""
+    def allocate(self, texts: int) -> npt.NDArray[Any]:
+        """An array for the rows of `texts` texts, `[texts, …]` in the type rows are kept in.
+
+        Raises `InvalidOption` where their vectors could not be quantised when they are all there.
+        """
         if self.calibrated and texts == 1:
             raise InvalidOption(_ONE_VECTOR.format(dtype=self.dtype))
-
-    def allocate(self, texts: int) -> npt.NDArray[Any]:
-        """An array for the rows of `texts` texts, `[texts, …]` in the type rows are kept in."""
         if self.dtype in ("binary", "ubinary"):
             packed = np.dtype(np.int8 if self.dtype == "binary" else np.uint8)
             return np.zeros((texts, (self.width + 7) // 8), dtype=packed)

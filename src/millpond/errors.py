@@ -174,6 +174,16 @@ class EngineClosed(EngineError):
 class EngineFailed(EngineError):
     """The engine's loop or device died; `__cause__` says of what."""
 
+    @classmethod
+    def by(cls, cause: BaseException | None) -> Self:
+        """The engine is lost, and all its calls with it."""
+        error = cls(
+            f"the engine failed and serves no more calls ({type(cause).__name__}: {cause}); "
+            "make a new one"
+        )
+        error.__cause__ = cause
+        return error
+
 
 class ProcessDied(EngineError):
     """A child process that ran the model ended by itself; the message says how, and its last lines.

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 import time
@@ -97,13 +98,8 @@ class SteadyCondition:
         self._lock: Any = threading.RLock()
         self._waiters: tuple[threading.Lock, ...] = ()  # under the lock
 
-    @property
-    def __enter__(self) -> Any:
-        return self._lock.__enter__
-
-    @property
-    def __exit__(self) -> Any:
-        return self._lock.__exit__
+    __enter__ = property(operator.attrgetter("_lock.__enter__"))
+    __exit__ = property(operator.attrgetter("_lock.__exit__"))
 
     @property
     def acquire(self) -> Any:

@@ -1,4 +1,4 @@
-"""A lone query on its caller's own thread: when, and that it ends as any other does."""
+"""A short call on its caller's own thread: when, and that it ends as any other does."""
 
 from __future__ import annotations
 
@@ -29,6 +29,25 @@ def here() -> int:
     return threading.get_ident()
 
 
+@pytest.mark.parametrize("options", [{}, {"task": "query"}], ids=["bulk", "queries"])
+def test_a_short_list_runs_on_its_callers_thread(options: dict[str, Any]) -> None:
+    texts = ["one", "two and three", "four"]
+    with start_engine(runner := runner_of()) as engine:
+        assert len(engine.embed(texts, **options)) == 3
+        np.testing.assert_array_equal(engine.embed(texts), vectors_for(texts))
+        assert runner.threads == {here()}
+        assert (engine.stats().batches, engine.stats().texts) == (2, 6)
+
+
+def test_a_text_that_fails_in_a_short_list_is_found_there() -> None:
+    with start_engine(runner := runner_of(raises_on={"bad"})) as engine:
+        with pytest.raises(TextFailed) as failure:
+            engine.embed(["good", "bad", "fine"])
+        assert failure.value.index == 1
+        assert runner.threads == {here()}
+        assert engine.stats().failed_texts == 1
+
+
 def test_a_lone_query_runs_on_its_callers_thread() -> None:
     with start_engine(runner := runner_of()) as engine:
         np.testing.assert_array_equal(engine.embed("which one"), vectors_for(["which one"])[0])
@@ -39,9 +58,9 @@ def test_a_lone_query_runs_on_its_callers_thread() -> None:
 @pytest.mark.parametrize(
     ("texts", "options"),
     [
-        (["one", "two"], {}),
-        (["one", "two"], {"task": "query"}),
-        ("one", {"priority": "bulk"}),
+        ([words(40), words(41)], {}),  # that are divided among the workers
+        (["one", "two", "one"], {}),  # one of them is computed once
+        (["one", "two"], {"timeout": PATIENCE_S}),
         ("one", {"timeout": PATIENCE_S}),
     ],
 )

@@ -340,7 +340,7 @@ def test_a_tokenizer_thread_that_dies_fails_its_calls() -> None:
 
     runner = FakeRunner()
     with start_engine(runner, tokenizer=Leaving(runner)) as engine:
-        fails_typed(lambda: engine.embed(["a", "b"]))
+        fails_typed(lambda: engine.submit(["a", "b"]).result(30))
         assert engine.health == "failed"
 
 

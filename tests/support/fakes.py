@@ -220,7 +220,7 @@ class FakeRunner:
             for name, shape in zip(self.route_names, self.shapes, strict=True)
         )
 
-    def can_run_inline(self, tokens: int) -> bool:
+    def can_run_inline(self, batch: Batch) -> bool:
         return self.runs_on_callers
 
     def count_tokenized(self, texts: int) -> None:

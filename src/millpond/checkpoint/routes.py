@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Route:
     """The first one is a Transformer or a StaticEmbedding. A Transformer with a head of its own,
     for scores or classes, is alone."""
 
-    @property
+    @cached_property
     def encoder(self) -> Module:
         """The module that reads the tokens."""
         return self.modules[0]

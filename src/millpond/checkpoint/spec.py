@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class ModelSpec:
     sparse: SparseSpec | None = None
     """How it gives sparse vectors; None for a model that gives none."""
 
-    @property
+    @cached_property
     def kind(self) -> Kind:
         """What it is for."""
         if self.multi_vector is not None and self.multi_vector.route is None:

@@ -39,14 +39,9 @@ class Preemption:
         """In a forked child no pass is running, and no thread will release what was locked."""
         self._process = os.getpid()
         self._changed = SteadyCondition()
-        # Running. Weakly: a caller may be interrupted before it says that it is through.
-        self._queries: weakref.WeakSet[_Query] = weakref.WeakSet()
+        # Passes for queries. Weakly: a caller may be interrupted before it says that it is through.
+        self.running: weakref.WeakSet[_Query] = weakref.WeakSet()
         self.yielding = 0  # passes of ingestion that wait for one of them
-
-    @property
-    def queries(self) -> int:
-        """Passes for queries that are running."""
-        return len(self._queries)
 
     @contextmanager
     def query(self) -> Iterator[None]:
@@ -56,11 +51,11 @@ class Preemption:
         query = _Query()
         try:
             with self._changed:
-                self._queries.add(query)
+                self.running.add(query)
             yield
         finally:
             with self._changed:
-                self._queries.discard(query)
+                self.running.discard(query)
                 self._changed.notify_all()
 
     @contextmanager
@@ -78,7 +73,7 @@ class Preemption:
         """Wait until a query is through, unless others wait for all of them; in seconds."""
         since_s = time.perf_counter()
         with self._changed:
-            if self.queries > self.yielding:
+            if len(self.running) > self.yielding:
                 self.yielding += 1
                 self._changed.wait(MOST_S)
                 self.yielding -= 1
@@ -101,7 +96,7 @@ def may_yield() -> bool:
 def yield_to_queries() -> None:
     """Called between operations of a pass: let a query go first, if this is ingestion."""
     passes = _here.passes
-    if passes is not None and passes.queries > passes.yielding:
+    if passes is not None and len(passes.running) > passes.yielding:
         now_s = time.perf_counter()
         if now_s >= _here.not_before_s:
             waited_s = passes.wait()

@@ -117,7 +117,6 @@ class InputProcessor:
         settings = self._settings.of(params, are_ids=taken.are_ids)
         if strict and taken.refused:
             raise next(iter(taken.refused.values()))
-        settings.output.require_enough(len(taken.items))
         request = Request(
             taken.items,
             priority=params.priority_of(len(taken.items)),

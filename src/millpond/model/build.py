@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -32,7 +31,6 @@ from ..layers.cpu.int8.quantize import quantize
 from ..layers.cpu.linear import fuse_gelus, prepack_linears
 from ..layers.cuda.fusion import fuse_for_cuda
 from ..layers.weight_reads import layers_read_by_others
-from ..pair import Pair
 from ..tokenization.pairs import PairTokenizer
 from ..tokenization.tokenizer import TextTokenizer
 from .device import choose_dtype
@@ -40,7 +38,7 @@ from .heads.loader import AnyPooler, HeadLoader
 from .kept_tokens import KeptTokens
 from .loading.loaded import LoadedTransformer
 from .loading.transformer import checkpoint_dtype, load_transformer
-from .pooling_model import PoolingModel, ordinary_ids
+from .pooling_model import PoolingModel
 from .static import SparseStaticEmbeddings, StaticEmbeddings
 from .transformer import Transformer
 from .verify.execution import (
@@ -54,6 +52,7 @@ from .verify.execution import (
 )
 from .verify.filled import verify_filled
 from .verify.float8 import use_float8
+from .verify.ordinary import ordinary_ids, ordinary_texts
 from .verify.overflow import DoesNotFit, refuse_overflow
 from .verify.packed_forward import verify_packed_forward
 from .verify.prefix import PrefixSupport, verify_prefixes
@@ -65,19 +64,6 @@ __all__ = ["load_models"]
 
 logger = logging.getLogger("millpond")
 
-MOST_ENGLISH_TOKENS = 64
-
-ENGLISH = (
-    "The mill stands beside a pond, and its wheel turns as long as there is water.",
-    "when can I buy bread?",
-    "Embeddings are vectors that stand for texts: what is alike in meaning is close in direction. "
-    "A query is compared with millions of passages, and the closest ones are read first.",
-    "grain",
-    "In 1887 the old stones were replaced by rollers of steel, which grind finer, cost less to "
-    "keep and, according to a report of the time, doubled what was sold within three years.",
-    "def open(path: str, mode: str = 'r') -> File",
-)
-"""Texts as they come, of several kinds and lengths."""
 _Encoder = Transformer | StaticEmbeddings | SparseStaticEmbeddings
 _Loaded = tuple[Transformer, TextTokenizer, ExecutionMode]
 
@@ -253,7 +239,7 @@ class _Encoders:
             if fill is not None and not fill.is_attended:
                 execution = verify_filled(transformer, execution, token_ids=ids)
             if in_float8:
-                use_float8(transformer, _ordinary_texts(tokenizer))
+                use_float8(transformer, ordinary_texts(tokenizer))
         return transformer, tokenizer, execution
 
     def _replace_layers(
@@ -265,7 +251,7 @@ class _Encoders:
         """
         model, batch_invariant = transformer.model, self.config.batch_invariant
         if self.config.dtype == "int8":
-            run, texts = partial(run_alone, transformer), _ordinary_texts(tokenizer)
+            run, texts = partial(run_alone, transformer), ordinary_texts(tokenizer)
             transformer.quantisation_error = quantize(model, run, texts, keep=keep)
         if self.device.type == "cpu":
             fuse_layers(model, batch_invariant=batch_invariant, keep=keep)
@@ -390,15 +376,3 @@ def _reading(loaded: LoadedTransformer) -> dict[str, Any]:
     if loaded.head is not None and loaded.head.looks_past_padding:
         ignored = loaded.config.get_text_config().pad_token_id
     return {"token_types": loaded.takes_token_type_ids, "ignored_end": ignored}
-
-
-def _ordinary_texts(tokenizer: TextTokenizer) -> list[list[int]]:
-    """Token ids of some English, from one word to a paragraph, or of pairs of it."""
-    if isinstance(tokenizer, PairTokenizer) and not tokenizer.reads_single_texts:
-        pairs = [Pair(ENGLISH[1], text) for text in ENGLISH]
-        tokens = tokenizer.encode_pairs(pairs, truncate="end")
-    else:
-        tokens = tokenizer.encode(
-            ENGLISH, prompt="", task=None, truncate="end", max_length=MOST_ENGLISH_TOKENS
-        )
-    return [ids.tolist() for ids in np.split(tokens.ids, np.cumsum(tokens.lengths)[:-1])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 __all__ = ["ExecutionKind", "RouteInfo"]
@@ -33,7 +34,7 @@ class RouteInfo:
     is_sparse: bool = False
     """Whether a text has a few of its dimensions, and any number of rows for them."""
 
-    @property
+    @cached_property
     def row_width(self) -> int:
         """Numbers in a row as the model gives it: a sparse one is a dimension and its weight."""
         return 2 if self.is_sparse else self.dimension

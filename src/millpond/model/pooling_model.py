@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,6 @@ from torch import Tensor
 from ..attention.packed import Sequences as PackedRow
 from ..attention.verify import attention_is_invariant, fewest_padded_texts
 from ..cpu.openmp import multiplied_parameters, products_are_whole
-from ..errors import UnsupportedModel
 from ..layers.cpu.linear import has_invariant_products
 from ..pooler.m3_heads import M3Pooler
 from ..pooler.pooler import Pooler
@@ -28,6 +28,7 @@ from .kept_tokens import KeptTokens
 from .static import SparseStaticEmbeddings, StaticEmbeddings
 from .transformer import HiddenStates, Transformer
 from .verify.execution import ExecutionMode
+from .verify.ordinary import ordinary_ids
 from .verify.prefix import PrefixSupport
 
 __all__ = ["PooledRows", "PoolingModel"]
@@ -61,12 +62,12 @@ class PoolingModel:
     kept_tokens: KeptTokens = field(default_factory=KeptTokens)
     """Which tokens have a vector in the result, of a model that pools none."""
 
-    @property
+    @cached_property
     def is_static(self) -> bool:
         """Whether a table takes the place of a transformer."""
         return self.execution is None
 
-    @property
+    @cached_property
     def pad_to(self) -> int | None:
         """What texts of a batch are padded to a multiple of; None when packed."""
         if self.execution is None:
@@ -189,12 +190,3 @@ class PoolingModel:
             prefixes=self.prefixes.reason,
             is_sparse=self.head.is_sparse or isinstance(self.encoder, SparseStaticEmbeddings),
         )
-
-
-def ordinary_ids(vocab_size: int, tokenizer: TextTokenizer) -> Sequence[int]:
-    """Ids for the texts of the check at load: no special ones, which may change a model."""
-    special = tokenizer.special_ids
-    found = [i for i in range(min(vocab_size, 4096)) if i not in special]
-    if not found:
-        raise UnsupportedModel("the checkpoint's vocabulary has nothing but special tokens")
-    return found

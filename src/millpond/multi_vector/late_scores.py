@@ -51,9 +51,6 @@ class LateScoreOutput:
         """As that of the vectors."""
         return self.vectors.overflow_advice
 
-    def require_enough(self, texts: int) -> None:
-        """Any number of texts will do."""
-
     def allocate(self, texts: int) -> Room:
         """A place for the score of each pair."""
         return Room(np.full(sum(map(len, self.pairs)), np.nan, dtype=np.float32), {})

@@ -59,9 +59,6 @@ class TokenVectorOutput:
         """Nothing that is done to them makes them infinite."""
         return "one of its vectors is not finite"
 
-    def require_enough(self, texts: int) -> None:
-        """Any number of texts will do."""
-
     def allocate(self, texts: int) -> list[FloatArray | None]:
         """A place for the vectors of each text, empty for those that will fail."""
         return [None] * texts

@@ -97,8 +97,9 @@ class TokenRows:
 
 def pool(tokens: TokenRows, modes: Sequence[str]) -> Tensor:
     """One vector per text, float32 [n, len(modes) * width]: the modes side by side."""
-    found = [POOLING[mode](tokens) for mode in modes]
-    return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+    if len(modes) == 1:
+        return POOLING[modes[0]](tokens)
+    return torch.cat([POOLING[mode](tokens) for mode in modes], dim=1)
 
 
 def weighted_layers(layers: Sequence[Tensor], *, start: int, weights: Tensor) -> Tensor:

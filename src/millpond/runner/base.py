@@ -61,8 +61,8 @@ class ModelRunner(Protocol):
     def pids(self) -> tuple[int, ...]:
         """The processes that it runs in; none where that is this one."""
 
-    def can_run_inline(self, tokens: int) -> bool:
-        """Whether a caller's thread may launch a text of N tokens."""
+    def can_run_inline(self, batch: Batch) -> bool:
+        """Whether a caller's thread may launch this batch."""
 
     def launch(self, batch: Batch) -> BatchHandle:
         """Start a forward pass. It may return before the pass is done."""

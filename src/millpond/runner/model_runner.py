@@ -175,8 +175,8 @@ class TorchModelRunner:
     def warm_up(self, *, most_texts: int) -> None:
         """Prepare for `most_texts` queries at a time, which the first of them would wait for."""
 
-    def can_run_inline(self, tokens: int) -> bool:
-        """Whether a caller's thread may launch a text of N tokens."""
+    def can_run_inline(self, batch: Batch) -> bool:
+        """Whether a caller's thread may launch this batch."""
         return False
 
     @property
@@ -213,12 +213,10 @@ class TorchModelRunner:
             ids = np.append(ids, np.full(missing, pipeline.tokenizer.pad_id))
             positions = np.append(positions, np.zeros(missing, dtype=np.int64))
         texts = (starts, lengths, layout.prompt_lengths)
-        staging, (device_ids, device_positions, *places, kept) = self._stage(
-            ids, positions, *texts, tokens.places_in(starts, lengths)
+        staging, (device_ids, device_positions, *places) = self._stage(
+            ids, positions, *texts, *tokens.places_in(starts, lengths)
         )
         rows = PooledRows(*places)
-        if tokens.kept is not None:
-            rows = replace(rows, kept=kept)
         sequences = None if pipeline.is_static else self._sequences(pipeline, rows, lengths, tokens)
         found = pipeline.packed(device_ids, device_positions, sequences, rows)
         vectors, counts = _with_counts(found, tokens.counts)
@@ -275,16 +273,12 @@ class TorchModelRunner:
             mask[:texts][mask[:texts]] = ~tokens.hidden
         starts = np.arange(texts) * width
         flat_mask = mask.astype(np.int64).ravel()
-        staging, (device_ids, device_mask, *places, kept) = self._stage(
+        staging, (device_ids, device_mask, *places) = self._stage(
             *(ids.ravel(), flat_mask, starts, layout.lengths, layout.prompt_lengths),
-            tokens.places_in(starts, layout.lengths),
+            *tokens.places_in(starts, layout.lengths),
         )
-        of_texts = PooledRows(*places)
-        if tokens.kept is not None:
-            of_texts = replace(of_texts, kept=kept)
-        found = pipeline.padded(
-            device_ids.view(rows, width), device_mask.view(rows, width), of_texts
-        )
+        device_ids, device_mask = (each.view(rows, width) for each in (device_ids, device_mask))
+        found = pipeline.padded(device_ids, device_mask, PooledRows(*places))
         vectors, counts = _with_counts(found, tokens.counts)
         padding = rows * width - batch.tokens
         return self._fetch(vectors, layout.order, padding, staging, counts)

@@ -5,6 +5,7 @@ It knows no tensors.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,10 +42,9 @@ class TokenRows:
             kept, counts = pipeline.kept_tokens.places(ids, layout.lengths)
         return cls(ids, hidden, kept, counts)
 
-    def places_in(self, starts: Ids, lengths: Ids) -> Ids:
-        """`kept` where texts begin at those rows; of no use where it is None."""
+    def places_in(self, starts: Ids, lengths: Ids) -> Sequence[Ids]:
+        """`kept` where texts begin at those rows; none where it is None."""
         if self.kept is None:
-            return np.empty(0, dtype=np.int64)
+            return ()
         before = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
-        places: Ids = self.kept + before[self.kept]
-        return places
+        return (self.kept + before[self.kept],)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from typing import NamedTuple
 
 from .prefix_cache import BlockAllocation
@@ -92,19 +93,19 @@ class Batch:
 
     @cached_property
     def texts(self) -> int:
-        return sum(segment.texts for segment in self.segments)
+        return sum(map(attrgetter("texts"), self.segments))
 
     @cached_property
     def tokens(self) -> int:
         """Real tokens, padding not counted."""
-        return sum(segment.tokens for segment in self.segments)
+        return sum(map(attrgetter("tokens"), self.segments))
 
     @cached_property
     def cached_tokens(self) -> int:
         """Tokens among them that came out of a prefix cache."""
         if not self.uses_prefixes:
             return 0
-        return sum(segment.cached_tokens for segment in self.segments)
+        return sum(map(attrgetter("cached_tokens"), self.segments))
 
     @cached_property
     def computed_tokens(self) -> int:
@@ -115,7 +116,7 @@ class Batch:
     @cached_property
     def uses_prefixes(self) -> bool:
         """Whether its texts have claims on a prefix cache."""
-        return any(segment.claims is not None for segment in self.segments)
+        return any(map(attrgetter("claims"), self.segments))
 
     @property
     def claims(self) -> Iterable[BlockAllocation]:
@@ -135,17 +136,20 @@ class Batch:
     @cached_property
     def requests(self) -> tuple[Request, ...]:
         """The requests it holds texts of, each once."""
-        return tuple({segment.request.id: segment.request for segment in self.segments}.values())
+        return tuple(dict.fromkeys(map(attrgetter("request"), self.segments)))
 
     def texts_at(self, priority: Priority) -> int:
         """Texts of one priority, those that it does not finish left out."""
-        segments = [segment for segment in self.segments if segment.request.priority is priority]
-        return sum(segment.texts for segment in segments if not segment.is_unfinished)
+        texts = 0
+        for request, _, start, stop, _, until, _ in self.segments:
+            if request.priority is priority and until is None:
+                texts += stop - start
+        return texts
 
     @cached_property
     def has_bulk(self) -> bool:
         """Whether it is for ingestion too, texts that it does not finish included."""
-        return any(request.priority is Priority.BULK for request in self.requests)
+        return Priority.BULK in map(attrgetter("request.priority"), self.segments)
 
     def alive(self) -> Batch:
         """The batch without the texts of requests that ended meanwhile."""

@@ -40,9 +40,6 @@ class SparseOutput:
         """Nothing that is done to them makes them infinite."""
         return "one of its weights is not finite"
 
-    def require_enough(self, texts: int) -> None:
-        """Any number of texts will do."""
-
     def allocate(self, texts: int) -> list[FloatArray | None]:
         """A place for the weights of each text, empty for those that will fail."""
         return [None] * texts

@@ -20,9 +20,8 @@ import numpy.typing as npt
 from ..checkpoint.modules import Module
 from ..errors import InvalidCheckpoint, InvalidOption, InvalidText
 from ..locks import this_thread_pauses
-from .backends.backend import NO_LIMIT, TokenizerBackend, ids_of
+from .backends.backend import NO_LIMIT, TokenizerBackend, ids_of, is_broken_unicode
 from .backends.sources import load_source
-from .failures import is_broken_unicode, tokenized
 from .long_texts import LONG_TEXT, all_ids, enough_ids
 from .shared_prefix import END_CHARACTERS, PROBE_ENDINGS, PROBE_TEXTS, common_prefix_length
 from .token_ids import Ids, checked_ids, require_known
@@ -299,17 +298,17 @@ class TextTokenizer:
         self, texts: Sequence[str], prompt: str, task: str | None, special_tokens: bool
     ) -> Sequence[Any]:
         """What `ids_of` takes for each text with its prompt."""
-        return tokenized(self._source, *self._strings(texts, prompt, task, special_tokens))
+        return self._source.tokenized(*self._strings(texts, prompt, task, special_tokens))
 
     def _all_ids(self, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
         """All token ids of each text."""
-        if all(len(text) <= LONG_TEXT for text in texts):
-            return [ids_of(row) for row in tokenized(self._source, texts, special_tokens)]
+        if max(map(len, texts), default=0) <= LONG_TEXT:
+            return [ids_of(row) for row in self._source.tokenized(texts, special_tokens)]
         return [self._ids_in_parts(text, special_tokens) for text in texts]
 
     def _ids_in_parts(self, text: str, special_tokens: bool) -> list[int]:
         def token_ids(part: str, special_tokens: bool = False) -> list[int]:
-            (row,) = tokenized(self._source, [part], special_tokens)
+            (row,) = self._source.tokenized([part], special_tokens)
             return ids_of(row)
 
         ends, beginning = self._special_tokens, text[:PROBE_CHARACTERS]
@@ -342,11 +341,11 @@ class TextTokenizer:
 
         Cut to the limit, those are still the whole text's.
         """
-        if all(len(text) <= LONG_TEXT for text in texts):
-            return list(tokenized(self._source, texts, special_tokens)), ()
+        if max(map(len, texts), default=0) <= LONG_TEXT:
+            return list(self._source.tokenized(texts, special_tokens)), ()
 
         def token_ids(part: str) -> list[int]:
-            (row,) = tokenized(self._source, [part], special_tokens)
+            (row,) = self._source.tokenized([part], special_tokens)
             return ids_of(row)
 
         found: dict[int, list[int]] = {}
@@ -358,7 +357,7 @@ class TextTokenizer:
                     if ids is not None:
                         found[index] = ids
         rest = ["" if index in found else text for index, text in enumerate(texts)]
-        rows = tokenized(self._source, rest, special_tokens)
+        rows = self._source.tokenized(rest, special_tokens)
         return [found.get(index, row) for index, row in enumerate(rows)], found
 
     def _joined(self, rows: list[Any], ends: SpecialTokens, limit: int, side: Side) -> Ids:

@@ -213,7 +213,7 @@ def test_a_layer_stays_where_the_operators_fail_it(monkeypatch: pytest.MonkeyPat
         def __getattr__(self, name: str) -> object:
             raise AttributeError(name)
 
-    monkeypatch.setattr(onednn, "operators", Operators)
+    monkeypatch.setattr(onednn, "OPERATORS", Operators())
     assert fuse_layers(bert()) == 0
 
 

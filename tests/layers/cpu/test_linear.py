@@ -93,7 +93,7 @@ def test_a_layer_stays_where_the_operators_fail_it(
     model = layers(torch.float32)
     rows = torch.randn(20, 48)
     expected = model(rows)
-    monkeypatch.setattr(onednn, "operators", Operators)
+    monkeypatch.setattr(onednn, "OPERATORS", Operators())
     assert prepack_linears(model) == 0
     assert torch.equal(model(rows), expected)
 
@@ -155,7 +155,7 @@ class MatrixUnits:
 
 @pytest.fixture
 def matrix_units(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(onednn, "operators", MatrixUnits)
+    monkeypatch.setattr(onednn, "OPERATORS", MatrixUnits())
     is_invariant.cache_clear()
     yield
     is_invariant.cache_clear()
@@ -195,7 +195,7 @@ class OtherManyRows(MatrixUnits):
 def test_products_that_differ_in_some_numbers_of_rows_only_are_found(
     processor: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onednn, "operators", processor)
+    monkeypatch.setattr(onednn, "OPERATORS", processor())
     assert not is_invariant.__wrapped__(512, 64, torch.float32)
 
 

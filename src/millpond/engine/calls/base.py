@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeout
+from functools import partial
 from typing import Any, Protocol
 
 from ...errors import DeadlineExceeded, EngineClosed
@@ -18,8 +18,12 @@ from .submission import Submission
 
 __all__ = ["Calls", "MakeRequest"]
 
-MakeRequest = Callable[[float], tuple[Request, bool]]
-"""The request of a call at a time on the engine's clock, and whether it is for a single text."""
+
+class MakeRequest(Protocol):
+    """Makes the request of a call, and says whether it is for a single text."""
+
+    def __call__(self, *, now_s: float) -> tuple[Request, bool]:
+        """On the engine's clock."""
 
 
 class Waitable(Protocol):
@@ -48,7 +52,7 @@ class Calls:
         if not self._release.alive:
             raise EngineClosed("the engine is closed; make a new one")
         core = self._instance.core
-        request, single = make(core.clock())
+        request, single = make(now_s=core.clock())
         Submission(core, request, wait=wait, block=block, inline=inline).run()
         return request, single
 
@@ -63,12 +67,13 @@ class Calls:
         **how: bool,
     ) -> tuple[Request, bool]:
         """Send what a call of that name makes of texts. With `several` a string is no text."""
-
-        def make(now_s: float) -> tuple[Request, bool]:
-            return self._inputs.request(
-                *(texts, params), now_s=now_s, strict=strict, several=several, call=call
-            )
-
+        make = partial(
+            self._instance.inputs.request,
+            *(texts, params),
+            strict=strict,
+            several=several,
+            call=call,
+        )
         return self._send(make, **how)
 
     def _wait(self, request: Waitable, timeout: float | None) -> Any:

@@ -235,7 +235,7 @@ class ScoringCalls(Calls):
     def _submit_taken(
         self, taken: Texts, params: ScoreParams, strict: bool, how: dict[str, bool]
     ) -> tuple[Request, bool]:
-        def make(now_s: float) -> tuple[Request, bool]:
+        def make(*, now_s: float) -> tuple[Request, bool]:
             request = self._inputs.score_request(taken, params, now_s=now_s, strict=strict)
             return request, taken.is_single
 

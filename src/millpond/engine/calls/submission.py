@@ -2,7 +2,8 @@
 
 That thread may be interrupted between any two steps. So it changes what others read by single
 appends, and wakes a thread after that; only the engine's own threads, which are never interrupted,
-move a request any further. A lone query runs here whole, and then no other text depends on it.
+move a request any further. A short call that finds the engine idle runs here whole, and then no
+other text depends on its own.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from functools import partial
 
 import numpy as np
 
-from ...scheduler.batch import Batch, Segment
+from ...runner.base import ModelRunner
+from ...scheduler.batch import Batch
 from ...scheduler.request import Priority, Request
 from ...scheduler.request_future import this_thread
 from ...scheduler.token_chunk import TokenChunk
@@ -23,7 +25,7 @@ from ..core.executor import BatchExecutor, DeviceSlot
 
 __all__ = ["INLINE_TEXTS", "INLINE_TOKENS", "Submission"]
 
-# Queries of at most N texts and tokens, by a guess, are tokenised by their caller, not the thread.
+# Calls of at most N texts and tokens, by a guess, are tokenised by their caller, not the thread.
 INLINE_TEXTS, INLINE_TOKENS = 16, 2048
 
 
@@ -66,46 +68,38 @@ class Submission:
             raise
 
     def _is_quickest_here(self) -> bool:
-        """A short query skips the tokenising thread: two thread switches less to wait for.
+        """A short call skips the tokenising thread: two thread switches less to wait for.
 
         Where others wait it does not: tokenised together, each takes a fraction of the time.
         """
-        request = self.request
-        if request.priority is Priority.BULK or self.core.pending.queries > FEW_QUERIES:
+        core, request = self.core, self.request
+        if request.priority is Priority.BULK and not (self.inline and core.is_idle):
             return False
-        few = len(request) <= INLINE_TEXTS and request.waiting_tokens <= INLINE_TOKENS
-        return few and request.remaining > 0
+        few = len(request.texts) <= INLINE_TEXTS and request.waiting_tokens <= INLINE_TOKENS
+        return few and request.remaining > 0 and core.pending.queries <= FEW_QUERIES
 
     def _prepare(self) -> TokenChunk | None:
-        request = self.request
-        tokenized = self.core.inputs.tokenize(request, np.sort(request.order))
+        core, request = self.core, self.request
+        tokenized = core.inputs.tokenize(request, np.sort(request.order))
         for row, error in tokenized.refused.items():
             request.fail(row, error)
-        if self.inline and tokenized.chunk is not None and self._runs_alone(tokenized.chunk):
-            self._run_inline(tokenized.chunk)
-        return tokenized.chunk
+        chunk = tokenized.chunk
+        if self.inline and chunk is not None and request.deadline_s is None:  # not kept here
+            batch = core.scheduler.whole_batch(request, chunk)
+            if batch is not None and len(core.runners) == 1:
+                self._run_inline(batch, core.runners[0])
+        return chunk
 
-    def _runs_alone(self, chunk: TokenChunk) -> bool:
-        """Whether this thread may run the request: several texts are divided among workers, and
-        deadlines are not kept here."""
-        runners = self.core.runners
-        if len(self.request) > 1 or self.request.deadline_s is not None or len(runners) > 1:
-            return False
-        return runners[0].can_run_inline(int(chunk.lengths[0])) and self.core.claim_inline(
-            self.request
-        )
+    def _run_inline(self, batch: Batch, runner: ModelRunner) -> None:
+        """Run the request on this thread if it may, which saves two thread switches.
 
-    def _run_inline(self, chunk: TokenChunk) -> None:
-        """Run the request on this thread, which saves two thread switches.
-
-        It may be interrupted anywhere, so nothing that others depend on is in its hands: the text
-        is in no queue and no other text waits for it.
+        It may be interrupted anywhere, so nothing that others depend on is in its hands: its texts
+        are in no queue and no other text waits for them.
         """
         core, request, before = self.core, self.request, this_thread.works_for
+        if not runner.can_run_inline(batch) or not core.claim_inline(request):
+            return
         try:
-            runner = core.runners[0]
-            padded_length = runner.shapes[request.route].padded_length(int(chunk.lengths[0]))
-            batch = Batch(request.route, (Segment(request, chunk, 0, 1),), padded_length)
             this_thread.works_for = core.own_threads
             executor = BatchExecutor(runner, DeviceSlot(), clock=core.clock)
             core.complete_inline(request, executor.run(batch))
@@ -123,7 +117,7 @@ class Submission:
                 core.pending.require_room_for(request)
             must_wait = self.block and not core.pending.has_room_for(request)
             core.pending.add(request, chunk)
-            core.wake_for(request, is_tokenized=chunk is not None)
+            core.wakes.arrived(request, is_tokenized=chunk is not None)
         if must_wait and not core.own_threads.include_this():
             request.future.admission.wait()
 

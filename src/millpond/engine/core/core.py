@@ -27,7 +27,7 @@ from functools import partial
 from typing import Literal
 
 from ...errors import EngineClosed, EngineFailed
-from ...locks import Gate, fork_safe
+from ...locks import fork_safe
 from ...runner.base import ModelRunner
 from ...scheduler.batch import Batch
 from ...scheduler.request import Priority, Request
@@ -40,14 +40,12 @@ from .background import BackgroundTasks
 from .delivery import Counts, Delivery, delivered
 from .executor import BatchResult, Place
 from .pending import Ended, PendingRequests
+from .wakes import Wakes
 from .worker import Worker, WorkerPool
 
 __all__ = ["EngineCore", "Health"]
 
 Health = Literal["ready", "closing", "closed", "failed"]
-
-PAUSE_S = 0.0002
-MOST_ARRIVALS = 32  # looked through at every call; then the background thread takes them in
 
 logger = logging.getLogger("millpond")
 
@@ -73,8 +71,6 @@ class EngineCore:
         self.lock = fork_safe(threading.RLock())
         self.own_threads = OwnThreads(self.lock)  # held by futures, which do not hold this
         self.background = BackgroundTasks(is_running=cause is None)
-        self.tokenizer_wakes = {priority: Gate() for priority in Priority}
-        self._query_ended = Gate()
         # Everything below is under the lock; callers change `_inline_request` and, by single
         # assignments, `_health`, `_cause` and `_abandons`.
         self._inline_request: Request | None = None  # that a caller runs, if it has not ended
@@ -84,6 +80,7 @@ class EngineCore:
         self.scheduler = scheduler
         self.pending = PendingRequests(scheduler)
         self.pool = WorkerPool(runners, clock=clock)
+        self.wakes = Wakes(scheduler, self.pending, self.pool, self.background)
         self._counts = Counts(hooks)
         self._threads: Sequence[threading.Thread] = ()
         self._running_threads = 0
@@ -107,18 +104,9 @@ class EngineCore:
     def require_open(self) -> None:
         """Raise `EngineFailed` or `EngineClosed` where no request is accepted."""
         if self._health == "failed":
-            raise engine_failure(self._cause)
+            raise EngineFailed.by(self._cause)
         if self._health != "ready":
             raise EngineClosed("the engine is closed; make a new one")
-
-    def wake_for(self, request: Request, *, is_tokenized: bool) -> None:
-        """Under the lock: a request has arrived. Wake those that are to take it further."""
-        if is_tokenized:
-            self.pool.wake_one(queries=True, bulk=False)
-        else:
-            self.tokenizer_wakes[request.priority].open()
-        if self.pending.arrivals > MOST_ARRIVALS or self.background.is_late_for(request.deadline_s):
-            self.background.wake()
 
     def cancel(self, request_id: int) -> None:
         """Have a request dropped. A finalizer may call it, amid anything."""
@@ -132,13 +120,18 @@ class EngineCore:
         """
         return self.background.add(task)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is pending and no worker runs a batch. Without the lock, it is a hint."""
+        return not (self.pending or self.pool.in_flight)
+
     def claim_inline(self, request: Request) -> bool:
         """Whether a caller may run its own request, because nothing else is pending or runs."""
         with self.lock:
             self.require_open()
             other = self._inline_request
             is_free = other is None or other.future.done()
-            if not is_free or self.pending or not self.pool.is_idle:
+            if not is_free or not self.is_idle:
                 return False
             self._inline_request = request
             return True
@@ -163,7 +156,7 @@ class EngineCore:
         """A caller's own batch showed that no other can run; what it is to raise."""
         self.run_in_background(partial(self.fail, cause))  # first: an interrupt loses nothing
         self._note_failure(cause)
-        return engine_failure(cause)
+        return EngineFailed.by(cause)
 
     def close(self, *, drain: bool, wait: bool = True) -> None:
         """Stop: finish what was accepted (`drain`), or fail all of it but what is running."""
@@ -172,7 +165,7 @@ class EngineCore:
                 self._health = "closing"
             if not drain:
                 self._abandons = True
-            self._wake_all()
+            self.wakes.all()
         if wait and not self.own_threads.include_this():
             for thread in self._threads:
                 thread.join()
@@ -238,7 +231,7 @@ class EngineCore:
             self.pool.running_threads -= 1
             if self._health == "closing" and not self.pool.running_threads:
                 self._health = "closed"
-            self._wake_all()
+            self.wakes.all()
 
     def next_batch(self, worker: Worker) -> Batch | None:
         """The next batch for a worker, which waits for work; None when there will be no more."""
@@ -276,7 +269,7 @@ class EngineCore:
             )
         if batch is not None:
             self.pool.start(worker, has_bulk=batch.has_bulk)
-        elif not self.pending and self.pool.is_idle:
+        elif self.is_idle:
             self.scheduler.check_idle()
         return batch
 
@@ -326,10 +319,9 @@ class EngineCore:
         completed = self.pending.take_completed(requests)
         for request in completed:
             self._counts.add_request(request)
-            if request.priority is Priority.INTERACTIVE:
-                self._query_ended.open()
+            self.wakes.ended(request)
         if completed and self._is_over():
-            self._wake_all()
+            self.wakes.all()
         return completed
 
     def finish(self, completed: Sequence[Request]) -> None:
@@ -340,11 +332,6 @@ class EngineCore:
                 request.finish(result_s=result_s)
 
     # All threads of the engine.
-
-    def pause_for_queries(self) -> None:
-        """While there are queries, leave the interpreter to their threads for a moment."""
-        if self.pending.queries:
-            self._query_ended.wait(PAUSE_S)
 
     def update(self, now_s: float) -> Ended:
         """Under the lock: act on what callers have appended, and on deadlines."""
@@ -361,24 +348,12 @@ class EngineCore:
 
         Whether the engine is over; then that is everybody, to come to an end.
         """
-        if self._is_over():
-            self._wake_all()
-            return True
-        queries = self.scheduler.has_ready(Priority.INTERACTIVE)
-        bulk = self.scheduler.has_ready(Priority.BULK)
-        if workers and self.scheduler.holds_parts:
-            self.pool.wake_all()  # one replica alone goes on with a text
-        elif workers and (queries or bulk):
-            self.pool.wake_one(queries=queries, bulk=bulk)
-        for priority in self.scheduler.to_tokenize():
-            self.tokenizer_wakes[priority].open()
-        return False
-
-    def _wake_all(self) -> None:
-        self.pool.wake_all()
-        for gate in self.tokenizer_wakes.values():
-            gate.open()
-        self.background.wake()
+        is_over = self._is_over()
+        if is_over:
+            self.wakes.all()
+        else:
+            self.wakes.ready(workers=workers)
+        return is_over
 
     def _is_over(self) -> bool:
         if self._health == "ready":
@@ -390,9 +365,9 @@ class EngineCore:
         self._note_failure(cause)
         with self.lock:
             pending = self.pending.take_all()
-            self._wake_all()
+            self.wakes.all()
         for request in pending:
-            request.finish(engine_failure(cause))
+            request.finish(EngineFailed.by(cause))
 
     def _note_failure(self, cause: BaseException) -> None:
         with self.lock:
@@ -416,13 +391,3 @@ def _note_lost(
     found, lost = core(), runner()
     if found is not None and lost is not None:
         found.run_in_background(partial(found.lose_idle, lost, error))
-
-
-def engine_failure(cause: BaseException | None) -> EngineFailed:
-    """The engine is lost, and all its calls with it."""
-    error = EngineFailed(
-        f"the engine failed and serves no more calls ({type(cause).__name__}: {cause}); "
-        "make a new one"
-    )
-    error.__cause__ = cause
-    return error

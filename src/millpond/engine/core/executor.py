@@ -67,7 +67,8 @@ class DeviceSlot:
     def enter(self) -> bool:
         """A batch is about to be launched; whether no other is in flight."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._is_exclusive)
+            while self._is_exclusive:
+                self._changed.wait()
             self._in_flight += 1
             return self._in_flight == 1
 

@@ -58,7 +58,7 @@ def _run_batches(core: EngineCore, worker: Worker) -> None:
 
 def _tokenize(core: EngineCore, priority: Priority) -> None:
     if priority is Priority.BULK:
-        this_thread_pauses.call = core.pause_for_queries
+        this_thread_pauses.call = core.wakes.pause_for_queries
     while claims := _next_to_tokenize(core, priority):
         _tokenize_claimed(core, claims)
         del claims  # they would keep their requests while this thread waits
@@ -75,7 +75,7 @@ def _next_to_tokenize(core: EngineCore, priority: Priority) -> Sequence[Claim]:
         del ended
         if claims or is_over:
             return claims
-        core.tokenizer_wakes[priority].wait()
+        core.wakes.wait_to_tokenize(priority)
 
 
 def _tokenize_claimed(core: EngineCore, claims: Sequence[Claim]) -> None:

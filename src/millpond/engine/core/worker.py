@@ -146,11 +146,6 @@ class WorkerPool:
         worker.guests += 1
         return worker.executor.runner, worker.slot
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether no batch is in flight."""
-        return not self.in_flight
-
     def wake_one(self, *, queries: bool, bulk: bool) -> None:
         """Wake one for what is ready; having planned it, it has the next one woken."""
         for worker in self.workers:

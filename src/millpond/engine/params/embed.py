@@ -111,7 +111,8 @@ class EmbedParams:
             raise InvalidOption(
                 f"prompt={self.prompt!r}: it holds half of a surrogate pair, no Unicode text"
             )
-        self.priority_of(1)
+        if self.priority is not None:
+            self.priority_of(1)
 
     def require(self, spec: ModelSpec, call: str) -> None:
         """Raise `UnsupportedCall` for a model that gives no embeddings."""
@@ -208,11 +209,11 @@ def take_texts(texts: TextsInput, *, several: bool) -> Texts:
         texts = texts.tolist()
     if len(texts) == 0:
         return Texts([])
+    if {str}.issuperset(map(type, texts)):
+        return Texts(list(texts))
     if not several and _is_integer(texts[0]):
         items, refused = _each([texts], _token_ids, NO_IDS)
         return Texts(items, is_single=True, are_ids=True, refused=refused)
-    if all(isinstance(text, str) for text in texts):
-        return Texts(list(texts))
     are_ids = next(filter(None, map(_kind, texts)), "") == "ids"
     items, refused = _each(texts, _token_ids, NO_IDS) if are_ids else _each(texts, _string, "")
     return Texts(items, are_ids=are_ids, refused=refused)

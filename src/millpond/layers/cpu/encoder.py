@@ -24,6 +24,8 @@ __all__ = ["FusedEncoder"]
 # In the order they are added up. Without types, all tokens are of the first one.
 TABLES = ("word_embeddings", "token_type_embeddings", "position_embeddings")
 
+SHORT_ROWS = 64  # a pass of so few is over as soon as a query is: it yields to none
+
 
 class FusedEncoder:
     """A model whose layers are all fused, from ids to the last layer without its own forward."""
@@ -65,7 +67,7 @@ class FusedEncoder:
         `types` are those of the tokens, the first one for all where they are left out.
         """
         rows = self._embed(ids, positions, types)
-        if self._stack is not None and not may_yield():
+        if self._stack is not None and (len(rows) <= SHORT_ROWS or not may_yield()):
             return self._stack(rows, sequences)
         for layer in self._layers:
             rows = layer.packed(rows, sequences)

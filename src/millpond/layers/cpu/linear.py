@@ -28,7 +28,7 @@ from .batch_invariance import (
     whole_units,
 )
 from .int8.linear import Int8Linear
-from .onednn import multiply, operators, pack
+from .onednn import OPERATORS, multiply, pack
 
 __all__ = [
     "PrepackedLinear",
@@ -91,7 +91,7 @@ class Product:
         yield_to_queries()
         if not self.is_whole:
             return multiply(rows, self.packed, self.bias, self.post_op)
-        out: Tensor = operators()._linear_pointwise(
+        out: Tensor = OPERATORS._linear_pointwise(
             rows, self.packed[0], self.bias, self.post_op, [], "none"
         )
         return out
@@ -102,7 +102,7 @@ class Product:
         if not self.is_whole:
             return self.of(rows).add_(residual)
         yield_to_queries()
-        out: Tensor = operators()._linear_pointwise.binary(
+        out: Tensor = OPERATORS._linear_pointwise.binary(
             rows, residual, self.packed[0], self.bias, "add"
         )
         return out

@@ -13,21 +13,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["multiply", "operators", "pack"]
+__all__ = ["OPERATORS", "multiply", "pack"]
 
 # What a product in pieces makes at a time: its tensors for each piece are new memory, and above
 # 32 MB the operating system's own, which takes longer to get than the product.
 MOST_NUMBERS = 2**23
 
 
-def operators() -> Any:
-    """Where torch keeps them. What is not there raises `AttributeError` when it is asked for."""
-    return torch.ops.mkldnn
+OPERATORS: Any = torch.ops.mkldnn
+"""Where torch keeps them. What is not there raises `AttributeError` when it is asked for."""
 
 
 def pack(weight: Tensor) -> Tensor:
     """A weight `[outputs, columns]` as the kernels take it."""
-    packed = operators()._reorder_linear_weight(weight.contiguous(), None)
+    packed = OPERATORS._reorder_linear_weight(weight.contiguous(), None)
     assert isinstance(packed, Tensor)
     return packed
 
@@ -39,7 +38,7 @@ def multiply(input: Tensor, packed: Sequence[Tensor], bias: Tensor | None, post_
         input = functional.pad(input, (0, missing))
     if len(packed) > 1:
         return _in_pieces(input, packed, bias, post_op)
-    out = operators()._linear_pointwise(input, packed[0], bias, post_op, [], "none")
+    out = OPERATORS._linear_pointwise(input, packed[0], bias, post_op, [], "none")
     assert isinstance(out, Tensor)
     return out
 
@@ -70,5 +69,5 @@ def _sum_of_pieces(
     out = multiply(pieces[0], packed[:1], bias, "none")
     for piece, weight in zip(pieces[1:], packed[1:], strict=True):
         # Added before the kernel rounds: one rounding for each piece, not two.
-        out = operators()._linear_pointwise.binary(piece, out, weight, None, "add")
+        out = OPERATORS._linear_pointwise.binary(piece, out, weight, None, "add")
     return torch.ops.aten.gelu_(out) if post_op == "gelu" else out

@@ -102,13 +102,16 @@ class CpuModelRunner(TorchModelRunner):
         with limited_threads(threads):
             return super()._run_on(batch, threads)
 
-    def can_run_inline(self, tokens: int) -> bool:
-        """Whether a caller's thread may launch a text of N tokens."""
+    def can_run_inline(self, batch: Batch) -> bool:
+        """Whether a caller's thread may launch this batch."""
         if self._workers is None or not self._workers.side_by_side:
             return False
         if self.prefix_cache_config is not None or not is_plain_thread():
             return False
-        return may_use_several() or self._workers.wanted(tokens, queries=True) == 1
+        if may_use_several():
+            return True
+        queries = not batch.has_bulk
+        return self._workers.wanted(batch.tokens, queries=queries, texts=batch.texts) == 1
 
     def launch(self, batch: Batch) -> LaunchedBatch:
         """Run a forward pass on the calling thread."""
@@ -122,7 +125,7 @@ class CpuModelRunner(TorchModelRunner):
         return whole_rows(tokens, self.fewest_rows) - tokens
 
     def _stage(self, *arrays: npt.NDArray[np.int64]) -> tuple[Tensor | None, list[Tensor]]:
-        return None, [torch.from_numpy(array) for array in arrays]
+        return None, list(map(torch.from_numpy, arrays))
 
 
 def is_plain_thread() -> bool:
@@ -135,5 +138,5 @@ def is_plain_thread() -> bool:
         modes = torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack()
     except AttributeError:  # private names
         return False
-    autocast = any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda", "mps"))
+    autocast = any(map(torch.is_autocast_enabled, ("cpu", "cuda", "mps")))
     return modes == 0 and not autocast and not torch.is_inference_mode_enabled()

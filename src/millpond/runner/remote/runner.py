@@ -143,7 +143,7 @@ class RemoteRunner:
     def prefix_cache_config(self) -> PrefixCacheConfig | None:
         return self._facts.prefix_cache_config
 
-    def can_run_inline(self, tokens: int) -> bool:
+    def can_run_inline(self, batch: Batch) -> bool:
         """A caller may be interrupted while the children answer."""
         return False
 

@@ -1,5 +1,7 @@
 """`TokenizerBackend`: a tokenizer as loaded, and what the Rust tokenizers share.
 
+Where it fails on a text the error names the text.
+
 It knows no checkpoint's files. It cuts nothing and pads nothing.
 """
 
@@ -12,12 +14,23 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
+from ...errors import InvalidText
 from ..chat_template import ChatTemplate
 from ..pair_frame import PairBackend
 from ..query_fill import QueryFill
 from .words import word_cache
 
-__all__ = ["NO_LIMIT", "Spans", "TokenizerBackend", "ids_of", "rust_spans", "rust_tokenize"]
+__all__ = [
+    "NO_LIMIT",
+    "Spans",
+    "TokenizerBackend",
+    "ids_of",
+    "is_broken_unicode",
+    "rust_spans",
+    "rust_tokenize",
+]
+
+_RUST_PANIC = "PanicException"  # no Exception, and importable from nowhere
 
 # A tokenizer without a limit of its own says so with a number this large or larger.
 NO_LIMIT = 10**9
@@ -66,6 +79,39 @@ class TokenizerBackend:
     """The id of a token by its name; None where there is none."""
     names: Callable[[Sequence[int]], Sequence[str]] = _names_none
     """The tokens of these ids."""
+
+    def tokenized(self, texts: Sequence[str], add_special_tokens: bool) -> Sequence[Any]:
+        """What `ids_of` takes for each text. Raises `InvalidText` with the index of the first one
+        that the tokenizer fails on."""
+        try:
+            return self.tokenize(list(texts), add_special_tokens)
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != _RUST_PANIC:
+                raise
+            raise self._error(texts, error) from error
+
+    def _error(self, texts: Sequence[str], error: BaseException) -> InvalidText:
+        if len(texts) > 1:
+            for index, text in enumerate(texts):
+                try:
+                    self.tokenized([text], True)
+                except InvalidText as found:
+                    return found.at(index)
+        if is_broken_unicode(texts[0]):
+            return InvalidText(
+                "it holds half of a surrogate pair, which is no Unicode text; replace it, for "
+                'example with text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
+            )
+        return InvalidText(f"the tokenizer failed on it with {type(error).__name__}: {error}")
+
+
+def is_broken_unicode(text: str) -> bool:
+    """Whether the text holds half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def ids_of(row: Any) -> list[int]:

