@@ -20,7 +20,9 @@ Facts = dict[str, Any]
 
 def text_table(info: EngineInfo) -> str:
     """A fact a line."""
-    return "\n".join(f"{name:<22} {value}" for name, value in _lines(facts_of(info)))
+    lines = list(_lines(facts_of(info)))
+    width = max(22, *(len(name) for name, _ in lines))
+    return "\n".join(f"{name:<{width}} {value}" for name, value in lines)
 
 
 def html_table(info: EngineInfo) -> str:
