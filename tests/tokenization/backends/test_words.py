@@ -126,7 +126,7 @@ def counted(tokenizer: Tokenizer) -> Counted:
 
 @pytest.fixture
 def cache(counted: Counted) -> WordCache:
-    found = word_cache(counted.tokenizer, counted)
+    found = word_cache(counted.tokenizer, counted, most_texts=10_000)
     assert isinstance(found, WordCache)
     counted.asked.clear()
     return found
@@ -171,6 +171,29 @@ def test_a_text_with_a_special_token_goes_to_it_whole(cache: WordCache, counted:
     counted.asked.clear()
     assert ids(cache([text], True)) == ids(counted([text], True))
     assert set(counted.asked) == {text}
+
+
+def test_many_texts_are_left_to_the_tokenizer_s_threads(counted: Counted) -> None:
+    cache = word_cache(counted.tokenizer, counted, most_texts=2)
+    texts = ["wrapped text", "a module", "wrapped module"]
+    for text in texts:
+        cache([text], True)
+    counted.asked.clear()
+    assert ids(cache(texts[:2], True)) == ids(counted.tokenizer.encode_batch(texts[:2]))
+    assert counted.asked == []
+    cache(texts, True)
+    assert counted.asked == texts
+
+
+def test_threads_need_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(16), raising=False)
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    assert words._has_threads()
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    assert not words._has_threads()
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(2), raising=False)
+    assert not words._has_threads()
 
 
 def test_long_words_are_not_kept(cache: WordCache, counted: Counted) -> None:

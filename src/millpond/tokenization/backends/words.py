@@ -11,6 +11,9 @@ Two ways of treating a space are known:
 - It begins the word after it: byte-level BPE by the patterns of GPT-2, Llama 3 and Qwen2. The first
   word of a text has none.
 
+It holds the interpreter's lock, which the tokenizer lets go of. So where there are processors for
+the tokenizer's own threads, many texts at a time are theirs.
+
 A text in which a space may be treated otherwise, since a word is empty or begins or ends with
 whitespace, say, goes to the tokenizer as a whole, and so does one with a special token in it.
 """
@@ -18,6 +21,7 @@ whitespace, say, goes to the tokenizer as a whole, and so does one with a specia
 from __future__ import annotations
 
 import json
+import os
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -37,6 +41,8 @@ SPACE_OF_PIECES = "\u2581"
 MOST_WORDS = 2**17  # about 20 MB; then all are forgotten
 LONGEST_WORD = 64  # characters of one that is kept
 TEXTS_BETWEEN_PAUSES = 32
+MANY_TEXTS = 32  # in a call, and so many processors, are for the tokenizer's threads
+MANY_PROCESSORS = 8
 FEW_WORDS = 8  # are quicker one by one: more go through the tokenizer's pool of threads
 
 _LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -55,12 +61,19 @@ _PROBES = (
 )
 
 
-def word_cache(tokenizer: Tokenizer, tokenize: Tokenize) -> Tokenize:
-    """`tokenize` by way of words, where it gives the same ids; as it is where it may not."""
+def word_cache(
+    tokenizer: Tokenizer, tokenize: Tokenize, *, most_texts: int | None = None
+) -> Tokenize:
+    """`tokenize` by way of words, where it gives the same ids; as it is where it may not.
+
+    Calls of more than `most_texts` are left to it; by default, those are many on many processors.
+    """
     is_known = _begins_words(tokenizer)
     if is_known is None or not _has_plain_special_tokens(tokenizer):
         return tokenize
-    cache = WordCache(tokenizer, tokenize, space_begins_word=is_known)
+    if most_texts is None and _has_threads():
+        most_texts = MANY_TEXTS
+    cache = WordCache(tokenizer, tokenize, space_begins_word=is_known, most_texts=most_texts)
     probes = list(_PROBES)
     for special in (True, False):
         expected = [list(row.ids) for row in tokenize(probes, special)]
@@ -68,6 +81,15 @@ def word_cache(tokenizer: Tokenizer, tokenize: Tokenize) -> Tokenize:
             if [_ids(row) for row in cache(probes, special)] != expected:
                 return tokenize
     return cache
+
+
+def _has_threads() -> bool:
+    """Whether the tokenizer has threads of its own, and processors for them."""
+    asked = os.environ.get("TOKENIZERS_PARALLELISM", "true").lower()
+    processors = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        processors = len(os.sched_getaffinity(0))
+    return processors >= MANY_PROCESSORS and asked not in ("", "0", "f", "false", "n", "no", "off")
 
 
 def _ids(row: Row) -> list[int]:
@@ -135,10 +157,16 @@ class WordCache:
     """Token ids of texts. Any thread may use it, and several at a time."""
 
     def __init__(
-        self, tokenizer: Tokenizer, tokenize: Tokenize, *, space_begins_word: bool
+        self,
+        tokenizer: Tokenizer,
+        tokenize: Tokenize,
+        *,
+        space_begins_word: bool,
+        most_texts: int | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._tokenize = tokenize
+        self._most_texts = most_texts
         self._first: dict[str, bytes] = {}  # int32 each
         self._others = {} if space_begins_word else self._first
         self._before = " " if space_begins_word else ""
@@ -150,6 +178,8 @@ class WordCache:
 
     def __call__(self, texts: list[str], add_special_tokens: bool) -> Sequence[Row]:
         """Of each text, `array("i")` of its ids, or what the tokenizer gave for the whole."""
+        if self._most_texts is not None and len(texts) > self._most_texts:
+            return self._tokenize(texts, add_special_tokens)
         rows: list[Row] = []
         unknown = []
         for index, text in enumerate(texts):
