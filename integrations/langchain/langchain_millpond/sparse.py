@@ -6,8 +6,7 @@ What lives here is a translation: the options of an engine and of a call, and CS
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any, Literal, Unpack
+from typing import Unpack
 
 try:
     from langchain_qdrant.sparse_embeddings import SparseEmbeddings, SparseVector
@@ -16,25 +15,11 @@ except ImportError as error:
         "MillpondSparseEmbeddings needs langchain-qdrant: pip install 'langchain-millpond[qdrant]'"
     ) from error
 
-from langchain_millpond.embeddings import _strings
-from langchain_millpond.shared_engine import EngineOptions, SharedEngine
+from langchain_millpond.sparse_model import SparseModel, SparseOptions
 from millpond import SparseVector as MillpondSparseVector
 
-ROWS_PER_TURN = 64  # vectors made into lists before the event loop gets its turn
 
-
-class SparseOptions(EngineOptions, total=False):
-    """What `MillpondSparseEmbeddings` takes, for type checkers; its fields say what it means."""
-
-    query_prompt: str | None
-    document_prompt: str | None
-    query_max_active_dims: int | None
-    max_active_dims: int | None
-    min_weight: float
-    truncate: Literal["end", "start", "error"] | None
-
-
-class MillpondSparseEmbeddings(SharedEngine, SparseEmbeddings):
+class MillpondSparseEmbeddings(SparseModel, SparseEmbeddings):
     """Sparse embeddings, such as SPLADE's, from a Millpond engine inside this process.
 
     Objects with the same model and engine options share one engine. Queries take the query route
@@ -76,39 +61,8 @@ class MillpondSparseEmbeddings(SharedEngine, SparseEmbeddings):
         MillpondError: One of its kinds; `UnsupportedCall` for a model that is not sparse.
     """
 
-    query_prompt: str | None = None
-    """Text in front of every query; None for the checkpoint's own."""
-    document_prompt: str | None = None
-    """Text in front of every document; None for the checkpoint's own."""
-    max_active_dims: int | None = None
-    """Terms of a document that are kept, the heaviest; None for what the checkpoint says."""
-    query_max_active_dims: int | None = None
-    """The same of a query."""
-    min_weight: float = 0.0
-    """Weights above it are kept."""
-    truncate: Literal["end", "start", "error"] | None = None
-    """Where to cut texts that are too long, or to refuse them; None as the checkpoint says."""
-
     def __init__(self, **options: Unpack[SparseOptions]) -> None:
         super().__init__(**options)
-
-    def _require_valid(self) -> None:
-        for task in ("query", "document"):
-            self._serving.embed_sparse([], **self._call(task))
-
-    def __hash__(self) -> int:  # pydantic's own does not take `engine_options`
-        return hash((self.model, self.dtype, self.query_prompt, self.document_prompt))
-
-    def _call(self, task: str) -> dict[str, Any]:
-        query = task == "query"
-        return {
-            "task": task,
-            "prompt": self.query_prompt if query else self.document_prompt,
-            "priority": "interactive" if query else "bulk",
-            "max_active_dims": self.query_max_active_dims if query else self.max_active_dims,
-            "min_weight": self.min_weight,
-            "truncate": self.truncate,
-        }
 
     def embed_documents(self, texts: list[str]) -> list[SparseVector]:
         """Embed documents, at bulk priority and with the document route and prompt.
@@ -119,8 +73,7 @@ class MillpondSparseEmbeddings(SharedEngine, SparseEmbeddings):
         Returns:
             One `SparseVector` for each text, in order.
         """
-        vectors = self._serving.embed_sparse(_strings(texts), **self._call("document"))
-        return list(map(_of_qdrant, vectors))
+        return list(map(_of_qdrant, self._documents(texts)))
 
     def embed_query(self, text: str) -> SparseVector:
         """Embed a query, at interactive priority and with the query route and prompt.
@@ -131,21 +84,15 @@ class MillpondSparseEmbeddings(SharedEngine, SparseEmbeddings):
         Returns:
             A `SparseVector`.
         """
-        return _of_qdrant(self._serving.embed_sparse(_strings([text]), **self._call("query"))[0])
+        return _of_qdrant(self._query(text))
 
     async def aembed_documents(self, texts: list[str]) -> list[SparseVector]:
         """`embed_documents` for an event loop, which is free meanwhile."""
-        vectors = await self._serving.aembed_sparse(_strings(texts), **self._call("document"))
-        rows: list[SparseVector] = []
-        for start in range(0, len(vectors), ROWS_PER_TURN):
-            rows += map(_of_qdrant, vectors[start : start + ROWS_PER_TURN])
-            await asyncio.sleep(0)
-        return rows
+        return await self._adocuments(texts, _of_qdrant)
 
     async def aembed_query(self, text: str) -> SparseVector:
         """`embed_query` for an event loop, which is free meanwhile."""
-        found = await self._serving.aembed_sparse(_strings([text]), **self._call("query"))
-        return _of_qdrant(found[0])
+        return _of_qdrant(await self._aquery(text))
 
 
 def _of_qdrant(vector: MillpondSparseVector) -> SparseVector:

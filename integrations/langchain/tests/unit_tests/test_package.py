@@ -20,16 +20,23 @@ import millpond
 from langchain_millpond import (
     MillpondCrossEncoder,
     MillpondEmbeddings,
+    MillpondMilvusSparseEmbeddings,
     MillpondRerank,
     MillpondSparseEmbeddings,
 )
 from langchain_millpond.embeddings import EmbeddingOptions
 from langchain_millpond.rerank import DocumentOptions, RerankOptions
-from langchain_millpond.sparse import SparseOptions
+from langchain_millpond.sparse_model import SparseOptions
 
 SOURCE = Path(langchain_millpond.__file__).parent
 PROJECT = Path(__file__).parents[2]
-CLASSES = (MillpondCrossEncoder, MillpondEmbeddings, MillpondRerank, MillpondSparseEmbeddings)
+CLASSES = (
+    MillpondCrossEncoder,
+    MillpondEmbeddings,
+    MillpondMilvusSparseEmbeddings,
+    MillpondRerank,
+    MillpondSparseEmbeddings,
+)
 
 
 def test_the_wheel_is_typed_and_has_its_licence() -> None:
@@ -68,6 +75,7 @@ def test_an_everyday_option_of_the_engine_is_a_field_with_its_default(kind: type
     [
         (MillpondCrossEncoder, RerankOptions),
         (MillpondEmbeddings, EmbeddingOptions),
+        (MillpondMilvusSparseEmbeddings, SparseOptions),
         (MillpondRerank, DocumentOptions),
         (MillpondSparseEmbeddings, SparseOptions),
     ],

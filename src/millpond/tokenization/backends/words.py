@@ -41,8 +41,8 @@ SPACE_OF_PIECES = "\u2581"
 MOST_WORDS = 2**17  # about 20 MB; then all are forgotten
 LONGEST_WORD = 64  # characters of one that is kept
 TEXTS_BETWEEN_PAUSES = 32
-MANY_TEXTS = 32  # in a call, and so many processors, are for the tokenizer's threads
-MANY_PROCESSORS = 8
+MANY_TEXTS = 32  # a call of more is for the tokenizer's threads
+MANY_PROCESSORS = 8  # if there are these for them
 FEW_WORDS = 8  # are quicker one by one: more go through the tokenizer's pool of threads
 
 _LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
