@@ -282,7 +282,13 @@ def test_products_outside_these_layers_count_too(monkeypatch: pytest.MonkeyPatch
         pass
 
     def is_batch_invariant(
-        columns: int, outputs: int, dtype: torch.dtype, threads: object, *, prepacked: bool
+        columns: int,
+        outputs: int,
+        dtype: torch.dtype,
+        threads: object,
+        *,
+        prepacked: bool,
+        **_: object,
     ) -> bool:
         return prepacked
 

@@ -24,7 +24,7 @@ from server_process import ServerProcess, server_process
 from millpond import Engine
 from millpond.cli.serve import _named, main
 from millpond.cli.serve_command import _one_name_a_flag
-from millpond.server import process
+from millpond.server.process import run as process
 from millpond.server.settings import AppSettings, ListenSettings
 
 pytestmark = pytest.mark.slow
