@@ -25,6 +25,8 @@ from slot_memory import RememberingRunner
 from millpond import Engine, EngineFailed, ProcessDied, TextFailed
 from millpond.engine.core.worker import WorkerPool
 
+pytestmark = pytest.mark.slow  # processes of its own
+
 TEXTS = [f"text {number}" for number in range(100)]
 SUPPORT = str(Path(__file__).parents[1] / "support")
 
@@ -231,7 +233,6 @@ def test_every_call_ends_once_and_with_its_own_vectors_whatever_is_killed() -> N
     random_calls(seed=1, calls=150)
 
 
-@pytest.mark.slow
 def test_ten_thousand_calls_end_once_whatever_is_killed() -> None:
     for seed in range(2, 22):
         random_calls(seed=seed, calls=500)
@@ -261,7 +262,6 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow
 def test_a_parent_that_is_killed_in_the_middle_of_a_batch_leaves_no_child(tmp_path: Path) -> None:
     result = run(f"""
 engine = engine_of(task(folder={str(tmp_path)!r}), task(folder={str(tmp_path)!r}))
@@ -276,7 +276,6 @@ os.kill(os.getpid(), signal.SIGKILL)
         wait_until_gone(pid)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "how", ["engine.close()", "del engine", "pass", "engine.submit(['a'] * 50)"]
 )
@@ -291,7 +290,6 @@ assert np.array_equal(engine.embed(["a", "b"]), vectors_for(["a", "b"]))
     assert not any(is_alive(int(pid)) for pid in result.stdout.split())
 
 
-@pytest.mark.slow
 def test_a_forked_child_has_processes_of_its_own_and_the_parent_keeps_its_own() -> None:
     result = run("""
 engine = engine_of(task(), task())
@@ -315,7 +313,6 @@ engine.close()
     assert not any(is_alive(int(pid)) for pid in result.stdout.split())
 
 
-@pytest.mark.slow
 def test_children_end_with_the_parent_though_a_fork_of_it_lives_on() -> None:
     result = run(
         """
@@ -336,7 +333,6 @@ os.kill(os.getpid(), signal.SIGKILL)
         os.kill(fork, signal.SIGKILL)
 
 
-@pytest.mark.slow
 def test_an_interrupt_during_the_load_leaves_no_child(tmp_path: Path) -> None:
     result = run(f"""
 from millpond.runner.remote.runner import RemoteRunner

@@ -143,6 +143,7 @@ def test_a_server_with_other_vectors_is_not_timed() -> None:
         server.check_agreement(Answered(vectors + 1e-4), Embedding(vectors), ["a"] * 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [server, server_load])
 def test_both_sides_have_one_dtype(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []

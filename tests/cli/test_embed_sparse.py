@@ -14,7 +14,7 @@ from sparse_models import save_splade
 
 from millpond import Engine, SparseVectors
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 SPARSE = ("--output-kind", "sparse")
 
 

@@ -14,7 +14,7 @@ from command_line import ROWS, TEXTS, refusal, rows_of, run
 from millpond import Engine, TokenVectors
 from multi_vector import DIMENSION, save_bge_m3, save_multi_vector
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 TOKENS = ("--output-kind", "tokens")
 
 

@@ -38,6 +38,8 @@ from millpond.server.schemas.scores import (
     ScoreRequest,
 )
 
+pytestmark = pytest.mark.slow  # bodies are parsed by a process of its own
+
 LONG = "mill pond \n é 水 😀 " * (LARGE_BYTES // 8)
 OPTIONS = {"content_type": "application/json", "ignore_unknown": False}
 
