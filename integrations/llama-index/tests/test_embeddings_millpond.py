@@ -415,7 +415,9 @@ def test_a_closed_engine_says_so(tiny: str, tiny_engine: Engine) -> None:
 def test_a_cancelled_call_is_taken_out(tiny: str) -> None:
     async def main(model: MillpondEmbedding) -> None:
         gate = Gate(model.engine.add_stats_hook)
-        running = asyncio.ensure_future(model.aget_text_embedding_batch(["a pond"] * 4000))
+        running = asyncio.ensure_future(
+            model.aget_text_embedding_batch([f"pond {number}" for number in range(4000)])
+        )
         await gate.reached.wait()
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
