@@ -15,7 +15,8 @@ from sentence_transformers.sentence_transformer.modules import Transformer
 from millpond.checkpoint.input_config import chat_options
 from millpond.checkpoint.modules import Module
 from millpond.errors import InvalidCheckpoint, InvalidOption, InvalidText, UnsupportedModel
-from millpond.tokenization.tokenizer import TextTokenizer, TokenizedTexts
+from millpond.tokenization.token_ids import TokenizedTexts
+from millpond.tokenization.tokenizer import TextTokenizer
 
 PROMPTS = ("", "the mill of the pond: ", "Instruct: find the mill\nQuery:")
 TASKS = (None, "query", "document")

@@ -39,7 +39,8 @@ from millpond.errors import (
     TextTooLong,
     UnsupportedModel,
 )
-from millpond.tokenization.tokenizer import CACHED_PROMPTS, TextTokenizer, TokenizedTexts
+from millpond.tokenization.token_ids import TokenizedTexts
+from millpond.tokenization.tokenizer import CACHED_PROMPTS, TextTokenizer
 
 TEXTS = [
     "",

@@ -206,7 +206,9 @@ def _require_own(of_kinds: Mapping[str, Any], name: str, formats: FileFormats) -
         if option not in kind.options and value not in (None, "float32", 0.0, 1.0):
             raise CommandError(f"--{option.replace('_', '-')} is not for --output-kind {name}")
     if not kind.is_matrix and formats.output_format == "npy":
-        raise CommandError(f"{name}: they are no matrix for .npy: write .parquet or .jsonl")
+        raise CommandError(
+            f"--output-kind {name} makes no matrix, which .npy holds: write .parquet or .jsonl"
+        )
 
 
 def _file_run(

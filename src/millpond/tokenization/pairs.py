@@ -20,8 +20,9 @@ from ..pair import Pair
 from .backends.backend import Spans, ids_of
 from .pair_frame import PairBackend, cut, kept_tokens
 from .shared_prefix import PROBE_TEXTS, common_prefix_length
+from .token_ids import TokenizedTexts
 from .token_types import typed_ids
-from .tokenizer import TextTokenizer, TokenizedTexts
+from .tokenizer import TextTokenizer
 from .truncation import Side, SpecialTokens, Truncate, common_suffix
 
 __all__ = ["PairTokenizer", "TruncatePair"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,21 @@ import numpy.typing as npt
 
 from ..errors import InvalidTokenIds
 
-__all__ = ["Ids", "checked_ids", "require_known"]
+__all__ = ["Ids", "TokenizedTexts", "checked_ids", "require_known"]
 
 Ids = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TokenizedTexts:
+    """Token ids of several texts, one text after the other."""
+
+    ids: Ids
+    """int32 [total]."""
+    lengths: Ids
+    """int32 [n]: tokens of each text, after truncation; they add up to `total`."""
+    truncated: npt.NDArray[np.bool_]
+    """bool [n]: whether tokens of the text were left out."""
 
 
 def checked_ids(row: npt.NDArray[Any] | Sequence[int], index: int, vocab_size: int) -> Ids:

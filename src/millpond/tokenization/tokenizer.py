@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from array import array
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, Self
 
@@ -24,7 +24,7 @@ from .backends.backend import NO_LIMIT, TokenizerBackend, ids_of, is_broken_unic
 from .backends.sources import load_source
 from .long_texts import LONG_TEXT, all_ids, enough_ids
 from .shared_prefix import END_CHARACTERS, PROBE_ENDINGS, PROBE_TEXTS, common_prefix_length
-from .token_ids import Ids, checked_ids, require_known
+from .token_ids import Ids, TokenizedTexts, checked_ids, require_known
 from .truncation import (
     Side,
     SpecialTokens,
@@ -34,23 +34,11 @@ from .truncation import (
     special_tokens_of,
 )
 
-__all__ = ["TextTokenizer", "TokenizedTexts"]
+__all__ = ["TextTokenizer"]
 
 ROWS_BETWEEN_PAUSES = 32
 PROBE_CHARACTERS = 1000  # of a long text, by which the special tokens at its ends are verified
 CACHED_PROMPTS = 256  # with what was found out for them, for each tokenizer
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class TokenizedTexts:
-    """Token ids of several texts, one text after the other."""
-
-    ids: Ids
-    """int32 [total]."""
-    lengths: Ids
-    """int32 [n]: tokens of each text, after truncation; they add up to `total`."""
-    truncated: npt.NDArray[np.bool_]
-    """bool [n]: whether tokens of the text were left out."""
 
 
 class TextTokenizer:

@@ -133,7 +133,7 @@ def cache(counted: Counted) -> WordCache:
 
 
 def ids(rows: Sequence[Any]) -> list[list[int]]:
-    return [words._ids(row) for row in rows]
+    return [words.ids_of(row) for row in rows]
 
 
 def odd_texts(count: int) -> Iterator[str]:

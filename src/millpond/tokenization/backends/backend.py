@@ -7,7 +7,6 @@ It knows no checkpoint's files. It cuts nothing and pads nothing.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from ...errors import InvalidText
 from ..chat_template import ChatTemplate
 from ..pair_frame import PairBackend
 from ..query_fill import QueryFill
-from .words import word_cache
+from .words import ids_of, word_cache
 
 __all__ = [
     "NO_LIMIT",
@@ -112,14 +111,6 @@ def is_broken_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
-
-
-def ids_of(row: Any) -> list[int]:
-    """The token ids of one text as `TokenizerBackend.tokenize` gave it."""
-    if isinstance(row, array):
-        return row.tolist()
-    ids: list[int] = row if isinstance(row, list) else row.ids
-    return ids
 
 
 def rust_tokenize(tokenizer: Tokenizer) -> Callable[[list[str], bool], Sequence[Any]]:

@@ -31,7 +31,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from ...locks import this_thread_pauses
 
-__all__ = ["WordCache", "word_cache"]
+__all__ = ["WordCache", "ids_of", "word_cache"]
 
 Tokenize = Callable[[list[str], bool], Sequence[Any]]
 Row = Any
@@ -78,7 +78,7 @@ def word_cache(
     for special in (True, False):
         expected = [list(row.ids) for row in tokenize(probes, special)]
         for _ in range(2):  # at first no word is known
-            if [_ids(row) for row in cache(probes, special)] != expected:
+            if [ids_of(row) for row in cache(probes, special)] != expected:
                 return tokenize
     return cache
 
@@ -92,8 +92,12 @@ def _has_threads() -> bool:
     return processors >= MANY_PROCESSORS and asked not in ("", "0", "f", "false", "n", "no", "off")
 
 
-def _ids(row: Row) -> list[int]:
-    return row.tolist() if isinstance(row, array) else list(row.ids)
+def ids_of(row: Row) -> list[int]:
+    """The token ids of one text as a tokenizer gave it: its own row, an array or a list."""
+    if isinstance(row, array):
+        return row.tolist()
+    ids: list[int] = row if isinstance(row, list) else row.ids
+    return ids
 
 
 def _begins_words(tokenizer: Tokenizer) -> bool | None:
