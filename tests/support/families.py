@@ -203,7 +203,8 @@ _ALL: tuple[Family, ...] = (
             "num_heads": 4,
             "relative_attention_num_buckets": 8,
             "relative_attention_max_distance": 16,
-            "initializer_factor": 3.0,
+            # At 3 its scores are so large that float32's rounding alone reaches 1e-5.
+            "initializer_factor": 2.0,
         },
         tokenizer="unigram",
         execution="padded",
