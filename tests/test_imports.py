@@ -7,7 +7,9 @@ import importlib
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,6 +124,7 @@ def violations(source: str, module: str, *, is_package: bool = False) -> list[st
     return found
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Every module below `millpond` itself, by its name."""
     found = {}
@@ -131,6 +134,61 @@ def modules() -> dict[str, Path]:
         if name != "millpond":
             found[name] = path
     return found
+
+
+def imported(module: str) -> set[str]:
+    """The modules of ours that one imports, in functions and for type checking too."""
+    path = modules()[module]
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    names = {entry.module for entry in imports(path.read_text(encoding="utf-8"), package)}
+    # `millpond.errors.MillpondError` is a name in a module.
+    names |= {name.rpartition(".")[0] for name in names - modules().keys()}
+    return names & modules().keys() - {module}
+
+
+def packages() -> list[str]:
+    return [name for name, path in modules().items() if path.name == "__init__.py"]
+
+
+def parts_of(package: str) -> dict[str, set[str]]:
+    """The files and folders of a package, and which of its others each imports."""
+
+    def parts(names: Iterable[str]) -> set[str]:
+        below = {name.removeprefix(f"{package}.") for name in names if name != package}
+        return {name.partition(".")[0] for name in below if not name.startswith("millpond.")}
+
+    found: dict[str, set[str]] = {part: set() for part in parts(modules())}
+    for module in modules():
+        for part in parts([module]):
+            found[part] |= parts(imported(module)) - {part}
+    return found
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """What imports itself by way of others; empty where nothing does."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        found: list[str] = error.args[1]
+        return found
+    return []
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    assert circle({module: imported(module) for module in modules()}) == []
+
+
+@pytest.mark.parametrize("package", packages())
+def test_the_parts_of_a_package_form_a_ladder(package: str) -> None:
+    assert circle(parts_of(package)) == []
+
+
+def test_circles_are_found() -> None:
+    assert imported("millpond.engine.info") >= {"millpond.checkpoint.spec"}
+    assert parts_of("millpond.model")["split"] >= {"quiet"}, "which it imports in a function"
+    assert parts_of("millpond.model")["loading"] >= {"split"}, "for type checking"
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})
+    assert not circle({"a": {"b", "c"}, "b": {"c"}})
 
 
 @pytest.mark.parametrize("module", modules())

@@ -556,7 +556,7 @@ FORKED_AMID_LOCKS = """
 import os, threading
 import numpy as np
 from fakes import *
-from millpond.model.loading.quiet import quiet_transformers
+from millpond.model.quiet import quiet_transformers
 from millpond.runner.cpu.workers import CpuWorkers
 from millpond.tokenization.backends.from_transformers import _python_tokenize
 

@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from millpond import InvalidText, Pair, TextTooLong, UnsupportedCall
+from millpond.checkpoint.kinds.no_modules import default_chain
 from millpond.checkpoint.modules import Module
-from millpond.checkpoint.routes import default_chain
 from millpond.tokenization.pair_frame import kept_tokens, pair_backend
 from millpond.tokenization.pairs import PairTokenizer
 from millpond.tokenization.token_types import LARGEST_ID, split_token_types, typed_ids

@@ -6,23 +6,21 @@ Flattens the Routers away, and checks that what is left can run in that order.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from ..errors import InvalidCheckpoint, InvalidOption, UnknownTask, UnsupportedModel
 from .files import read_json_object
-from .kinds.answer_rerankers import AnswerReranker, answer_reranker
-from .kinds.multi_vector import multi_vector_modules
-from .module_config import transformer_config, transformer_options
+from .module_config import transformer_options
 from .modules import Chain, Module, chain_for, routers_of
 
 __all__ = [
     "Route",
-    "default_chain",
-    "read_multi_vector_routes",
+    "Routes",
+    "pooling_module",
     "read_routes",
     "read_task_routes",
     "transformer_of_folder",
@@ -54,52 +52,17 @@ class Route:
         return self.modules[1:]
 
 
-# What a model's class is called that scores, and what transformers loads it for.
-_SCORING_TASKS = {
-    "ForSequenceClassification": "sequence-classification",
-    "ForTokenClassification": "token-classification",
-}
+class Routes(NamedTuple):
+    """Those of a checkpoint, and which texts take which."""
+
+    routes: tuple[Route, ...]
+    task_routes: dict[str | None, str]
+    """The name of the route of every task that can be told apart."""
+    other_route: str | None
+    """That of all the others; None where there is none for them."""
 
 
 _OF_SPARSE = frozenset({"SpladePooling", "SparseAutoEncoder", "SparseStaticEmbedding"})
-
-
-# What a model's class is called that does neither, and what it gives instead.
-_OTHER_TASKS = {
-    "ForQuestionAnswering": "the place of an answer",
-    "ForMultipleChoice": "a score for each of several choices",
-    "ForNextSentencePrediction": "whether one sentence follows another",
-}
-
-
-def default_chain(root: Path, *, name: str = "", pooling: tuple[str, ...] | None = None) -> Chain:
-    """What a folder without modules.json is run as: a transformer, then a pooling or its own head.
-
-    The mean, or the last token of a model that was trained to predict the next one; where its
-    tokenizer has a chat template, texts go through it. A model with a head for classes or scores
-    keeps that, unless the user asks for a `pooling`; so does one that is known by its `name`.
-    Raises `UnsupportedModel` for a folder that is no text model, or one for another task.
-    """
-    config = transformer_config(root)
-    other = [name for name in ("vision_config", "audio_config") if config.get(name)]
-    if other:
-        raise UnsupportedModel(
-            f"{root / 'config.json'} has a {other[0]}, and there is no modules.json that says "
-            "how it embeds text"
-        )
-    architectures = config.get("architectures") or [""]
-    if pooling is None and (scoring := _scoring_transformer(root, name, config)) is not None:
-        return (scoring,)
-    for task, gives in _OTHER_TASKS.items() if pooling is None else ():
-        if str(architectures[0]).endswith(task):
-            raise UnsupportedModel(
-                f"{root / 'config.json'} is of a {architectures[0]}, which gives {gives}, and no "
-                "embeddings; name an embedding model, or embed with its encoder all the same by "
-                'pooling="mean"'
-            )
-    is_causal = str(architectures[0]).endswith("ForCausalLM") and config.get("is_causal", True)
-    modes = ("lasttoken" if is_causal else "mean",)
-    return transformer_of_folder(root), _pooling_module(root, modes)
 
 
 def transformer_of_folder(root: Path) -> Module:
@@ -108,37 +71,16 @@ def transformer_of_folder(root: Path) -> Module:
     return Module(kind="Transformer", path=root, options=options, class_name="Transformer")
 
 
-def _scoring_transformer(root: Path, name: str, config: Mapping[str, Any]) -> Module | None:
-    """The one module of a folder whose model scores or classifies; None for any other."""
-    architecture = str((config.get("architectures") or [""])[0])
-    endings = [ending for ending in _SCORING_TASKS if architecture.endswith(ending)]
-    answers = answer_reranker(name, config)
-    if not endings and answers is None:
-        return None
-    task = _SCORING_TASKS[endings[0]] if endings else "text-generation"
-    path = root / "config.json"
-    options = transformer_options({"transformer_task": task}, path=path, whole=True)
-    if answers is not None:
-        options["chat"] = _answer_chat(answers)
-        if not endings:
-            options["answer_ids"] = answers.token_ids(root)
-    return Module(kind="Transformer", path=root, options=options, class_name="Transformer")
-
-
-def _answer_chat(answers: AnswerReranker) -> dict[str, Any]:
-    arguments = {"chat_template": answers.template}
-    return {"format": "flat", "arguments": arguments, "restore_suffix": True, "required": True}
-
-
-def _pooling_module(root: Path, modes: tuple[str, ...]) -> Module:
+def pooling_module(root: Path, modes: tuple[str, ...]) -> Module:
+    """A Pooling that no file describes."""
     options = {"modes": modes, "include_prompt": True}
     return Module(kind="Pooling", path=root, options=options, class_name="Pooling")
 
 
 def read_routes(
     chain: Chain, root: Path, *, pooling: tuple[str, ...] | None, include_prompt: bool | None
-) -> tuple[tuple[Route, ...], dict[str | None, str], str | None]:
-    """The routes, the route name of every task that can be told apart, and of all the others.
+) -> Routes:
+    """Read them.
 
     `pooling` and `include_prompt` go over what the checkpoint's Pooling modules say, unless
     None. Raises `InvalidCheckpoint`, `UnsupportedModel`, or `InvalidOption` for a `pooling`
@@ -156,7 +98,7 @@ def read_task_routes(
     chain: Chain,
     root: Path,
     finished: Callable[[str | None], tuple[tuple[str, ...], tuple[Module, ...]]],
-) -> tuple[tuple[Route, ...], dict[str | None, str], str | None]:
+) -> Routes:
     """The same by what gives the names and modules of a task's route, or raises `UnknownTask`."""
     routes: list[Route] = []
     task_routes: dict[str | None, str] = {}
@@ -177,22 +119,7 @@ def read_task_routes(
         task_routes = dict.fromkeys(task_routes, "default")
         other_route = other_route and "default"
         routes = [replace(routes[0], name="default")]
-    return tuple(routes), task_routes, other_route
-
-
-def read_multi_vector_routes(
-    chain: Chain, root: Path
-) -> tuple[tuple[Route, ...], dict[str | None, str], str | None]:
-    """The same of a model that gives token vectors: one for queries and one for documents.
-
-    They are one route where they do not differ. A text without a task is a document.
-    """
-    found = {task: multi_vector_modules(chain, task, root) for task in ("query", "document")}
-    if found["query"] == found["document"]:
-        route = Route(name="default", modules=found["document"])
-        return (route,), dict.fromkeys(found, "default"), "default"
-    routes = tuple(Route(name=task, modules=modules) for task, modules in found.items())
-    return routes, {task: task for task in found}, "document"
+    return Routes(tuple(routes), task_routes, other_route)
 
 
 def _all_tasks(chain: Chain) -> Iterable[str | None]:
@@ -255,7 +182,7 @@ def _finished(
             raise InvalidCheckpoint(
                 f"{root}: no Pooling follows its Transformer; say pooling='mean', for example"
             )
-        rest.insert(0, _pooling_module(root, pooling))
+        rest.insert(0, pooling_module(root, pooling))
     return (first, *rest)
 
 

@@ -7,7 +7,7 @@ Millpond cannot run. It loads no weights and knows no device.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,10 @@ from .kinds.multi_vector import (
     pylate_chain,
     pylate_prompts,
     read_multi_vector,
+    read_multi_vector_routes,
     stanford_chain,
 )
+from .kinds.no_modules import default_chain
 from .kinds.scoring import Kind, ScoringSpec, read_scoring
 from .kinds.sparse import (
     MODEL_TYPE,
@@ -42,8 +44,7 @@ from .modules import Chain, read_chain
 from .resolve import Checkpoint
 from .routes import (
     Route,
-    default_chain,
-    read_multi_vector_routes,
+    Routes,
     read_routes,
     transformer_of_folder,
 )
@@ -51,8 +52,6 @@ from .routes import (
 __all__ = ["ModelSpec", "read_spec"]
 
 _MODEL_TYPES = ("SentenceTransformer", "CrossEncoder")
-
-
 _SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 # Their checkpoints do not say that the instruction stays out of the mean; their model cards do.
 _INSTRUCTOR_MODELS = frozenset(f"hkunlp/instructor-{size}" for size in ("base", "large", "xl"))
@@ -165,6 +164,18 @@ class ModelSpec:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """What a checkpoint gives of a text."""
+
+    routes: Routes
+    saved: Mapping[str, Any]
+    """What of config_sentence_transformers.json concerns it."""
+    scoring: ScoringSpec | None = None
+    multi_vector: MultiVectorSpec | None = None
+    sparse: SparseSpec | None = None
+
+
 def read_spec(
     checkpoint: Checkpoint,
     *,
@@ -180,20 +191,64 @@ def read_spec(
     nothing to act on.
     """
     root = checkpoint.path
+    found = _read(checkpoint, pooling, trust_remote_code=trust_remote_code)
+    saved = found.saved
+    all_prompts = _prompts(saved, prompts, root)
+    return ModelSpec(
+        name=checkpoint.name,
+        path=root,
+        source=checkpoint.source,
+        revision=checkpoint.revision,
+        routes=found.routes.routes,
+        prompts=all_prompts,
+        default_prompt_name=_default_prompt_name(saved, all_prompts, root),
+        similarity_fn_name=_one_of(saved.get("similarity_fn_name"), _SIMILARITIES),
+        truncate_dim=_truncate_dim(saved, root),
+        task_routes=found.routes.task_routes,
+        other_route=found.routes.other_route,
+        scoring=found.scoring,
+        multi_vector=found.multi_vector,
+        sparse=found.sparse,
+    )
+
+
+def _read(
+    checkpoint: Checkpoint, pooling: tuple[str, ...] | None, *, trust_remote_code: bool
+) -> _Found:
+    root = checkpoint.path
     saved = read_json_object(root / "config_sentence_transformers.json")
     late = _late_interaction(root, saved, trust_remote_code=trust_remote_code)
     if late is not None:
-        return _multi_vector_spec(checkpoint, *late, saved=saved, pooling=pooling, prompts=prompts)
+        _refuse_pooling(pooling, checkpoint, gives="a vector for each token")
+        return _found_multi_vector(root, *late, saved=saved)
     model_type = saved.get("model_type", "SentenceTransformer")
     if model_type == MODEL_TYPE and has_file(root / "modules.json"):
-        return _sparse_spec(
-            checkpoint, saved, pooling=pooling, prompts=prompts, trust_remote_code=trust_remote_code
-        )
+        _refuse_pooling(pooling, checkpoint, gives="sparse vectors")
+        return _found_sparse(root, saved, trust_remote_code=trust_remote_code)
     if model_type not in _MODEL_TYPES:
         raise UnsupportedModel(
             f"{checkpoint.name} is a {model_type}; only {' and '.join(_MODEL_TYPES)} models, "
             "which give one vector or scores of a text, are supported"
         )
+    found = _found_dense(checkpoint, saved, pooling, trust_remote_code=trust_remote_code)
+    return found if found.scoring is not None else _with_other_kinds(found, root, pooling)
+
+
+def _refuse_pooling(pooling: tuple[str, ...] | None, checkpoint: Checkpoint, *, gives: str) -> None:
+    if pooling is not None:
+        raise InvalidOption(f"pooling={pooling!r}: {checkpoint.name} gives {gives}; leave it out")
+
+
+def _found_dense(
+    checkpoint: Checkpoint,
+    saved: Mapping[str, Any],
+    pooling: tuple[str, ...] | None,
+    *,
+    trust_remote_code: bool,
+) -> _Found:
+    """A vector of a text, or scores."""
+    root = checkpoint.path
+    model_type = saved.get("model_type", "SentenceTransformer")
     if has_file(root / "modules.json"):
         chain = read_chain(root, trust_remote_code=trust_remote_code)
     else:
@@ -202,75 +257,53 @@ def read_spec(
         chain = m3_chain(root) if is_m3 else default_chain(root, name=name, pooling=pooling)
         saved = {}  # without modules.json the reference does not read it either
     include_prompt = False if checkpoint.name in _INSTRUCTOR_MODELS else None
-    routes, task_routes, other_route = read_routes(
-        chain, root, pooling=pooling, include_prompt=include_prompt
-    )
-    scoring = read_scoring(routes[0].modules, saved, trust_remote_code=trust_remote_code)
-    if scoring is not None and len(routes) > 1:
+    routes = read_routes(chain, root, pooling=pooling, include_prompt=include_prompt)
+    modules = routes.routes[0].modules
+    scoring = read_scoring(modules, saved, trust_remote_code=trust_remote_code)
+    if scoring is not None and len(routes.routes) > 1:
         raise UnsupportedModel(f"{checkpoint.name} has a Router; one that scores has one route")
     if (scoring is None) == (model_type == "CrossEncoder") and saved:
         raise UnsupportedModel(
             f"{checkpoint.name} is saved as a {model_type} and its modules give "
             f"{'no scores' if scoring is None else 'scores'}"
         )
-    all_prompts = _prompts(saved, prompts, root)
-    sparse = multi_vector = None
-    if scoring is None and len(routes) == 1 and is_bge_m3(root) and pooling is None:
-        routes = (*routes, *m3_routes(routes[0], root))
-        sparse = SparseSpec(route=SPARSE, by_token=True)
-        # FlagEmbedding's `colbert_score` is the mean over the query.
-        multi_vector = MultiVectorSpec(similarity="meanmaxsim", route=TOKENS, all_route=ALL)
-    elif not has_file(root / "modules.json") and scoring is None:
-        beside = masked_language_route(root)
-        if beside is not None:
-            routes, sparse = (*routes, beside), SparseSpec(route=beside.name)
-    return ModelSpec(
-        name=checkpoint.name,
-        path=root,
-        source=checkpoint.source,
-        revision=checkpoint.revision,
+    return _Found(routes=routes, saved=saved, scoring=scoring)
+
+
+def _with_other_kinds(found: _Found, root: Path, pooling: tuple[str, ...] | None) -> _Found:
+    """With the sparse and token vectors that a model gives beside a dense one."""
+    dense, *others = found.routes.routes
+    if not others and is_bge_m3(root) and pooling is None:
+        return replace(
+            found,
+            routes=found.routes._replace(routes=(dense, *m3_routes(dense, root))),
+            sparse=SparseSpec(route=SPARSE, by_token=True),
+            # FlagEmbedding's `colbert_score` is the mean over the query.
+            multi_vector=MultiVectorSpec(similarity="meanmaxsim", route=TOKENS, all_route=ALL),
+        )
+    beside = None if has_file(root / "modules.json") else masked_language_route(root)
+    if beside is None:
+        return found
+    with_sparse = found.routes._replace(routes=(*found.routes.routes, beside))
+    return replace(found, routes=with_sparse, sparse=SparseSpec(route=beside.name))
+
+
+def _found_sparse(root: Path, saved: Mapping[str, Any], *, trust_remote_code: bool) -> _Found:
+    routes = sparse_routes(read_chain(root, trust_remote_code=trust_remote_code), root)
+    return _Found(
         routes=routes,
-        prompts=all_prompts,
-        default_prompt_name=_default_prompt_name(saved, all_prompts, root),
-        similarity_fn_name=_one_of(saved.get("similarity_fn_name"), _SIMILARITIES),
-        truncate_dim=_truncate_dim(saved, root),
-        multi_vector=multi_vector,
-        task_routes=task_routes,
-        other_route=other_route,
-        scoring=scoring,
-        sparse=sparse,
+        saved={**saved, "truncate_dim": None},
+        sparse=read_sparse(saved, routes.routes, root),
     )
 
 
-def _sparse_spec(
-    checkpoint: Checkpoint,
-    saved: Mapping[str, Any],
-    *,
-    pooling: tuple[str, ...] | None,
-    prompts: Mapping[str, str] | None,
-    trust_remote_code: bool,
-) -> ModelSpec:
-    if pooling is not None:
-        raise InvalidOption(
-            f"pooling={pooling!r}: {checkpoint.name} gives sparse vectors; leave it out"
-        )
-    root = checkpoint.path
-    chain = read_chain(root, trust_remote_code=trust_remote_code)
-    routes, task_routes, other_route = sparse_routes(chain, root)
-    all_prompts = _prompts(saved, prompts, root)
-    return ModelSpec(
-        name=checkpoint.name,
-        path=root,
-        source=checkpoint.source,
-        revision=checkpoint.revision,
-        routes=routes,
-        prompts=all_prompts,
-        default_prompt_name=_default_prompt_name(saved, all_prompts, root),
-        similarity_fn_name=_one_of(saved.get("similarity_fn_name"), _SIMILARITIES),
-        truncate_dim=None,
-        task_routes=task_routes,
-        other_route=other_route,
-        sparse=read_sparse(saved, routes, root),
+def _found_multi_vector(
+    root: Path, chain: Chain, prompts: Mapping[str, Any], *, saved: Mapping[str, Any]
+) -> _Found:
+    return _Found(
+        routes=read_multi_vector_routes(chain, root),
+        saved={"prompts": prompts, "default_prompt_name": saved.get("default_prompt_name")},
+        multi_vector=read_multi_vector(saved),
     )
 
 
@@ -290,38 +323,6 @@ def _late_interaction(
         return None
     chain = read_chain(root, trust_remote_code=trust_remote_code)
     return chain, dict(saved.get("prompts") or {})
-
-
-def _multi_vector_spec(
-    checkpoint: Checkpoint,
-    chain: Chain,
-    saved_prompts: Mapping[str, Any],
-    *,
-    saved: Mapping[str, Any],
-    pooling: tuple[str, ...] | None,
-    prompts: Mapping[str, str] | None,
-) -> ModelSpec:
-    if pooling is not None:
-        raise InvalidOption(
-            f"pooling={pooling!r}: {checkpoint.name} gives a vector for each token; leave it out"
-        )
-    root = checkpoint.path
-    routes, task_routes, other_route = read_multi_vector_routes(chain, root)
-    all_prompts = _prompts({**saved, "prompts": saved_prompts}, prompts, root)
-    return ModelSpec(
-        name=checkpoint.name,
-        path=root,
-        source=checkpoint.source,
-        revision=checkpoint.revision,
-        routes=routes,
-        prompts=all_prompts,
-        default_prompt_name=_default_prompt_name(saved, all_prompts, root),
-        similarity_fn_name=None,
-        truncate_dim=None,
-        task_routes=task_routes,
-        other_route=other_route,
-        multi_vector=read_multi_vector(saved),
-    )
 
 
 def _prompts(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ..checkpoint.kinds.scoring import Kind
+from ..checkpoint.modules import Module
 from ..checkpoint.spec import ModelSpec
 from ..model.info import ExecutionKind, RouteInfo
 from ..scheduler.prefix_cache import PrefixCacheConfig
-from .info_table import facts_of, html_table, text_table
+from .info_table import Facts, html_table, text_table
 
 __all__ = ["EngineInfo"]
 
@@ -91,12 +93,52 @@ class EngineInfo:
         """Longest text in tokens."""
         return self.routes[0].max_length
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Facts:
         """The facts as `millpond info --json` prints them; `path` is a string."""
-        return facts_of(self)
+        model = self.model
+        routes = zip(self.routes, model.routes, strict=True)
+        return {
+            "model": model.name,
+            "source": model.source,
+            "path": str(model.path),
+            "revision": model.revision,
+            "kind": model.kind,
+            "labels": list(self.labels),
+            "activation": None if model.scoring is None else model.scoring.activation,
+            "similarity": _similarity(model),
+            "truncate_dim": model.truncate_dim,
+            "prompts": dict(model.prompts),
+            "default_prompt_name": model.default_prompt_name,
+            "routes": [
+                {"modules": [_module(module) for module in chain.modules], **_fields(route)}
+                for route, chain in routes
+            ],
+            **_fields(self, but=("model", "routes", "processes", "prefix_cache")),
+            "processes": list(self.processes),
+            "prefix_cache": None if self.prefix_cache is None else _fields(self.prefix_cache),
+        }
 
     def __str__(self) -> str:
-        return text_table(self)
+        return text_table(self.as_dict())
 
     def _repr_html_(self) -> str:  # IPython asks for it
-        return html_table(self)
+        return html_table(self.as_dict())
+
+
+def _similarity(model: ModelSpec) -> str | None:
+    """How its vectors are compared; None for a model that gives none."""
+    if model.kind == "multi_vector" and model.multi_vector is not None:
+        return model.multi_vector.similarity
+    return None if model.scoring is not None else model.similarity_fn_name or "cosine"
+
+
+def _fields(value: Any, *, but: Sequence[str] = ()) -> Facts:
+    """The fields of a dataclass."""
+    return {
+        field.name: getattr(value, field.name) for field in fields(value) if field.name not in but
+    }
+
+
+def _module(module: Module) -> str:
+    modes = module.options.get("modes")
+    return f"{module.kind}({', '.join(modes)})" if modes else module.kind

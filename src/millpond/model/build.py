@@ -27,17 +27,18 @@ from ..errors import (
 )
 from ..layers.cpu.activation import replace_activations
 from ..layers.cpu.encoder_layer import fuse_layers
-from ..layers.cpu.int8.quantize import quantize
 from ..layers.cpu.linear import fuse_gelus, prepack_linears
+from ..layers.cpu.quantize import quantize
 from ..layers.cuda.fusion import fuse_for_cuda
 from ..layers.weight_reads import layers_read_by_others
 from ..tokenization.pairs import PairTokenizer
 from ..tokenization.tokenizer import TextTokenizer
 from .device import choose_dtype
-from .heads.loader import AnyPooler, HeadLoader
+from .head_loader import AnyPooler, HeadLoader
 from .kept_tokens import KeptTokens
 from .loading.loaded import LoadedTransformer
 from .loading.transformer import checkpoint_dtype, load_transformer
+from .overflow import DoesNotFit, refuse_overflow
 from .pooling_model import PoolingModel
 from .static import SparseStaticEmbeddings, StaticEmbeddings
 from .transformer import Transformer
@@ -53,7 +54,6 @@ from .verify.execution import (
 from .verify.filled import verify_filled
 from .verify.float8 import use_float8
 from .verify.ordinary import ordinary_ids, ordinary_texts
-from .verify.overflow import DoesNotFit, refuse_overflow
 from .verify.packed_forward import verify_packed_forward
 from .verify.prefix import PrefixSupport, verify_prefixes
 

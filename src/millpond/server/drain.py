@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from .errors import ApiError
-from .middleware.request_context import RequestContext
+from .request_context import RequestContext
 
 __all__ = ["DrainState"]
 

@@ -33,7 +33,7 @@ from ..errors import (
     UnknownTask,
     UnsupportedCall,
 )
-from .middleware.paths import meant_path
+from .path_hints import meant_path
 
 __all__ = [
     "COHERE_PATHS",

@@ -16,8 +16,8 @@ from prometheus_client.registry import Collector
 
 from ..engine.engine import Engine
 from ..stats import BatchStats, PrefixCacheStats
-from .middleware.request_context import RequestContext
 from .models import ServedModel, ServedModels
+from .request_context import RequestContext
 
 __all__ = ["Metrics"]
 

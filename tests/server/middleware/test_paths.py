@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 from serving import NAME, error_of, fake_app, request
 
-from millpond.server.middleware.paths import meant_path
+from millpond.server.path_hints import meant_path
 from millpond.server.settings import AppSettings
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..files import has_file
 from ..modules import Chain, Module
-from ..routes import Route, transformer_of_folder
+from ..routes import Route, pooling_module, transformer_of_folder
 
 __all__ = [
     "ALL",
@@ -36,11 +36,10 @@ def is_bge_m3(root: Path) -> bool:
 
 def m3_chain(root: Path) -> Chain:
     """What a folder without modules.json is run as: FlagEmbedding's first token, scaled."""
-    pooling = {"modes": ("cls",), "include_prompt": True}
     vector = dict.fromkeys(("module_input_name", "module_output_name"), "sentence_embedding")
     return (
         transformer_of_folder(root),
-        Module(kind="Pooling", path=root, options=pooling, class_name="Pooling"),
+        pooling_module(root, ("cls",)),
         Module(kind="Normalize", path=root, options=vector, class_name="Normalize"),
     )
 

@@ -18,15 +18,16 @@ from ...errors import InvalidCheckpoint, UnsupportedModel
 from ..files import read_json_object
 from ..input_config import QueryExpansion, query_expansion
 from ..modules import Chain, Module, Router, chain_for
+from ..routes import Route, Routes
 
 __all__ = [
     "MultiVectorSpec",
     "is_pylate",
     "is_stanford",
-    "multi_vector_modules",
     "pylate_chain",
     "pylate_prompts",
     "read_multi_vector",
+    "read_multi_vector_routes",
     "stanford_chain",
 ]
 
@@ -68,7 +69,20 @@ def read_multi_vector(saved: Mapping[str, Any]) -> MultiVectorSpec:
     return MultiVectorSpec(similarity="meanmaxsim" if found == "meanmaxsim" else "maxsim")
 
 
-def multi_vector_modules(chain: Chain, task: str, root: Path) -> tuple[Module, ...]:
+def read_multi_vector_routes(chain: Chain, root: Path) -> Routes:
+    """One for queries and one for documents.
+
+    They are one route where they do not differ. A text without a task is a document.
+    """
+    found = {task: _modules_for(chain, task, root) for task in ("query", "document")}
+    if found["query"] == found["document"]:
+        route = Route(name="default", modules=found["document"])
+        return Routes((route,), dict.fromkeys(found, "default"), "default")
+    routes = tuple(Route(name=task, modules=modules) for task, modules in found.items())
+    return Routes(routes, {task: task for task in found}, "document")
+
+
+def _modules_for(chain: Chain, task: str, root: Path) -> tuple[Module, ...]:
     """The modules for texts of a task, each as it concerns that task.
 
     The transformer, what becomes of its rows, which of them are kept (`MultiVectorMask`), and how

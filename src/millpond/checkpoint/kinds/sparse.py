@@ -15,7 +15,7 @@ from typing import Any
 from ...errors import InvalidCheckpoint, UnsupportedModel
 from ..module_config import transformer_config, transformer_options
 from ..modules import Chain, Module, chain_for
-from ..routes import Route, read_task_routes
+from ..routes import Route, Routes, read_task_routes
 
 __all__ = ["MODEL_TYPE", "SparseSpec", "masked_language_route", "read_sparse", "sparse_routes"]
 
@@ -51,9 +51,7 @@ def read_sparse(saved: Mapping[str, Any], routes: Sequence[Route], root: Path) -
     return SparseSpec(max_active_dims=most, has_terms=not latent)
 
 
-def sparse_routes(
-    chain: Chain, root: Path
-) -> tuple[tuple[Route, ...], dict[str | None, str], str | None]:
+def sparse_routes(chain: Chain, root: Path) -> Routes:
     """The routes of a `SparseEncoder`, the route of every task, and that of all others.
 
     Raises `UnsupportedModel` and its kin.

@@ -41,9 +41,9 @@ from ...errors import (
 )
 from ..heads.checkpoint_head import CheckpointHead
 from ..heads.vocabulary_head import MaskedLanguageHead
-from ..verify.overflow import DoesNotFit
+from ..overflow import DoesNotFit
+from ..quiet import quiet_transformers
 from .loaded import LoadedTransformer
-from .quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from ..split.ranks import RankGroup

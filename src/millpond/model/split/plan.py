@@ -111,7 +111,7 @@ def _refuse(folder: Path, config: EngineConfig) -> None:
         raise UnsupportedModel(f"{folder} runs code of its own and cannot be split; {REPLICAS}")
     from transformers import AutoConfig  # only where a model is to be split
 
-    from ..loading.quiet import quiet_transformers
+    from ..quiet import quiet_transformers
 
     try:
         with quiet_transformers():

@@ -17,8 +17,8 @@ from ...outputs import CallResult
 from ...stats import EngineStats
 from ..errors import ApiError
 from ..metrics import Metrics
-from ..middleware.request_context import RequestContext
 from ..models import ServedModel
+from ..request_context import RequestContext
 from ..tracing import Tracing
 from .disconnect import result_or_disconnect
 

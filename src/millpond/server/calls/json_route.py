@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from ..errors import ApiError, shown
 from ..schemas.embeddings import MAX_INPUTS, UNKNOWN_FIELD, EmbeddingRequest, RequestBody
-from .foreign_fields import translate
+from ..schemas.foreign_fields import translate
 
 __all__ = ["JsonRoute", "Kinds", "parsed_body"]
 

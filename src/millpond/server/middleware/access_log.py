@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..drain import DrainState
 from ..metrics import Metrics
-from .request_context import RequestContext
+from ..request_context import RequestContext
 
 __all__ = ["AccessLogMiddleware"]
 

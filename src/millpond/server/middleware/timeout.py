@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..drain import DrainState
 from ..errors import ApiError, error_response
-from .request_context import CLIENT_CLOSED_REQUEST, RequestContext
+from ..request_context import CLIENT_CLOSED_REQUEST, RequestContext
 
 __all__ = ["TimeoutMiddleware"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..request_context import RequestContext
 from ..tracing import NOT_TRACED, Tracing
-from .request_context import RequestContext
 
 __all__ = ["TracingMiddleware"]
 

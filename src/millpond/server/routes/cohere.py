@@ -14,8 +14,8 @@ from ...embeddings import quantize
 from ..calls.encoding import SlicedResponse, base64_of, item_slices, string_parts
 from ..calls.engine_call import Answer, model_for
 from ..errors import ApiError
-from ..middleware.request_context import RequestContext
 from ..models import EMBEDS, ServedModel
+from ..request_context import RequestContext
 from ..schemas.cohere import CohereEmbedRequest, EmbeddingKind
 from ..schemas.embeddings import EmbeddingRequest
 from .embeddings import embeddings_for

@@ -18,8 +18,8 @@ from ...scores import Scores
 from ..calls.encoding import SlicedResponse, item_slices, string_parts
 from ..calls.engine_call import LONGEST_QUERY, MANY_TEXTS, Answer, ask, model_for
 from ..errors import ApiError
-from ..middleware.request_context import RequestContext
 from ..models import SCORES, ServedModel
+from ..request_context import RequestContext
 from ..schemas.scores import RerankRequest, RerankTextsRequest, ScoreRequest, ScoringBody
 
 __all__ = ["opening", "priority_of", "rerank", "score", "usage_of"]

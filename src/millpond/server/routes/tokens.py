@@ -16,8 +16,8 @@ from starlette.concurrency import run_in_threadpool
 from ...errors import InvalidInput
 from ..calls.encoding import array_slices
 from ..errors import ApiError
-from ..middleware.request_context import RequestContext
 from ..models import ServedModel
+from ..request_context import RequestContext
 from ..schemas.embeddings import DetokenizeRequest, TokenizeRequest
 
 __all__ = ["TokenizingSlots", "detokenize", "tokenize", "tokenizing_model"]

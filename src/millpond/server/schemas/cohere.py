@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field
 from typing_extensions import TypedDict
 
-from ..calls import foreign_fields
+from . import foreign_fields
 from .embeddings import MAX_INPUTS, OptionalModel, RequestBody
 
 __all__ = [

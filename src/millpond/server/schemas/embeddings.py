@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from ..calls import foreign_fields
+from . import foreign_fields
 
 __all__ = [
     "MAX_INPUTS",

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
-from ..calls import foreign_fields
+from . import foreign_fields
 from .embeddings import MAX_INPUTS, OptionalModel, Priority, PromptName, RequestBody, Texts, Usage
 
 __all__ = [

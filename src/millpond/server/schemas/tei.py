@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
 from typing_extensions import TypedDict
 
-from ..calls import foreign_fields
+from . import foreign_fields
 from .embeddings import (
     MAX_INPUTS,
     MAX_TOKENIZED,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from ..calls import foreign_fields
+from . import foreign_fields
 from .embeddings import Input, InputType, OptionalModel, Priority, PromptName, RequestBody, Usage
 
 __all__ = [

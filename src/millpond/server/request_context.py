@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.types import Scope
 
-from ..errors import shown
+from .errors import shown
 
 __all__ = ["CLIENT_CLOSED_REQUEST", "RequestContext"]
 

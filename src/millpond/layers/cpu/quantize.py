@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from ....errors import InvalidOption
-from ..encoder_layer import fuse_layers
-from .linear import has_int8_layers
-from .product import check_int8
-from .smoothquant import quantize_linears, recorded_inputs
+from ...errors import InvalidOption
+from .encoder_layer import fuse_layers
+from .int8.linear import has_int8_layers
+from .int8.product import check_int8
+from .int8.smoothquant import quantize_linears, recorded_inputs
 
 __all__ = ["quantize"]
 

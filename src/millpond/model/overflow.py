@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ...errors import InvalidCheckpoint, UnsupportedModel
-from ...layers.dispatch import OperatorMode
+from ..errors import InvalidCheckpoint, UnsupportedModel
+from ..layers.dispatch import OperatorMode
 
 __all__ = ["DoesNotFit", "refuse_overflow"]
 

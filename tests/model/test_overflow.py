@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from millpond import Engine
 from millpond.errors import InvalidCheckpoint
-from millpond.model.verify.overflow import DoesNotFit, refuse_overflow
+from millpond.model.overflow import DoesNotFit, refuse_overflow
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

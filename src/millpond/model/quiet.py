@@ -13,8 +13,8 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from ...checkpoint.hub import DisabledProgressBar
-from ...locks import fork_safe
+from ..checkpoint.hub import DisabledProgressBar
+from ..locks import fork_safe
 
 __all__ = ["quiet_transformers"]
 

@@ -12,9 +12,9 @@ import pytest
 from fastapi import FastAPI
 from serving import embed, error_of, fake_app, request
 
-from millpond.server.calls import foreign_fields
-from millpond.server.calls.foreign_fields import DEFAULT_ONLY, IGNORED, RENAMED, translate
+from millpond.server.schemas import foreign_fields
 from millpond.server.schemas.embeddings import EmbeddingRequest
+from millpond.server.schemas.foreign_fields import DEFAULT_ONLY, IGNORED, RENAMED, translate
 from millpond.server.settings import AppSettings
 
 PAGE = Path(__file__).parents[3] / "docs" / "server.md"

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ...checkpoint.routes import Route
-from ...pooler.m3_heads import M3Pooler
-from ...pooler.pooler import Pooler
-from ...pooler.sparse import LatentHead, SparsePooler
-from ...tokenization.tokenizer import TextTokenizer
-from ..static import SparseStaticEmbeddings, StaticEmbeddings
-from ..transformer import Transformer
+from ..checkpoint.routes import Route
+from ..pooler.m3_heads import M3Pooler
+from ..pooler.pooler import Pooler
+from ..pooler.sparse import LatentHead, SparsePooler
+from ..tokenization.tokenizer import TextTokenizer
+from .static import SparseStaticEmbeddings, StaticEmbeddings
+from .transformer import Transformer
 
 __all__ = ["AnyPooler", "HeadLoader"]
 
