@@ -29,7 +29,7 @@ from millpond.runner.limits import CUDA_BATCH_TOKENS, CUDA_MIN_BATCH_TOKENS, Lim
 from millpond.scheduler.batch import Batch, BatchShape
 
 from ..gpu.callers import on_a_loop
-from ..gpu.models import TINY, Texts, english_words, save
+from ..gpu.models.shapes import TINY, Texts, english_words, save
 
 COLUMNS = 384
 ROUNDS = 5

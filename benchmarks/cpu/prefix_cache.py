@@ -9,7 +9,7 @@ off. The two take turns within every round, on texts that are new in each:
 - passages: real text with nothing in common, in one call.
 
 A ratio is the median of the rounds' own. Before anything is timed the vectors are compared. The
-ratio of the process's processor time stands beside it: company disturbs that less.
+ratio of the process's processor time stands beside it: other processes disturb that less.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import transformers
 
 from millpond import Engine
 
-from ..gpu.models import SHAPES, Texts, english_words, save
+from ..gpu.models.shapes import SHAPES, Texts, english_words, save
 from ..peers.agreement import compare
 from ..report.machine import machine
 

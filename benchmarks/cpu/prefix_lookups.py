@@ -39,7 +39,7 @@ def look_up(cache: PrefixCache, batch: Texts) -> None:
 
 
 def rate(run: Callable[[int], None], texts_a_round: int) -> float:
-    """Texts a second in the best round; the others had company."""
+    """Texts a second in the best round; other processes ran beside the rest."""
     best = float("inf")
     for number in range(ROUNDS):
         started = time.perf_counter()

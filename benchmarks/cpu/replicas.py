@@ -8,7 +8,7 @@ a child (`replicas=1`), and one with two children. First the vectors are compare
 - passages: real text, in one call.
 - a lone query: one after the other, the median.
 - the channel: batches to a child whose runner computes nothing. What is counted is the processor
-  time of both processes for each, which company disturbs less than the time of a round trip.
+  time of both processes for each, which other processes disturb less than the time of a round trip.
 
 Wanted of one child: at least 95 % of the passages, and no more than 0.3 ms a query.
 """

@@ -32,9 +32,9 @@ import millpond
 from millpond import Engine
 
 from .clock import Clock
-from .measured import Measured, Work
-from .models import SHAPES, TINY, Shape, english_words, save
-from .quality import check_real_model
+from .figures.measured import Measured, Work
+from .figures.quality import check_real_model
+from .models.shapes import SHAPES, TINY, Shape, english_words, save
 from .report import Report, machine, matrix_rate
 
 SECONDS = 350.0  # nothing runs for longer

@@ -123,12 +123,12 @@ def check_agreement(
 
 
 def check_same_bits(report: Report, name: str, engine: Engine, texts: list[str]) -> None:
-    """With `batch_invariant=True`, a text has the same bits alone and in any company."""
+    """With `batch_invariant=True`, a text has the same bits in every batch."""
     together = engine.embed(texts)
-    reversed_company = engine.embed(texts[::-1])[::-1]
+    in_reverse = engine.embed(texts[::-1])[::-1]
     halves = np.concatenate([engine.embed(part) for part in (texts[:7], texts[7:])])
     alone = np.stack([engine.embed(text) for text in texts])
     differing = sum(
-        int((other != together).any(axis=1).sum()) for other in (reversed_company, halves, alone)
+        int((other != together).any(axis=1).sum()) for other in (in_reverse, halves, alone)
     )
     report.check(name, "batch_invariant: texts whose bits differ", differing, differing == 0)

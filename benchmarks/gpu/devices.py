@@ -19,11 +19,11 @@ import torch
 
 from millpond import Engine
 
-from .callers import on_a_loop
 from .checks import least_cosine
 from .clock import Clock
-from .figures import ratio_of, seconds_of
-from .models import SHAPES, Texts, english_words, save
+from .figures.callers import on_a_loop
+from .figures.contest import ratio_of, seconds_of
+from .models.shapes import SHAPES, Texts, english_words, save
 from .report import Report, machine
 
 SECONDS, LIMIT_S = 300.0, 120.0

@@ -33,12 +33,12 @@ from sentence_transformers import CrossEncoder, MultiVectorEncoder, SparseEncode
 
 from millpond import Engine
 
-from ..cpu.rerank import FEW_PAIRS, PASSAGES, Ingestion, Query, latencies_s, ranking
+from ..cpu.kinds.rerank import FEW_PAIRS, PASSAGES, Ingestion, Query, latencies_s, ranking
 from .checks import RunningTests
 from .clock import Clock
-from .figures import FEWEST_ROUNDS, PEER_BATCHES, ratio_of, seconds_of
-from .kind_models import KINDS, TINY_KINDS, KindShape, save_kind
-from .models import Texts, english_words
+from .figures.contest import FEWEST_ROUNDS, PEER_BATCHES, ratio_of, seconds_of
+from .models.kinds import KINDS, TINY_KINDS, KindShape, save_kind
+from .models.shapes import Texts, english_words
 from .report import Report, machine
 
 SECONDS = 145.0  # nothing runs for longer

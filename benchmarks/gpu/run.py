@@ -28,9 +28,9 @@ from millpond import Engine
 
 from .checks import RunningTests, check_agreement, check_kernels
 from .clock import Clock
-from .figures import DEFAULT_BATCH, FEWEST_ROUNDS, Contest
-from .models import SHAPES, TINY, Shape, Texts, english_words, save
-from .prefixes import prefix_figures
+from .figures.contest import DEFAULT_BATCH, FEWEST_ROUNDS, Contest
+from .figures.prefixes import prefix_figures
+from .models.shapes import SHAPES, TINY, Shape, Texts, english_words, save
 from .report import Report, machine
 
 SECONDS = 460.0  # nothing runs for longer

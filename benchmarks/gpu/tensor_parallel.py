@@ -35,7 +35,7 @@ import transformers
 from millpond import Engine
 
 from ..report.machine import machine
-from .models import SHAPES, TINY, Shape, Texts, english_words, save
+from .models.shapes import SHAPES, TINY, Shape, Texts, english_words, save
 
 WORDS_PER_TOKEN = 0.7
 QWEN3_8B = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.gpu.kernel_trace import Span, device_time
-from benchmarks.gpu.measured import BARS, Work, weights_per_token
-from benchmarks.gpu.models import SHAPES
+from benchmarks.gpu.figures.kernel_trace import Span, device_time
+from benchmarks.gpu.figures.measured import BARS, Work, weights_per_token
+from benchmarks.gpu.models.shapes import SHAPES
 
 pytestmark = pytest.mark.slow
 

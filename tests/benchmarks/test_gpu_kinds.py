@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import kinds
-from benchmarks.gpu.kind_models import KINDS, TINY_KINDS
+from benchmarks.gpu.models.kinds import KINDS, TINY_KINDS
 
 pytestmark = pytest.mark.slow
 

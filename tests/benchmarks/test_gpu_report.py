@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu import run as gpu
-from benchmarks.gpu.callers import CALLERS, in_threads, on_a_loop
 from benchmarks.gpu.checks import RunningTests, report_tests
 from benchmarks.gpu.clock import Clock, OutOfTime
-from benchmarks.gpu.figures import FEWEST_ROUNDS, alternated, operations_per_token, ratio_of
-from benchmarks.gpu.models import SHAPES
+from benchmarks.gpu.figures.callers import CALLERS, in_threads, on_a_loop
+from benchmarks.gpu.figures.contest import FEWEST_ROUNDS, alternated, operations_per_token, ratio_of
+from benchmarks.gpu.models.shapes import SHAPES
 from benchmarks.gpu.report import Report
 
 pytestmark = pytest.mark.slow

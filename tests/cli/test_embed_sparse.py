@@ -89,7 +89,8 @@ def test_what_cannot_be_meant_is_refused(source: Path, model: Path, tmp_path: Pa
     output = tmp_path / "out.jsonl"
     call = ("embed", source, "-o", output, "-m", model)
     assert ".parquet or .jsonl" in refusal(*call[:3], tmp_path / "out.npy", *call[4:], *SPARSE)
-    assert "--dimensions is not for" in refusal(*call, *SPARSE, "--dimensions", 3)
+    for flag in (("--dimensions", 3), ("--dimensions", 1), ("--no-normalize",)):
+        assert f"{flag[0].replace('no-', '')} is not for" in refusal(*call, *SPARSE, *flag)
     assert "--max-active-dims is not for" in refusal(*call, "--max-active-dims", 3)
     assert "--output-kind sparse" in refusal(*call)
     dense = ("embed", source, "-o", output)

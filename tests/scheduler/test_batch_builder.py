@@ -456,4 +456,4 @@ def test_a_part_of_bulk_counts_as_bulk() -> None:
     assert batch.has_bulk
     assert batch.texts_at(Priority.BULK) == 0
     scheduler.record(batch, 0.5)
-    assert scheduler._bulk_tokens / scheduler._bulk_seconds == 16
+    assert scheduler._bulk_speed.tokens_in(10.0) == 160

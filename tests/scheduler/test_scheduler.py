@@ -23,12 +23,11 @@ from hypothesis.stateful import (
 
 from millpond.embeddings import OutputSpec
 from millpond.scheduler.batch import Batch, BatchShape
+from millpond.scheduler.feedback import FIRST_SHORT_BATCH_TOKENS, SPEED_MEMORY
 from millpond.scheduler.request import Priority, Request
 from millpond.scheduler.scheduler import (
-    FIRST_SHORT_BATCH_TOKENS,
     MIN_SHARE_TOKENS,
     QUERY_MEMORY_S,
-    SPEED_MEMORY,
     STARVATION_LIMIT,
     TOKENIZE_AHEAD_BATCHES,
     Scheduler,

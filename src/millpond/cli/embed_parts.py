@@ -7,78 +7,41 @@ work.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from ..config import EngineConfig
-from .errors import CommandError
-from .flags import engine_options, options_of
+from .embed_flags import OutputFlags, RayFlags, VectorFlags
+from .errors import INTERRUPTED, CommandError, is_terminal, say
+from .flags import engine_options, read_flags
+from .text_flags import TextFlags
 
 if TYPE_CHECKING:
     from ..ray.actors import ActorPool
     from ..ray.filesystems import File, Folder
     from ..ray.parts import PartDone, PartsSpec
 
-__all__ = ["PartsCommand", "RayFlags"]
+__all__ = ["PartsCommand"]
 
-INTERRUPTED = 130  # 128 + SIGINT, as in shells
 MANIFEST = "_millpond.json"
 MOST_SHOWN = 10  # errors of files
 
 
-def _flag(default: Any, about: str) -> Any:
-    return field(default=default, metadata={"help": about})
-
-
-@dataclass(frozen=True, kw_only=True)
-class RayFlags:
-    """The flags of `millpond embed` on a cluster."""
-
-    ray: str | None = _flag(
-        None,
-        "Embed on a Ray cluster: auto for the one at hand, local for one of this machine, or an "
-        "address. IN is then a folder or a pattern of Parquet files, here or s3://, gs://, and "
-        "OUT a folder, which gets a file for each.",
-    )
-    actors: str = _flag("1:", "With --ray: copies of the model, or the least and the most, as 1:8.")
-    gpus_per_actor: float | None = _flag(
-        None, "With --ray: GPUs of each; by default 1 where the cluster has any."
-    )
-    cpus_per_actor: float | None = _flag(None, "With --ray: CPUs of each; by default 1.")
-    on_error: Literal["report", "drop", "raise"] = _flag(
-        "report",
-        "With --ray, of a row without a vector: report it in a column, drop it, or raise its "
-        "error for its file.",
-    )
-
-    def require_none(self) -> None:
-        """Raise `CommandError` for a flag that does nothing without --ray."""
-        for each in fields(self):
-            if getattr(self, each.name) != each.default:
-                raise CommandError(f"--{each.name.replace('_', '-')} needs --ray beside it")
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class PartsCommand:
     """The command with its flags."""
 
     source: str
     output: str
     model: str
-    column: str
-    output_column: str
-    vectors_only: bool
-    chunk_rows: int
-    restart: bool
-    show_progress: bool
-    call: Mapping[str, Any]
-    """`CallOptions`."""
+    text: TextFlags
+    written: OutputFlags
+    vectors: VectorFlags
     flags: Mapping[str, Any]
     """`RayFlags` and `EngineConfig`."""
 
@@ -89,7 +52,7 @@ class PartsCommand:
         from ..ray.filesystems import Folder, matching
         from ..ray.parts import PartsSpec, cluster, remove_unfinished
 
-        options = RayFlags(**options_of(RayFlags, self.flags))
+        options = read_flags(RayFlags, self.flags)
         EngineConfig.of(self.model, engine_options(self.flags))
         pool = self._pool(options)
         source, files = matching(self.source)
@@ -99,24 +62,25 @@ class PartsCommand:
         todo = self._unfinished(files, target, self._fingerprint(options))
         before = len(files) - len(todo)
         if not todo:
-            _print(f"{self.output} is already complete")
+            say(f"{self.output} is already complete")
             return
         spec = PartsSpec(
             source=source,
             target=target,
             columns=self._columns(options),
-            vectors_only=self.vectors_only,
-            chunk_rows=self.chunk_rows,
+            vectors_only=self.written.vectors_only,
+            chunk_rows=self.written.chunk_size,
         )
         assert options.ray is not None
         report = _Report(self.output, len(files), before)
+        show = is_terminal() if self.written.progress is None else self.written.progress
         with cluster(options.ray):
             lack = pool.lack()
             if lack and options.ray == "local":
                 raise CommandError(f"{lack}, and a local cluster gets no other")
             if lack:
-                _print(f"{lack} now; Ray waits for one")
-            report.follow(self._parts(todo, spec, pool), show=self.show_progress)
+                say(f"{lack} now; Ray waits for one")
+            report.follow(self._parts(todo, spec, pool), show=show)
         remove_unfinished(target)
         report.finish()
 
@@ -136,22 +100,23 @@ class PartsCommand:
         from ..ray.batches import Columns
 
         return Columns(
-            read=(self.column,),
-            output=self.output_column,
-            error=f"{self.output_column}_error",
+            read=(self.text.column,),
+            output=self.written.output_column,
+            error=f"{self.written.output_column}_error",
             on_error=options.on_error,
         )
 
     def _fingerprint(self, options: RayFlags) -> dict[str, Any]:
         """What the vectors depend on, as far as it is known here."""
         config = EngineConfig.of(self.model, engine_options(self.flags))
+        call = self.vectors.call_options()
         return {
             "model": self.model,
             **config.options(),
-            **{name: value for name, value in self.call.items() if value is not None},
-            "column": self.column,
-            "output_column": self.output_column,
-            "vectors_only": self.vectors_only,
+            **{name: value for name, value in call.items() if value is not None},
+            "column": self.text.column,
+            "output_column": self.written.output_column,
+            "vectors_only": self.written.vectors_only,
             "on_error": options.on_error,
             "millpond": version("millpond"),
         }
@@ -164,9 +129,10 @@ class PartsCommand:
         Raises `CommandError` where the output is of a run with other options.
         """
         done = {each.name: each for each in target.files()}
-        finished = set() if self.restart else {each.name for each in files if each.name in done}
+        restart = self.written.restart
+        finished = set() if restart else {each.name for each in files if each.name in done}
         has_files = any(not name.startswith((".", "_")) for name in done)
-        if not self.restart and has_files and (finished or MANIFEST in done):
+        if not restart and has_files and (finished or MANIFEST in done):
             _require_same(self.output, _manifest(target, done), fingerprint)
         finished = {
             each.name
@@ -187,7 +153,7 @@ class PartsCommand:
             spec,
             model=self.model,
             options=engine_options(self.flags),
-            call=self.call,
+            call=self.vectors.call_options(),
             pool=pool,
         )
 
@@ -215,7 +181,7 @@ class _Report:
                     bar.update()
                     bar.set_postfix_str(f"{self._rows:,} rows")
         except KeyboardInterrupt:
-            _print(
+            say(
                 f"interrupted; {self._finished:,} of {self._files:,} files are finished; the same "
                 "command continues"
             )
@@ -224,7 +190,7 @@ class _Report:
     def finish(self) -> None:
         """Print a summary. Raises `CommandError` where a file was not written."""
         for error in self._errors[:MOST_SHOWN]:
-            _print(f"error: {error}")
+            say(f"error: {error}")
         if self._errors:
             more = len(self._errors) - MOST_SHOWN
             raise CommandError(
@@ -232,7 +198,7 @@ class _Report:
                 + (f", {more:,} of them not shown" if more > 0 else "")
                 + "; the same command tries them again"
             )
-        _print(self._summary())
+        say(self._summary())
 
     def _take(self, part: PartDone) -> None:
         if part.ends_all:
@@ -286,8 +252,3 @@ def _require_same(output: str, before: Mapping[str, Any], now: Mapping[str, Any]
             )
             + ". Run it as before, name another folder, or start again with --restart"
         )
-
-
-def _print(message: str) -> None:
-    if sys.stderr is not None:
-        print(f"millpond: {message}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`CommandError`, an error of a command, and how a command ends with one."""
+"""`CommandError`, what a command says on stderr, and how it ends."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import typer
 
 from ..errors import MillpondError
 
-__all__ = ["CommandError", "exit_after"]
+__all__ = ["INTERRUPTED", "CommandError", "exit_after", "is_terminal", "say"]
 
+INTERRUPTED = 130  # 128 + SIGINT, as in shells
 USAGE_ERROR = 2
 EXTRA_LIBRARIES = ("orjson", "pyarrow")
 
@@ -39,9 +40,19 @@ def exit_after(run: Callable[[], Any]) -> NoReturn:
     sys.exit(status or 0)
 
 
-def _fail(message: str) -> NoReturn:
+def say(message: str) -> None:
+    """A line on stderr, where there is one."""
     if sys.stderr is not None:
-        print(f"millpond: error: {message}", file=sys.stderr)
+        print(f"millpond: {message}", file=sys.stderr)
+
+
+def is_terminal() -> bool:
+    """Whether stderr is one."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _fail(message: str) -> NoReturn:
+    say(f"error: {message}")
     sys.exit(USAGE_ERROR)
 
 

@@ -1,7 +1,8 @@
-"""Options as flags of a command, made of their declaration: `EngineConfig`'s, or the server's.
+"""Options as flags of a command, made of their declaration in a dataclass.
 
-Each has the name, the type, the default and the description that it has there. `prompts` has no
-flag: one line cannot say it.
+That is `EngineConfig`, the server's settings, or one of the commands' own. A flag has the name, the
+type, the default and the description that the option has there; where its type is annotated with
+`typer.Option`, that says the rest. `prompts` has no flag: one line cannot say it.
 """
 
 from __future__ import annotations
@@ -30,9 +31,20 @@ from .errors import CommandError
 if TYPE_CHECKING:
     from ..engine.engine import Engine
 
-__all__ = ["DEFAULT_MODEL", "engine_options", "open_engine", "options_of", "with_flags_of"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "ModelFlag",
+    "engine_options",
+    "open_engine",
+    "options_of",
+    "read_flags",
+    "with_flags_of",
+]
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+ModelFlag = Annotated[
+    str, typer.Option("--model", "-m", help="A folder, or a name on the Hugging Face hub.")
+]
 
 _INSTEAD = {  # kind of model -> what it gives, and what to call
     "embed": "gives embeddings, not scores: call millpond embed, or name a reranker with --model",
@@ -48,6 +60,7 @@ _LACKS = {  # kind of model -> what a model of another kind lacks
     "multi_vector": "gives no token vectors: name a ColBERT with --model",
 }
 Command = TypeVar("Command", bound=Callable[..., object])
+Options = TypeVar("Options")
 Names = Mapping[str, Sequence[str]]
 
 
@@ -56,20 +69,17 @@ def with_flags_of(
 ) -> Callable[[Command], Command]:
     """Give a command a flag for every option of these dataclasses, in the place of its `**flags`.
 
-    A parameter that the command declares itself is left to it. `other_names` are further flags
+    What the command, or a dataclass before, declares is left to it. `other_names` are further flags
     for an option, and `defaults` those of the command where they are not the declared ones.
     """
 
     def decorate(command: Command) -> Command:
         signature = inspect.signature(command, eval_str=True)
-        *own, _ = signature.parameters.values()
-        flags = [
-            parameter
-            for config in declared
-            for parameter in _parameters(config, other_names or {}, defaults)
-            if parameter.name not in signature.parameters
-        ]
-        command.__signature__ = signature.replace(parameters=[*own, *flags])  # type: ignore[attr-defined]
+        found = dict(list(signature.parameters.items())[:-1])
+        for config in declared:
+            for parameter in _parameters(config, other_names or {}, defaults):
+                found.setdefault(parameter.name, parameter)
+        command.__signature__ = signature.replace(parameters=[*found.values()])  # type: ignore[attr-defined]
         return command
 
     return decorate
@@ -83,6 +93,11 @@ def options_of(declared: Any, flags: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in given.items()
         if value is not None
     }
+
+
+def read_flags(declared: Callable[..., Options], flags: Mapping[str, Any]) -> Options:
+    """The options of a dataclass, as the flags of a command say."""
+    return declared(**options_of(declared, flags))
 
 
 def engine_options(flags: Mapping[str, Any]) -> EngineOptions:
@@ -108,7 +123,7 @@ def open_engine(model: str, flags: Mapping[str, Any], *, kinds: Sequence[str] = 
 def _parameters(
     declared: Any, other_names: Names, defaults: Mapping[str, object]
 ) -> list[inspect.Parameter]:
-    hints = get_type_hints(declared)
+    hints = get_type_hints(declared, include_extras=True)
     return [
         _parameter(option, kind, other_names.get(option.name, ()), defaults)
         for option in fields(declared)
@@ -120,6 +135,8 @@ def _parameter(
     option: Field[Any], kind: Any, other_names: Sequence[str], defaults: Mapping[str, object]
 ) -> inspect.Parameter:
     default = defaults.get(option.name, option.default)
+    if get_origin(kind) is Annotated:
+        return _keyword(option.name, default, kind)
     repeated, is_union = get_origin(kind) is list, kind is _NumberOrWord
     flag = option.metadata.get("flag", f"--{option.name.replace('_', '-')}")
     metavar = "WORD|NUMBER" if is_union else "<str>" if repeated else None
@@ -130,11 +147,16 @@ def _parameter(
         parser=_number_or_word if is_union else None,
         metavar=metavar,
     )
-    return inspect.Parameter(
+    return _keyword(
         option.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None if repeated else default,
-        annotation=Annotated[str if is_union else kind, information],
+        None if repeated else default,
+        Annotated[str if is_union else kind, information],
+    )
+
+
+def _keyword(name: str, default: object, annotation: object) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
     )
 
 
@@ -147,6 +169,8 @@ def _kind(hint: Any) -> Any:
 
     A flag for one or several values is repeated.
     """
+    if get_origin(hint) is Annotated:
+        return hint
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     kinds = tuple(kind for kind in kinds if kind is not NoneType)
     origins = [origin for kind in kinds if isinstance(origin := get_origin(kind), type)]

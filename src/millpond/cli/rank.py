@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..config import EngineConfig
-from .files.formats import FileFormats, InputFormat
-from .flags import open_engine, with_flags_of
+from .flags import ModelFlag, open_engine, read_flags, with_flags_of
+from .text_flags import TextFlags
 
 if TYPE_CHECKING:
     from ..scores import Ranked
@@ -24,7 +24,7 @@ CHUNK_ROWS = 1024
 SCORE_WIDTH = 12
 
 
-@with_flags_of(EngineConfig)
+@with_flags_of(TextFlags, EngineConfig)
 def rank(
     query: Annotated[str, typer.Argument(metavar="QUERY", help="What to order by.")],
     source: Annotated[
@@ -35,23 +35,7 @@ def rank(
         int | None, typer.Option("--top-n", "-n", min=1, help="Show the best N alone.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
-    input_format: Annotated[
-        InputFormat | None, typer.Option(help="Format of IN, if not by its suffix.")
-    ] = None,
-    column: Annotated[str, typer.Option(help="The column with the text.")] = "text",
-    encoding: Annotated[
-        str, typer.Option(help="Of a text file, such as cp1252 or utf-16.")
-    ] = "utf-8",
-    delimiter: Annotated[
-        str | None, typer.Option(help="Between the fields of CSV, such as a semicolon.")
-    ] = None,
-    no_header: Annotated[
-        bool,
-        typer.Option("--no-header", help="CSV's columns have no names: --column 1 is the first."),
-    ] = False,
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="A folder, or a name on the Hugging Face hub.")
-    ] = DEFAULT_RERANKER,
+    model: ModelFlag = DEFAULT_RERANKER,
     activation: Annotated[
         str, typer.Option(help="What to apply to the logits; by default as the model.")
     ] = "auto",
@@ -66,7 +50,7 @@ def rank(
         Literal["end", "start", "document", "error"] | None,
         typer.Option(help="What to cut of a pair that is too long; error stops instead."),
     ] = None,
-    **engine_options: Any,
+    **flags: Any,
 ) -> None:
     """Order the texts of a file by their score for a query, the best first.
 
@@ -77,21 +61,12 @@ def rank(
       millpond rank "opening hours" notes.txt --top-n 5
     """
     path = None if str(source) == "-" else source
-    formats = FileFormats.of(
-        path,
-        Path("-"),
-        input_format=input_format,
-        output_format=None,
-        column=column,
-        output_column="score",
-        vectors_only=True,
-        text_encoding=encoding,
-        delimiter=delimiter,
-        has_header=not no_header,
+    formats = read_flags(TextFlags, flags).formats(
+        path, Path("-"), output_format=None, output_column="score", vectors_only=True
     )
     chunks = formats.source(path).chunks(CHUNK_ROWS)
     texts = [text for chunk in chunks for text in chunk.texts]
-    with open_engine(model, engine_options, kinds=("score", "multi_vector")) as engine:
+    with open_engine(model, flags, kinds=("score", "multi_vector")) as engine:
         ranked = engine.rank(
             query,
             texts,

@@ -32,7 +32,7 @@ from .batch import Batch, BatchShape, Segment
 from .batch_builder import BatchBuilder, most_keys
 from .deadlines import Deadlines
 from .deduplication import Duplicate, InFlightTexts
-from .lookup_backoff import LookupBackoff
+from .feedback import BulkSpeed, LookupBackoff
 from .prefix_cache import PrefixCache
 from .request import PendingSpan, Priority, Request
 from .request_queue import RequestQueue
@@ -45,8 +45,6 @@ QUERY_MEMORY_S = 5.0  # how long after a query bulk batches stay short
 # Shorter ones are mostly overhead, and would make the speed they are cut by look ever lower.
 MIN_SHORT_BATCH_TOKENS = 64
 MIN_SHARE_TOKENS = 64  # fewer are not worth dividing
-FIRST_SHORT_BATCH_TOKENS = 256  # a short batch before any speed is known
-SPEED_MEMORY = 0.8  # what is left of the batches measured so far with every new one
 TOKENIZE_AHEAD_BATCHES = 4
 FIRST_TOKENS = 8192  # tokenised at a time where nothing is ready
 Claim = tuple[Request, npt.NDArray[np.int64]]
@@ -85,7 +83,6 @@ class Scheduler:
         self._short_batch_s = max_query_wait_s / (depth + 1)
         self._queries_have_workers = query_workers > 0
         self._ahead_batches = max(TOKENIZE_AHEAD_BATCHES, 2 * workers)
-        self._min_short_batch_tokens = min_short_batch_tokens
         self._undivided_tokens = max(MIN_SHARE_TOKENS, min_short_batch_tokens)
         self.caches = tuple(caches)
         self._lost_caches: set[PrefixCache] = set()
@@ -102,9 +99,7 @@ class Scheduler:
         self._deadlines = Deadlines()
         self._last_query_s = -float("inf")
         self._bulk_waits_since_s: float | None = None  # None while no bulk text is ready
-        # Summed before they are divided: of two batches in flight at a time, the second
-        # may seem to take no time, because the first was seen to be through too late.
-        self._bulk_tokens = self._bulk_seconds = 0.0
+        self._bulk_speed = BulkSpeed(min_short_batch_tokens)
 
     # Requests in.
 
@@ -312,10 +307,7 @@ class Scheduler:
     def _bulk_budget(self, now_s: float) -> int:
         if self._queries_have_workers or now_s - self._last_query_s > QUERY_MEMORY_S:
             return self.max_batch_tokens
-        if not self._bulk_seconds:
-            return min(self.max_batch_tokens, FIRST_SHORT_BATCH_TOKENS)
-        tokens = int(self._bulk_tokens / self._bulk_seconds * self._short_batch_s)
-        return min(self.max_batch_tokens, max(self._min_short_batch_tokens, tokens))
+        return min(self.max_batch_tokens, self._bulk_speed.tokens_in(self._short_batch_s))
 
     def completed(
         self, batch: Batch, now_s: float, *, keep: bool
@@ -388,10 +380,8 @@ class Scheduler:
         if batch.computed_tokens * 2 > self.max_batch_tokens:
             grown = int(self.max_batch_tokens * REGROWTH) + 1
             self.max_batch_tokens = min(self._most_batch_tokens, grown)
-        if seconds <= 0 or not batch.has_bulk:
-            return
-        self._bulk_tokens = SPEED_MEMORY * self._bulk_tokens + batch.computed_tokens
-        self._bulk_seconds = SPEED_MEMORY * self._bulk_seconds + seconds
+        if seconds > 0 and batch.has_bulk:
+            self._bulk_speed.record(batch.computed_tokens, seconds)
 
     def shrink(self, max_batch_tokens: int) -> None:
         """A batch did not fit in memory: form no larger one than this, and grow back slowly."""

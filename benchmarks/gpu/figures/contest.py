@@ -17,10 +17,10 @@ from sentence_transformers import SentenceTransformer
 
 from millpond import Engine
 
+from ..checks import check_same_bits
+from ..models.shapes import Shape, Texts
+from ..report import Report, matrix_rate
 from .callers import CALLERS, Asked, as_the_incumbents_ask, in_threads, incumbents, on_a_loop
-from .checks import check_same_bits
-from .models import Shape, Texts
-from .report import Report, matrix_rate
 
 QUERIES = 150
 WARM_QUERIES = 20
@@ -216,7 +216,7 @@ class Contest:
             )
 
     def batch_invariant(self) -> None:
-        """How much longer ingestion takes with the same bits in any company; and those bits."""
+        """How much longer ingestion takes with `batch_invariant=True`, and whether it is."""
         texts = self.draw("passages")
         self.prepare(texts)
         with Engine(self.folder, device=self.device, batch_invariant=True) as fixed:

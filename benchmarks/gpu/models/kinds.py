@@ -15,7 +15,7 @@ from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from transformers import PreTrainedTokenizerFast
 
-from .models import SHAPES, TINY, Shape, save_bare, tokenizer_of
+from .shapes import SHAPES, TINY, Shape, save_bare, tokenizer_of
 
 __all__ = ["KINDS", "TINY_KINDS", "Kind", "KindShape", "save_kind"]
 

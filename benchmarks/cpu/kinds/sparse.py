@@ -1,7 +1,7 @@
 """Sparse vectors on a CPU, beside sentence-transformers' SparseEncoder.
 
-    python -m benchmarks.cpu.sparse
-    python -m benchmarks.cpu.sparse --quick
+    python -m benchmarks.cpu.kinds.sparse
+    python -m benchmarks.cpu.kinds.sparse --quick
 
 The model is a SPLADE of MiniLM-L6's shape with random weights whose bias leaves some hundred
 terms of a text; the texts are docstrings of the standard library. Vectors are compared before
@@ -76,7 +76,7 @@ def timed(run: Callable[[], Any]) -> Time:
 
 def peak_mib(folder: Path, texts: int, kind: str) -> float:
     """Peak memory of a process that embeds the texts."""
-    call = [sys.executable, "-m", "benchmarks.cpu.sparse", "--peak", kind]
+    call = [sys.executable, "-m", "benchmarks.cpu.kinds.sparse", "--peak", kind]
     done = subprocess.run(
         [*call, "--model", str(folder), "--texts", str(texts)],
         capture_output=True,

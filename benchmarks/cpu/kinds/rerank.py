@@ -1,8 +1,8 @@
 """Pairs a second of a reranker on a CPU, beside sentence-transformers' CrossEncoder.
 
-    python -m benchmarks.cpu.rerank
-    python -m benchmarks.cpu.rerank --quick
-    python -m benchmarks.cpu.rerank --figures beside
+    python -m benchmarks.cpu.kinds.rerank
+    python -m benchmarks.cpu.kinds.rerank --quick
+    python -m benchmarks.cpu.kinds.rerank --figures beside
 
 The model has the shape of ms-marco-MiniLM-L6-v2 and random weights; a query has 100 passages.
 Scores are compared before anything is measured. CrossEncoder runs at its defaults, and in bfloat16

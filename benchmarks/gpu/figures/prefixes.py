@@ -14,7 +14,7 @@ import transformers
 
 from millpond import Engine
 
-from ..cpu.prefix_cache import (
+from ...cpu.prefix_cache import (
     INSTRUCTION_TOKENS,
     WARM_UP_ROUNDS,
     Run,
@@ -22,8 +22,8 @@ from ..cpu.prefix_cache import (
     check_agreement,
     one_round,
 )
-from .figures import FEWEST_ROUNDS
-from .report import Report
+from ..report import Report
+from .contest import FEWEST_ROUNDS
 
 ROUNDS = 9  # a few per cent are to be seen
 ALLOWED_S = 12.0

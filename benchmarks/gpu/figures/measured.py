@@ -19,11 +19,11 @@ import numpy as np
 
 from millpond import CallProgress, Engine
 
+from ..checks import check_same_bits, least_cosine
+from ..models.shapes import Shape, Texts
+from ..report import Aim, Report, matrix_rate
 from .callers import Asked, on_a_loop
-from .checks import check_same_bits, least_cosine
 from .kernel_trace import traced
-from .models import Shape, Texts
-from .report import Aim, Report, matrix_rate
 
 FIRST_QUERIES = 100
 IDLE_QUERIES = 400
@@ -294,7 +294,7 @@ class Measured:
             self._say("fp8: least cosine to auto, random weights", cosine)
 
     def batch_invariant(self) -> None:
-        """How much longer passages take with the same bits in any company; and those bits."""
+        """How much longer passages take with `batch_invariant=True`, and whether they are."""
         with self.load(batch_invariant=True) as other:
             ratio, rounds = self._in_turns(other)
             aim = Aim(1.25, at_most=True)

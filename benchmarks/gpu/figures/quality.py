@@ -8,10 +8,10 @@ import numpy as np
 
 from millpond import Engine
 
-from ..cpu.retrieval import judgements, lines, mean_ndcg
-from .checks import least_cosine
-from .models import Texts, english_words
-from .report import Report
+from ...cpu.retrieval import judgements, lines, mean_ndcg
+from ..checks import least_cosine
+from ..models.shapes import Texts, english_words
+from ..report import Report
 
 NAME = "all-MiniLM-L6-v2"
 DTYPES = ("float32", "auto", "fp8")

@@ -1,7 +1,7 @@
 """Texts a second of a multi-vector model on a CPU, beside sentence-transformers.
 
-    python -m benchmarks.cpu.multi_vector
-    python -m benchmarks.cpu.multi_vector --quick
+    python -m benchmarks.cpu.kinds.multi_vector
+    python -m benchmarks.cpu.kinds.multi_vector --quick
 
 The model has the shape of ColBERTv2 on MiniLM-L6 (128 dimensions, queries filled up to 32) and
 random weights. Vectors are compared before anything is measured. `MultiVectorEncoder` runs at its

@@ -1,0 +1,1 @@
+"""Rerankers, sparse and multi-vector models beside the libraries that run them."""
