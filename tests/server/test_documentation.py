@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 import typer.main
+import yaml
 from fastapi import FastAPI
 from serving import embed, fake_app, request
 
@@ -32,6 +35,8 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
 NOT = {"--no-enable-prefix-caching", "--no-warmup"}
 DEPLOY = ROOT / "deploy"
+ALERT_TESTS = Path(__file__).with_name("prometheus_alerts.yml")
+PROMTOOL = shutil.which("promtool") or ""
 
 
 @pytest.fixture
@@ -114,6 +119,33 @@ def test_the_dashboard_asks_for_metrics_there_are(app: FastAPI) -> None:
     names = set(re.findall(r"millpond_\w+", asked))
     assert names <= metrics_of(app)
     assert len(names) > 15
+
+
+def test_the_alerts_ask_for_metrics_there_are(app: FastAPI) -> None:
+    told = yaml.safe_load((DEPLOY / "prometheus-alerts.yml").read_text(encoding="utf-8"))
+    rules = [rule for group in told["groups"] for rule in group["rules"]]
+    names = set(re.findall(r"millpond_\w+", " ".join(rule["expr"] for rule in rules)))
+    assert names <= metrics_of(app)
+    assert len(names) > 4
+    job = yaml.safe_load((DEPLOY / "prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"]
+    assert f'up{{job="{job[0]["job_name"]}"}}' in rules[0]["expr"]
+    tried = yaml.safe_load(ALERT_TESTS.read_text(encoding="utf-8"))["tests"]
+    for test in tried:
+        asked = {case["alertname"] for case in test["alert_rule_test"]}
+        assert asked == {rule["alert"] for rule in rules}
+
+
+@pytest.mark.skipif(not PROMTOOL, reason="needs promtool, which comes with Prometheus")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "config", str(DEPLOY / "prometheus.yml")),
+        ("test", "rules", str(ALERT_TESTS)),
+    ],
+)
+def test_prometheus_accepts_its_configuration_and_the_alerts_fire(arguments: list[str]) -> None:
+    told = subprocess.run([PROMTOOL, *arguments], capture_output=True, text=True, timeout=60)
+    assert told.returncode == 0, told.stdout + told.stderr
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "millpond.service"])
