@@ -1,6 +1,6 @@
 """Build a LlamaIndex index over the standard library's documentation and ask it questions.
 
-Needs `pip install llama-index-embeddings-millpond`; no language model and no key.
+No language model and no key is needed.
 """
 
 import importlib

@@ -2,9 +2,8 @@
 
     python examples/llama_index_rerank.py [RERANKER]
 
-Needs `pip install llama-index-embeddings-millpond llama-index-postprocessor-millpond-rerank`. The
-reranker is a folder, or a name on the Hugging Face hub. No language model and no key: the answers
-are the nodes that one would read.
+The reranker is a folder, or a name on the Hugging Face hub. No language model and no key: the
+answers are the nodes that one would read.
 """
 
 import sys

@@ -7,6 +7,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -125,17 +126,37 @@ def test_a_picture_on_pypi_comes_from_the_repository_itself() -> None:
     assert f"]({URLS['Repository']}/blob/main/docs/index.md)" in text
 
 
-def test_every_documented_install_line_can_be_tried() -> None:
+def install_lines() -> ModuleType:
     place = ROOT / "tests" / "documentation" / "install_lines.py"
     spec = importlib.util.spec_from_file_location("install_lines", place)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_every_documented_install_line_can_be_tried() -> None:
+    module = install_lines()
+    assert module.lines()[0].startswith("pip install torch ")
     installed = {name for line in module.lines() for name in module.modules(line)}
     assert installed == {*module.MODULES.values(), *module.EXTRAS.values()}
     folders = {name for line in module.lines() for name, _ in module.requirements(line)}
     assert {f"./integrations/{path.name}" for path in PROJECTS[1:]} <= folders
+
+
+def test_every_extra_for_users_is_in_getting_started() -> None:
+    page = (ROOT / "docs" / "getting-started.md").read_text(encoding="utf-8")
+    extras = set(project(ROOT)["project"]["optional-dependencies"]) - {"dev", "docs", "test"}
+    for extra in extras:
+        assert f'`pip install ".[{extra}]"` | `pip install "millpond[{extra}]"`' in page
+
+
+def test_every_example_says_what_to_install_and_how_it_is_run() -> None:
+    module = install_lines()
+    run = {example[0] for line in module.lines() for example in module.examples(line)}
+    run.add("examples/spark_embed.py")  # by spark-submit, on files of the reader's
+    assert run == {f"examples/{path.name}" for path in (ROOT / "examples").glob("*.py")}
 
 
 def test_the_readme_is_short_and_names_the_command_that_ci_calls() -> None:
