@@ -28,7 +28,7 @@ from millpond.model.info import RouteInfo
 from millpond.runner.limits import CUDA_BATCH_TOKENS, CUDA_MIN_BATCH_TOKENS, Limits
 from millpond.scheduler.batch import Batch, BatchShape
 
-from ..gpu.callers import on_a_loop
+from ..gpu.figures.callers import on_a_loop
 from ..gpu.models.shapes import TINY, Texts, english_words, save
 
 COLUMNS = 384
