@@ -91,6 +91,18 @@ class ServedModel:
                 code="unknown_prompt",
             ) from error
 
+    def require_text_classes(self) -> None:
+        """Raises `ApiError` 400 where there are classes of tokens alone."""
+        scoring = self.engine.info().model.scoring
+        if scoring is not None and scoring.per_token:
+            raise ApiError(
+                400,
+                f"{self.name} gives a class for each token, which no route answers; call classify "
+                "of millpond.Engine in Python",
+                param="model",
+                code="unsupported_call",
+            )
+
     def require_special_tokens(self, texts: Sequence[Sequence[int]], field: str) -> None:
         """Raises `ApiError` 400 for token ids without the special tokens around them.
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from typing import Any
 
 import orjson
@@ -13,11 +11,11 @@ from fastapi import Request, Response
 from ...engine.params.score import INTERACTIVE_PAIRS
 from ...scores import Scores
 from ..calls.encoding import SlicedResponse, item_slices
-from ..calls.engine_call import MANY_TEXTS, Answer, ask, model_for
+from ..calls.engine_call import Answer, model_for
 from ..errors import ApiError
 from ..models import CLASSIFIES, ServedModel
 from ..schemas.scores import ClassifyRequest, PredictRequest
-from .rerank import opening, priority_of, usage_of
+from .pairs import ask_for_scores, list_slices
 
 __all__ = ["classify", "predict"]
 
@@ -30,10 +28,8 @@ async def classify(body: ClassifyRequest, request: Request) -> Response:
     result, is_infinity = answer.result, body.raw_scores is not None
     items = _class_lists(result) if is_infinity else _probabilities(result)
     kind = "classify" if is_infinity else "list"
-    created = f',"created":{int(time.time())},"data":['.encode()
-    before = opening(request, kind, body.model or model.name) + created
-    after = b'],"usage":' + orjson.dumps(usage_of(answer.tokens)) + b"}"
-    return await SlicedResponse.of(item_slices(before, items, after), answer.headers)
+    slices = list_slices(request, kind, body.model or model.name, items, answer.tokens)
+    return await SlicedResponse.of(slices, answer.headers)
 
 
 async def predict(body: PredictRequest, request: Request) -> Response:
@@ -48,17 +44,8 @@ async def predict(body: PredictRequest, request: Request) -> Response:
 
 
 def _classifier(request: Request, name: str | None) -> ServedModel:
-    """Raises `ApiError` 400 where there are classes of tokens alone."""
     model = model_for(request, name, CLASSIFIES)
-    scoring = model.engine.info().model.scoring
-    if scoring is not None and scoring.per_token:
-        raise ApiError(
-            400,
-            f"{model.name} gives a class for each token, which no route answers; call classify of "
-            "millpond.Engine in Python",
-            param="model",
-            code="unsupported_call",
-        )
+    model.require_text_classes()
     return model
 
 
@@ -91,26 +78,15 @@ async def _classes(
     """The scores of texts, or of pairs as tuples."""
     lengths = [len(one) if isinstance(one, str) else sum(map(len, one)) for one in inputs]
     few = 1 if isinstance(inputs[0], str) else INTERACTIVE_PAIRS
-    priority = priority_of(body, lengths, few=few)
-
-    def submit() -> Future[Scores]:
-        return model.engine.submit_classify(
-            inputs,
-            wait=False,
-            activation="none" if body.raw_scores else "auto",
-            truncate=body.truncate_option,
-            prompt=body.prompt,
-            prompt_name=body.prompt_name,
-            priority=priority,
-        )
-
-    return await ask(
+    return await ask_for_scores(
         request,
         model,
-        submit,
-        priority=priority,
-        field=body.LARGE_FIELDS[0],
-        has_much=len(inputs) > MANY_TEXTS,
+        model.engine.submit_classify,
+        lambda: inputs,
+        lengths,
+        body,
+        activation="none" if body.raw_scores else "auto",
+        few=few,
     )
 
 

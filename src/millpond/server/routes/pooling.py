@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from binascii import b2a_base64
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
-from typing import Any, cast
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +12,12 @@ import orjson
 from fastapi import Request, Response
 
 from ..calls.encoding import SLICE_LENGTH, SlicedResponse, item_slices
-from ..calls.engine_call import MANY_TEXTS, Answer, ask, model_for
+from ..calls.engine_call import Answer, model_for
 from ..errors import ApiError
 from ..models import CLASSIFIES, EMBEDS, GIVES_TOKENS, ServedModel
-from ..schemas.embeddings import input_kind
 from ..schemas.token_vectors import EmbedAllRequest, PoolingRequest
-from .embeddings import priority_of_texts
-from .rerank import opening, usage_of
+from .pairs import list_slices
+from .texts import ask_for_texts
 
 __all__ = ["embed_all", "pooling"]
 
@@ -53,9 +50,9 @@ async def embed_all(body: EmbedAllRequest, request: Request) -> Response:
         "task": body.input_type,
         "prompt_name": body.prompt_name,
         "pool_factor": body.pool_factor,
-        "truncate": body.truncate or body.truncation_direction,
+        "truncate": body.truncate_option,
     }
-    answer = await _ask(request, model, "token_embed", body, body.inputs, options)
+    answer = await _ask(request, model, "token_embed", body, options)
     items = (_matrix_parts(rows) for rows in answer.result.vectors)
     return await SlicedResponse.of(item_slices(b"[", items, b"]"), answer.headers)
 
@@ -64,28 +61,18 @@ async def pooling(body: PoolingRequest, request: Request) -> Response:
     """What a model gives of texts, as vLLM gives it."""
     model = _model(request, body)
     task = body.task or _TASKS[model.kind]
-    answer = await _ask(request, model, task, body, body.input, _options(body, task))
+    answer = await _ask(request, model, task, body, _options(body, task))
     found = answer.result.rows if task in ("score", "classify") else answer.result.vectors
     items = _pooled(found, as_base64=body.encoding_format == "base64")
-    created = f',"created":{int(time.time())},"data":['.encode()
-    before = opening(request, "list", body.model or model.name) + created
-    after = b'],"usage":' + orjson.dumps(usage_of(answer.tokens)) + b"}"
-    return await SlicedResponse.of(item_slices(before, items, after), answer.headers)
+    slices = list_slices(request, "list", body.model or model.name, items, answer.tokens)
+    return await SlicedResponse.of(slices, answer.headers)
 
 
 def _model(request: Request, body: PoolingRequest) -> ServedModel:
     """The model that gives what is asked for. Raises `ApiError` 400."""
     kinds = tuple(_TASKS) if body.task is None else _KINDS[body.task]
     model = model_for(request, body.model, kinds)
-    scoring = model.engine.info().model.scoring
-    if scoring is not None and scoring.per_token:
-        raise ApiError(
-            400,
-            f"{model.name} gives a class for each token, which no route answers; call classify of "
-            "millpond.Engine in Python",
-            param="model",
-            code="unsupported_call",
-        )
+    model.require_text_classes()
     return model
 
 
@@ -113,32 +100,18 @@ async def _ask(
     model: ServedModel,
     task: str,
     body: EmbedAllRequest | PoolingRequest,
-    texts: Any,
     options: dict[str, Any],
 ) -> Answer[Any]:
-    kind = input_kind(texts)
-    are_ids = kind in ("tokens", "token_lists")
-    if are_ids and not request.app.state.settings.allow_raw_token_ids:
-        model.require_special_tokens([texts] if kind == "tokens" else texts, body.LARGE_FIELDS[0])
-    if are_ids and options.get("task") is None and options.get("prompt_name") is None:
-        options["prompt"] = ""  # ids are whole texts, with the default prompt
-    elif options.get("prompt_name") is not None:
-        model.prompt(options.get("task"), options["prompt_name"])
-    priority = body.priority or priority_of_texts(texts, options.get("task"))
-    engine = model.engine
-    calls = {"embed": engine.submit, "token_embed": engine.submit_tokens}
-    call: Any = calls.get(task, engine.submit_classify)
-
-    def submit() -> Future[Any]:
-        return cast("Future[Any]", call(texts, wait=False, priority=priority, **options))
-
-    return await ask(
+    engine, (field,) = model.engine, body.LARGE_FIELDS
+    calls: Mapping[str, Any] = {"embed": engine.submit, "token_embed": engine.submit_tokens}
+    return await ask_for_texts(
         request,
         model,
-        submit,
-        priority=priority,
-        field=body.LARGE_FIELDS[0],
-        has_much=isinstance(texts, list) and len(texts) > MANY_TEXTS,
+        calls.get(task, engine.submit_classify),
+        getattr(body, field),
+        field=field,
+        priority=body.priority,
+        options=options,
     )
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from typing import Any
 
 import numpy.typing as npt
@@ -12,17 +10,16 @@ import orjson
 from fastapi import Request, Response
 
 from ...engine.engine import Engine
-from ...engine.params.score import INTERACTIVE_PAIRS
 from ...pair import Pair
 from ...scores import Scores
 from ..calls.encoding import SlicedResponse, item_slices, string_parts
-from ..calls.engine_call import LONGEST_QUERY, MANY_TEXTS, Answer, ask, model_for
+from ..calls.engine_call import Answer, model_for
 from ..errors import ApiError
 from ..models import SCORES, ServedModel
-from ..request_context import RequestContext
-from ..schemas.scores import RerankRequest, RerankTextsRequest, ScoreRequest, ScoringBody
+from ..schemas.scores import RerankRequest, RerankTextsRequest, ScoreRequest
+from .pairs import ask_for_scores, list_slices, opening, usage_of
 
-__all__ = ["opening", "priority_of", "rerank", "score", "usage_of"]
+__all__ = ["rerank", "score"]
 
 COHERE_VERSION = "2"
 CHARACTERS_PER_TOKEN = 16  # more than nearly all texts have, to tokenise a part of a long one
@@ -73,10 +70,8 @@ async def score(body: ScoreRequest, request: Request) -> Response:
         (_json({"index": index, "object": "score", "score": found}),)
         for index, found in enumerate(answer.result.scores)
     )
-    created = f',"created":{int(time.time())},"data":['.encode()
-    before = opening(request, "list", body.model or model.name) + created
-    after = b'],"usage":' + orjson.dumps(usage_of(answer.tokens)) + b"}"
-    return await SlicedResponse.of(item_slices(before, items, after), answer.headers)
+    slices = list_slices(request, "list", body.model or model.name, items, answer.tokens)
+    return await SlicedResponse.of(slices, answer.headers)
 
 
 async def _rerank_texts(body: RerankTextsRequest, request: Request) -> Response:
@@ -102,26 +97,15 @@ async def _score_pairs(
     has_much: bool = False,
 ) -> Answer[Scores]:
     """The scores of pairs, whose documents have these lengths."""
-    priority = priority_of(body, lengths, few=INTERACTIVE_PAIRS)
-
-    def submit() -> Future[Scores]:
-        return model.engine.submit_score(
-            pairs(),
-            wait=False,
-            activation=_activation(model, body.raw_scores),
-            truncate=body.truncate_option,
-            prompt=body.prompt,
-            prompt_name=body.prompt_name,
-            priority=priority,
-        )
-
-    return await ask(
+    return await ask_for_scores(
         request,
         model,
-        submit,
-        priority=priority,
-        field=body.LARGE_FIELDS[0],
-        has_much=has_much or len(lengths) > MANY_TEXTS,
+        model.engine.submit_score,
+        pairs,
+        lengths,
+        body,
+        activation=_activation(model, body.raw_scores),
+        has_much=has_much,
     )
 
 
@@ -132,25 +116,6 @@ def _activation(model: ServedModel, raw_scores: bool | None) -> str:
     """MaxSim is no logit: a sigmoid would be 1 for all that is alike at all."""
     has_logits = model.engine.info().model.scoring is not None
     return _ACTIVATIONS[raw_scores] if has_logits else "auto"
-
-
-def priority_of(body: ScoringBody, lengths: Sequence[int], *, few: int) -> str:
-    """Of a request for texts or pairs of these lengths, in characters."""
-    if body.priority is not None:
-        return body.priority
-    is_small = len(lengths) <= few and max(lengths) <= LONGEST_QUERY
-    return "interactive" if is_small else "bulk"
-
-
-def opening(request: Request, kind: str, model: str) -> bytes:
-    """The first fields of a response, without the brace that ends them."""
-    fields = {"id": RequestContext.of(request.scope).request_id, "object": kind, "model": model}
-    return orjson.dumps(fields)[:-1]
-
-
-def usage_of(tokens: int) -> dict[str, int]:
-    """As OpenAI has it."""
-    return {"prompt_tokens": tokens, "total_tokens": tokens}
 
 
 def _pairs(body: ScoreRequest) -> list[Pair]:
@@ -180,23 +145,24 @@ def _json(value: dict[str, Any]) -> bytes:
 
 
 def _result(row: Row, texts: Sequence[str] | None) -> Iterator[bytes]:
-    written = _json({"index": row[0], "relevance_score": row[1]})
-    if texts is None:
-        yield written
-        return
-    yield written[:-1] + b',"document":{"text":'
-    yield from string_parts(texts[row[0]])
-    yield b"}}"
+    return _with_text("relevance_score", row, texts, b',"document":{"text":', b"}}")
 
 
 def _text_result(row: Row, texts: Sequence[str] | None) -> Iterator[bytes]:
-    written = _json({"index": row[0], "score": row[1]})
+    return _with_text("score", row, texts, b',"text":', b"}")
+
+
+def _with_text(
+    name: str, row: Row, texts: Sequence[str] | None, before: bytes, after: bytes
+) -> Iterator[bytes]:
+    """A JSON object of a document: its place, its score by this name, and its text."""
+    written = _json({"index": row[0], name: row[1]})
     if texts is None:
         yield written
         return
-    yield written[:-1] + b',"text":'
+    yield written[:-1] + before
     yield from string_parts(texts[row[0]])
-    yield b"}"
+    yield after
 
 
 def _may_exceed(engine: Engine, most: int, body: RerankRequest) -> bool:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from typing_extensions import TypedDict
 
 from . import foreign_fields
-from .embeddings import MAX_INPUTS, OptionalModel, RequestBody
+from .embeddings import MAX_INPUTS, Count, OptionalModel, RequestBody, Side
 
 __all__ = [
     "CohereEmbedRequest",
@@ -87,17 +87,14 @@ class CohereEmbedRequest(RequestBody):
             "that its largest element is 127 or -127, and `uint8` is 128 more.",
         ),
     ] = None
-    output_dimension: Annotated[
-        int | None, Field(ge=1, lt=2**31, description="Keep the first N dimensions.")
-    ] = None
+    output_dimension: Annotated[Count | None, Field(description="Keep the first N dimensions.")] = (
+        None
+    )
     truncate: Annotated[
-        Literal["end", "start", "error"] | None,
-        BeforeValidator(foreign_fields.truncate),
+        Side,
         Field(description="`START`, `END`, or `NONE`, which refuses what is too long."),
     ] = None
-    max_tokens: Annotated[
-        int | None, Field(ge=1, lt=2**31, description="No fewer than the model reads.")
-    ] = None
+    max_tokens: Annotated[Count | None, Field(description="No fewer than the model reads.")] = None
     priority: Annotated[
         Literal["interactive", "bulk"] | None,
         BeforeValidator(_priority),

@@ -76,6 +76,27 @@ OptionalModel = Annotated[
         "kind that the route needs."
     ),
 ]
+TextInput = Annotated[
+    Input,
+    Field(
+        description="One text or several, or the token ids of one or several.",
+        examples=[["Hello, world!"]],
+    ),
+]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Side = Annotated[Literal["end", "start", "error"] | None, BeforeValidator(foreign_fields.truncate)]
+Truncate = Annotated[
+    Side,
+    Field(
+        description="Where a text that is too long is truncated, or `error`; by default the "
+        "model's side, mostly the end. Text Embeddings Inference's `false` is `error`."
+    ),
+]
+Direction = Annotated[
+    Literal["start", "end"] | None,
+    BeforeValidator(foreign_fields.truncate),
+    Field(description="`Left` or `Right`: where `truncate` cuts; by default the model's side."),
+]
 InputType = Annotated[
     Literal["query", "document"] | None,
     BeforeValidator(foreign_fields.input_type),
@@ -85,6 +106,20 @@ InputType = Annotated[
 Priority = Annotated[
     Literal["interactive", "bulk"] | None,
     BeforeValidator(lambda value: None if value == 0 and value is not False else value),
+]
+TextPriority = Annotated[
+    Priority,
+    Field(
+        description="Millpond's own. Interactive requests do not wait for bulk ones. By default a "
+        "query, or a single text that is not very long, is interactive."
+    ),
+]
+Dimensions = Annotated[
+    Count | None, Field(description="Keep the first N dimensions and restore unit length.")
+]
+Normalize = Annotated[
+    bool | None,
+    Field(description="Scale to unit length, or do not; by default as the model."),
 ]
 PromptName = Annotated[
     str | None, Field(description="Millpond's own. Name of a prompt saved with the model.")
@@ -124,46 +159,19 @@ class EmbeddingRequest(RequestBody):
     LARGE_FIELDS = ("input",)
     FOREIGN = foreign_fields.OF_EMBEDDINGS
 
-    input: Annotated[
-        Input,
-        Field(
-            description="One text or several, or the token ids of one or several.",
-            examples=[["Hello, world!"]],
-        ),
-    ]
+    input: TextInput
     model: OptionalModel = None
     encoding_format: Annotated[
         Literal["float", "base64"] | None,
         Field(description="`base64` encodes little-endian float32, which is much smaller."),
     ] = "float"
-    dimensions: Annotated[
-        int | None,
-        Field(ge=1, lt=2**31, description="Keep the first N dimensions and restore unit length."),
-    ] = None
+    dimensions: Dimensions = None
     user: Annotated[str | None, Field(description="Accepted and ignored.")] = None
     input_type: InputType = None
     prompt_name: PromptName = None
-    truncate: Annotated[
-        Literal["end", "start", "error"] | None,
-        BeforeValidator(foreign_fields.truncate),
-        Field(
-            description="Millpond's own. Where a text that is too long is truncated, or `error`; "
-            "by default the model's side, mostly the end."
-        ),
-    ] = None
-    normalize: Annotated[
-        bool | None,
-        Field(
-            description="Millpond's own. Scale to unit length, or do not; by default as the model."
-        ),
-    ] = None
-    priority: Annotated[
-        Priority,
-        Field(
-            description="Millpond's own. Interactive requests do not wait for bulk ones. By "
-            "default a query, or a single text that is not very long, is interactive."
-        ),
-    ] = None
+    truncate: Truncate = None
+    normalize: Normalize = None
+    priority: TextPriority = None
 
 
 class Embedding(BaseModel):

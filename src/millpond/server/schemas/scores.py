@@ -11,7 +11,17 @@ from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from . import foreign_fields
-from .embeddings import MAX_INPUTS, OptionalModel, Priority, PromptName, RequestBody, Texts, Usage
+from .embeddings import (
+    MAX_INPUTS,
+    Count,
+    Direction,
+    OptionalModel,
+    Priority,
+    PromptName,
+    RequestBody,
+    Texts,
+    Usage,
+)
 
 __all__ = [
     "ClassifyRequest",
@@ -53,7 +63,7 @@ RawScores = Annotated[
         "checkpoint says, which is mostly a probability."
     ),
 ]
-TopN = Annotated[int | None, Field(ge=1, lt=2**31, description="The best N alone.")]
+TopN = Annotated[Count | None, Field(description="The best N alone.")]
 TeiRawScores = Annotated[bool, Field(description="Logits instead of probabilities.")]
 
 
@@ -97,11 +107,7 @@ class ScoringBody(RequestBody):
 class TruncatedAsInTei(ScoringBody):
     """With the field by which Text Embeddings Inference names the side."""
 
-    truncation_direction: Annotated[
-        Literal["start", "end"] | None,
-        BeforeValidator(foreign_fields.truncate),
-        Field(description="`left` or `right`: where `truncate` cuts."),
-    ] = None
+    truncation_direction: Direction = None
 
     @property
     def truncate_option(self) -> Any:
@@ -125,7 +131,7 @@ class RerankRequest(ScoringBody):
     top_n: TopN = None
     return_documents: Annotated[bool | None, Field(description="The texts beside scores.")] = False
     max_tokens_per_doc: Annotated[
-        int | None, Field(ge=1, lt=2**31, description="Read no more tokens of a document.")
+        Count | None, Field(description="Read no more tokens of a document.")
     ] = None
     raw_scores: RawScores = None
 

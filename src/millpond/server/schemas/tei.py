@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
+from pydantic import BaseModel, Discriminator, Field, Tag
 from typing_extensions import TypedDict
 
 from . import foreign_fields
 from .embeddings import (
     MAX_INPUTS,
     MAX_TOKENIZED,
-    Input,
+    Count,
+    Direction,
     InputType,
     OptionalModel,
     Priority,
     RequestBody,
+    Side,
+    TextInput,
     Texts,
     TokenId,
 )
@@ -34,17 +37,11 @@ __all__ = [
 
 TeiPromptName = Annotated[str | None, Field(description="Name of a prompt saved with the model.")]
 TeiTruncate = Annotated[
-    Literal["end", "start", "error"] | None,
-    BeforeValidator(foreign_fields.truncate),
+    Side,
     Field(
         description="`true`, which is the default here, cuts a text that is too long; `false` or "
         "`error` refuses it."
     ),
-]
-Direction = Annotated[
-    Literal["start", "end"] | None,
-    BeforeValidator(foreign_fields.truncate),
-    Field(description="`Left` or `Right`: where `truncate` cuts; by default the model's side."),
 ]
 
 
@@ -54,20 +51,12 @@ class EmbedRequest(RequestBody):
     LARGE_FIELDS = ("inputs",)
     FOREIGN = foreign_fields.ForeignFields(default_only={"encoding_format": ("float",)})
 
-    inputs: Annotated[
-        Input,
-        Field(
-            description="One text or several, or the token ids of one or several.",
-            examples=[["Hello, world!"]],
-        ),
-    ]
+    inputs: TextInput
     normalize: Annotated[bool, Field(description="Scale to unit length.")] = True
     truncate: TeiTruncate = None
     truncation_direction: Direction = None
     prompt_name: TeiPromptName = None
-    dimensions: Annotated[
-        int | None, Field(ge=1, lt=2**31, description="Keep the first N dimensions.")
-    ] = None
+    dimensions: Annotated[Count | None, Field(description="Keep the first N dimensions.")] = None
     model: OptionalModel = None
     input_type: InputType = None
     priority: Annotated[Priority, Field(description="Millpond's own, as in `/v1/embeddings`.")] = (

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, Field
 
 from . import foreign_fields
-from .embeddings import Input, InputType, OptionalModel, Priority, PromptName, RequestBody, Usage
+from .embeddings import (
+    Count,
+    Dimensions,
+    Direction,
+    InputType,
+    Normalize,
+    OptionalModel,
+    PromptName,
+    RequestBody,
+    TextInput,
+    TextPriority,
+    Truncate,
+    Usage,
+)
 
 __all__ = [
     "EmbedAllRequest",
@@ -19,21 +32,6 @@ __all__ = [
 ]
 
 Task = Literal["embed", "token_embed", "classify", "score"]
-Truncate = Annotated[
-    Literal["end", "start", "error"] | None,
-    BeforeValidator(foreign_fields.truncate),
-    Field(
-        description="Where a text that is too long is truncated, or `error`; by default the "
-        "model's side, mostly the end. Text Embeddings Inference's `false` is `error`."
-    ),
-]
-BulkPriority = Annotated[
-    Priority,
-    Field(
-        description="Millpond's own. Interactive requests do not wait for bulk ones. By default a "
-        "query, or a single text that is not very long, is interactive."
-    ),
-]
 PoolFactor = Annotated[
     float,
     Field(
@@ -50,23 +48,18 @@ class _TextsRequest(RequestBody):
     LARGE_FIELDS = ("inputs",)
     FOREIGN = foreign_fields.OF_TEI
 
-    inputs: Annotated[
-        Input,
-        Field(
-            description="One text or several, or the token ids of one or several.",
-            examples=[["Hello, world!"]],
-        ),
-    ]
+    inputs: TextInput
     model: OptionalModel = None
     truncate: Truncate = None
-    truncation_direction: Annotated[
-        Literal["start", "end"] | None,
-        BeforeValidator(foreign_fields.truncate),
-        Field(description="`left` or `right`: where `truncate` cuts."),
-    ] = None
+    truncation_direction: Direction = None
     prompt_name: PromptName = None
     input_type: InputType = None
-    priority: BulkPriority = None
+    priority: TextPriority = None
+
+    @property
+    def truncate_option(self) -> Any:
+        """`truncate`, or else the side."""
+        return self.truncate or self.truncation_direction
 
 
 class EmbedAllRequest(_TextsRequest):
@@ -79,10 +72,8 @@ class EmbedSparseRequest(_TextsRequest):
     """Text Embeddings Inference's request."""
 
     max_active_dims: Annotated[
-        int | None,
+        Count | None,
         Field(
-            ge=1,
-            lt=2**31,
             description="Millpond's own. Keep the N heaviest terms; by default what the "
             "checkpoint says, all as a rule.",
         ),
@@ -106,13 +97,7 @@ class PoolingRequest(RequestBody):
     LARGE_FIELDS = ("input",)
     FOREIGN = foreign_fields.OF_POOLING
 
-    input: Annotated[
-        Input,
-        Field(
-            description="One text or several, or the token ids of one or several.",
-            examples=[["Hello, world!"]],
-        ),
-    ]
+    input: TextInput
     model: OptionalModel = None
     task: Annotated[
         Task | None,
@@ -129,14 +114,8 @@ class PoolingRequest(RequestBody):
             description="`base64` encodes little-endian float32, row after row for token vectors."
         ),
     ] = "float"
-    dimensions: Annotated[
-        int | None,
-        Field(ge=1, lt=2**31, description="Keep the first N dimensions and restore unit length."),
-    ] = None
-    normalize: Annotated[
-        bool | None,
-        Field(description="Scale vectors to unit length, or do not; by default as the model."),
-    ] = None
+    dimensions: Dimensions = None
+    normalize: Normalize = None
     use_activation: Annotated[
         bool | None,
         Field(description="Of `classify` and `score`: `false` gives logits."),
@@ -144,7 +123,7 @@ class PoolingRequest(RequestBody):
     truncate: Truncate = None
     prompt_name: PromptName = None
     pool_factor: PoolFactor = 1
-    priority: BulkPriority = None
+    priority: TextPriority = None
 
 
 class Pooled(BaseModel):
