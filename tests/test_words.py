@@ -86,6 +86,7 @@ NAMES = (
     Old("ThreadChoice, thread_choice", "ThreadTuner"),
     Old("threads_for_a_check", "limited_threads"),
     Old("RecordedForwards, Recorder, Recording", "CudaGraphs, capture function, CapturedGraph"),
+    Old("recorded, recorder, recording", "captured, capture", "src/millpond/runner/cuda"),
     Old("_give_up", "_disable", "src/millpond/runner/cuda"),
     Old("spare", "null slot", "src/millpond/attention"),
     Old("RotaryStart", "RotaryState"),
@@ -106,7 +107,7 @@ PHRASES = (
     Old("the door, at the door", "validation of inputs and options"),
     Old("company", "batch composition; batch-invariant"),
     Old("of BERT's kind, of its kind", "BERT-style encoder layers"),
-    Old("their kin, and kin", "and derivatives"),
+    Old("kin", "and derivatives, or a subclass"),
     Old("brings home, bring home, brings their vectors home", "collects the results"),
     Old("is home, are home, not home, come home, comes home, came home", "is in flight, completed"),
     Old("on its way, on their way", "in flight"),
@@ -122,7 +123,10 @@ PHRASES = (
     Old("under way", "in flight, running"),
     Old("is due, are due, patience, impatience", "aged past the starvation limit"),
     Old("nothing of it is, so many", "not truncated; N"),
-    Old("somebody, nobody, who waits", "which thread, caller or client it is"),
+    Old(
+        "somebody, nobody, anybody, everybody, whoever, who waits",
+        "which thread, caller or client it is",
+    ),
 )
 ALLOWED: Mapping[tuple[str, str], str] = {
     (f"src/millpond/scheduler/{name}.py", "_room"): "has_room_for asks about tokens of a queue"

@@ -29,7 +29,7 @@ _fork_safe: weakref.WeakSet[Any] = weakref.WeakSet()  # all that live; changed b
 
 
 def fork_safe(lock: Lock) -> Lock:
-    """The lock itself, which from now on is free in a forked child, whoever held it before."""
+    """The lock itself, which from now on is free in a forked child, also if a thread held it."""
     _fork_safe.add(lock)
     return lock
 
@@ -61,7 +61,7 @@ Left to itself it changes hands every five milliseconds. `call` is what the thre
 class Gate:
     """What one thread waits at until another opens it. It stays open until that thread is through.
 
-    Anybody may open it at any time, a finalizer too.
+    Any thread may open it at any time, a finalizer too.
     """
 
     def __init__(self) -> None:

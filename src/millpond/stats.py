@@ -118,7 +118,7 @@ class EngineStats:
 
 @dataclass(slots=True)
 class Totals:
-    """The sums behind `EngineStats`. Whoever holds it guards it."""
+    """The sums behind `EngineStats`. Its owner locks."""
 
     batches: int = 0
     texts: int = 0

@@ -15,6 +15,6 @@ class Replayed:
         self.vectors[...] = self.work()
 
 
-def record(work: Callable[[], Tensor]) -> tuple[Replayed, Tensor]:
+def capture(work: Callable[[], Tensor]) -> tuple[Replayed, Tensor]:
     vectors = work()
     return Replayed(work, vectors), vectors

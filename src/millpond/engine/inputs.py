@@ -110,7 +110,7 @@ class InputProcessor:
         Texts that cannot be accepted have their errors in the request or, if it is to be `strict`,
         the first raises its own. With `several` a list of integers is no text but several bad ones.
 
-        Raises `InvalidOption` and its kin, and `InvalidText` for what holds no texts.
+        Raises `InvalidOption` or a subclass, and `InvalidText` for what holds no texts.
         """
         params.require(self.spec, call)
         taken = take_texts(texts, several=several)

@@ -56,7 +56,7 @@ class SettingsOfCalls:
     def of(self, params: EmbedParams, *, are_ids: bool) -> CallSettings:
         """The settings of a call whose texts are strings or, with `are_ids`, token ids.
 
-        Raises `InvalidOption` and its kin, `UnknownTask` and `UnsupportedCall`.
+        Raises `InvalidOption` or a subclass, `UnknownTask` and `UnsupportedCall`.
         """
         if type(params) is not EmbedParams:  # it may have options of its own
             params.validate(self._spec)

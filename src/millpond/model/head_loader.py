@@ -37,7 +37,7 @@ class HeadLoader:
     """Whether the result is a vector for each token."""
 
     def load(self, route: Route, encoder: Encoder, tokenizer: TextTokenizer) -> AnyPooler:
-        """The head of a route. Raises `InvalidCheckpoint` and its kin."""
+        """The head of a route. Raises `InvalidCheckpoint` or a subclass."""
         last = route.modules[-1]
         if last.kind == "M3Heads":
             return self._m3_heads(route, encoder, tokenizer)

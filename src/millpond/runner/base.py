@@ -1,4 +1,4 @@
-"""`ModelRunner`: what the engine asks of whoever computes its batches.
+"""`ModelRunner`: what the engine asks of what computes its batches.
 
 It knows no tensors and no devices, and nothing of it hands any over, so a runner may as well stand
 for a model in another process. `model_runner` has the one that runs models in this one.

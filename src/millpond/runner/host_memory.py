@@ -22,7 +22,7 @@ class _Version:
     limit: str
     used: str
     reclaimable: str
-    """In memory.stat: cached files that make room for whoever asks. They count as used."""
+    """In memory.stat: cached files, which the system drops when it must. They count as used."""
 
 
 _VERSIONS = {

@@ -37,7 +37,7 @@ this_thread = _ThisThread()
 
 @contextmanager
 def ending_several() -> Iterator[None]:
-    """On an engine's own thread: whoever waits for calls that end here is woken after the last.
+    """On an engine's own thread: threads that wait for calls ending here are woken after the last.
 
     A thread that is woken wants the interpreter, and would have the others wait for it.
     """

@@ -1,7 +1,7 @@
 """Queries filled up to a length with a token, as ColBERT's are.
 
 Other tokens may not attend to those that fill up. Which these are is in a bit of their ids, so that
-whoever compares, caches or copies ids need not know of it.
+code that compares, caches or copies ids need not know of it.
 """
 
 from __future__ import annotations

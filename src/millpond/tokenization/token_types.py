@@ -1,7 +1,7 @@
 """Token ids with their token types: one integer for both.
 
 A model that tells the texts of a pair apart is given the type of every token. The type is in the
-upper bits of the id, so that whoever compares, caches or copies ids need not know of it.
+upper bits of the id, so that code that compares, caches or copies ids need not know of it.
 """
 
 from __future__ import annotations

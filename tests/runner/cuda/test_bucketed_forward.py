@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from replayed_graphs import record
+from replayed_graphs import capture
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -63,7 +63,7 @@ def forward_on(
         pipeline,
         device=CPU,
         buffers=buffers,
-        recorder=record,
+        capture=capture,
         most_tokens=most_tokens,
         **options,
     )

@@ -1,4 +1,4 @@
-"""When a forward pass is recorded, and what becomes of a model that cannot be."""
+"""When a forward pass is captured, and what becomes of a model that cannot be."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from millpond.runner.cuda.buckets import Bucket
-from millpond.runner.cuda.graphs import PAUSE, CapturedGraph, CudaGraphs, record_cuda_graph
+from millpond.runner.cuda.graphs import PAUSE, CapturedGraph, CudaGraphs, cuda_graph_capture
 
 SMALL, LARGE = Bucket(64, 8, 128), Bucket(128, 8, 128)
 gpu = pytest.mark.gpu
@@ -36,13 +36,13 @@ class Replay:
 class Capture:
     def __init__(self, *, error: Exception | None = None, wrong: bool = False) -> None:
         self.error, self.wrong = error, wrong
-        self.recordings: list[Replay] = []
+        self.captured: list[Replay] = []
 
     def __call__(self, work: Callable[[], Tensor]) -> tuple[CapturedGraph, Tensor]:
         if self.error is not None:
             raise self.error
-        self.recordings.append(Replay(work, work(), self.wrong))
-        return self.recordings[-1], self.recordings[-1].vectors
+        self.captured.append(Replay(work, work(), self.wrong))
+        return self.captured[-1], self.captured[-1].vectors
 
 
 def doubled(bucket: Bucket, integers: Tensor) -> Tensor:
@@ -54,33 +54,33 @@ def run(forwards: CudaGraphs, bucket: Bucket, integers: Tensor) -> list[float]:
 
 
 def test_a_bucket_is_recorded_when_it_comes_back_and_replayed_from_then_on() -> None:
-    recorder, integers = Capture(), torch.arange(64)
-    forwards = CudaGraphs(doubled, recorder)
+    capture, integers = Capture(), torch.arange(64)
+    forwards = CudaGraphs(doubled, capture)
     assert run(forwards, SMALL, integers) == doubled(SMALL, integers).tolist()
-    assert not recorder.recordings
+    assert not capture.captured
     for round in range(4):
         integers += round
         assert run(forwards, SMALL, integers) == doubled(SMALL, integers).tolist()
-    (recording,) = recorder.recordings
-    assert recording.replays == 4, "once to be proven and then at each of three calls"
+    (graph,) = capture.captured
+    assert graph.replays == 4, "once to be verified and then at each of three calls"
     run(forwards, LARGE, integers)
     assert len(forwards) == 1
 
 
 @pytest.mark.parametrize(
-    ("recorder", "reason"),
+    ("capture", "reason"),
     [
         (Capture(error=RuntimeError("it waits for the device")), "it waits for the device"),
         (Capture(wrong=True), "a replay gave other vectors"),
     ],
 )
-def test_a_model_that_cannot_be_recorded_runs_plainly(recorder: Capture, reason: str) -> None:
-    forwards, integers = CudaGraphs(doubled, recorder), torch.arange(64)
+def test_a_model_that_cannot_be_recorded_runs_plainly(capture: Capture, reason: str) -> None:
+    forwards, integers = CudaGraphs(doubled, capture), torch.arange(64)
     for _ in range(4):
         assert run(forwards, SMALL, integers) == doubled(SMALL, integers).tolist()
     assert len(forwards) == 0
     assert reason in str(forwards.reason_against)
-    assert len(recorder.recordings) <= 1, "it is tried once"
+    assert len(capture.captured) <= 1, "it is tried once"
 
 
 def test_the_graph_used_longest_ago_goes_when_there_are_too_many() -> None:
@@ -90,38 +90,38 @@ def test_the_graph_used_longest_ago_goes_when_there_are_too_many() -> None:
     for bucket in (*buckets[:2], *buckets[:2], buckets[0], buckets[2], buckets[2]):
         forwards.run(bucket, integers, 1)
     assert len(forwards) == 2
-    assert list(forwards._recorded) == [buckets[0], buckets[2]]
+    assert list(forwards._graphs) == [buckets[0], buckets[2]]
 
 
 def test_a_graph_that_made_room_has_to_come_twice_again() -> None:
-    recorder, integers = Capture(), torch.arange(200)
-    forwards = CudaGraphs(doubled, recorder, most_graphs=1)
+    capture, integers = Capture(), torch.arange(200)
+    forwards = CudaGraphs(doubled, capture, most_graphs=1)
     for bucket in (SMALL, SMALL, LARGE, LARGE):
         forwards.run(bucket, integers, 1)
-    assert len(recorder.recordings) == 2
+    assert len(capture.captured) == 2
     forwards.run(SMALL, integers, 1)
-    assert len(recorder.recordings) == 2
+    assert len(capture.captured) == 2
     forwards.run(SMALL, integers, 1)
-    assert len(recorder.recordings) == 3
+    assert len(capture.captured) == 3
 
 
 @pytest.mark.parametrize(
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB."),
-        RuntimeError("CUDA error: out of memory"),  # of what makes a graph of a recording
+        RuntimeError("CUDA error: out of memory"),  # of what makes a graph of a capture
     ],
 )
 def test_a_full_device_ends_graphs_for_a_while_and_not_for_good(error: Exception) -> None:
-    recorder, integers = Capture(), torch.arange(200)
-    forwards = CudaGraphs(doubled, recorder)
+    capture, integers = Capture(), torch.arange(200)
+    forwards = CudaGraphs(doubled, capture)
     for _ in range(2):
         run(forwards, SMALL, integers)
-    recorder.error = error
+    capture.error = error
     for _ in range(4):
         assert run(forwards, LARGE, integers) == doubled(LARGE, integers).tolist()
     assert (len(forwards), forwards.reason_against) == (0, None)
-    recorder.error = None
+    capture.error = None
     for _ in range(PAUSE + 2):
         assert run(forwards, SMALL, integers) == doubled(SMALL, integers).tolist()
     assert len(forwards) == 1
@@ -160,32 +160,32 @@ def fake_graphs(monkeypatch: pytest.MonkeyPatch) -> type[FakeGraph]:
 
 
 def test_graphs_share_a_pool_until_the_last_of_them_is_gone(fake_graphs: type[FakeGraph]) -> None:
-    record = record_cuda_graph()
-    kept = [record(lambda: torch.ones(1)), record(lambda: torch.ones(1))]
+    capture = cuda_graph_capture()
+    kept = [capture(lambda: torch.ones(1)), capture(lambda: torch.ones(1))]
     assert fake_graphs.calls == ["begin", "pool 1", "end"] * 2
     kept.clear()
-    record(lambda: torch.ones(1))
+    capture(lambda: torch.ones(1))
     assert fake_graphs.calls[-2] == "pool 2"
 
 
 @pytest.mark.parametrize("fails_at", ["begin", "end"])
-def test_where_a_recording_cannot_be_ended_the_allocator_is_told(
+def test_where_a_capture_cannot_be_ended_the_allocator_is_told(
     fake_graphs: type[FakeGraph], fails_at: str
 ) -> None:
-    record = record_cuda_graph()
+    capture = cuda_graph_capture()
     fake_graphs.fails_at = fails_at
     with pytest.raises(RuntimeError, match="not permitted"):
-        record(lambda: torch.ones(1))
+        capture(lambda: torch.ones(1))
     told = ["endAllocateToPool(3, 1)", "releasePool(3, 1)"]
     assert fake_graphs.calls[-3:] == ["end", *told]
 
 
-def test_a_recording_whose_work_fails_is_ended(fake_graphs: type[FakeGraph]) -> None:
+def test_a_capture_whose_work_fails_is_ended(fake_graphs: type[FakeGraph]) -> None:
     def fails() -> Tensor:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        record_cuda_graph()(fails)
+        cuda_graph_capture()(fails)
     assert fake_graphs.calls == ["begin", "pool 1", "end"]
 
 
@@ -221,7 +221,7 @@ def test_a_model_that_waits_for_the_device_runs_plainly_on_a_gpu() -> None:
     integers = torch.arange(64, device="cuda")
     with torch.cuda.stream(torch.cuda.Stream()):
         for forward, graphs in ((doubled, 1), (waits, 0)):
-            forwards = CudaGraphs(forward, record_cuda_graph())
+            forwards = CudaGraphs(forward, cuda_graph_capture())
             for _ in range(3):
                 assert run(forwards, SMALL, integers) == doubled(SMALL, integers).tolist()
             assert len(forwards) == graphs

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from replayed_graphs import record
+from replayed_graphs import capture
 from torch import Tensor
 
 from millpond.attention import prefix as prefix_attention
@@ -70,7 +70,7 @@ def forward_on(pipeline: Any, cache: KVCache) -> BucketedForward:
         pipeline,
         device=CPU,
         buffers=PinnedBuffers(pinned=False),
-        recorder=record,
+        capture=capture,
         most_tokens=32_767,
         cache=cache,
     )

@@ -1,7 +1,7 @@
 """What a checkpoint says that gives a vector for each token: ColBERT and late interaction.
 
 Reads the folders of sentence-transformers 6's `MultiVectorEncoder`, those of PyLate (`query_prefix`
-and its kin in config_sentence_transformers.json) and those of Stanford's ColBERT
+and others in config_sentence_transformers.json) and those of Stanford's ColBERT
 (`artifact.metadata`, and `linear.weight` among the model's weights), as sentence-transformers 6
 reads all three. It loads no weights.
 """
@@ -86,7 +86,7 @@ def _modules_for(chain: Chain, task: str, root: Path) -> tuple[Module, ...]:
     """The modules for texts of a task, each as it concerns that task.
 
     The transformer, what becomes of its rows, which of them are kept (`MultiVectorMask`), and how
-    they are pooled (`HierarchicalTokenPooling`). Raises `UnsupportedModel` and its kin.
+    they are pooled (`HierarchicalTokenPooling`). Raises `UnsupportedModel` or a subclass.
     """
     first, *rest = chain_for(chain, task)[1]
     if first.kind != "Transformer" or first.options["task"] != "feature-extraction":

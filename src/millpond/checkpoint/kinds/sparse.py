@@ -1,4 +1,4 @@
-"""What a checkpoint says that gives sparse vectors: SPLADE and its kin.
+"""What a checkpoint says that gives sparse vectors: SPLADE and similar models.
 
 Reads the folders of sentence-transformers 6's `SparseEncoder`, and folders without modules.json
 whose model is a masked language model, as it does: the maximum of log(1 + relu(logit)). It loads no
@@ -54,7 +54,7 @@ def read_sparse(saved: Mapping[str, Any], routes: Sequence[Route], root: Path) -
 def sparse_routes(chain: Chain, root: Path) -> Routes:
     """The routes of a `SparseEncoder`, the route of every task, and that of all others.
 
-    Raises `UnsupportedModel` and its kin.
+    Raises `UnsupportedModel` or a subclass.
     """
 
     def finished(task: str | None) -> tuple[tuple[str, ...], tuple[Module, ...]]:

@@ -11,11 +11,11 @@ __all__ = ["BackgroundTasks"]
 
 
 class BackgroundTasks:
-    """Anybody may add a task and wake the thread at any time, a finalizer too."""
+    """Any thread may add a task and wake the thread at any time, a finalizer too."""
 
     def __init__(self, *, is_running: bool) -> None:
         self._is_running = is_running  # the thread has not come to its end
-        self._tasks: deque[Callable[[], object]] = deque()  # appended to by anybody
+        self._tasks: deque[Callable[[], object]] = deque()  # appended to by any thread
         self._wakes = Gate()
         self._wakes_at_s = float("inf")  # under the engine's lock
 

@@ -243,7 +243,7 @@ class EngineCore:
                 ended = self.update(now_s)
                 batch = self._plan(worker, now_s)
                 # All that was ready may have joined texts in flight. What is left to another
-                # replica, its workers were told by whoever woke this one.
+                # replica, its workers were told by the thread that woke this one.
                 is_left = was_woken and batch is None and self.scheduler.holds_parts
                 is_over = self.wake(workers=not is_left) or worker.retired
                 worker.idle = batch is None and not is_over
@@ -346,7 +346,7 @@ class EngineCore:
     def wake(self, *, workers: bool = True) -> bool:
         """Under the lock: wake who has something to do now, and who wakes the next.
 
-        Whether the engine is over; then that is everybody, to come to an end.
+        Whether the engine is over; then all threads are woken, to end.
         """
         is_over = self._is_over()
         if is_over:

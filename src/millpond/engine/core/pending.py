@@ -20,7 +20,7 @@ Ended = Sequence[tuple[Request, MillpondError | None]]
 
 
 class PendingRequests:
-    """Accepted requests. Whoever takes one out is the one that ends its future.
+    """Accepted requests. The thread that takes one out ends its future.
 
     Every method is called under the engine's lock, but `cancel`. A caller may be interrupted
     anywhere, so all it changes here it changes by one append to a deque: the engine's threads,
@@ -30,7 +30,7 @@ class PendingRequests:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._arrivals: deque[tuple[Request, TokenChunk | None]] = deque()  # appended by callers
-        self._cancelled: deque[int] = deque()  # ids of requests; appended by anybody
+        self._cancelled: deque[int] = deque()  # ids of requests; appended by any thread
         self._by_id: dict[int, Request] = {}  # that the scheduler has
         self._queries = 0  # among those
         self._dropped_texts = 0
@@ -54,7 +54,7 @@ class PendingRequests:
         self._arrivals.append((request, chunk))
 
     def cancel(self, request_id: int) -> None:
-        """Have a request dropped. Anybody may call it at any time, a finalizer too."""
+        """Have a request dropped. Any thread may call it at any time, a finalizer too."""
         self._cancelled.append(request_id)
 
     # Room.

@@ -58,7 +58,7 @@ class Wakes:
             self._tokenizers[priority].open()
 
     def all(self) -> None:
-        """Wake everybody, to look again or to come to an end."""
+        """Wake all threads, to look again or to end."""
         self._pool.wake_all()
         for gate in self._tokenizers.values():
             gate.open()

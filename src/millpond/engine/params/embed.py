@@ -84,7 +84,7 @@ class EmbedParams:
     reports_truncation: bool = False
 
     def validate(self, spec: ModelSpec) -> None:
-        """Raise `InvalidOption` and its kin for an option that cannot be meant."""
+        """Raise `InvalidOption` or a subclass for an option that cannot be meant."""
         if self.truncate is not None and not (
             isinstance(self.truncate, str) and self.truncate in get_args(TruncateSide)
         ):

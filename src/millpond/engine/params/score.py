@@ -56,7 +56,7 @@ class ScoreParams:
     """Whether `activation="auto"` is to give probabilities."""
 
     def validate(self, spec: ModelSpec, *, pairs: bool) -> None:
-        """Raise `InvalidOption` and its kin for an option that cannot be meant."""
+        """Raise `InvalidOption` or a subclass for an option that cannot be meant."""
         sides = get_args(TruncateSide) + (("document",) if pairs else ())
         if self.truncate is not None and self.truncate not in sides:
             raise InvalidOption(

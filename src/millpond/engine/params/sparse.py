@@ -28,7 +28,7 @@ class SparseParams(EmbedParams):
     """Not the caller's: the tokens of a vocabulary."""
 
     def validate(self, spec: ModelSpec) -> None:
-        """Raise `InvalidOption` and its kin for an option that cannot be meant."""
+        """Raise `InvalidOption` or a subclass for an option that cannot be meant."""
         super().validate(spec)
         most, least = self.max_active_dims, self.min_weight
         if most is not None and not (_is_number(most, int, np.integer) and most >= 1):

@@ -21,7 +21,7 @@ class TokenParams(EmbedParams):
     pool_factor: float = 1
 
     def validate(self, spec: ModelSpec) -> None:
-        """Raise `InvalidOption` and its kin for an option that cannot be meant."""
+        """Raise `InvalidOption` or a subclass for an option that cannot be meant."""
         super().validate(spec)
         factor = self.pool_factor
         if isinstance(factor, bool) or not isinstance(factor, int | float) or not factor >= 1:

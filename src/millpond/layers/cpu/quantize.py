@@ -19,7 +19,7 @@ __all__ = ["quantize"]
 
 logger = logging.getLogger("millpond")
 
-LEAST_COSINE = 0.99  # to the hidden states in the model's own precision, worth a word if less
+LEAST_COSINE = 0.99  # to the hidden states in the model's own precision, logged if less
 MOST_ERROR = 1.0  # of the length of hidden states: then nothing is left of them
 
 

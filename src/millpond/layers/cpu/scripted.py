@@ -1,6 +1,6 @@
 """The functions of `encoder_functions` as TorchScript: one call of Python for many operators.
 
-An operator that is called from Python lets go of the interpreter's lock while it runs, and waits
+An operator that is called from Python releases the interpreter's lock while it runs, and waits
 for it afterwards: beside a thread that is busy in Python, such as an event loop's, for up to 5 ms.
 TorchScript runs a whole function without the lock. It is part of torch: no compiler is imported.
 

@@ -23,7 +23,7 @@ logger = logging.getLogger("millpond")
 
 MOST_LOSS = 0.0004
 """What the cosine of a text's vector may be below 1, in the mean, by one layer in float8."""
-LEAST_COSINE = 0.99  # of vectors to those in half precision, worth a word if less
+LEAST_COSINE = 0.99  # of vectors to those in half precision, logged if less
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ from ...attention.prefix import JoinedKeys, PrefixedSequences, PrefixIndex
 from ...attention.varlen import uses_varlen
 from ...model.pooling_model import PooledRows, PoolingModel
 from .buckets import Bucket, bucket_for, query_buckets
-from .graphs import Agree, AnyBucket, Capture, CudaGraphs, record_cuda_graph
+from .graphs import Agree, AnyBucket, Capture, CudaGraphs, cuda_graph_capture
 from .pinned_buffers import PinnedBuffers
 from .prefix_buckets import PrefixBucket, prefix_bucket_for
 
@@ -71,7 +71,7 @@ class BucketedForward:
         *,
         device: torch.device,
         buffers: PinnedBuffers,
-        recorder: Capture,
+        capture: Capture,
         most_tokens: int,
         invariant_rows: int | None = None,
         cache: KVCache | None = None,
@@ -93,7 +93,7 @@ class BucketedForward:
         if cache is not None:
             integers += 2 * MOST_RECORDED_KEYS
         self._integers = torch.zeros(integers, dtype=torch.int64, device=device)
-        self._recorded = CudaGraphs(self._forward, recorder, agree=agree)
+        self._graphs = CudaGraphs(self._forward, capture, agree=agree)
 
     def run(
         self, ids: npt.NDArray[np.integer], lengths: IntArray, prompt_lengths: IntArray
@@ -131,15 +131,15 @@ class BucketedForward:
             integers = staging[:count].to(self._device, non_blocking=True)
             return BucketRun(self._forward(bucket, integers), bucket.rows, staging)
         self._integers[:count].copy_(staging[:count], non_blocking=True)
-        vectors = self._recorded.run(bucket, self._integers, texts)
+        vectors = self._graphs.run(bucket, self._integers, texts)
         return BucketRun(vectors, bucket.rows, staging)
 
     def warm_up(self, *, most_texts: int) -> None:
-        """Record the buckets that up to `most_texts` queries need."""
+        """Capture the buckets that up to `most_texts` queries need."""
         for bucket in query_buckets(self._most_rows, most_texts, **self._sizes):
             self._put_a_text(bucket)
-            for _ in range(2):  # the second time is when it is recorded
-                self._recorded.run(bucket, self._integers, 1)
+            for _ in range(2):  # the second time is when it is captured
+                self._graphs.run(bucket, self._integers, 1)
 
     def compile_for_long_texts(self) -> None:
         """Have the kernels of attention made that only long texts need, if the model reads any.
@@ -162,7 +162,7 @@ class BucketedForward:
 
     def free_memory(self) -> None:
         """Let go of the graphs and what they hold."""
-        self._recorded.clear()
+        self._graphs.clear()
 
     def _forward(self, bucket: AnyBucket, integers: Tensor) -> Tensor:
         if isinstance(bucket, PrefixBucket):
@@ -173,16 +173,16 @@ class BucketedForward:
         )
 
     def __repr__(self) -> str:
-        return f"BucketedForward(rows≤{self._most_rows}, {self._recorded!r})"
+        return f"BucketedForward(rows≤{self._most_rows}, {self._graphs!r})"
 
 
 def bucketed_forwards(
     models: Sequence[PoolingModel], *, device: torch.device, **options: Any
 ) -> tuple[BucketedForward | None, ...]:
     """One for each pipeline that the variable-length kernel serves; `options` are the class's."""
-    recorder = record_cuda_graph()
+    capture = cuda_graph_capture()
     return tuple(
-        BucketedForward(pipeline, device=device, recorder=recorder, **options)
+        BucketedForward(pipeline, device=device, capture=capture, **options)
         if is_bucketed(pipeline, device)
         else None
         for pipeline in models

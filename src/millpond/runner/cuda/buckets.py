@@ -1,4 +1,4 @@
-"""`Bucket`: the few sizes a packed batch may have on a GPU, so that each can be recorded once.
+"""`Bucket`: the few sizes a packed batch may have on a GPU, so that each can be captured once.
 
 A batch is put into a bucket as integers: its rows are filled up with padding tokens that belong
 to no sequence, and its texts with empty ones. It knows sizes and no device.

@@ -40,7 +40,7 @@ def _run_all(queue: SimpleQueue[Work | None]) -> None:
         done, work = item
         try:
             result = work()
-        except BaseException as error:  # whoever waits raises it
+        except BaseException as error:  # the waiting thread raises it
             done.set_exception(error)
         else:
             done.set_result(result)

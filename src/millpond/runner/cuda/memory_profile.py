@@ -29,7 +29,7 @@ logger = logging.getLogger("millpond")
 PROBE = Bucket(4096, 64, 512)
 
 
-COPIES = 2  # a recorded forward pass keeps memory of its own beside that of a plain one
+COPIES = 2  # a captured forward pass keeps memory of its own beside that of a plain one
 
 
 FEWEST_ROWS, MOST_ROWS = 256, 1 << 30
@@ -81,7 +81,7 @@ def reserved_bytes(work: Callable[[], object], device: torch.device) -> int:
     """Device memory that torch's allocator takes for some work, given back afterwards.
 
     The work's tensors are in a pool of their own, whose size is read: the allocator's own peak
-    is the process's, and whoever measures there would lose what he measured.
+    is the process's, and a caller who measures there would lose what was measured.
     """
     with suppress(torch.OutOfMemoryError):
         return _pool_bytes(work, device)

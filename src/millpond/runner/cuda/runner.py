@@ -158,7 +158,7 @@ class CudaModelRunner(TorchModelRunner):
         config: EngineConfig,
         budget: MemoryBudget,
     ) -> tuple[int, KVCacheConfig | None]:
-        most = MOST_PREFIXED_ROWS - 1  # one row fewer than the largest pass that is recorded
+        most = MOST_PREFIXED_ROWS - 1  # one row fewer than the largest pass that is captured
         prefixes = KVCacheConfig.of(
             models, budget, saved_tokens=MIN_SAVED_TOKENS, max_batch_tokens=most
         )

@@ -1,7 +1,7 @@
 """`Port`: one end of what carries batches to a child, or their rows back.
 
 Arrays go through shared memory, one for each direction, and a socket carries a few bytes that say
-that they are there. Whoever sends owns the memory that it writes to, and may write again only when
+that they are there. The sender owns the memory that it writes to, and may write again only when
 it has been answered. Where arrays are larger than it, the sender makes a larger one and hands it
 over with the bytes, so nothing has to be known of sizes beforehand. Several processes may read the
 same arrays: then the first answers with arrays, and the others say that they are through with them.
@@ -83,7 +83,7 @@ class Port:
         return [_HEAD.unpack(head)[0] for head in heads]
 
     def end(self) -> None:
-        """Wake whoever waits at either end, from any thread: the connection has ended."""
+        """Wake the threads that wait at either end, from any thread: the connection has ended."""
         for connection in self.connections:
             try:
                 connection.shutdown(socket.SHUT_RDWR)

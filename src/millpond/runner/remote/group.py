@@ -131,7 +131,7 @@ class Watch:
         return ProcessDied(f"the model's {child.how_it_ended()}")
 
     def _end(self) -> None:
-        """End all children and whoever waits for one."""
+        """End all children, and every wait for one."""
         was_loaded, error = len(self._facts) == len(self._tasks), self.error
         assert error is not None
         for child in self.children:

@@ -1,7 +1,7 @@
 """`RemoteRunner`: a `ModelRunner` whose model is in other processes.
 
 A batch goes to its child through one of a few ports, each of which carries one batch at a time: as
-many as the child's own limits say. Whoever launches writes it there, and whoever collects waits at
+many as the child's own limits say. `launch` writes it there, and `collect` waits at
 the port's socket, so no thread stands between the engine's and the child's. Where several ranks
 hold the model, all of them read every batch, in the order in which they were launched, and rank 0
 answers.

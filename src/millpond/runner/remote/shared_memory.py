@@ -1,8 +1,8 @@
 """`SharedMemory`: memory that two processes see, and arrays in it.
 
-It has no name: whoever holds its descriptor has it, and when both processes are gone, however they
-ended, so is the memory. Nothing is left in /dev/shm, and a container's limit of that does not
-apply. Pages are taken as they are first written to.
+It has no name: a process that holds its descriptor has it, and when both processes are gone,
+however they ended, so is the memory. Nothing is left in /dev/shm, and a container's limit of that
+does not apply. Pages are taken as they are first written to.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`JoinedWrites`: a connection's transport that sends the head of a response with its body.
 
-uvicorn writes them one after the other. Each write is a call of the system, which lets go of the
+uvicorn writes them one after the other. Each write is a call of the system, which releases the
 interpreter, and the event loop waits to have it back for as long as the thread that runs a model
 keeps it.
 """

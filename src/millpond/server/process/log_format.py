@@ -68,8 +68,8 @@ class JsonFormatter(logging.Formatter):
 class BatchedHandler(logging.StreamHandler[TextIO]):
     """Writes several lines of the access log together, and any other line at once.
 
-    Each write lets go of the interpreter, and the event loop waits to have it back for as long as
-    the thread that runs a model keeps it: for every request, if its line is written alone.
+    Each write releases the interpreter lock, and the event loop waits for it as long as the
+    thread that runs a model keeps it: for every request, if its line is written alone.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:

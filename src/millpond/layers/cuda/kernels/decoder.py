@@ -22,7 +22,7 @@ NUMBERS = 2048  # that a program works on at a time, about
 
 
 # What differs from batch to batch must not make another kernel: that would take a second, and
-# cannot be done while a graph is recorded.
+# cannot be done while a graph is captured.
 @triton.jit(do_not_specialize=["count"])
 def _rms_norm(
     rows: tl.tensor,

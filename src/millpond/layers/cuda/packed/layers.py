@@ -1,7 +1,7 @@
 """Layers of encoders and decoders as parts: found by the names of what they are made of.
 
 A layer of parts is compared with the layer it is made from before it is used, and runs as that one
-where they differ. `PackedEncoderLayer` is that of BERT and its kin, which normalise after each
+where they differ. `PackedEncoderLayer` is that of BERT and derivatives, which normalise after each
 part, and `PackedDecoderLayer` that of Llama, Mistral and Qwen, which normalise before.
 """
 

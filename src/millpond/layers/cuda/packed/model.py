@@ -34,7 +34,7 @@ WORDS, PLACES, TYPES = "word_embeddings", "position_embeddings", "token_type_emb
 
 
 class PackedEncoder:
-    """BERT and its kin: embeddings, and layers with a norm after each part."""
+    """BERT and derivatives: embeddings, and layers with a norm after each part."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class PackedEncoder:
 
 
 class PackedDecoder:
-    """Llama and its kin: embeddings, rotary angles, layers with a norm before each part, a norm."""
+    """Llama and derivatives: embeddings, rotary angles, layers with norms before parts, a norm."""
 
     def __init__(
         self,
