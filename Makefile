@@ -38,8 +38,8 @@ PIP_INSTALL := $(PIP) install --quiet -c constraints.txt
 
 # On Linux PyPI's torch is the CUDA build, with gigabytes of NVIDIA's libraries; where there is no
 # driver of NVIDIA's, pip looks for PyTorch's CPU build too, which it prefers.
-TORCH_INDEX := $(if $(filter Linux,$(shell uname)),$(if $(shell command -v nvidia-smi),,\
-	--extra-index-url https://download.pytorch.org/whl/cpu))
+TORCH := --no-deps torch $(if $(filter Linux,$(shell uname)),$(if $(shell command -v nvidia-smi),,\
+	--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu))
 
 # For the tests of the server's pages, where there is a browser for it to drive.
 BROWSER := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
@@ -72,7 +72,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Setting up .venv; torch is large, so this takes some minutes the first time."
 	@$(PYTHON) -m venv .venv
 	@echo "  torch"
-	@$(PIP_INSTALL) $(TORCH_INDEX) torch
+	@$(PIP_INSTALL) $(TORCH)
 	@echo "  millpond and what it is tested with"
 	@$(PIP_INSTALL) hatchling hatch-fancy-pypi-readme editables
 	@$(PIP_INSTALL) --no-build-isolation -e '.[test,dev,docs]'
@@ -149,7 +149,7 @@ distributions: setup
 		*-$(VERSION)-*.whl | *-$(VERSION).tar.gz) ;; *) echo "$$file is not $(VERSION)" >&2; exit 1 ;; esac; done
 
 test-install:
-	@$(PYTHON) tests/documentation/install_lines.py
+	@$(PYTHON) tests/documentation/install_lines.py $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check .

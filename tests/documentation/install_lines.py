@@ -139,6 +139,7 @@ def install(line: str, environment: Path) -> None:
 
 def main(chosen: Sequence[str]) -> None:
     first, *others = lines()
+    failed: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         with_torch = Path(folder) / "torch"
         print(first, flush=True)
@@ -154,8 +155,14 @@ def main(chosen: Sequence[str]) -> None:
             # pip replaces files and never writes into one, so copies may share them.
             environment = Path(folder) / "environment"
             shutil.copytree(with_torch, environment, symlinks=True, copy_function=os.link)
-            install(line, environment)
+            try:
+                install(line, environment)
+            except subprocess.CalledProcessError as error:
+                failed.append(line)
+                print(f"  failed: {error}", flush=True)
             shutil.rmtree(environment)
+    if failed:
+        sys.exit("\n".join(["These failed; try them again by naming them:", *failed]))
 
 
 if __name__ == "__main__":
