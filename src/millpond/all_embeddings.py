@@ -68,7 +68,7 @@ class AllOutput:
         return AllEmbeddings(rows=rows, output=self, **of_call)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class AllEmbeddings(CallResult):
     """What the texts of a call give, by kind."""
 
@@ -98,9 +98,3 @@ class AllEmbeddings(CallResult):
         empty = np.empty((0, self.output.token_dimension), dtype=np.float32)
         rows = [empty if each is None else each[2] for each in self.rows]
         return TokenVectors.of(rows, self.output.token_dimension)
-
-    def __repr__(self) -> str:
-        return (
-            f"AllEmbeddings(texts={len(self)}, tokens={int(self.token_counts.sum())}, "
-            f"truncated={int(self.truncated.sum())}, failed={len(self.errors)})"
-        )

@@ -5,6 +5,7 @@ Pure numpy; it knows nothing of models, devices or queues.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -12,8 +13,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InvalidDimensions, InvalidInput, InvalidOption
-from .outputs import CallResult, Timings
+from .errors import InvalidInput, InvalidOption
+from .outputs import CallResult, Timings, require_dimensions, unit_length
 
 __all__ = ["Embeddings", "OutputDType", "OutputSpec", "Timings", "quantize", "similarity"]
 
@@ -45,15 +46,7 @@ class OutputSpec:
             raise InvalidOption(
                 f"output_dtype={self.dtype!r}: choose one of {', '.join(get_args(OutputDType))}"
             )
-        kept = self.dimensions
-        if kept is None:
-            return
-        if isinstance(kept, bool) or not isinstance(kept, int | np.integer):
-            raise InvalidDimensions(f"dimensions={kept!r}: it must be a whole number")
-        if not 1 <= kept <= self.dimension:
-            raise InvalidDimensions(
-                f"dimensions={kept}: the model has {self.dimension}; choose between 1 and that"
-            )
+        require_dimensions(self.dimensions, self.dimension)
 
     @cached_property
     def width(self) -> int:
@@ -85,7 +78,7 @@ class OutputSpec:
         cut = self.dimensions is not None and self.width < self.dimension
         vectors = vectors[:, : self.width]
         if self.normalize or (cut and self.normalize is None):
-            vectors = _unit_length(vectors)
+            vectors = unit_length(vectors)
         return vectors if self.calibrated else quantize(vectors, self.dtype)
 
     def store(
@@ -106,13 +99,6 @@ class OutputSpec:
     def finish(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """What needs all rows of the call at once: the calibrated integer types."""
         return quantize(rows, self.dtype) if self.calibrated else rows
-
-
-def _unit_length(vectors: FloatArray) -> FloatArray:
-    # The floor is the one of torch.nn.functional.normalize, so a zero vector stays zero.
-    norms = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    unit: FloatArray = (vectors / norms).astype(np.float32, copy=False)
-    return unit
 
 
 def quantize(
@@ -170,7 +156,7 @@ def similarity(a: npt.ArrayLike, b: npt.ArrayLike | None = None) -> npt.NDArray[
             f"a has {left.shape[-1]} dimensions and b {right.shape[-1]}: vectors of one model, cut "
             "to the same dimensions, can be compared"
         )
-    rows, others = (_unit_length(np.atleast_2d(side)) for side in (left, right))
+    rows, others = (unit_length(np.atleast_2d(side)) for side in (left, right))
     found: npt.NDArray[np.float32] = (rows @ others.T).clip(-1, 1)
     return found.reshape(left.shape[:-1] + right.shape[:-1])
 
@@ -199,7 +185,7 @@ def _ranges(vectors: npt.NDArray[Any]) -> FloatArray:
     return np.stack([finite.min(axis=0), finite.max(axis=0)])
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Embeddings(CallResult):
     """The result of a call. Row *i* of everything belongs to text *i*.
 
@@ -214,9 +200,5 @@ class Embeddings(CallResult):
         """The vectors, `[n, dim]` (`[n, ceil(dim / 8)]` for binary types)."""
         return self.output.finish(self.rows)
 
-    def __repr__(self) -> str:
-        return (
-            f"Embeddings(texts={len(self)}, dtype={self.output.dtype!r}, "
-            f"tokens={int(self.token_counts.sum())}, truncated={int(self.truncated.sum())}, "
-            f"failed={len(self.errors)})"
-        )
+    def _facts(self) -> Mapping[str, object]:
+        return {"dtype": self.output.dtype}

@@ -13,9 +13,21 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InvalidInput, TextFailed, TextsFailed
+from .errors import InvalidDimensions, InvalidInput, TextFailed, TextsFailed
 
-__all__ = ["CallResult", "Output", "RaggedRows", "Rows", "Timings", "finite_texts"]
+__all__ = [
+    "CallResult",
+    "Output",
+    "RaggedOutput",
+    "RaggedRows",
+    "Rows",
+    "Timings",
+    "finite_texts",
+    "require_dimensions",
+    "unit_length",
+]
+
+FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +82,26 @@ def finite_texts(rows: Rows) -> npt.NDArray[np.bool_]:
     return np.asarray(np.isfinite(rows).all(axis=1))
 
 
+def require_dimensions(wanted: object, dimension: int) -> None:
+    """Raise `InvalidDimensions` for more than the model has; None is all."""
+    if wanted is None:
+        return
+    if isinstance(wanted, bool) or not isinstance(wanted, int | np.integer):
+        raise InvalidDimensions(f"dimensions={wanted!r}: it must be a whole number")
+    if not 1 <= wanted <= dimension:
+        raise InvalidDimensions(
+            f"dimensions={wanted}: the model has {dimension}; choose between 1 and that"
+        )
+
+
+def unit_length(vectors: FloatArray) -> FloatArray:
+    """Vectors `[n, dimension]` scaled to unit length, float32; zero stays zero."""
+    # The floor is the one of torch.nn.functional.normalize.
+    norms = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    unit: FloatArray = (vectors / norms).astype(np.float32, copy=False)
+    return unit
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timings:
     """Where the time of a call went, in seconds."""
@@ -82,7 +114,7 @@ class Timings:
     total_s: float
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class CallResult:
     """The result of a call. Row *i* of everything belongs to text *i*, or to pair *i*."""
 
@@ -121,6 +153,21 @@ class CallResult:
     def __len__(self) -> int:
         return len(self.token_counts)
 
+    def _facts(self) -> Mapping[str, object]:
+        """What `repr` says of it beside counts."""
+        return {}
+
+    def __repr__(self) -> str:
+        facts = {
+            "texts": len(self),
+            **self._facts(),
+            "tokens": int(self.token_counts.sum()),
+            "truncated": int(self.truncated.sum()),
+            "failed": len(self.errors),
+        }
+        said = ", ".join(f"{name}={value!r}" for name, value in facts.items())
+        return f"{type(self).__name__}({said})"
+
 
 class Output(Protocol):
     """What a call makes of the rows that the model gives for its texts."""
@@ -140,3 +187,18 @@ class Output(Protocol):
 
     def result(self, rows: Any, **of_call: Any) -> CallResult:
         """The result of a call with these rows; `of_call` are the fields of `CallResult`."""
+
+
+class RaggedOutput:
+    """The part of an `Output` that keeps several rows of each text, as an array of its own."""
+
+    def allocate(self, texts: int) -> list[FloatArray | None]:
+        """A place for the rows of each text, empty for those that will fail."""
+        return [None] * texts
+
+    def store(
+        self, room: list[FloatArray | None], texts: npt.NDArray[np.int64], rows: RaggedRows
+    ) -> None:
+        """Put rows of these texts into their places, as copies that hold no others."""
+        for text, each in zip(texts.tolist(), rows, strict=True):
+            room[text] = each.copy()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .outputs import CallResult, RaggedRows
+from .outputs import CallResult, RaggedOutput, RaggedRows
 
 __all__ = [
     "ACTIVATIONS",
@@ -117,7 +117,7 @@ class ScoreOutput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenScoreOutput:
+class TokenScoreOutput(RaggedOutput):
     """What a caller wants of the logits of tokens: an activation."""
 
     labels: tuple[str, ...]
@@ -128,28 +128,17 @@ class TokenScoreOutput:
         """As that of `ScoreOutput`."""
         return f"its scores are not finite after {self.activation}; ask for activation='none'"
 
-    def allocate(self, texts: int) -> list[FloatArray | None]:
-        """A place for the scores of each text, empty for those that will fail."""
-        return [None] * texts
-
     def rows(self, computed: RaggedRows) -> RaggedRows:
         """Scores of logits, computed in float64."""
         scores = ACTIVATIONS[self.activation](computed.values.astype(np.float64))
         return RaggedRows(scores.astype(np.float32), computed.offsets)
-
-    def store(
-        self, room: list[FloatArray | None], texts: npt.NDArray[np.int64], rows: RaggedRows
-    ) -> None:
-        """Put scores of these texts into their places, as copies that hold no others."""
-        for text, scores in zip(texts.tolist(), rows, strict=True):
-            room[text] = scores.copy()
 
     def result(self, rows: list[FloatArray | None], **of_call: Any) -> TokenScores:
         """The scores of a call."""
         return TokenScores(rows=rows, labels=self.labels, **of_call)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Scores(CallResult):
     """The scores of a call. Those of texts or pairs with an error are NaN."""
 
@@ -184,15 +173,11 @@ class Scores(CallResult):
         order = np.argsort(-row, kind="stable")[:top_k].tolist()
         return [Label(self.labels[index], float(row[index])) for index in order]
 
-    def __repr__(self) -> str:
-        return (
-            f"Scores(texts={len(self)}, labels={len(self.labels)}, "
-            f"tokens={int(self.token_counts.sum())}, truncated={int(self.truncated.sum())}, "
-            f"failed={len(self.errors)})"
-        )
+    def _facts(self) -> Mapping[str, object]:
+        return {"labels": len(self.labels)}
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class TokenScores(CallResult):
     """The scores of the tokens of a call's texts."""
 
@@ -214,8 +199,5 @@ class TokenScores(CallResult):
                 found.append(TokenLabel(self.labels[best], float(row[best]), *span))
         return found
 
-    def __repr__(self) -> str:
-        return (
-            f"TokenScores(texts={len(self)}, labels={len(self.labels)}, "
-            f"tokens={int(self.token_counts.sum())}, failed={len(self.errors)})"
-        )
+    def _facts(self) -> Mapping[str, object]:
+        return {"labels": len(self.labels)}

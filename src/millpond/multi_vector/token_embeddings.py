@@ -6,7 +6,7 @@ Pure numpy, but for the clusters of a pooling.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InvalidDimensions
-from ..outputs import CallResult, RaggedRows
-from .token_pooling import TokenPooling, unit_length
+from ..outputs import CallResult, RaggedOutput, RaggedRows, require_dimensions, unit_length
+from .token_pooling import TokenPooling
 from .token_vectors import TokenVectors
 
 __all__ = ["TokenEmbeddings", "TokenVectorOutput"]
@@ -25,7 +24,7 @@ FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenVectorOutput:
+class TokenVectorOutput(RaggedOutput):
     """What the caller wants of token vectors: fewer dimensions, unit length, fewer vectors."""
 
     dimension: int
@@ -39,15 +38,7 @@ class TokenVectorOutput:
     pooling: TokenPooling | None = None
 
     def __post_init__(self) -> None:
-        kept = self.dimensions
-        if kept is None:
-            return
-        if isinstance(kept, bool) or not isinstance(kept, int | np.integer):
-            raise InvalidDimensions(f"dimensions={kept!r}: it must be a whole number")
-        if not 1 <= kept <= self.dimension:
-            raise InvalidDimensions(
-                f"dimensions={kept}: the model has {self.dimension}; choose between 1 and that"
-            )
+        require_dimensions(self.dimensions, self.dimension)
 
     @property
     def width(self) -> int:
@@ -58,10 +49,6 @@ class TokenVectorOutput:
     def overflow_advice(self) -> str:
         """Nothing that is done to them makes them infinite."""
         return "one of its vectors is not finite"
-
-    def allocate(self, texts: int) -> list[FloatArray | None]:
-        """A place for the vectors of each text, empty for those that will fail."""
-        return [None] * texts
 
     def rows(self, computed: RaggedRows) -> RaggedRows:
         """The model's vectors as the caller wants them."""
@@ -74,19 +61,12 @@ class TokenVectorOutput:
             computed = RaggedRows(unit_length(computed.values), computed.offsets)
         return computed if self.pooling is None else self.pooling(computed)
 
-    def store(
-        self, room: list[FloatArray | None], texts: npt.NDArray[np.int64], rows: RaggedRows
-    ) -> None:
-        """Put vectors of these texts into their places, as copies that hold no others."""
-        for text, vectors in zip(texts.tolist(), rows, strict=True):
-            room[text] = vectors.copy()
-
     def result(self, rows: list[FloatArray | None], **of_call: Any) -> TokenEmbeddings:
         """The token vectors of a call."""
         return TokenEmbeddings(rows=rows, dimension=self.width, **of_call)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class TokenEmbeddings(CallResult):
     """The token vectors of a call's texts, those of *i* at *i*."""
 
@@ -102,9 +82,5 @@ class TokenEmbeddings(CallResult):
         rows = [empty if each is None else each for each in self.rows]
         return TokenVectors.of(rows, self.dimension)
 
-    def __repr__(self) -> str:
-        return (
-            f"TokenEmbeddings(texts={len(self)}, dimension={self.dimension}, "
-            f"tokens={int(self.token_counts.sum())}, truncated={int(self.truncated.sum())}, "
-            f"failed={len(self.errors)})"
-        )
+    def _facts(self) -> Mapping[str, object]:
+        return {"dimension": self.dimension}

@@ -16,13 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InvalidOption
-from ..outputs import RaggedRows
+from ..outputs import RaggedRows, unit_length
 
-__all__ = ["TokenPooling", "require_clustering", "unit_length"]
+__all__ = ["TokenPooling", "require_clustering"]
 
 FloatArray = npt.NDArray[np.float32]
-
-_SMALLEST_NORM = 1e-12  # as torch.nn.functional.normalize has it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +77,3 @@ def _means(rows: FloatArray, clusters: npt.NDArray[np.int64]) -> FloatArray:
     np.add.at(sums, clusters, rows)
     means: FloatArray = (sums / counts[:, None]).astype(np.float32)
     return means
-
-
-def unit_length(vectors: FloatArray) -> FloatArray:
-    """Vectors `[n, dimension]` scaled to unit length; zero stays zero."""
-    norms = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), _SMALLEST_NORM)
-    unit: FloatArray = (vectors / norms).astype(np.float32, copy=False)
-    return unit

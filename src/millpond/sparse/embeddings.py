@@ -6,7 +6,7 @@ and below 2²⁴, so float32 holds it as it is. Pure numpy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..outputs import CallResult, RaggedRows
+from ..outputs import CallResult, RaggedOutput, RaggedRows
 from .vectors import SparseVectors, Terms
 
 __all__ = ["SparseEmbeddings", "SparseOutput"]
@@ -23,7 +23,7 @@ FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparseOutput:
+class SparseOutput(RaggedOutput):
     """What the caller wants of sparse vectors: fewer dimensions."""
 
     dimension: int
@@ -39,10 +39,6 @@ class SparseOutput:
     def overflow_advice(self) -> str:
         """Nothing that is done to them makes them infinite."""
         return "one of its weights is not finite"
-
-    def allocate(self, texts: int) -> list[FloatArray | None]:
-        """A place for the weights of each text, empty for those that will fail."""
-        return [None] * texts
 
     def rows(self, computed: RaggedRows) -> RaggedRows:
         """The model's weights as the caller wants them."""
@@ -60,19 +56,12 @@ class SparseOutput:
             return rows
         return rows[np.sort(np.argsort(-sizes, kind="stable")[:most])]
 
-    def store(
-        self, room: list[FloatArray | None], texts: npt.NDArray[np.int64], rows: RaggedRows
-    ) -> None:
-        """Put weights of these texts into their places, as copies that hold no others."""
-        for text, weights in zip(texts.tolist(), rows, strict=True):
-            room[text] = weights.copy()
-
     def result(self, rows: list[FloatArray | None], **of_call: Any) -> SparseEmbeddings:
         """The sparse vectors of a call."""
         return SparseEmbeddings(rows=rows, output=self, **of_call)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class SparseEmbeddings(CallResult):
     """The sparse vectors of a call's texts, those of *i* at *i*."""
 
@@ -87,10 +76,6 @@ class SparseEmbeddings(CallResult):
         rows = [empty if each is None else each for each in self.rows]
         return SparseVectors.of_rows(rows, self.output.dimension, self.output.terms)
 
-    def __repr__(self) -> str:
+    def _facts(self) -> Mapping[str, object]:
         active = sum(len(each) for each in self.rows if each is not None)
-        return (
-            f"SparseEmbeddings(texts={len(self)}, dimension={self.output.dimension}, "
-            f"active={active}, tokens={int(self.token_counts.sum())}, "
-            f"truncated={int(self.truncated.sum())}, failed={len(self.errors)})"
-        )
+        return {"dimension": self.output.dimension, "active": active}
