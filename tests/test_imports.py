@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "tokenization": "pair checkpoint",
     "attention": "cpu",
     "layers": "cpu attention",
-    "pooler": "checkpoint",
+    "pooler": "cpu checkpoint",
     "model": "config pair cpu checkpoint tokenization attention layers pooler",
     "runner": (
         "config outputs embeddings cpu checkpoint scheduler tokenization attention layers pooler "

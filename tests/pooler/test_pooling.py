@@ -25,9 +25,11 @@ from torch import Tensor
 
 from millpond.checkpoint.module_config import READ_OPTIONS
 from millpond.checkpoint.modules import Module
+from millpond.cpu import scripted
 from millpond.errors import InvalidCheckpoint, UnsupportedModel
+from millpond.pooler import mean
 from millpond.pooler.pooler import Pooler
-from millpond.pooler.pooling import POOLING
+from millpond.pooler.pooling import POOLING, TokenRows, pool
 
 CPU = torch.device("cpu")
 WIDTH = 32
@@ -419,3 +421,22 @@ def test_loading_leaves_the_random_state_alone(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert repr(loaded) == "Pooler(dimension=4, pooling=mean, token_steps=0, vector_steps=1)"
     assert math.prod(loaded(*packed(texts())).shape) == 4 * len(LENGTHS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [(1,), (9,), LENGTHS])
+@pytest.mark.parametrize("normalized", [False, True])
+def test_the_mean_in_one_call_has_the_bits_of_its_operators(
+    dtype: torch.dtype, lengths: tuple[int, ...], normalized: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean is most models' pooling, and is compiled; the other modes share `pooling`'s code."""
+    assert scripted.is_compiled(mean)
+    taken = torch.tensor(lengths)
+    starts = taken.cumsum(0) - taken + torch.arange(len(lengths))  # a row between any two texts
+    rows = torch.randn(int(starts[-1] + taken[-1]) + 2, WIDTH).to(dtype)
+    expected = pool(TokenRows.of(rows.float(), starts, taken, None), ("mean",))
+    if normalized:
+        expected = torch.nn.functional.normalize(expected)
+    assert torch.equal(scripted.run(mean.mean_of_texts, rows, starts, taken, normalized), expected)
+    monkeypatch.setattr(scripted, "_compiled", lambda _: None)
+    assert torch.equal(scripted.run(mean.mean_of_texts, rows, starts, taken, normalized), expected)

@@ -16,7 +16,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from . import team
+
 __all__ = [
+    "has_room_for",
     "limited_threads",
     "may_use_several",
     "multiplied_parameters",
@@ -29,7 +32,7 @@ _own_process = os.getpid()
 
 
 def may_use_several() -> bool:
-    """Whether a caller's thread may take several: the main one, so one pool is all that is made.
+    """Whether a caller's thread may take several: the main one, so one team is all that is made.
 
     Not after a fork: there GNU's OpenMP waits for the threads that stayed behind.
     """
@@ -41,6 +44,11 @@ def _is_forked() -> bool:
         return True
     started = multiprocessing.get_start_method(allow_none=True)
     return multiprocessing.parent_process() is not None and started != "spawn"
+
+
+def has_room_for(count: int) -> bool:
+    """Whether short passes of the calling thread gain from `count` threads (see `team`)."""
+    return openmp_library() is not None and team.has_room(openmp_library(), count)
 
 
 def threads_for_check(model: nn.Module, tokens: int) -> contextlib.AbstractContextManager[None]:
@@ -68,7 +76,8 @@ def limited_threads(count: int) -> Iterator[None]:
     mkl_before = 0 if set_mkl_threads is None else set_mkl_threads(1)
     try:
         _set_own_threads(count)
-        yield
+        with team.apart(openmp_library(), count):
+            yield
     finally:
         _set_own_threads(before)
         if set_mkl_threads is not None:

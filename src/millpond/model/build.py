@@ -27,7 +27,7 @@ from ..errors import (
 )
 from ..layers.cpu.activation import replace_activations
 from ..layers.cpu.encoder_layer import fuse_layers
-from ..layers.cpu.linear import fuse_gelus, prepack_linears
+from ..layers.cpu.linear import fuse_gelus, prepack_linears, use_huge_pages_for_weights
 from ..layers.cpu.quantize import quantize
 from ..layers.cuda.fusion import fuse_for_cuda
 from ..layers.weight_reads import layers_read_by_others
@@ -258,6 +258,7 @@ class _Encoders:
             prepack_linears(model, batch_invariant=batch_invariant, keep=keep)
             fuse_gelus(model)
             replace_activations(model)
+            use_huge_pages_for_weights(model)
             if transformer.vocabulary is not None:
                 transformer.vocabulary.use_packed_products(batch_invariant=batch_invariant)
         if self.device.type == "cuda":

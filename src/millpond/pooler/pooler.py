@@ -11,9 +11,12 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize as l2_normalize
 
 from ..checkpoint.modules import Module
+from ..cpu import scripted
 from ..errors import InvalidCheckpoint, UnsupportedModel
+from . import mean
 from .modules import LOADERS, ModuleContext, Step, invariant_step, load_layer_weights
 from .pooling import POOLING, TokenRows, pool, weighted_layers
 
@@ -52,6 +55,12 @@ class Pooler:
         self._token_steps = token_steps
         self._modes = modes
         self._vector_steps = vector_steps
+        self._is_mean = (layers, token_steps, modes, excludes_prompt) == (
+            None,
+            (),
+            ("mean",),
+            False,
+        ) and vector_steps in ((), (l2_normalize,))
 
     @classmethod
     def load(
@@ -188,6 +197,10 @@ class Pooler:
         rows between them are ignored. With `keeps_rows` the rows that are `kept`, int64, have a
         vector each.
         """
+        if self._is_mean and isinstance(hidden, Tensor) and hidden.device.type == "cpu":
+            taken = hidden, starts, lengths, bool(self._vector_steps)
+            vectors: Tensor = scripted.run(mean.mean_of_texts, *taken)
+            return vectors
         rows = self._token_rows(hidden)
         if self.keeps_rows:
             assert kept is not None

@@ -97,8 +97,8 @@ def test_queries_have_a_worker_beside_the_others_unless_there_is_one_thread() ->
     assert threads_for(1, MINILM).query_workers == 0
 
 
-def test_a_short_query_of_a_small_model_takes_one_thread_and_a_large_one_what_is_free() -> None:
-    assert threads_for(16, MINILM).wanted(17, queries=True) == 1
+def test_a_short_query_of_a_small_model_takes_few_threads_and_a_large_one_what_is_free() -> None:
+    assert threads_for(16, MINILM).wanted(17, queries=True) <= 2
     assert threads_for(16, MINILM).wanted(512, queries=True) == 8
     assert threads_for(4, LARGE).wanted(512, queries=True) == 4
 
@@ -120,9 +120,40 @@ def test_a_query_beside_busy_workers_takes_what_is_free_and_at_most_half_of_the_
     assert "in_use=0" in repr(threads)
 
 
-def test_a_short_query_takes_one_thread() -> None:
-    with threads_for(2, MINILM).running(17, queries=True) as count:
-        assert count == torch.get_num_threads() == 1
+@pytest.fixture
+def room_for_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_workers, "has_room_for", lambda _: True)
+
+
+@pytest.mark.usefixtures("room_for_two")
+def test_a_short_query_takes_two_threads_on_the_main_one_and_one_elsewhere() -> None:
+    threads = threads_for(2, MINILM)
+    with threads.running(17, queries=True) as count:
+        assert count == torch.get_num_threads() == 2
+    found = []
+    worker = threading.Thread(target=lambda: found.append(threads.wanted(17, queries=True)))
+    worker.start()
+    worker.join()
+    assert found == [1]
+
+
+@pytest.mark.usefixtures("room_for_two")
+def test_it_takes_one_beside_other_work_and_where_it_is_over_at_once() -> None:
+    threads = threads_for(2, MINILM)
+    assert threads.wanted(4, queries=True) == 1
+    with threads.running(1024, queries=False), threads.running(17, queries=True) as count:
+        assert count == 1
+
+
+@pytest.mark.usefixtures("room_for_two")
+def test_a_pass_that_makes_no_use_of_two_takes_one() -> None:
+    threads = CpuWorkers(2, parameters=MINILM, max_batch_tokens=1024, one_thread=True)
+    assert threads.wanted(17, queries=True) == 1
+
+
+def test_it_takes_one_where_there_is_no_room_for_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_workers, "has_room_for", lambda _: False)
+    assert threads_for(2, MINILM).wanted(17, queries=True) == 1
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ...attention.packed import PackedSequences
+from ...cpu import scripted
 from ...cpu.preemption import may_yield
 from ..parts import leaves
-from . import encoder_functions, scripted
+from . import encoder_functions
 from .encoder_layer import FusedLayer, PrepackedLayer, attend_in_groups, norm_options
 
 __all__ = ["FusedEncoder"]

@@ -1,8 +1,4 @@
-"""The operators of a fused encoder, as functions that are both Python and TorchScript.
-
-`scripted` compiles the source of this file. So they keep to what TorchScript knows, and refer to
-each other and to torch alone. Either way the operators and their order are the same, so results
-are bitwise identical.
+"""The operators of a fused encoder, in functions that are Python and TorchScript (`scripted`).
 
 Where a token stands is told by `groups`, which are runs of neighbours of equal length: first row,
 sequences, length (`PackedSequences`). `key_lengths` are the keys that each group's kernel is given,

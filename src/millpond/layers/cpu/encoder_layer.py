@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from ...attention.implementations import attention_function
 from ...attention.packed import PackedSequences
+from ...cpu import scripted
 from ..parts import BERT, DISTILBERT, NORMS, is_encoder_layer
 from ..replace import PROBE_ROWS, first_equal, probe_rows
-from . import encoder_functions, scripted
+from . import encoder_functions
 from .int8.attention import has_tile_attention, tile_attention
 from .int8.linear import Int8Linear
 from .int8.product import Int8Norm, Int8Product

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...cpu.huge_pages import use_huge_pages
 from ...cpu.preemption import yield_to_queries
 from ..classes import transformers_classes
 from ..parts import is_exact_gelu
@@ -28,7 +29,7 @@ from .batch_invariance import (
     whole_units,
 )
 from .int8.linear import Int8Linear
-from .onednn import OPERATORS, multiply, pack
+from .onednn import OPERATORS, memory_of, multiply, pack
 
 __all__ = [
     "PrepackedLinear",
@@ -37,6 +38,7 @@ __all__ = [
     "has_invariant_products",
     "prepack_linears",
     "prepacked",
+    "use_huge_pages_for_weights",
 ]
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -149,6 +151,13 @@ def _fused(parent: nn.Module) -> bool:
         linear.post_op = "none"
         setattr(parent, name, children[name])
     return agrees
+
+
+def use_huge_pages_for_weights(model: nn.Module) -> int:
+    """Put a model's prepacked weights into huge pages where they can be; how many were made."""
+    layers = (module for module in model.modules() if isinstance(module, PrepackedLinear))
+    found = (memory_of(piece) for layer in layers for piece in layer.packed)
+    return use_huge_pages(memory for memory in found if memory is not None)
 
 
 def prepacked(layer: nn.Module, batch_invariant: bool) -> PrepackedLinear | None:

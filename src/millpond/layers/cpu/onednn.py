@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["OPERATORS", "multiply", "pack"]
+__all__ = ["OPERATORS", "memory_of", "multiply", "pack"]
 
 # What a product in pieces makes at a time: its tensors for each piece are new memory, and above
 # 32 MB the operating system's own, which takes longer to get than the product.
@@ -29,6 +29,14 @@ def pack(weight: Tensor) -> Tensor:
     packed = OPERATORS._reorder_linear_weight(weight.contiguous(), None)
     assert isinstance(packed, Tensor)
     return packed
+
+
+def memory_of(packed: Tensor) -> tuple[int, int] | None:
+    """Address and bytes of a packed weight; None where torch does not tell."""
+    try:
+        return OPERATORS.data_ptr(packed), OPERATORS._nbytes(packed)
+    except (AttributeError, RuntimeError):  # private names
+        return None
 
 
 def multiply(input: Tensor, packed: Sequence[Tensor], bias: Tensor | None, post_op: str) -> Tensor:

@@ -1,0 +1,146 @@
+"""OpenMP's threads of a calling thread, its team: whether one may be made, and where it wakes.
+
+GNU's OpenMP, which torch brings on Linux, keeps a team for every thread that takes several. Two
+things decide whether a short pass gains from a second thread:
+
+- While all teams of a process have no more threads than it has processors, their threads wait for
+  each other in a loop. With one thread more they sleep at once, in every operator of every team
+  (`gomp_throttled_spin_count` in libgomp's source), and a short pass on two threads takes longer
+  than on one. So a short pass takes several only where there is room for its team (`has_room`).
+- A thread that is woken after a pause may be put on the processor of the thread that woke it, which
+  spins until both are done: to Linux an idle processor of a virtual machine looks taken
+  (`available_idle_cpu`). That costs 10 ms and more. So during a pass the other threads of a team
+  are kept off the processor of the calling one (`apart`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from typing import Any
+from weakref import WeakSet
+
+__all__ = ["apart", "has_room"]
+
+
+class _Member:
+    """A thread of a team that is not the calling one, and the processors it may run on."""
+
+    def __init__(self, thread_id: int) -> None:
+        self.thread_id = thread_id  # the operating system's
+        self.path = f"/proc/self/task/{thread_id}"
+        self._processors = os.sched_getaffinity(thread_id)
+        self._masks: dict[int, bytes] = {}
+
+    def keep_off(self, processor: int) -> None:
+        """Let it run on any of its processors but this one; -1 stands for none."""
+        mask = self._masks.get(processor)
+        if mask is None:
+            rest = self._processors - {processor} or self._processors
+            mask = self._masks[processor] = _mask(rest)
+        _libc().sched_setaffinity(self.thread_id, len(mask), mask)
+
+
+class _Team:
+    """What a thread takes its passes on."""
+
+    def __init__(self) -> None:
+        self.size = 1
+        self._members: dict[int, Sequence[_Member]] = {}
+
+    def members(self, openmp: Any, count: int) -> Sequence[_Member]:
+        """The others of the first `count` threads."""
+        found = self._members.get(count)
+        if found is None or not all(os.path.exists(member.path) for member in found):
+            found = self._members[count] = _ask_members(openmp, count)
+        return found
+
+
+class _OfThread(threading.local):
+    team: _Team | None = None
+
+
+_own = _OfThread()
+_teams: WeakSet[_Team] = WeakSet()  # one ends with its thread
+
+
+@contextmanager
+def apart(openmp: Any, count: int) -> Iterator[None]:
+    """Keep the team's others off the calling thread's processor, for a pass on `count` threads."""
+    if count == 1 or not _is_gnu(openmp):
+        yield
+        return
+    team = _own.team
+    if team is None:
+        team = _own.team = _Team()
+        _teams.add(team)
+    team.size = max(team.size, count)
+    members = team.members(openmp, count)
+    here = _libc().sched_getcpu()
+    for member in members:
+        member.keep_off(here)
+    try:
+        yield
+    finally:
+        for member in members:
+            member.keep_off(-1)
+
+
+def has_room(openmp: Any, count: int) -> bool:
+    """Whether a pass of the calling thread on `count` threads leaves every team's waiting short."""
+    if not _is_gnu(openmp):
+        return False
+    own = 1 if _own.team is None else _own.team.size
+    if own >= count:
+        return True
+    others = sum(team.size - 1 for team in list(_teams)) - (own - 1)
+    return others + count <= _processors()
+
+
+def _forget() -> None:
+    """In a forked child: no other thread came along."""
+    _own.team = None
+    _teams.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+@cache
+def _is_gnu(openmp: Any) -> bool:
+    """Whether it is GNU's, on Linux."""
+    return hasattr(os, "sched_setaffinity") and hasattr(openmp, "GOMP_parallel")
+
+
+@cache
+def _libc() -> Any:
+    return ctypes.PyDLL(None)  # calls of about a microsecond: the interpreter's lock is kept
+
+
+@cache
+def _processors() -> int:
+    return len(os.sched_getaffinity(os.getpid()))
+
+
+def _ask_members(openmp: Any, count: int) -> Sequence[_Member]:
+    found: list[int] = []
+    function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(
+        lambda _: found.append(threading.get_native_id())
+    )
+    openmp.GOMP_parallel(function, None, count, 0)
+    members = []
+    for thread_id in set(found) - {threading.get_native_id()}:
+        with suppress(OSError):  # no longer there, or not for us to ask
+            members.append(_Member(thread_id))
+    return members
+
+
+def _mask(processors: set[int]) -> bytes:
+    """Linux's `cpu_set_t`: a bit for each processor, in whole words of 64."""
+    words = max(processors) // 64 + 1
+    return sum(1 << processor for processor in processors).to_bytes(8 * words, "little")

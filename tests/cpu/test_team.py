@@ -1,0 +1,132 @@
+"""OpenMP's threads of a thread: kept apart during a pass, and no more than there is room for."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from millpond.cpu import team
+from millpond.cpu.openmp import limited_threads, openmp_library
+
+pytestmark = pytest.mark.skipif(
+    openmp_library() is None or not team._is_gnu(openmp_library()),
+    reason="torch has no OpenMP of GNU's here",
+)
+
+
+@pytest.fixture(autouse=True)
+def no_other_teams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(team, "_teams", type(team._teams)())
+    monkeypatch.setattr(team, "_own", team._OfThread())
+
+
+def elsewhere(work: Callable[[], Any]) -> Any:
+    """What a new thread finds."""
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(work()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def members(count: int) -> Iterator[int]:
+    assert team._own.team is not None
+    for member in team._own.team.members(openmp_library(), count):
+        yield member.thread_id
+
+
+def test_the_others_of_a_team_keep_off_the_callers_processor_during_a_pass() -> None:
+    here = team._libc().sched_getcpu
+    allowed = os.sched_getaffinity(0)
+    with limited_threads(3):
+        (first, second) = members(3)
+        taken = here()
+        with team.apart(openmp_library(), 3):
+            during = [os.sched_getaffinity(member) for member in (first, second)]
+            moved = here() != taken
+    if len(allowed) > 1 and not moved:
+        assert during == [allowed - {taken}] * 2
+    assert [os.sched_getaffinity(member) for member in (first, second)] == [allowed] * 2
+    assert threading.get_native_id() not in (first, second)
+
+
+def test_where_there_is_one_processor_nobody_is_kept_off_it() -> None:
+    member = team._Member(threading.get_native_id())
+    before = os.sched_getaffinity(0)
+    one = min(before)
+    member._processors = {one}
+    try:
+        member.keep_off(one)
+        assert os.sched_getaffinity(0) == {one}
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def test_a_mask_has_a_bit_for_each_processor() -> None:
+    assert team._mask({0, 3}) == (9).to_bytes(8, "little")
+    assert team._mask({64}) == bytes(8) + (1).to_bytes(8, "little")
+
+
+def test_threads_that_are_gone_are_asked_for_again() -> None:
+    with limited_threads(2):
+        (known,) = members(2)
+        assert team._own.team is not None
+        (member,) = team._own.team.members(openmp_library(), 2)
+        member.path = "/proc/self/task/0"  # no thread has it
+        assert list(members(2)) == [known]
+
+
+def test_there_is_room_for_as_many_threads_as_there_are_processors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(team, "_processors", lambda: 3)
+    openmp = openmp_library()
+    assert team.has_room(openmp, 3)
+    assert not team.has_room(openmp, 4)
+    taken, done = threading.Event(), threading.Event()
+
+    def hold_two() -> None:
+        with limited_threads(2):
+            taken.set()
+            done.wait()
+
+    holder = threading.Thread(target=hold_two)
+    holder.start()
+    taken.wait()
+    assert team.has_room(openmp, 2)
+    assert not team.has_room(openmp, 3)
+    done.set()
+    holder.join()
+    del holder
+    assert team.has_room(openmp, 3)  # a team ends with its thread
+
+
+def test_whoever_has_a_team_has_room_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(team, "_processors", lambda: 2)
+    openmp = openmp_library()
+    with limited_threads(2):
+        pass
+    assert team.has_room(openmp, 2)
+    assert not elsewhere(lambda: team.has_room(openmp, 2))
+
+
+def test_a_forked_child_has_no_team() -> None:
+    with limited_threads(2):
+        pass
+    team._forget()
+    assert team._own.team is None
+    assert not team._teams
+
+
+class OtherOpenMP:
+    """One that is not GNU's."""
+
+
+def test_of_another_openmp_nothing_is_known() -> None:
+    assert not team.has_room(OtherOpenMP(), 2)
+    with team.apart(OtherOpenMP(), 2):
+        pass
