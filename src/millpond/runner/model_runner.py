@@ -92,24 +92,13 @@ class TorchModelRunner:
         *,
         sharers: int = 1,
         ranks: RankGroup | None = None,
+        **own: Any,
     ) -> Self:
         """Load a model onto a device of the class's kind, whose memory N processes share alike.
 
-        With `ranks`, a part of it. Raises `ModelError` and `InvalidOption`.
+        With `ranks`, a part of it. `own` are arguments of the class that others do not have.
+        Raises `ModelError` and `InvalidOption`.
         """
-        return cls._load(spec, config, device, sharers, ranks)
-
-    @classmethod
-    def _load(
-        cls,
-        spec: ModelSpec,
-        config: EngineConfig,
-        device: torch.device,
-        sharers: int,
-        ranks: RankGroup | None,
-        **own: Any,
-    ) -> Self:
-        """`own` are arguments of the class's that others do not have."""
         models = load_models(spec, config, device, ranks)
         free, total = (known // sharers for known in cls._free_and_total_bytes(device))
         if ranks is not None:  # blocks of a prefix cache have the same numbers on all

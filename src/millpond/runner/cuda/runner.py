@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -126,25 +126,24 @@ class CudaModelRunner(TorchModelRunner):
         config: EngineConfig,
         device: torch.device,
         *,
-        sharers: int = 1,
         ranks: RankGroup | None = None,
+        **options: Any,
     ) -> Self:
-        """Load a model onto a CUDA device. Raises `ModelError` and `InvalidOption`.
+        """As any runner is, all of it on the stream that batches will run on.
 
-        All of it happens on the stream that batches will run on, so that they can use the memory
-        that checks and probes have left to torch's allocator.
+        So they can use the memory that checks and probes have left to torch's allocator.
         """
         stream = OwnStream(device)
         with current(device, stream):
-            return cls._load(
+            return super().load(
                 spec,
                 config,
                 device,
-                sharers,
-                ranks,
+                ranks=ranks,
                 stream=stream,
                 batch_invariant=config.batch_invariant,
                 agree=None if ranks is None else ranks.all_of,
+                **options,
             )
 
     @staticmethod

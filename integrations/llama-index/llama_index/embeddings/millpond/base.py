@@ -10,57 +10,35 @@ import asyncio
 import contextlib
 import inspect
 import os
-import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any, Literal, Self, TypedDict, Unpack
+from typing import Any, Literal, Unpack
 
 import numpy.typing as npt
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
-from llama_index.core.bridge.pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr
+from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.callbacks import CallbackManager
-
-from millpond import (
-    CallProgress,
-    Engine,
-    InvalidOption,
-    InvalidText,
-    ProgressBar,
-    ProgressHook,
-    TruncationLog,
+from llama_index.embeddings.millpond.shared_engine import (
+    SharedEngine,
+    SharedOptions,
+    require_string,
+    require_strings,
 )
 
-MAX_EMBED_BATCH_SIZE = 2048  # the most that BaseEmbedding allows
+from millpond import CallProgress, Engine, InvalidOption, ProgressBar, ProgressHook, TruncationLog
+
 ROWS_PER_TURN = 64  # vectors made into lists before the event loop gets its turn, about 1 ms
 
-OF_ENGINE = ("device", "dtype", "max_length", "revision", "trust_remote_code")
-"""The engine's everyday options, which are fields; the others are in `engine_options`."""
-FIELDS_OF_ENGINE = {"model_name", "cache_folder", "engine_options", *OF_ENGINE}
 
-PathText = BeforeValidator(lambda path: os.fspath(path) if isinstance(path, os.PathLike) else path)
-
-
-class EmbeddingOptions(TypedDict, total=False):
+class EmbeddingOptions(SharedOptions, total=False):
     """What `MillpondEmbedding` takes beside a model or an engine, for type checkers."""
 
-    device: str | Sequence[str] | None
-    dtype: str
-    revision: str | None
-    trust_remote_code: bool
-    max_length: int | None
-    cache_folder: str | os.PathLike[str] | None
-    engine_options: Mapping[str, Any]
-    query_instruction: str | None
-    text_instruction: str | None
     normalize: bool
     dimensions: int | None
-    truncate: Literal["end", "start", "error"] | None
     show_progress_bar: bool
-    embed_batch_size: int
     callback_manager: CallbackManager | None
-    num_workers: int | None
     embeddings_cache: Any
     rate_limiter: Any
 
@@ -81,12 +59,12 @@ RENAMED = {
 
 # The object whose call is in flight in a thread or task, which LlamaIndex divides into several, and
 # the hook for its progress.
-_call_under_way: ContextVar[tuple[MillpondEmbedding, ProgressHook] | None] = ContextVar(
+_call_in_flight: ContextVar[tuple[MillpondEmbedding, ProgressHook] | None] = ContextVar(
     "millpond_call", default=None
 )
 
 
-class MillpondEmbedding(BaseEmbedding):
+class MillpondEmbedding(SharedEngine, BaseEmbedding):
     """
     Embeddings from a Millpond engine inside this process.
 
@@ -117,51 +95,13 @@ class MillpondEmbedding(BaseEmbedding):
 
     """
 
-    model_config = ConfigDict(
-        extra="forbid",
-        hide_input_in_errors=True,  # it may be a token
-        use_attribute_docstrings=True,
-    )
-
-    model_name: Annotated[str, PathText] = Field(frozen=True)
-    """A folder, the name of a model on the Hugging Face hub, or a name that an installed package
-    carries. Without it, `engine`: an engine that is already built, whose options are read."""
-    embed_batch_size: int = Field(default=MAX_EMBED_BATCH_SIZE, gt=0, le=MAX_EMBED_BATCH_SIZE)
-    """Texts handed to the engine at a time, which forms its own batches of them; by default the
-    most there can be. `num_workers` such calls are in flight at a time in async methods, by default
-    all of them."""
-
-    # The engine's: fixed once it is built.
-    device: str | list[str] | None = Field("auto", frozen=True)
-    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`, or several of them."""
-    dtype: str = Field("auto", frozen=True)
-    """`auto`, `float32`, `bfloat16`, `float16` or, on a CPU, `int8`."""
-    revision: str | None = Field(None, frozen=True)
-    """Branch, tag or commit on the hub."""
-    trust_remote_code: bool = Field(False, frozen=True)
-    """Run Python code that comes with the checkpoint."""
-    max_length: int | None = Field(None, frozen=True)
-    """Longest text in tokens; None for the model's own."""
-    cache_folder: Annotated[str | None, PathText] = Field(None, frozen=True)
-    """Where downloaded models are kept; None for Hugging Face's own cache."""
-    engine_options: dict[str, Any] = Field({}, frozen=True)
-    """Any other option of `millpond.EngineConfig`, by name."""
-
-    # The call's.
-    query_instruction: str | None = None
-    """Text in front of every query; None for the prompt the checkpoint saves, "" for none."""
-    text_instruction: str | None = None
-    """Text in front of every text; None for the prompt the checkpoint saves, "" for none."""
     normalize: bool = True
     """Scale vectors to unit length. False leaves them as the model gives them."""
     dimensions: int | None = None
     """Keep only the first N dimensions and restore unit length (Matryoshka)."""
-    truncate: Literal["end", "start", "error"] | None = None
-    """Where to cut texts that are too long, or raise `TextTooLong`; None as the checkpoint says."""
     show_progress_bar: bool = False
     """Show a progress bar per call, which moves with every batch of the engine."""
 
-    _engine: Engine | None = PrivateAttr(None)  # None only in a pickle
     _truncation: TruncationLog = PrivateAttr(default_factory=lambda: TruncationLog(_advice))
 
     def __init__(
@@ -171,12 +111,7 @@ class MillpondEmbedding(BaseEmbedding):
         engine: Engine | None = None,
         **options: Unpack[EmbeddingOptions],
     ) -> None:
-        fields: dict[str, Any] = {**options}
-        fields.pop("class_name", None)  # part of what `model_dump` gives
-        if model_name is not None:
-            fields["model_name"] = model_name
-        if engine is not None:
-            fields |= _fields_for(engine, fields)
+        fields = self.fields_of(model_name, engine, options)
         error = InvalidOption.of_unknown("MillpondEmbedding", fields, self._known(), RENAMED)
         if error is not None:
             raise error
@@ -193,46 +128,8 @@ class MillpondEmbedding(BaseEmbedding):
         """Name of the class in serialised form."""
         return "MillpondEmbedding"
 
-    @property
-    def engine(self) -> Engine:
-        """The engine behind this object, for its `info()`, `stats()` and hooks."""
-        if self._engine is None:
-            self._engine = Engine.shared(**self._engine_options())
-        return self._engine
-
-    def _engine_options(self) -> dict[str, Any]:
-        options = {name: getattr(self, name) for name in OF_ENGINE}
-        options |= {"model": self.model_name, "cache_dir": self.cache_folder}
-        if twice := options.keys() & self.engine_options.keys():
-            raise InvalidOption(
-                f"engine_options holds {', '.join(sorted(twice))}, which is a field of its own "
-                "(model is model_name, and cache_dir is cache_folder)"
-            )
-        return options | self.engine_options
-
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A copy on the same engine, or with `update` one that is built and checked anew.
-
-        Raises as the constructor does.
-        """
-        copied = super().model_copy(deep=deep)
-        if not update:
-            return copied
-        kept = dict(copied)
-        changed = FIELDS_OF_ENGINE & update.keys()
-        engine = update.get("engine", None if changed else copied.engine)
-        if engine is not None:  # it has its own
-            kept = {name: kept[name] for name in kept.keys() - FIELDS_OF_ENGINE}
-        return type(self)(**kept | dict(update) | {"engine": engine})
-
-    def __getstate__(self) -> dict[str, Any]:
-        # LlamaIndex's `__setstate__` calls `__init__` and passes over its errors. So a model that
-        # cannot be loaded is reported by the first call. An error while a worker process reads
-        # its task would have multiprocessing's Pool wait for ever.
-        pickle.dumps(self._engine)  # refuses one that its options do not bring back
-        state: dict[str, Any] = super().__getstate__()
-        private = {"_engine": None, "_truncation": TruncationLog(_advice)}
-        return state | {"__pydantic_private__": private}
+    def _fresh_state(self) -> dict[str, Any]:
+        return {"_truncation": TruncationLog(_advice)}
 
     def _call(self, task: Literal["query", "document"]) -> dict[str, Any]:
         query = task == "query"
@@ -246,31 +143,31 @@ class MillpondEmbedding(BaseEmbedding):
         }
 
     def _get_query_embedding(self, query: str) -> Embedding:
-        return _floats(self.engine.embed(_string(query), **self._call("query")))
+        return _floats(self.engine.embed(require_string(query), **self._call("query")))
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
-        return _floats(await self.engine.aembed(_string(query), **self._call("query")))
+        return _floats(await self.engine.aembed(require_string(query), **self._call("query")))
 
     def _get_text_embedding(self, text: str) -> Embedding:
         options = self._call("document")
         with self._reported(1) as call:
-            return _floats(self.engine.embed(_string(text), progress=call, **options))
+            return _floats(self.engine.embed(require_string(text), progress=call, **options))
 
     async def _aget_text_embedding(self, text: str) -> Embedding:
         options = self._call("document")
         with self._reported(1) as call:
-            return _floats(await self.engine.aembed(_string(text), progress=call, **options))
+            return _floats(await self.engine.aembed(require_string(text), progress=call, **options))
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         options = self._call("document")
         with self._reported(len(texts), show=self.show_progress_bar) as call:
-            rows = self.engine.embed(_strings(texts), progress=call, **options)
+            rows = self.engine.embed(require_strings(texts), progress=call, **options)
         return list(map(_floats, rows))
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         options = self._call("document")
         with self._reported(len(texts), show=self.show_progress_bar) as call:
-            rows = await self.engine.aembed(_strings(texts), progress=call, **options)
+            rows = await self.engine.aembed(require_strings(texts), progress=call, **options)
         vectors: list[Embedding] = []
         for start in range(0, len(rows), ROWS_PER_TURN):
             vectors.extend(map(_floats, rows[start : start + ROWS_PER_TURN]))
@@ -301,7 +198,7 @@ class MillpondEmbedding(BaseEmbedding):
     @contextlib.contextmanager
     def _reported(self, texts: int, *, show: bool = False) -> Iterator[ProgressHook]:
         """The hook for the progress of the call in flight, or of one that begins here."""
-        owner, hook = _call_under_way.get() or (None, None)
+        owner, hook = _call_in_flight.get() or (None, None)
         if owner is self and hook is not None:
             yield hook
             return
@@ -312,11 +209,11 @@ class MillpondEmbedding(BaseEmbedding):
             contextlib.nullcontext() if bar is None else bar,
             self._truncation.call(self.engine.info().max_length, advance) as totals,
         ):
-            token = _call_under_way.set((self, totals))
+            token = _call_in_flight.set((self, totals))
             try:
                 yield totals
             finally:
-                _call_under_way.reset(token)
+                _call_in_flight.reset(token)
             if bar is not None:
                 bar.update(texts - totals.texts)  # those of a cache, which the engine never saw
 
@@ -345,33 +242,3 @@ def _advice(most_tokens: int | None) -> str:
 def _floats(vector: npt.NDArray[Any]) -> Embedding:
     floats: Embedding = vector.tolist()
     return floats
-
-
-def _string(text: str) -> str:
-    if not isinstance(text, str):  # an engine takes token ids, too
-        raise InvalidText(f"expected a string, not {type(text).__name__}")
-    return text
-
-
-def _strings(texts: list[str]) -> list[str]:
-    """By the first the engine tells what they are; it checks the others."""
-    for text in texts[:1]:
-        _string(text)
-    return texts
-
-
-def _fields_for(engine: Engine, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that bring an equal engine back."""
-    if not isinstance(engine, Engine):
-        raise InvalidOption(f"engine={engine!r}: it must be a millpond.Engine")
-    if taken := FIELDS_OF_ENGINE & given.keys():
-        raise InvalidOption(
-            f"{', '.join(sorted(taken))}: the engine is built and has its own; leave out `engine` "
-            "or the options"
-        )
-    config = engine.config
-    others = config.options()
-    fields = {name: getattr(config, name) for name in OF_ENGINE}
-    fields |= {"model_name": config.model, "cache_folder": others.pop("cache_dir", None)}
-    options = {name: value for name, value in others.items() if name not in OF_ENGINE}
-    return fields | {"engine_options": options}
