@@ -188,6 +188,27 @@ def test_a_variable_that_kubernetes_sets_is_told_apart(monkeypatch: pytest.Monke
     assert "enableServiceLinks" in refusal("serve")
 
 
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [("API_KEYS", "API_KEY"), ("DTYP", "DTYPE"), ("MAX_LENGHT", "MAX_LENGTH")],
+)
+def test_a_misspelt_variable_is_refused(
+    variable: str, meant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"MILLPOND_{variable}", "käse")
+    told = refusal("serve")
+    assert f"MILLPOND_{variable} in the environment" in told
+    assert f"did you mean MILLPOND_{meant}?" in told
+    assert "käse" not in told
+
+
+def test_variables_of_others_are_let_be(served: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SERVICE_HOST", "SERVICE_PORT", "PORT_8000_TCP", "PORT_8000_TCP_ADDR", "FLAGS"):
+        monkeypatch.setenv(f"MILLPOND_{name}", "7")
+    assert run("serve").exit_code == 0
+    assert len(served) == 1
+
+
 def test_a_bad_flag_is_not_told_with_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MILLPOND_PORT", "80")
     for value in ("eighty", "99999"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Sequence
+from difflib import get_close_matches
 from itertools import pairwise, takewhile
 from typing import Any
 
@@ -58,6 +59,7 @@ class ServeCommand(TyperCommand):
             raise
 
     def invoke(self, ctx: Any) -> Any:
+        self._refuse_misspelt()
         for name, others in _REPLACES.items():
             for other in others:
                 if _is_from(ctx, name, "COMMANDLINE") and _is_from(ctx, other, "ENVIRONMENT"):
@@ -69,6 +71,17 @@ class ServeCommand(TyperCommand):
             if not named:
                 raise
             raise InvalidOption(f"{error} (from {named} in the environment)") from error
+
+    def _refuse_misspelt(self) -> None:
+        """Raise `InvalidOption` for a variable that is nearly one: a key unread would be no key."""
+        known = [name.removeprefix(_PREFIX) for option in self._options() for name in option.envvar]
+        found = {name.removeprefix(_PREFIX) for name in os.environ if name.startswith(_PREFIX)}
+        for name in sorted(found.difference(known)):
+            for meant in get_close_matches(name, known, n=1, cutoff=0.8):
+                raise InvalidOption(
+                    f"{_PREFIX}{name} in the environment is no flag's variable; did you mean "
+                    f"{_PREFIX}{meant}? Rename or unset it"
+                )
 
     def _variables_in(self, ctx: Any, message: str) -> Iterator[str]:
         """The variables that gave an option, or its value, that an error is about."""
