@@ -30,6 +30,7 @@ ELSEWHERE = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
     "README.md": "index.md",
+    "examples/README.md": "examples.md",
     "integrations/haystack/README.md": "haystack.md",
     "integrations/langchain/README.md": "langchain.md",
     "integrations/llama-index/README.md": "llama-index.md",
