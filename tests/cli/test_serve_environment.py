@@ -202,6 +202,20 @@ def test_a_misspelt_variable_is_refused(
     assert "käse" not in told
 
 
+def test_python_m_millpond_server_refuses_it_too(
+    served: list[Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        serve_module.main(["--port", "8001"])
+    assert not end.value.code
+    assert len(served) == 1
+    monkeypatch.setenv("MILLPOND_API_KEYS", "käse")
+    with pytest.raises(SystemExit) as end:
+        serve_module.main([])
+    assert end.value.code == 2
+    assert "MILLPOND_API_KEY?" in capfd.readouterr().err
+
+
 def test_variables_of_others_are_let_be(served: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SERVICE_HOST", "SERVICE_PORT", "PORT_8000_TCP", "PORT_8000_TCP_ADDR", "FLAGS"):
         monkeypatch.setenv(f"MILLPOND_{name}", "7")

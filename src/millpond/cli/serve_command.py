@@ -74,7 +74,11 @@ class ServeCommand(TyperCommand):
 
     def _refuse_misspelt(self) -> None:
         """Raise `InvalidOption` for a variable that is nearly one: a key unread would be no key."""
-        known = [name.removeprefix(_PREFIX) for option in self._options() for name in option.envvar]
+        known = [
+            name.removeprefix(_PREFIX)
+            for option in self._options()
+            for name in option.envvar or ()  # Typer's own, for completion, have none
+        ]
         found = {name.removeprefix(_PREFIX) for name in os.environ if name.startswith(_PREFIX)}
         for name in sorted(found.difference(known)):
             for meant in get_close_matches(name, known, n=1, cutoff=0.8):
