@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,7 +45,7 @@ def test_the_others_of_a_team_keep_off_the_callers_processor_during_a_pass() -> 
     here = team._libc().sched_getcpu
     allowed = os.sched_getaffinity(0)
     with limited_threads(3):
-        (first, second) = members(3)
+        first, second = members(3)
         taken = here()
         with team.apart(openmp_library(), 3):
             during = [os.sched_getaffinity(member) for member in (first, second)]
@@ -76,10 +78,16 @@ def test_threads_that_are_gone_are_asked_for_again() -> None:
         (known,) = members(2)
         assert team._own.team is not None
         (member,) = team._own.team.members(openmp_library(), 2)
-        member.path = "/proc/self/task/0"  # no thread has it
+        member.path = Path("/proc/self/task/0")  # no thread has it
         assert list(members(2)) == [known]
 
 
+@pytest.fixture
+def idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(team, "_runnable", lambda: 1)
+
+
+@pytest.mark.usefixtures("idle_machine")
 def test_there_is_room_for_as_many_threads_as_there_are_processors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -105,11 +113,13 @@ def test_there_is_room_for_as_many_threads_as_there_are_processors(
     assert team.has_room(openmp, 3)  # a team ends with its thread
 
 
+@pytest.mark.usefixtures("idle_machine")
 def test_whoever_has_a_team_has_room_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(team, "_processors", lambda: 2)
     openmp = openmp_library()
     with limited_threads(2):
         pass
+    team._team()._alone_until = 0.0  # whatever else ran meanwhile
     assert team.has_room(openmp, 2)
     assert not elsewhere(lambda: team.has_room(openmp, 2))
 
@@ -130,3 +140,55 @@ def test_of_another_openmp_nothing_is_known() -> None:
     assert not team.has_room(OtherOpenMP(), 2)
     with team.apart(OtherOpenMP(), 2):
         pass
+
+
+class Clock:
+    """Time, threads that want to run, and how long a team's have waited, as a test sets them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s, self.runnable, self.waited_s = 100.0, 1, 0.0
+        monkeypatch.setattr(team, "time", SimpleNamespace(perf_counter=lambda: self.now_s))
+        monkeypatch.setattr(team, "_runnable", lambda: self.runnable)
+        monkeypatch.setattr(team, "_processors", lambda: 2)
+        self.member = team._Member(threading.get_native_id())
+        monkeypatch.setattr(self.member, "waited_s", lambda: self.waited_s)
+
+    def end_pass(self, of: team._Team, waited_s: float) -> None:
+        self.waited_s += waited_s
+        of.end_pass([self.member])
+
+
+def test_a_second_thread_needs_a_processor_that_nobody_wants(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, own = Clock(monkeypatch), team._Team()
+    assert own.has_processors(2)
+    clock.runnable = 2  # the calling thread, and another process
+    assert not own.has_processors(2)
+
+
+def test_right_after_a_pass_it_is_the_team_itself_that_spins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, own = Clock(monkeypatch), team._Team()
+    clock.end_pass(own, 0.0001)
+    clock.runnable = 2
+    assert own.has_processors(2)
+    clock.now_s += team.SPIN_S
+    assert not own.has_processors(2)
+
+
+def test_a_team_that_waited_leaves_the_processor_to_others_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, own = Clock(monkeypatch), team._Team()
+    clock.end_pass(own, 0.0001)
+    clock.end_pass(own, 0.01)
+    assert not own.has_processors(2)
+    clock.now_s += team.WORKS_ALONE_TIMES * 0.01 + 0.001
+    assert own.has_processors(2)
+
+
+def test_linux_tells_what_is_asked() -> None:
+    assert team._runnable() >= 1
+    assert team._Member(threading.get_native_id()).waited_s() >= 0

@@ -11,6 +11,10 @@ things decide whether a short pass gains from a second thread:
   spins until both are done: to Linux an idle processor of a virtual machine looks taken
   (`available_idle_cpu`). That costs 10 ms and more. So during a pass the other threads of a team
   are kept off the processor of the calling one (`apart`).
+
+And where the second processor is not free, the first waits for it, up to a tenth of a second beside
+two busy processes. So `has_room` asks how many threads of the machine want to run, and a team that
+waited for a processor in its last pass takes no short one for a while.
 """
 
 from __future__ import annotations
@@ -18,13 +22,21 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
 __all__ = ["apart", "has_room"]
+
+
+# After a pass its threads spin for about 10 ms, and want to run: until then they count themselves.
+SPIN_S = 0.01
+MOST_WAITED_S = 0.001  # a thread that is woken on an idle processor waits some 0.05 ms for it
+WORKS_ALONE_TIMES = 20  # as long as it waited: a twentieth of the time is lost at most
 
 
 class _Member:
@@ -32,7 +44,7 @@ class _Member:
 
     def __init__(self, thread_id: int) -> None:
         self.thread_id = thread_id  # the operating system's
-        self.path = f"/proc/self/task/{thread_id}"
+        self.path = Path(f"/proc/self/task/{thread_id}")
         self._processors = os.sched_getaffinity(thread_id)
         self._masks: dict[int, bytes] = {}
 
@@ -44,6 +56,14 @@ class _Member:
             mask = self._masks[processor] = _mask(rest)
         _libc().sched_setaffinity(self.thread_id, len(mask), mask)
 
+    def waited_s(self) -> float:
+        """How long it has been ready to run and had no processor, in all; 0 if Linux keeps no
+        account of it ("/proc/<pid>/schedstat" in proc(5))."""
+        try:
+            return int((self.path / "schedstat").read_bytes().split()[1]) / 1e9
+        except (OSError, IndexError):
+            return 0.0
+
 
 class _Team:
     """What a thread takes its passes on."""
@@ -51,13 +71,34 @@ class _Team:
     def __init__(self) -> None:
         self.size = 1
         self._members: dict[int, Sequence[_Member]] = {}
+        self._waited_s = 0.0
+        self._quick_until = self._alone_until = -float("inf")
 
     def members(self, openmp: Any, count: int) -> Sequence[_Member]:
         """The others of the first `count` threads."""
         found = self._members.get(count)
-        if found is None or not all(os.path.exists(member.path) for member in found):
+        if found is None or not all(member.path.exists() for member in found):
             found = self._members[count] = _ask_members(openmp, count)
+            self._waited_s = sum(member.waited_s() for member in found)
         return found
+
+    def end_pass(self, members: Sequence[_Member]) -> None:
+        """Let its threads run anywhere again, and see whether they had to wait."""
+        for member in members:
+            member.keep_off(-1)
+        before, self._waited_s = self._waited_s, sum(member.waited_s() for member in members)
+        now_s, waited_s = time.perf_counter(), self._waited_s - before
+        if waited_s > MOST_WAITED_S:
+            self._quick_until, self._alone_until = now_s, now_s + WORKS_ALONE_TIMES * waited_s
+        else:
+            self._quick_until = now_s + SPIN_S
+
+    def has_processors(self, count: int) -> bool:
+        """Whether the machine has processors for so many threads that want to run."""
+        now_s = time.perf_counter()
+        if now_s < self._quick_until:
+            return True
+        return now_s >= self._alone_until and _runnable() - 1 + count <= _processors()
 
 
 class _OfThread(threading.local):
@@ -68,16 +109,21 @@ _own = _OfThread()
 _teams: WeakSet[_Team] = WeakSet()  # one ends with its thread
 
 
+def _team() -> _Team:
+    """The calling thread's."""
+    if _own.team is None:
+        _own.team = _Team()
+        _teams.add(_own.team)
+    return _own.team
+
+
 @contextmanager
 def apart(openmp: Any, count: int) -> Iterator[None]:
     """Keep the team's others off the calling thread's processor, for a pass on `count` threads."""
     if count == 1 or not _is_gnu(openmp):
         yield
         return
-    team = _own.team
-    if team is None:
-        team = _own.team = _Team()
-        _teams.add(team)
+    team = _team()
     team.size = max(team.size, count)
     members = team.members(openmp, count)
     here = _libc().sched_getcpu()
@@ -86,19 +132,17 @@ def apart(openmp: Any, count: int) -> Iterator[None]:
     try:
         yield
     finally:
-        for member in members:
-            member.keep_off(-1)
+        team.end_pass(members)
 
 
 def has_room(openmp: Any, count: int) -> bool:
-    """Whether a pass of the calling thread on `count` threads leaves every team's waiting short."""
+    """Whether a short pass of the calling thread gains from `count` threads now."""
     if not _is_gnu(openmp):
         return False
-    own = 1 if _own.team is None else _own.team.size
-    if own >= count:
-        return True
-    others = sum(team.size - 1 for team in list(_teams)) - (own - 1)
-    return others + count <= _processors()
+    own = _team()
+    others = sum(team.size - 1 for team in list(_teams)) - (own.size - 1)
+    fits = own.size >= count or others + count <= _processors()
+    return fits and own.has_processors(count)
 
 
 def _forget() -> None:
@@ -125,6 +169,14 @@ def _libc() -> Any:
 @cache
 def _processors() -> int:
     return len(os.sched_getaffinity(os.getpid()))
+
+
+def _runnable() -> int:
+    """Threads of the machine that run or want to, the calling one among them (proc(5))."""
+    try:
+        return int(Path("/proc/loadavg").read_bytes().split()[3].partition(b"/")[0])
+    except (OSError, IndexError, ValueError):
+        return 1
 
 
 def _ask_members(openmp: Any, count: int) -> Sequence[_Member]:
