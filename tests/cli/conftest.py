@@ -39,6 +39,12 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
 
 
 @pytest.fixture
+def source(inputs: dict[str, Path]) -> Path:
+    """The texts beside other columns."""
+    return inputs["jsonl"]
+
+
+@pytest.fixture
 def embed(prompted: Path) -> Callable[..., str]:
     def call(source: object, output: Path, *flags: object, stdin: str | None = None) -> str:
         flags = ("--model", prompted, "--dtype", "float32", "--chunk-size", 3, *flags)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from command_line import ROWS, TEXTS, refusal, rows_of, run
+from command_line import ROWS, TEXTS, embed_as, refusal, rows_of
 from sparse_models import save_splade
 
 from millpond import Engine, SparseVectors
@@ -23,24 +22,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_splade(tmp_path_factory.mktemp("sparse"))
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    path = tmp_path / "in.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return path
-
-
 def expected(model: Path, **options: Any) -> SparseVectors:
     with Engine(str(model), dtype="float32", device="cpu", batch_invariant=True) as engine:
         found: SparseVectors = engine.embed_sparse(TEXTS, **options)
         return found
 
 
-def embed(source: Path, output: Path, model: Path, *flags: object) -> str:
-    call = ("embed", source, "-o", output, "-m", model, "--device", "cpu", "--dtype", "float32")
-    result = run(*call, *SPARSE, *flags)
+def embed(source: Path, output: Path, model: Path, *flags: object) -> None:
+    result = embed_as("sparse", source, output, model, *flags)
     assert result.exit_code == 0, result.stderr
-    return result.stderr
 
 
 def assert_is(output: Path, vectors: SparseVectors) -> None:
@@ -77,10 +67,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
         yield next(iter(iterate(engine, *given, **options)))
         raise KeyboardInterrupt
 
-    call = ("embed", source, "-o", output, "-m", model, "--device", "cpu", "--dtype", "float32")
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "embed_sparse_iter", interrupted)
-        assert run(*call, *SPARSE, *flags).exit_code == 130
+        assert embed_as("sparse", source, output, model, *flags).exit_code == 130
     embed(source, output, model, *flags, "--resume")
     assert output.read_bytes() == whole.read_bytes()
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from command_line import ROWS, TEXTS, refusal, rows_of, run
+from command_line import ROWS, TEXTS, embed_as, refusal, rows_of
 
 from millpond import Engine, TokenVectors
 from multi_vector import DIMENSION, save_bge_m3, save_multi_vector
@@ -23,13 +22,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_multi_vector(tmp_path_factory.mktemp("multi_vector"))
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    path = tmp_path / "in.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return path
-
-
 def expected(model: Path, **options: Any) -> TokenVectors:
     with Engine(str(model), dtype="float32", device="cpu", batch_invariant=True) as engine:
         found: TokenVectors = engine.embed_tokens(TEXTS, **options)
@@ -37,8 +29,7 @@ def expected(model: Path, **options: Any) -> TokenVectors:
 
 
 def embed(source: Path, output: Path, model: Path, *flags: object) -> None:
-    call = ("embed", source, "-o", output, "-m", model, "--device", "cpu", "--dtype", "float32")
-    result = run(*call, *TOKENS, *flags)
+    result = embed_as("tokens", source, output, model, *flags)
     assert result.exit_code == 0, result.stderr
 
 
@@ -76,10 +67,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
         yield next(iter(iterate(engine, *given, **options)))
         raise KeyboardInterrupt
 
-    call = ("embed", source, "-o", output, "-m", model, "--device", "cpu", "--dtype", "float32")
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "embed_tokens_iter", interrupted)
-        assert run(*call, *TOKENS, *flags).exit_code == 130
+        assert embed_as("tokens", source, output, model, *flags).exit_code == 130
     embed(source, output, model, *flags, "--resume")
     assert output.read_bytes() == whole.read_bytes()
 

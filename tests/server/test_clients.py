@@ -6,7 +6,6 @@ import asyncio
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -17,41 +16,14 @@ import pytest
 import requests
 from langchain_openai import OpenAIEmbeddings
 from llama_index.embeddings.openai_like import OpenAILikeEmbedding
-from server_process import ServerProcess, server_process
+from served_model import KEY, NAME, TEXTS, assert_same
+from server_process import ServerProcess
 
 from millpond import Engine
 
 pytestmark = pytest.mark.slow
 
-MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-NAME = "embedding-model"
-KEY = "key-of-the-tests"
 NODE = Path(__file__).parent / "node"
-TEXTS = ["Hello, world!", "A mill pond drives the wheel.", "", "東京 🦊", "word " * 400]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ServerProcess]:
-    flags = ["--model", MODEL, "--served-model-name", NAME, "--dtype", "float32"]
-    with server_process(*flags, MILLPOND_API_KEY=KEY) as server:
-        yield server
-    assert KEY not in "\n".join(server.lines)
-
-
-@pytest.fixture(scope="module")
-def engine(one_thread: None) -> Iterator[Engine]:
-    # In bfloat16 the bits of a vector may depend on which texts a client sends together.
-    with Engine(MODEL, dtype="float32") as engine:
-        yield engine
-
-
-@pytest.fixture(scope="module")
-def expected(engine: Engine) -> np.ndarray:
-    return engine.embed(TEXTS)
-
-
-def assert_same(found: object, expected: np.ndarray) -> None:
-    np.testing.assert_allclose(np.array(found, dtype=np.float32), expected, atol=1e-6)
 
 
 def client_of(server: ServerProcess, key: str = KEY) -> openai.OpenAI:

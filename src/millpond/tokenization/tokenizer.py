@@ -116,15 +116,10 @@ class TextTokenizer:
             longest=max_positions,
         )
         limits = [source.limit if max_length is None else max_length, max_positions]
-        known = [limit for limit in limits if limit is not None]
+        least = min((limit for limit in limits if limit is not None), default=None)
+        options |= {"max_positions": max_positions, "hidden_vocab_size": hidden_vocab_size}
         try:
-            tokenizer = cls(
-                source,
-                max_length=min(known, default=None),
-                max_positions=max_positions,
-                hidden_vocab_size=hidden_vocab_size,
-                **options,
-            )
+            tokenizer = cls(source, max_length=least, **options)
         except InvalidOption as error:
             if max_length is not None:
                 raise
@@ -135,8 +130,6 @@ class TextTokenizer:
             cls.load,
             module,
             max_length=max_length,
-            max_positions=max_positions,
-            hidden_vocab_size=hidden_vocab_size,
             trust_remote_code=trust_remote_code,
             cache_dir=cache_dir,
             **options,

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from command_line import refusal, rows_of, run
 
-from millpond.cli.report import Report
+from millpond.cli.files.report import Report
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROWS = [{"id": str(number), "text": f"stone {number:03}"} for number in range(40)]

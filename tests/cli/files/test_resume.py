@@ -17,8 +17,8 @@ import pytest
 from command_line import refusal, run, with_settings
 
 from millpond import Engine
+from millpond.cli.files.report import Report
 from millpond.cli.flags import open_engine
-from millpond.cli.report import Report
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,10 +12,10 @@ from ...engine.params.score import INTERACTIVE_PAIRS
 from ...scores import Scores
 from ..calls.encoding import SlicedResponse, item_slices
 from ..calls.engine_call import Answer, model_for
+from ..calls.pairs import ask_for_scores, list_slices
 from ..errors import ApiError
 from ..models import CLASSIFIES, ServedModel
 from ..schemas.scores import ClassifyRequest, PredictRequest
-from .pairs import ask_for_scores, list_slices
 
 __all__ = ["classify", "predict"]
 

@@ -7,9 +7,9 @@ from fastapi import Request, Response
 from ...embeddings import Embeddings
 from ..calls.encoding import SlicedResponse, embedding_slices
 from ..calls.engine_call import Answer, model_for
+from ..calls.texts import ask_for_texts
 from ..models import EMBEDS, ServedModel
 from ..schemas.embeddings import EmbeddingRequest
-from .texts import ask_for_texts
 
 __all__ = ["create_embedding", "embeddings_for"]
 

@@ -13,11 +13,11 @@ from fastapi import Request, Response
 
 from ..calls.encoding import SLICE_LENGTH, SlicedResponse, item_slices
 from ..calls.engine_call import Answer, model_for
+from ..calls.pairs import list_slices
+from ..calls.texts import ask_for_texts
 from ..errors import ApiError
 from ..models import CLASSIFIES, EMBEDS, GIVES_TOKENS, ServedModel
 from ..schemas.token_vectors import EmbedAllRequest, PoolingRequest
-from .pairs import list_slices
-from .texts import ask_for_texts
 
 __all__ = ["embed_all", "pooling"]
 

@@ -14,10 +14,10 @@ from ...pair import Pair
 from ...scores import Scores
 from ..calls.encoding import SlicedResponse, item_slices, string_parts
 from ..calls.engine_call import Answer, model_for
+from ..calls.pairs import ask_for_scores, list_slices, opening, usage_of
 from ..errors import ApiError
 from ..models import SCORES, ServedModel
 from ..schemas.scores import RerankRequest, RerankTextsRequest, ScoreRequest
-from .pairs import ask_for_scores, list_slices, opening, usage_of
 
 __all__ = ["rerank", "score"]
 

@@ -9,9 +9,9 @@ from fastapi import Request, Response
 from ...sparse.vectors import SparseVector
 from ..calls.encoding import SLICE_LENGTH, SlicedResponse, item_slices
 from ..calls.engine_call import model_for
+from ..calls.texts import ask_for_texts
 from ..models import GIVES_SPARSE
 from ..schemas.token_vectors import EmbedSparseRequest
-from .texts import ask_for_texts
 
 __all__ = ["embed_sparse"]
 

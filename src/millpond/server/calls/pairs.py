@@ -11,11 +11,11 @@ from fastapi import Request
 
 from ...engine.params.score import INTERACTIVE_PAIRS
 from ...scores import Scores
-from ..calls.encoding import item_slices
-from ..calls.engine_call import LONGEST_QUERY, MANY_TEXTS, Answer, ask
 from ..models import ServedModel
 from ..request_context import RequestContext
 from ..schemas.scores import ScoringBody
+from .encoding import item_slices
+from .engine_call import LONGEST_QUERY, MANY_TEXTS, Answer, ask
 
 __all__ = ["ask_for_scores", "list_slices", "opening", "usage_of"]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from fastapi import Request
 
-from ..calls.engine_call import LONGEST_QUERY, MANY_TEXTS, Answer, ask
 from ..errors import ApiError
 from ..models import ServedModel
 from ..schemas.embeddings import input_kind
+from .engine_call import LONGEST_QUERY, MANY_TEXTS, Answer, ask
 
 __all__ = ["ask_for_texts"]
 

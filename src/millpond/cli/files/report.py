@@ -6,11 +6,11 @@ import threading
 import time
 from dataclasses import replace
 
-from ..engine.calls.progress import ProgressBar
-from ..stats import CallProgress
-from .files.partial_output import PartialOutput
-from .files.run import FileRun
-from .files.streams import StreamOutput
+from ...engine.calls.progress import ProgressBar
+from ...stats import CallProgress
+from .partial_output import PartialOutput
+from .run import FileRun
+from .streams import StreamOutput
 
 __all__ = ["Report"]
 
