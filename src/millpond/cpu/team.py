@@ -94,7 +94,7 @@ class _Team:
             self._quick_until = now_s + SPIN_S
 
     def has_processors(self, count: int) -> bool:
-        """Whether the machine has processors for so many threads that want to run."""
+        """Whether the machine has processors for `count` threads that want to run."""
         now_s = time.perf_counter()
         if now_s < self._quick_until:
             return True

@@ -59,8 +59,8 @@ MATRIX_UNITS_TIMES = 10
 
 
 # A lone query on the main thread takes two threads from here on: 8 tokens of all-MiniLM-L6-v2 on a
-# 2-core EPYC come 1.4 times as fast by two, 4 tokens 1.2 times. Elsewhere it does not: whoever
-# waits for the vector is then another thread, which would share a processor with the second one.
+# 2-core EPYC come 1.4 times as fast by two, 4 tokens 1.2 times. Elsewhere it does not: the thread
+# that waits for the vector is then another one, which would share a processor with the second.
 PAIR_OPERATIONS = 1.2e8
 
 
