@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from processor import own_processor
 
 # torch and transformers are imported where a test first wants them: the process that hands tests
 # out to other processes needs neither.
@@ -41,6 +42,10 @@ def _runs_models(path: Path) -> bool:
     if any(path.is_relative_to(TESTS / name) for name in RUN_FAKES):
         return False
     return any(path.is_relative_to(TESTS / name) for name in RUN_MODELS)
+
+
+def pytest_report_header() -> str:
+    return f"processor: {own_processor()}"
 
 
 @pytest.hookimpl(tryfirst=True)

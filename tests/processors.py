@@ -3,7 +3,8 @@
     python tests/processors.py [arguments of pytest]
 
 oneDNN, MKL and torch choose their kernels by the processor, and can be held to those of an older
-one by the environment; threads are part of it. What a processor has beyond this one cannot be run.
+one by the environment; threads are part of it. What a processor has beyond this one cannot be run:
+the first line says which this one is.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+
+from support.processor import own_processor
 
 TESTS = (
     "tests/runner/test_batch_invariance.py",
@@ -59,12 +62,14 @@ def run(processor: str) -> subprocess.CompletedProcess[str]:
 
 
 def main() -> int:
+    own = own_processor()
+    print(f"This machine has {own}.", flush=True)
     failed = 0
     with ThreadPoolExecutor(AT_A_TIME) as runs:
         for processor, done in zip(PROCESSORS, runs.map(run, PROCESSORS), strict=True):
             failed += done.returncode != 0
             lines = done.stdout.splitlines()
-            print(f"As a processor with {processor}:", flush=True)
+            print(f"As a processor with {processor}, on {own}:", flush=True)
             print("\n".join(lines if done.returncode else lines[-1:]), flush=True)
     return failed
 
