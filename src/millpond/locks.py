@@ -119,7 +119,7 @@ class SteadyCondition:
         once_by_us = (1, threading.get_ident())
         try:
             self._lock.release()
-            was_notified = gate.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
+            was_notified = gate.acquire(timeout=-1 if timeout is None else max(0.0, float(timeout)))
         except BaseException:
             if not self._lock._is_owned():
                 self._lock._acquire_restore(once_by_us)

@@ -370,6 +370,9 @@ def test_embed_iter_takes_no_integers_for_texts(engine: Engine) -> None:
 def test_embed_iter_refuses_options_at_the_call(engine: Engine) -> None:
     with pytest.raises(InvalidOption, match="timeout"):
         engine.embed_iter(["a"], timeout=0)
+    for size in (0, True, 1.5, 2**70):
+        with pytest.raises(InvalidOption, match="chunk_size"):
+            engine.embed_iter(["a"], chunk_size=size)  # type: ignore[arg-type]
     with pytest.raises(InvalidOption, match="progress=True: embed_iter takes a function"):
         engine.embed_iter(["a"], progress=True)  # type: ignore[arg-type]
 
@@ -427,10 +430,20 @@ def test_options_of_the_other_calls_are_refused_too(engine: Engine) -> None:
     for texts in (7, None, b"bytes"):
         with pytest.raises(InvalidText):
             engine.tokenize(texts)  # type: ignore[arg-type]
-    for ids in (7, [7], ["a"], None):
+    for ids in (7, [7], ["a"], None, np.array(7), [np.array(7)]):
         with pytest.raises(InvalidTokenIds):
             engine.detokenize(ids)  # type: ignore[arg-type]
     assert engine.health == "ready"
+
+
+@pytest.mark.parametrize("kind", [int, float, np.int64, np.float16, np.float32, np.float64])
+def test_a_timeout_is_any_number(engine: Engine, kind: type) -> None:
+    """Also of NumPy's kinds, which neither locks nor event loops take."""
+    for texts in ("a", ["a", "b c"]):
+        asked = engine.embed(texts, timeout=kind(60))
+        assert np.array_equal(asyncio.run(engine.aembed(texts, timeout=kind(60))), asked)
+    assert len(list(engine.embed_iter(["a", "b"], timeout=kind(60)))) == 1
+    assert engine.submit("a", timeout=kind(60)).result(kind(60)).errors == {}
 
 
 def test_a_result_has_counts_timings_and_errors_per_text(engine: Engine) -> None:

@@ -95,7 +95,7 @@ class Calls:
                 self._instance.core.own_threads.require_another()
             waiting = awaitable(request.future)
             if timeout is not None:
-                done, _ = await asyncio.wait({waiting}, timeout=timeout)
+                done, _ = await asyncio.wait({waiting}, timeout=float(timeout))
                 if not done and request.future.cancel():
                     raise request.deadline_error()
             return await waiting

@@ -7,6 +7,7 @@ It keeps a few slices in flight, and knows neither the engine nor how a text bec
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -118,7 +119,8 @@ def require_stream_options(
             "each slice would be quantised by ranges of its own: let embed_iter give float32 "
             "and call millpond.quantize with ranges of your own"
         )
-    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
+    is_count = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
+    if not is_count or not 0 < chunk_size <= sys.maxsize:
         raise InvalidOption(f"chunk_size={chunk_size!r}: it must be a whole number above 0")
     if progress is not None and not callable(progress):
         raise InvalidOption(

@@ -287,7 +287,9 @@ def _token_ids(ids: Any, index: int) -> npt.NDArray[np.int32]:
 
 
 def _may_be_ids(ids: object) -> bool:
-    return isinstance(ids, Sequence | np.ndarray) and not isinstance(ids, (str, *NO_TEXTS))
+    if isinstance(ids, np.ndarray):
+        return ids.ndim > 0
+    return isinstance(ids, Sequence) and not isinstance(ids, (str, *NO_TEXTS))
 
 
 def _is_integer(value: object) -> bool:
@@ -295,8 +297,10 @@ def _is_integer(value: object) -> bool:
 
 
 def _is_duration(value: object) -> bool:
-    is_number = isinstance(value, int | float | np.integer | np.floating)
-    return is_number and not isinstance(value, bool) and 0 < value <= threading.TIMEOUT_MAX  # type: ignore[operator]
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        return False
+    exact = value if isinstance(value, int) else float(value)  # float16 has no such limit
+    return 0 < exact <= threading.TIMEOUT_MAX
 
 
 def _is_unicode(text: str) -> bool:
