@@ -15,7 +15,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 from .errors import InvalidOption
 
-__all__ = ["DTypeName", "EngineConfig", "EngineOptions", "PoolingMode", "require_bool"]
+__all__ = ["DTypeName", "EngineConfig", "EngineOptions", "PoolingMode", "option", "require_bool"]
 
 DTypeName = Literal["auto", "float32", "float16", "bfloat16", "int8", "fp8"]
 PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
@@ -42,9 +42,20 @@ RENAMED = {
 """What options that there are no more, or that sentence-transformers has, are called here."""
 
 
-def _help(about: str) -> dict[str, str]:
-    """Metadata of an option, for `help()` and for the flags of the command line."""
-    return {"help": about}
+def option(
+    default: Any,
+    about: str,
+    *,
+    flag: str | None = None,
+    least: float | None = None,
+    secret: bool = False,
+) -> Any:
+    """A field of options: its default, and what help and the command line say of it.
+
+    `flag` is its name there where that is another, and `least` the smallest number it takes there.
+    """
+    metadata = {"help": about, "flag": flag, "least": least}
+    return field(default=default, metadata=metadata, repr=not secret)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,108 +66,71 @@ class EngineConfig:
     """
 
     model: str
-    device: str | Sequence[str] | None = field(
-        default="auto",
-        metadata=_help(
-            "auto (CUDA, then MPS, then CPU), cpu, cuda (every GPU), cuda:N or mps; several of "
-            "them each get a copy of the model in a process of its own, behind one queue."
-        ),
+    device: str | Sequence[str] | None = option(
+        "auto",
+        "auto (CUDA, then MPS, then CPU), cpu, cuda (every GPU), cuda:N or mps; several of "
+        "them each get a copy of the model in a process of its own, behind one queue.",
     )
-    replicas: int | None = field(
-        default=None,
-        metadata=_help(
-            "Copies of the model on a CPU, each in a process of its own with its share of the "
-            "threads, behind one queue. Without it one model on one device runs in this process; "
-            "several GPUs have a process each anyway."
-        ),
+    replicas: int | None = option(
+        None,
+        "Copies of the model on a CPU, each in a process of its own with its share of the "
+        "threads, behind one queue. Without it one model on one device runs in this process; "
+        "several GPUs have a process each anyway.",
     )
-    tensor_parallel_size: int = field(
-        default=1,
-        metadata=_help(
-            "Devices that one model is split among, each with a part of its weights in a process "
-            "of its own: for a model that one device cannot hold, or to answer a lone query "
-            "sooner. For throughput, several copies are faster."
-        ),
+    tensor_parallel_size: int = option(
+        1,
+        "Devices that one model is split among, each with a part of its weights in a process "
+        "of its own: for a model that one device cannot hold, or to answer a lone query "
+        "sooner. For throughput, several copies are faster.",
     )
-    dtype: DTypeName = field(
-        default="auto",
-        metadata=_help(
-            "Precision of the transformer; pooling and what follows it run in float32. int8 is "
-            "for CPUs with VNNI or AMX: linear layers in int8, the rest as with auto; fp8 for GPUs "
-            "that multiply in float8."
-        ),
+    dtype: DTypeName = option(
+        "auto",
+        "Precision of the transformer; pooling and what follows it run in float32. int8 is "
+        "for CPUs with VNNI or AMX: linear layers in int8, the rest as with auto; fp8 for GPUs "
+        "that multiply in float8.",
     )
-    revision: str | None = field(
-        default=None, metadata=_help("Branch, tag or commit of a model on the hub.")
+    revision: str | None = option(None, "Branch, tag or commit of a model on the hub.")
+    trust_remote_code: bool = option(False, "Run Python code that comes with the checkpoint.")
+    max_length: int | None = option(
+        None, "Longest text in tokens, special tokens included, instead of the checkpoint's own."
     )
-    trust_remote_code: bool = field(
-        default=False, metadata=_help("Run Python code that comes with the checkpoint.")
+    pooling: PoolingMode | Sequence[PoolingMode] | None = option(
+        None, "Pooling instead of the checkpoint's; the results of several are concatenated."
     )
-    max_length: int | None = field(
-        default=None,
-        metadata=_help(
-            "Longest text in tokens, special tokens included, instead of the checkpoint's own."
-        ),
+    prompts: Mapping[str, str] | tuple[tuple[str, str], ...] | None = option(
+        None, "Prompts by name, over those that the checkpoint saves. Kept as sorted pairs."
     )
-    pooling: PoolingMode | Sequence[PoolingMode] | None = field(
-        default=None,
-        metadata=_help(
-            "Pooling instead of the checkpoint's; the results of several are concatenated."
-        ),
+    max_batch_tokens: int | Literal["auto"] = option("auto", "Most tokens in one forward pass.")
+    max_queue_tokens: int = option(
+        1_000_000, "Most tokens waiting at each priority before calls wait or are refused."
     )
-    prompts: Mapping[str, str] | tuple[tuple[str, str], ...] | None = field(
-        default=None,
-        metadata=_help(
-            "Prompts by name, over those that the checkpoint saves. Kept as sorted pairs."
-        ),
+    max_query_wait_ms: float = option(
+        30.0, "Longest a query may wait behind ingestion, beside its own forward pass."
     )
-    max_batch_tokens: int | Literal["auto"] = field(
-        default="auto", metadata=_help("Most tokens in one forward pass.")
+    memory_utilization: float | None = option(
+        None,
+        "Share of the device's memory to fill, above 0 and at most 1, weights included. "
+        "Without it, on CUDA batches take at most half of what is free at the start. On a "
+        "CPU it limits the prefix cache alone.",
     )
-    max_queue_tokens: int = field(
-        default=1_000_000,
-        metadata=_help("Most tokens waiting at each priority before calls wait or are refused."),
+    memory_bytes: int | None = option(None, "The same as a number of bytes, instead of a share.")
+    prefix_cache: Literal["auto", "off"] = option(
+        "auto",
+        "Keep the keys and values of prefixes that texts share, where the model allows it: "
+        "a decoder whose last token is the vector. Up to a tenth of the memory that is "
+        "free, or up to half of what a limit of the memory leaves beside the weights.",
     )
-    max_query_wait_ms: float = field(
-        default=30.0,
-        metadata=_help("Longest a query may wait behind ingestion, beside its own forward pass."),
+    warmup: bool = option(
+        False, "On CUDA, prepare for queries while loading, not at the first of each size."
     )
-    memory_utilization: float | None = field(
-        default=None,
-        metadata=_help(
-            "Share of the device's memory to fill, above 0 and at most 1, weights included. "
-            "Without it, on CUDA batches take at most half of what is free at the start. On a "
-            "CPU it limits the prefix cache alone."
-        ),
+    batch_invariant: bool = option(
+        False,
+        "Vectors that do not depend on what else is in the batch, to the bit. On a CPU they "
+        "do not anyway, save in bfloat16 on processors with matrix units (Intel's AMX); "
+        "there and on CUDA it costs speed.",
     )
-    memory_bytes: int | None = field(
-        default=None, metadata=_help("The same as a number of bytes, instead of a share.")
-    )
-    prefix_cache: Literal["auto", "off"] = field(
-        default="auto",
-        metadata=_help(
-            "Keep the keys and values of prefixes that texts share, where the model allows it: "
-            "a decoder whose last token is the vector. Up to a tenth of the memory that is "
-            "free, or up to half of what a limit of the memory leaves beside the weights."
-        ),
-    )
-    warmup: bool = field(
-        default=False,
-        metadata=_help(
-            "On CUDA, prepare for queries while loading, not at the first of each size."
-        ),
-    )
-    batch_invariant: bool = field(
-        default=False,
-        metadata=_help(
-            "Vectors that do not depend on what else is in the batch, to the bit. On a CPU they "
-            "do not anyway, save in bfloat16 on processors with matrix units (Intel's AMX); "
-            "there and on CUDA it costs speed."
-        ),
-    )
-    cache_dir: str | None = field(
-        default=None,
-        metadata=_help("Where downloaded models are kept, instead of Hugging Face's own cache."),
+    cache_dir: str | None = option(
+        None, "Where downloaded models are kept, instead of Hugging Face's own cache."
     )
 
     def __post_init__(self) -> None:

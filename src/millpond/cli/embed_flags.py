@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import typer
-
+from ..config import option
 from .errors import CommandError
 from .files.formats import OutputFormat
 from .files.kinds import OUTPUT_KINDS, OutputKind, OutputKindName
@@ -21,76 +20,46 @@ _OF_EVERY_KIND = ("task", "prompt", "prompt_name", "truncate")
 class OutputFlags:
     """How the vectors are written, and a run that was interrupted is continued."""
 
-    output_format: Annotated[
-        OutputFormat | None, typer.Option(help="Format of OUT, if not by its suffix.")
-    ] = None
-    output_column: Annotated[
-        str, typer.Option(help="The column for the vectors in JSON lines and Parquet.")
-    ] = "embedding"
-    vectors_only: Annotated[
-        bool, typer.Option("--vectors-only", help="Do not copy the columns of IN to OUT.")
-    ] = False
-    chunk_size: Annotated[
-        int, typer.Option(min=1, help="Rows to write and sync to disk at a time.")
-    ] = 1024
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Discard the rows of an interrupted run.")
-    ] = False
-    progress: Annotated[
-        bool | None,
-        typer.Option(
-            "--progress/--no-progress", help="Show a progress bar; by default on a terminal."
-        ),
-    ] = None
+    output_format: OutputFormat | None = option(None, "Format of OUT, if not by its suffix.")
+    output_column: str = option(
+        "embedding", "The column for the vectors in JSON lines and Parquet."
+    )
+    vectors_only: bool = option(False, "Do not copy the columns of IN to OUT.")
+    chunk_size: int = option(1024, "Rows to write and sync to disk at a time.", least=1)
+    resume: bool = option(False, "Continue an interrupted run.")
+    restart: bool = option(False, "Discard the rows of an interrupted run.")
+    progress: bool | None = option(None, "Show a progress bar; by default on a terminal.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VectorFlags:
     """Which vectors of a text: the options of the engine's call."""
 
-    task: Annotated[
-        str | None, typer.Option(help="query or document: adds the model's prompt for it.")
-    ] = None
-    prompt: Annotated[str | None, typer.Option(help="Text to put in front of every text.")] = None
-    prompt_name: Annotated[
-        str | None, typer.Option(help="Name of a prompt saved with the model.")
-    ] = None
-    truncate: Annotated[
-        Literal["end", "start", "error"] | None,
-        typer.Option(help="Where to truncate a text that is too long; error stops instead."),
-    ] = None
-    output_kind: Annotated[
-        OutputKindName,
-        typer.Option(
-            help="dense; sparse: indices and values of a sparse model, such as a SPLADE; or "
-            "tokens: a vector for each token, of a multi-vector model such as ColBERT.",
-        ),
-    ] = "dense"
-    dimensions: Annotated[
-        int | None, typer.Option(help="Keep the first N dimensions, at unit length.")
-    ] = None
-    normalize: Annotated[
-        bool | None,
-        typer.Option(
-            "--normalize/--no-normalize",
-            help="Whether to scale vectors to unit length; by default as the model.",
-        ),
-    ] = None
-    output_dtype: Annotated[
-        Literal["float32", "float16", "binary", "ubinary", "int8", "uint8"],
-        typer.Option(help="Type of the vectors; int8 and uint8 cannot be streamed."),
-    ] = "float32"
-    max_active_dims: Annotated[
-        int | None,
-        typer.Option(min=1, help="Of sparse vectors keep the N heaviest dimensions."),
-    ] = None
-    min_weight: Annotated[
-        float, typer.Option(min=0, help="Of sparse vectors keep weights above it.")
-    ] = 0.0
-    pool_factor: Annotated[
-        float, typer.Option(min=1, help="Of a document's token vectors keep the means of 1 for N.")
-    ] = 1.0
+    task: str | None = option(None, "query or document: adds the model's prompt for it.")
+    prompt: str | None = option(None, "Text to put in front of every text.")
+    prompt_name: str | None = option(None, "Name of a prompt saved with the model.")
+    truncate: Literal["end", "start", "error"] | None = option(
+        None, "Where to truncate a text that is too long; error stops instead."
+    )
+    output_kind: OutputKindName = option(
+        "dense",
+        "dense; sparse: indices and values of a sparse model, such as a SPLADE; or "
+        "tokens: a vector for each token, of a multi-vector model such as ColBERT.",
+    )
+    dimensions: int | None = option(None, "Keep the first N dimensions, at unit length.")
+    normalize: bool | None = option(
+        None, "Whether to scale vectors to unit length; by default as the model."
+    )
+    output_dtype: Literal["float32", "float16", "binary", "ubinary", "int8", "uint8"] = option(
+        "float32", "Type of the vectors; int8 and uint8 cannot be streamed."
+    )
+    max_active_dims: int | None = option(
+        None, "Of sparse vectors keep the N heaviest dimensions.", least=1
+    )
+    min_weight: float = option(0.0, "Of sparse vectors keep weights above it.", least=0)
+    pool_factor: float = option(
+        1.0, "Of a document's token vectors keep the means of 1 for N.", least=1
+    )
 
     @property
     def kind(self) -> OutputKind:
@@ -124,34 +93,24 @@ class VectorFlags:
 class RayFlags:
     """Embedding on a cluster."""
 
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            help="Embed on a Ray cluster: auto for the one at hand, local for one of this machine, "
-            "or an address. IN is then a folder or a pattern of Parquet files, here or s3://, "
-            "gs://, and OUT a folder, which gets a file for each.",
-        ),
-    ] = None
-    actors: Annotated[
-        str,
-        typer.Option(
-            help="With --ray: copies of the model, or the least and the most, as 1:8.",
-        ),
-    ] = "1:"
-    gpus_per_actor: Annotated[
-        float | None,
-        typer.Option(help="With --ray: GPUs of each; by default 1 where the cluster has any."),
-    ] = None
-    cpus_per_actor: Annotated[
-        float | None, typer.Option(help="With --ray: CPUs of each; by default 1.")
-    ] = None
-    on_error: Annotated[
-        Literal["report", "drop", "raise"],
-        typer.Option(
-            help="With --ray, of a row without a vector: report it in a column, drop it, or raise "
-            "its error for its file.",
-        ),
-    ] = "report"
+    ray: str | None = option(
+        None,
+        "Embed on a Ray cluster: auto for the one at hand, local for one of this machine, "
+        "or an address. IN is then a folder or a pattern of Parquet files, here or s3://, "
+        "gs://, and OUT a folder, which gets a file for each.",
+    )
+    actors: str = option(
+        "1:", "With --ray: copies of the model, or the least and the most, as 1:8."
+    )
+    gpus_per_actor: float | None = option(
+        None, "With --ray: GPUs of each; by default 1 where the cluster has any."
+    )
+    cpus_per_actor: float | None = option(None, "With --ray: CPUs of each; by default 1.")
+    on_error: Literal["report", "drop", "raise"] = option(
+        "report",
+        "With --ray, of a row without a vector: report it in a column, drop it, or raise "
+        "its error for its file.",
+    )
 
     def require_none(self) -> None:
         """Raise `CommandError` for a flag that does nothing without --ray."""

@@ -1,8 +1,8 @@
 """Options as flags of a command, made of their declaration in a dataclass.
 
 That is `EngineConfig`, the server's settings, or one of the commands' own. A flag has the name, the
-type, the default and the description that the option has there; where its type is annotated with
-`typer.Option`, that says the rest. `prompts` has no flag: one line cannot say it.
+type, the default and the description that the option has there (`config.option`). `prompts` has no
+flag: one line cannot say it.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def open_engine(model: str, flags: Mapping[str, Any], *, kinds: Sequence[str] = 
 def _parameters(
     declared: Any, other_names: Names, defaults: Mapping[str, object]
 ) -> list[inspect.Parameter]:
-    hints = get_type_hints(declared, include_extras=True)
+    hints = get_type_hints(declared)
     return [
         _parameter(option, kind, other_names.get(option.name, ()), defaults)
         for option in fields(declared)
@@ -135,28 +135,23 @@ def _parameter(
     option: Field[Any], kind: Any, other_names: Sequence[str], defaults: Mapping[str, object]
 ) -> inspect.Parameter:
     default = defaults.get(option.name, option.default)
-    if get_origin(kind) is Annotated:
-        return _keyword(option.name, default, kind)
     repeated, is_union = get_origin(kind) is list, kind is _NumberOrWord
-    flag = option.metadata.get("flag", f"--{option.name.replace('_', '-')}")
+    flag = option.metadata["flag"] or f"--{option.name.replace('_', '-')}"
+    is_switch = bool in (kind, *get_args(kind)) and default is not False
     metavar = "WORD|NUMBER" if is_union else "<str>" if repeated else None
     information = typer.Option(
-        f"{flag}/--no-{flag[2:]}" if default is True else flag,
+        f"{flag}/--no-{flag[2:]}" if is_switch else flag,
         *other_names,
         help=option.metadata["help"] + " May be repeated." * repeated,
         parser=_number_or_word if is_union else None,
         metavar=metavar,
+        min=option.metadata["least"],
     )
-    return _keyword(
-        option.name,
-        None if repeated else default,
-        Annotated[str if is_union else kind, information],
-    )
-
-
-def _keyword(name: str, default: object, annotation: object) -> inspect.Parameter:
     return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+        option.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None if repeated else default,
+        annotation=Annotated[str if is_union else kind, information],
     )
 
 
@@ -169,8 +164,6 @@ def _kind(hint: Any) -> Any:
 
     A flag for one or several values is repeated.
     """
-    if get_origin(hint) is Annotated:
-        return hint
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     kinds = tuple(kind for kind in kinds if kind is not NoneType)
     origins = [origin for kind in kinds if isinstance(origin := get_origin(kind), type)]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
+from ..config import option
 from .files.formats import FileFormats, InputFormat
 
 __all__ = ["TextFlags"]
@@ -17,20 +16,11 @@ __all__ = ["TextFlags"]
 class TextFlags:
     """Its flags."""
 
-    input_format: Annotated[
-        InputFormat | None, typer.Option(help="Format of IN, if not by its suffix.")
-    ] = None
-    column: Annotated[str, typer.Option(help="The column with the text.")] = "text"
-    encoding: Annotated[str, typer.Option(help="Of a text file, such as cp1252 or utf-16.")] = (
-        "utf-8"
-    )
-    delimiter: Annotated[
-        str | None, typer.Option(help="Between the fields of CSV, such as a semicolon.")
-    ] = None
-    no_header: Annotated[
-        bool,
-        typer.Option("--no-header", help="CSV's columns have no names: --column 1 is the first."),
-    ] = False
+    input_format: InputFormat | None = option(None, "Format of IN, if not by its suffix.")
+    column: str = option("text", "The column with the text.")
+    encoding: str = option("utf-8", "Of a text file, such as cp1252 or utf-16.")
+    delimiter: str | None = option(None, "Between the fields of CSV, such as a semicolon.")
+    no_header: bool = option(False, "CSV's columns have no names: --column 1 is the first.")
 
     def formats(self, path: Path | None, output: Path, **of_output: Any) -> FileFormats:
         """With those of the output. Raises what `FileFormats.of` raises."""

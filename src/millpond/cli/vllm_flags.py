@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, cast
+from typing import Any, Literal, cast
 
-import typer
-
-from ..config import EngineOptions
+from ..config import EngineOptions, option
 
 __all__ = ["VLLM_NAMES", "VllmFlags"]
 
@@ -27,49 +25,25 @@ _IGNORED = ("max_num_seqs", "seed", "enforce_eager", "disable_log_requests", "di
 class VllmFlags:
     """Those that mean an option of an engine, those that say what is so anyway, and the ignored."""
 
-    dtype: Annotated[
-        Literal["auto", "float32", "float16", "bfloat16", "int8", "fp8", "float", "half"],
-        typer.Option(help="Precision of the transformer."),
-    ] = "auto"
-    enable_prefix_caching: Annotated[
-        bool | None,
-        typer.Option(
-            "--enable-prefix-caching/--no-enable-prefix-caching",
-            help="vLLM's: --prefix-cache auto, or off.",
-            show_default=False,
-        ),
-    ] = None
-    task: Annotated[
-        Literal["auto", "embed", "embedding", "score", "classify"],
-        typer.Option(help="vLLM's: the checkpoint says."),
-    ] = "auto"
-    runner: Annotated[
-        Literal["auto", "pooling"], typer.Option(help="vLLM's: no model generates.")
-    ] = "auto"
-    convert: Annotated[
-        Literal["auto", "embed", "classify", "none"],
-        typer.Option(help="vLLM's: the checkpoint says."),
-    ] = "auto"
-    load_format: Annotated[
-        Literal["auto", "safetensors"],
-        typer.Option(help="vLLM's: weights are read as they are."),
-    ] = "auto"
-    max_num_seqs: Annotated[
-        int | None, typer.Option(help="vLLM's, ignored: tokens bound a batch.")
-    ] = None
-    seed: Annotated[int | None, typer.Option(help="vLLM's, ignored: nothing here is random.")] = (
-        None
+    dtype: Literal["auto", "float32", "float16", "bfloat16", "int8", "fp8", "float", "half"] = (
+        option("auto", "Precision of the transformer.")
     )
-    enforce_eager: Annotated[
-        bool, typer.Option("--enforce-eager", help="vLLM's, ignored: CUDA graphs stay.")
-    ] = False
-    disable_log_requests: Annotated[
-        bool,
-        typer.Option("--disable-log-requests", help="vLLM's, ignored: no text is ever logged."),
-    ] = False
-    disable_log_stats: Annotated[
-        bool, typer.Option("--disable-log-stats", help="vLLM's, ignored: no statistics are logged.")
-    ] = False
+    enable_prefix_caching: bool | None = option(None, "vLLM's: --prefix-cache auto, or off.")
+    task: Literal["auto", "embed", "embedding", "score", "classify"] = option(
+        "auto", "vLLM's: the checkpoint says."
+    )
+    runner: Literal["auto", "pooling"] = option("auto", "vLLM's: no model generates.")
+    convert: Literal["auto", "embed", "classify", "none"] = option(
+        "auto", "vLLM's: the checkpoint says."
+    )
+    load_format: Literal["auto", "safetensors"] = option(
+        "auto", "vLLM's: weights are read as they are."
+    )
+    max_num_seqs: int | None = option(None, "vLLM's, ignored: tokens bound a batch.")
+    seed: int | None = option(None, "vLLM's, ignored: nothing here is random.")
+    enforce_eager: bool = option(False, "vLLM's, ignored: CUDA graphs stay.")
+    disable_log_requests: bool = option(False, "vLLM's, ignored: no text is ever logged.")
+    disable_log_stats: bool = option(False, "vLLM's, ignored: no statistics are logged.")
 
     def engine_options(self, options: EngineOptions) -> EngineOptions:
         """Those of an engine, with what these flags say of them."""

@@ -6,9 +6,10 @@ The options of an engine are an `EngineConfig`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
+from ..config import option
 from ..errors import InvalidOption
 
 __all__ = ["AppSettings", "ListenSettings", "LogFormat"]
@@ -16,34 +17,28 @@ __all__ = ["AppSettings", "ListenSettings", "LogFormat"]
 LogFormat = Literal["text", "json"]
 
 
-def _option(default: Any, about: str, *, flag: str | None = None, secret: bool = False) -> Any:
-    """A field, and what the command line says of it: its help, its flag's own name."""
-    metadata = {"help": about} | ({"flag": flag} if flag else {})
-    return field(default=default, metadata=metadata, repr=not secret)
-
-
 @dataclass(frozen=True, kw_only=True)
 class AppSettings:
     """Options of the application. Raises `InvalidOption` for an invalid value."""
 
-    api_keys: tuple[str, ...] = _option(
+    api_keys: tuple[str, ...] = option(
         (),
         "Key that clients must send; without any, no key is needed. Better given in the "
         "environment, MILLPOND_API_KEY, where process lists do not show it.",
         flag="--api-key",
         secret=True,
     )
-    protect_metrics: bool = _option(False, "Require the API key at /metrics too.")
-    cors_origins: tuple[str, ...] = _option(
+    protect_metrics: bool = option(False, "Require the API key at /metrics too.")
+    cors_origins: tuple[str, ...] = option(
         (), "Origin whose pages may call; * for any.", flag="--cors-origin"
     )
-    root_path: str = _option("", "Prefix under which a proxy publishes the server.")
-    max_body_bytes: int = _option(16 * 2**20, "Largest request body.")
-    request_timeout_s: float = _option(300.0, "Longest time for a request.")
-    ignore_unknown_fields: bool = _option(
+    root_path: str = option("", "Prefix under which a proxy publishes the server.")
+    max_body_bytes: int = option(16 * 2**20, "Largest request body.")
+    request_timeout_s: float = option(300.0, "Longest time for a request.")
+    ignore_unknown_fields: bool = option(
         False, "Ignore unknown fields of a body instead of refusing them."
     )
-    allow_raw_token_ids: bool = _option(
+    allow_raw_token_ids: bool = option(
         False, "Accept token ids without the model's special tokens around them."
     )
 
@@ -69,31 +64,29 @@ class AppSettings:
 class ListenSettings:
     """Where the server listens, what it logs and how it stops."""
 
-    host: str = _option("127.0.0.1", "Address to listen on; 0.0.0.0 for every one.")
-    port: int = _option(8000, "Port to listen on; 0 for any that is free, which the log names.")
-    uds: str | None = _option(None, "Unix domain socket instead of host and port.")
-    ssl_certfile: str | None = _option(None, "Certificate chain, to speak HTTPS.")
-    ssl_keyfile: str | None = _option(None, "Its private key.")
-    ssl_keyfile_password: str | None = _option(
+    host: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 for every one.")
+    port: int = option(8000, "Port to listen on; 0 for any that is free, which the log names.")
+    uds: str | None = option(None, "Unix domain socket instead of host and port.")
+    ssl_certfile: str | None = option(None, "Certificate chain, to speak HTTPS.")
+    ssl_keyfile: str | None = option(None, "Its private key.")
+    ssl_keyfile_password: str | None = option(
         None,
         "The key's passphrase. Better given in the environment, MILLPOND_SSL_KEYFILE_PASSWORD.",
         secret=True,
     )
-    idle_timeout_s: float = _option(
+    idle_timeout_s: float = option(
         75.0,
         "Longest time a connection may be idle. Longer than the 60 s of most load balancers, "
         "which should be the ones to close it.",
     )
-    header_timeout_s: float = _option(
+    header_timeout_s: float = option(
         30.0, "Longest time for the headers of a request, from their first byte."
     )
-    drain_timeout_s: float = _option(
+    drain_timeout_s: float = option(
         30.0, "Longest time to finish the accepted requests after a signal to stop."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = _option(
-        "info", "Lowest level to log."
-    )
-    log_format: Literal["text", "json"] = _option("text", "Format of log lines.")
+    log_level: Literal["debug", "info", "warning", "error"] = option("info", "Lowest level to log.")
+    log_format: Literal["text", "json"] = option("text", "Format of log lines.")
 
     def __post_init__(self) -> None:
         _require(0 <= self.port <= 65535, f"port={self.port}: choose 0 to 65535")
