@@ -119,8 +119,11 @@ def require_stream_options(
             "each slice would be quantised by ranges of its own: let embed_iter give float32 "
             "and call millpond.quantize with ranges of your own"
         )
-    is_count = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
-    if not is_count or not 0 < chunk_size <= sys.maxsize:
+    if (
+        isinstance(chunk_size, bool)
+        or not isinstance(chunk_size, int)
+        or not 0 < chunk_size <= sys.maxsize
+    ):
         raise InvalidOption(f"chunk_size={chunk_size!r}: it must be a whole number above 0")
     if progress is not None and not callable(progress):
         raise InvalidOption(
