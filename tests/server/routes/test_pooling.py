@@ -111,6 +111,15 @@ def test_pooling_of_a_model_that_embeds() -> None:
         assert error_of(answer)["code"] == "unsupported_call"
 
 
+@pytest.mark.parametrize("asked", ["input_type", "prompt_name"])
+def test_a_prompt_is_not_for_token_ids(asked: str) -> None:
+    with fake_app() as app:
+        answer = post(app, "/pooling", input=[1, 2], **{asked: "query"})
+        assert answer.status_code == 400
+        assert error_of(answer)["param"] == asked
+        assert "in front of token ids" in error_of(answer)["message"]
+
+
 @pytest.mark.parametrize(("labels", "task"), [(("no", "yes"), "classify"), (("LABEL_0",), "score")])
 def test_pooling_of_a_model_that_scores(labels: tuple[str, ...], task: str) -> None:
     with fake_scoring_app(*labels) as app:
