@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,10 +48,10 @@ def test_the_others_of_a_team_keep_off_the_callers_processor_during_a_pass() -> 
     allowed = os.sched_getaffinity(0)
     with limited_threads(3):
         first, second = members(3)
-        taken = here()
-        with team.apart(openmp_library(), 3):
-            during = [os.sched_getaffinity(member) for member in (first, second)]
-            moved = here() != taken
+    taken = here()
+    with team.apart(openmp_library(), 3):
+        during = [os.sched_getaffinity(member) for member in (first, second)]
+        moved = here() != taken
     if len(allowed) > 1 and not moved:
         assert during == [allowed - {taken}] * 2
     assert [os.sched_getaffinity(member) for member in (first, second)] == [allowed] * 2
@@ -57,20 +59,22 @@ def test_the_others_of_a_team_keep_off_the_callers_processor_during_a_pass() -> 
 
 
 def test_where_there_is_one_processor_nobody_is_kept_off_it() -> None:
-    member = team._Member(threading.get_native_id())
     before = os.sched_getaffinity(0)
     one = min(before)
-    member._processors = {one}
     try:
+        os.sched_setaffinity(0, {one})
+        member = team._Member(threading.get_native_id())
         member.keep_off(one)
         assert os.sched_getaffinity(0) == {one}
+        member.let_go()
     finally:
         os.sched_setaffinity(0, before)
 
 
-def test_a_mask_has_a_bit_for_each_processor() -> None:
-    assert team._mask({0, 3}) == (9).to_bytes(8, "little")
-    assert team._mask({64}) == bytes(8) + (1).to_bytes(8, "little")
+def test_a_thread_that_has_ended_is_let_be() -> None:
+    member = team._Member(elsewhere(threading.get_native_id))
+    member.keep_off(0)
+    member.let_go()
 
 
 def test_threads_that_are_gone_are_asked_for_again() -> None:
@@ -124,12 +128,28 @@ def test_whoever_has_a_team_has_room_for_it(monkeypatch: pytest.MonkeyPatch) -> 
     assert not elsewhere(lambda: team.has_room(openmp, 2))
 
 
-def test_a_forked_child_has_no_team() -> None:
+FORK = """
+import os, signal, torch
+from millpond.cpu.openmp import limited_threads
+
+def on_two_threads():
     with limited_threads(2):
-        pass
-    team._forget()
-    assert team._own.team is None
-    assert not team._teams
+        return torch.ones(2**20).exp().sum()
+
+on_two_threads()
+child = os.fork()
+if not child:
+    signal.alarm(30)  # ends it with another status
+    on_two_threads()
+    os._exit(0)
+raise SystemExit(os.waitpid(child, 0)[1])
+"""
+
+
+def test_a_forked_child_takes_several_threads_too() -> None:
+    """OpenMP by itself waits there for threads that stayed behind."""
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 class OtherOpenMP:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -28,22 +27,11 @@ __all__ = [
 ]
 
 QUERY_OPERATIONS_PER_THREAD = 1.5e9
-_own_process = os.getpid()
 
 
 def may_use_several() -> bool:
-    """Whether a caller's thread may take several: the main one, so one team is all that is made.
-
-    Not after a fork: there GNU's OpenMP waits for the threads that stayed behind.
-    """
-    return threading.current_thread() is threading.main_thread() and not _is_forked()
-
-
-def _is_forked() -> bool:
-    if os.getpid() != _own_process:
-        return True
-    started = multiprocessing.get_start_method(allow_none=True)
-    return multiprocessing.parent_process() is not None and started != "spawn"
+    """Whether a caller's thread may take several: the main one, so one team is all that is made."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def has_room_for(count: int) -> bool:
@@ -154,3 +142,14 @@ def openmp_library() -> Any:
         if all(known) and library.omp_get_max_threads() == torch.get_num_threads():
             return library
     return None
+
+
+def _end_team() -> None:
+    """Before a fork, on the thread that alone comes along: OpenMP in the child would wait for the
+    rest of its team for ever, as soon as torch there uses several threads."""
+    if (openmp := openmp_library()) is not None:
+        team.end(openmp)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_end_team)

@@ -30,31 +30,37 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
-__all__ = ["apart", "has_room"]
+__all__ = ["apart", "end", "has_room"]
 
 
 # After a pass its threads spin for about 10 ms, and want to run: until then they count themselves.
 SPIN_S = 0.01
 MOST_WAITED_S = 0.001  # a thread that is woken on an idle processor waits some 0.05 ms for it
+OMP_PAUSE_SOFT = 1  # by the OpenMP specification, 5.0
 WORKS_ALONE_TIMES = 20  # as long as it waited: a twentieth of the time is lost at most
 
 
 class _Member:
-    """A thread of a team that is not the calling one, and the processors it may run on."""
+    """A thread of a team that is not the calling one."""
 
     def __init__(self, thread_id: int) -> None:
         self.thread_id = thread_id  # the operating system's
         self.path = Path(f"/proc/self/task/{thread_id}")
-        self._processors = os.sched_getaffinity(thread_id)
-        self._masks: dict[int, bytes] = {}
+        self._processors: set[int] | None = None  # that it may run on, while it may not on all
 
     def keep_off(self, processor: int) -> None:
-        """Let it run on any of its processors but this one; -1 stands for none."""
-        mask = self._masks.get(processor)
-        if mask is None:
-            rest = self._processors - {processor} or self._processors
-            mask = self._masks[processor] = _mask(rest)
-        _libc().sched_setaffinity(self.thread_id, len(mask), mask)
+        """Have it run on another of its processors, if it has more."""
+        with suppress(OSError):  # the thread is gone, or the system does not allow it
+            self._processors = os.sched_getaffinity(self.thread_id)
+            rest = self._processors - {processor}
+            os.sched_setaffinity(self.thread_id, rest or self._processors)
+
+    def let_go(self) -> None:
+        """Let it run where it did before."""
+        if self._processors is not None:
+            with suppress(OSError):
+                os.sched_setaffinity(self.thread_id, self._processors)
+            self._processors = None
 
     def waited_s(self) -> float:
         """How long it has been ready to run and had no processor, in all; 0 if Linux keeps no
@@ -85,7 +91,7 @@ class _Team:
     def end_pass(self, members: Sequence[_Member]) -> None:
         """Let its threads run anywhere again, and see whether they had to wait."""
         for member in members:
-            member.keep_off(-1)
+            member.let_go()
         before, self._waited_s = self._waited_s, sum(member.waited_s() for member in members)
         now_s, waited_s = time.perf_counter(), self._waited_s - before
         if waited_s > MOST_WAITED_S:
@@ -127,9 +133,9 @@ def apart(openmp: Any, count: int) -> Iterator[None]:
     team.size = max(team.size, count)
     members = team.members(openmp, count)
     here = _libc().sched_getcpu()
-    for member in members:
-        member.keep_off(here)
     try:
+        for member in members:
+            member.keep_off(here)
         yield
     finally:
         team.end_pass(members)
@@ -145,20 +151,18 @@ def has_room(openmp: Any, count: int) -> bool:
     return fits and own.has_processors(count)
 
 
-def _forget() -> None:
-    """In a forked child: no other thread came along."""
-    _own.team = None
-    _teams.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+def end(openmp: Any) -> None:
+    """End the calling thread's team. The next pass on several threads makes another one."""
+    if _is_gnu(openmp):
+        openmp.omp_pause_resource_all(OMP_PAUSE_SOFT)
+        _own.team = None
 
 
 @cache
 def _is_gnu(openmp: Any) -> bool:
-    """Whether it is GNU's, on Linux."""
-    return hasattr(os, "sched_setaffinity") and hasattr(openmp, "GOMP_parallel")
+    """Whether it is GNU's on Linux, of GCC 9 or later."""
+    needed = "GOMP_parallel", "omp_pause_resource_all"
+    return hasattr(os, "sched_setaffinity") and all(hasattr(openmp, name) for name in needed)
 
 
 @cache
@@ -185,14 +189,4 @@ def _ask_members(openmp: Any, count: int) -> Sequence[_Member]:
         lambda _: found.append(threading.get_native_id())
     )
     openmp.GOMP_parallel(function, None, count, 0)
-    members = []
-    for thread_id in set(found) - {threading.get_native_id()}:
-        with suppress(OSError):  # no longer there, or not for us to ask
-            members.append(_Member(thread_id))
-    return members
-
-
-def _mask(processors: set[int]) -> bytes:
-    """Linux's `cpu_set_t`: a bit for each processor, in whole words of 64."""
-    words = max(processors) // 64 + 1
-    return sum(1 << processor for processor in processors).to_bytes(8 * words, "little")
+    return [_Member(thread_id) for thread_id in set(found) - {threading.get_native_id()}]

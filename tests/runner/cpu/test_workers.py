@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import threading
 
 import pytest
@@ -154,17 +153,6 @@ def test_a_pass_that_makes_no_use_of_two_takes_one() -> None:
 def test_it_takes_one_where_there_is_no_room_for_two(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_workers, "has_room_for", lambda _: False)
     assert threads_for(2, MINILM).wanted(17, queries=True) == 1
-
-
-@pytest.mark.parametrize(
-    ("method", "several"), [("spawn", True), ("fork", False), ("forkserver", False), (None, False)]
-)
-def test_a_child_of_multiprocessing_takes_several_only_if_it_began_afresh(
-    monkeypatch: pytest.MonkeyPatch, method: str | None, several: bool
-) -> None:
-    monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
-    monkeypatch.setattr(multiprocessing, "get_start_method", lambda **_: method)
-    assert openmp.may_use_several() is several
 
 
 def test_a_caller_has_its_own_count_back_after_a_pass() -> None:
