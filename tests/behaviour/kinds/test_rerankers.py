@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from agreement import TOLERANCE, VISIBLE, off
 from families import ENCODER, MAX_LENGTH
 from rerankers import (
     DOCUMENTS,
@@ -29,8 +30,6 @@ from transformers import AutoTokenizer, pipeline
 
 from millpond import Engine, Label, Pair, TextTooLong, UnsupportedCall, UnsupportedModel
 
-TOLERANCE = 1e-5
-
 
 def start(folder: Path, **options: Any) -> Engine:
     return Engine(folder, dtype="float32", device="cpu", max_length=MAX_LENGTH, **options)
@@ -40,8 +39,8 @@ def assert_as_predicted(engine: Engine, folder: Path, **options: Any) -> None:
     found, expected = engine.score(PAIRS), predicted(folder, **options)
     assert found.dtype == np.float32
     assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
-    assert np.ptp(expected) > 100 * TOLERANCE  # pairs are told apart
+    assert off(found, expected) <= TOLERANCE
+    assert np.ptp(expected) > VISIBLE  # pairs are told apart
 
 
 @pytest.mark.parametrize("name", RERANKERS)
@@ -147,7 +146,7 @@ def test_an_instruction_goes_where_sentence_transformers_puts_it(
         for options in ({"prompt": "the mill: "}, {"prompt_name": "web"}):
             expected = predicted(folder, **options)
             found = engine.score(PAIRS, **options)
-            np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+            assert off(found, expected) <= TOLERANCE
             assert not np.allclose(found, engine.score(PAIRS), atol=1e-3)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from agreement import TOLERANCE, VISIBLE, agree, off
 from chat_templates import REFUSES_PROMPTS, TEMPLATES
 from checkpoints import reference, save_checkpoint, save_transformer
 from families import FAMILIES, WIDTH
@@ -26,8 +27,6 @@ from sentence_transformers.sentence_transformer.modules import (
 
 from millpond import Engine, InvalidText
 
-TOLERANCE = 1e-5
-VISIBLE = 1e-3
 BATCH_TOKENS = 64
 LONGEST = 3 * BATCH_TOKENS
 WINDOW = 6
@@ -79,12 +78,6 @@ def engine_on(folder: Path, **options: Any) -> Engine:
 
 def distance(one: Any, other: Any) -> float:
     return float(np.abs(np.asarray(one) - np.asarray(other)).max())
-
-
-def agree(vectors: npt.NDArray[Any], expected: npt.NDArray[Any]) -> None:
-    assert vectors.shape == expected.shape
-    assert distance(vectors, expected) <= TOLERANCE
-    assert np.abs(expected).max() > VISIBLE
 
 
 def bare_folder(
@@ -274,7 +267,7 @@ def test_the_shape_of_embedding_gemma(saved_gemma: Path) -> None:
             ({"prompt_name": "Clustering"}, official.encode(texts, prompt_name="Clustering")),
         ):
             found = engine.embed(texts, **options)  # type: ignore[arg-type]
-            assert float(np.abs(found - expected).max()) <= TOLERANCE
+            assert off(found, expected) <= TOLERANCE
             assert np.allclose(np.linalg.norm(found, axis=1), 1)
 
 

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from agreement import VISIBLE, agree
 from checkpoints import TEXTS, reference
 from families import FAMILIES, MAX_LENGTH, Family
 
 from millpond import Engine, UnsupportedModel
 
-TOLERANCE = 1e-5
-VISIBLE = 1e-3  # a difference this large cannot hide in the tolerance
 # Law 1 does not reach them: products of three numbers take another path in another row, and an
 # expert's products have as many rows as tokens came to it.
 WITHOUT_SAME_BITS = ("convbert", "qwen3_moe")
@@ -38,9 +37,7 @@ def test_a_family(family: Family, checkpoint: Callable[[str], Path]) -> None:
         result = engine.submit(TEXTS).result()
         alone = np.stack([engine.embed(text) for text in TEXTS])
     assert info.execution == family.execution, info.reason
-    assert np.abs(result.vectors - expected).max(axis=1).tolist() == pytest.approx(
-        [0.0] * len(TEXTS), abs=TOLERANCE
-    )
+    agree(result.vectors, expected)
     if info.routes[0].batch_invariant:
         assert np.array_equal(alone, result.vectors)
     else:

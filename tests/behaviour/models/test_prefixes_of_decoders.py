@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from agreement import TOLERANCE, off
 from checkpoints import reference, save_checkpoint, save_transformer
 from fakes import PATIENCE_S
 from families import FAMILIES, WIDTH
@@ -26,7 +27,6 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from millpond import Engine
 from millpond.runner import kv_cache_config as prefix_memory
 
-TOLERANCE = 1e-5
 LONGEST = 512
 BATCH_TOKENS = 64
 BY_NAME = {family.name: family for family in FAMILIES}
@@ -136,7 +136,7 @@ def engine_on(folder: Path, *, blocks: int | None = None, **options: Any) -> Ite
 
 def agree(engine: Engine, found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> None:
     assert found.shape == expected.shape
-    assert float(np.abs(found - expected).max()) <= TOLERANCE
+    assert off(found, expected) <= TOLERANCE
     if engine.info().batch_invariant:
         assert np.array_equal(found, expected)
 
@@ -174,7 +174,7 @@ def test_computed_whole_they_are_those_of_the_reference(
     texts = [text for text in TEXTS if text]
     expected = official.encode(texts, prompt=INSTRUCTION, batch_size=1)
     found = whole(name)["query"][[place for place, text in enumerate(TEXTS) if text]]
-    assert float(np.abs(found - expected).max()) <= TOLERANCE
+    assert off(found, expected) <= TOLERANCE
 
 
 @pytest.mark.parametrize("blocks", [0, 1, 6, 24, 500])

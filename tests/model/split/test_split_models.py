@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from agreement import TOLERANCE, off
 from child_ranks import load_pair, rows_and_facts
 from families import FAMILIES
 from rerankers import save_answering, save_reranker
@@ -67,7 +68,7 @@ def test_every_family_gives_the_vectors_of_one_process(
     for name in names:
         expected, here = rows_and_facts(str(checkpoint(name)), TEXTS, {})
         rows, there = split[name]
-        np.testing.assert_allclose(rows, expected, atol=1e-5, rtol=0, err_msg=name)
+        assert off(rows, expected) <= TOLERANCE, name
         assert there["routes"][0].execution == here["routes"][0].execution, name
         assert there["workers"] == 1, "passes of a split model run one after the other"
         if here["cached"] is not None:
