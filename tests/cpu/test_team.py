@@ -43,16 +43,17 @@ def members(count: int) -> Iterator[int]:
         yield member.thread_id
 
 
-def test_the_others_of_a_team_keep_off_the_callers_processor_during_a_pass() -> None:
-    here = team._libc().sched_getcpu
+def test_the_others_of_a_team_keep_off_the_callers_processor_during_a_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     allowed = os.sched_getaffinity(0)
+    taken = min(allowed)  # the system may move the caller at any moment, so it is said to be there
     with limited_threads(3):
         first, second = members(3)
-    taken = here()
+    monkeypatch.setattr(team, "_libc", lambda: SimpleNamespace(sched_getcpu=lambda: taken))
     with team.apart(openmp_library(), 3):
         during = [os.sched_getaffinity(member) for member in (first, second)]
-        moved = here() != taken
-    if len(allowed) > 1 and not moved:
+    if len(allowed) > 1:
         assert during == [allowed - {taken}] * 2
     assert [os.sched_getaffinity(member) for member in (first, second)] == [allowed] * 2
     assert threading.get_native_id() not in (first, second)
