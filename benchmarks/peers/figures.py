@@ -43,9 +43,14 @@ def ingest(embedder: Embedder, texts: list[str]) -> Raw:
     return {"seconds": seconds, "texts": len(texts), **_padding(before, embedder.tokens())}
 
 
-def lone_query(embedder: Embedder, queries: list[str]) -> Raw:
-    """One query at a time, nothing else going on."""
-    return {"times": [_seconds(lambda q=query: embedder.query(q)) for query in queries]}
+def lone_query(embedder: Embedder, queries: list[str], pause_s: float = 0.0) -> Raw:
+    """One query at a time, nothing else going on, with a pause before each."""
+    times: list[float] = []
+    for query in queries:
+        if pause_s:
+            time.sleep(pause_s)
+        times.append(_seconds(lambda q=query: embedder.query(q)))
+    return {"times": times}
 
 
 def callers(embedder: Embedder, queries: list[str], count: int) -> Raw:
