@@ -210,7 +210,7 @@ def random_calls(seed: int, calls: int) -> None:
     engine.close()
     assert sorted(map(id, ended)) == sorted(id(future) for _, future in waiting), "exactly once"
     assert not any(map(is_alive, engine.info().processes))
-    assert "vectors" in outcomes
+    assert "vectors" in outcomes or not pids, "a child that is left serves"
 
 
 def check_outcome(texts: list[str], future: Future[Any], *, has_child: bool) -> str:
