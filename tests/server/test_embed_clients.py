@@ -4,6 +4,7 @@ with the real model, beside the engine in this process."""
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import httpx
@@ -71,10 +72,15 @@ def test_langchains_endpoint_embeddings(server: ServerProcess, expected: np.ndar
     embeddings = module.HuggingFaceEndpointEmbeddings(model=MODEL, huggingfacehub_api_token=KEY)
     # It takes no URL as a model, but another client.
     embeddings.client = InferenceClient(model=f"{server.url}/embed", token=KEY)
-    embeddings.async_client = AsyncInferenceClient(model=f"{server.url}/embed", token=KEY)
     assert_same(embeddings.embed_documents(TEXTS), expected)
     assert_same(embeddings.embed_query(TEXTS[1]), expected[1])
-    assert_same(asyncio.run(embeddings.aembed_query(TEXTS[1])), expected[1])
+
+    async def call() -> Any:
+        async with AsyncInferenceClient(model=f"{server.url}/embed", token=KEY) as client:
+            embeddings.async_client = client
+            return await embeddings.aembed_query(TEXTS[1])
+
+    assert_same(asyncio.run(call()), expected[1])
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it closes nothing
@@ -92,6 +98,8 @@ def test_llama_indexs_class_for_text_embeddings_inference(
     assert_same(embedding.get_text_embedding_batch(texts), expected[kept])
     assert_same(embedding.get_query_embedding(TEXTS[0]), expected[0])
     assert_same(asyncio.run(embedding.aget_text_embedding(TEXTS[1])), expected[1])
+    del embedding
+    gc.collect()  # here, not in another test
 
 
 def test_the_info_that_clients_read_limits_from(server: ServerProcess) -> None:
