@@ -154,7 +154,9 @@ def test_a_forked_child_takes_several_threads_too() -> None:
 
 
 class OtherOpenMP:
-    """One that is not GNU's."""
+    """LLVM's, which has GNU's functions too."""
+
+    GOMP_parallel = omp_pause_resource_all = kmp_malloc = None
 
 
 def test_of_another_openmp_nothing_is_known() -> None:
@@ -174,7 +176,8 @@ class Clock:
         self.member = team._Member(threading.get_native_id())
         monkeypatch.setattr(self.member, "waited_s", lambda: self.waited_s)
 
-    def end_pass(self, of: team._Team, waited_s: float) -> None:
+    def run_pass(self, of: team._Team, waited_s: float) -> None:
+        self.member.keep_off(-1)
         self.waited_s += waited_s
         of.end_pass([self.member])
 
@@ -192,7 +195,7 @@ def test_right_after_a_pass_it_is_the_team_itself_that_spins(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock, own = Clock(monkeypatch), team._Team()
-    clock.end_pass(own, 0.0001)
+    clock.run_pass(own, 0.0001)
     clock.runnable = 2
     assert own.has_processors(2)
     clock.now_s += team.SPIN_S
@@ -203,10 +206,19 @@ def test_a_team_that_waited_leaves_the_processor_to_others_for_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock, own = Clock(monkeypatch), team._Team()
-    clock.end_pass(own, 0.0001)
-    clock.end_pass(own, 0.01)
+    clock.run_pass(own, 0.0001)
+    clock.run_pass(own, 0.01)
     assert not own.has_processors(2)
     clock.now_s += team.WORKS_ALONE_TIMES * 0.01 + 0.001
+    assert own.has_processors(2)
+
+
+def test_what_a_thread_waited_between_two_passes_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, own = Clock(monkeypatch), team._Team()
+    clock.waited_s += 1.0  # such as in passes on more threads
+    clock.run_pass(own, 0.0001)
     assert own.has_processors(2)
 
 

@@ -146,8 +146,10 @@ def openmp_library() -> Any:
 
 def _end_team() -> None:
     """Before a fork, on the thread that alone comes along: OpenMP in the child would wait for the
-    rest of its team for ever, as soon as torch there uses several threads."""
-    if (openmp := openmp_library()) is not None:
+    rest of its team for ever, as soon as torch there uses several threads.
+
+    It looks for no library: which one it is shows on the threads that use it."""
+    if openmp_library.cache_info().currsize and (openmp := openmp_library()) is not None:
         team.end(openmp)
 
 

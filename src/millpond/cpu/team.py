@@ -47,20 +47,23 @@ class _Member:
         self.thread_id = thread_id  # the operating system's
         self.path = Path(f"/proc/self/task/{thread_id}")
         self._processors: set[int] | None = None  # that it may run on, while it may not on all
+        self._waited_s = 0.0  # before the pass
 
     def keep_off(self, processor: int) -> None:
-        """Have it run on another of its processors, if it has more."""
+        """For a pass, have it run on another of its processors, if it has more."""
+        self._waited_s = self.waited_s()
         with suppress(OSError):  # the thread is gone, or the system does not allow it
             self._processors = os.sched_getaffinity(self.thread_id)
             rest = self._processors - {processor}
             os.sched_setaffinity(self.thread_id, rest or self._processors)
 
-    def let_go(self) -> None:
-        """Let it run where it did before."""
+    def let_go(self) -> float:
+        """Let it run where it did before. How long it waited for a processor in the pass."""
         if self._processors is not None:
             with suppress(OSError):
                 os.sched_setaffinity(self.thread_id, self._processors)
             self._processors = None
+        return self.waited_s() - self._waited_s
 
     def waited_s(self) -> float:
         """How long it has been ready to run and had no processor, in all; 0 if Linux keeps no
@@ -77,7 +80,6 @@ class _Team:
     def __init__(self) -> None:
         self.size = 1
         self._members: dict[int, Sequence[_Member]] = {}
-        self._waited_s = 0.0
         self._quick_until = self._alone_until = -float("inf")
 
     def members(self, openmp: Any, count: int) -> Sequence[_Member]:
@@ -85,15 +87,12 @@ class _Team:
         found = self._members.get(count)
         if found is None or not all(member.path.exists() for member in found):
             found = self._members[count] = _ask_members(openmp, count)
-            self._waited_s = sum(member.waited_s() for member in found)
         return found
 
     def end_pass(self, members: Sequence[_Member]) -> None:
         """Let its threads run anywhere again, and see whether they had to wait."""
-        for member in members:
-            member.let_go()
-        before, self._waited_s = self._waited_s, sum(member.waited_s() for member in members)
-        now_s, waited_s = time.perf_counter(), self._waited_s - before
+        waited_s = sum([member.let_go() for member in members])
+        now_s = time.perf_counter()
         if waited_s > MOST_WAITED_S:
             self._quick_until, self._alone_until = now_s, now_s + WORKS_ALONE_TIMES * waited_s
         else:
@@ -160,9 +159,10 @@ def end(openmp: Any) -> None:
 
 @cache
 def _is_gnu(openmp: Any) -> bool:
-    """Whether it is GNU's on Linux, of GCC 9 or later."""
+    """Whether it is GNU's on Linux, of GCC 9 or later. LLVM's has its functions, and more."""
     needed = "GOMP_parallel", "omp_pause_resource_all"
-    return hasattr(os, "sched_setaffinity") and all(hasattr(openmp, name) for name in needed)
+    is_gnu = all(hasattr(openmp, name) for name in needed) and not hasattr(openmp, "kmp_malloc")
+    return is_gnu and hasattr(os, "sched_setaffinity")
 
 
 @cache
