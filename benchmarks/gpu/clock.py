@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from typing import Any
 
 
-class OutOfTime(Exception):
-    """A step took longer than it may."""
+class OutOfTime(BaseException):
+    """A step took longer than it may. No `Exception`: libraries wrap those in their own."""
 
 
 class Clock:

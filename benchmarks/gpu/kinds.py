@@ -1,12 +1,15 @@
 """Rerankers, sparse and multi-vector models beside sentence-transformers on one GPU.
 
     python -m benchmarks.gpu.kinds FOLDER
-    python -m benchmarks.gpu.kinds FOLDER --device cpu --share 0.01      # a rehearsal
+    python -m benchmarks.gpu.kinds FOLDER --figures beside --models MiniLM-L6 bge-reranker-base
+    python -m benchmarks.gpu.kinds FOLDER --device cpu --share 0.01      # a rehearsal, tiny models
 
-Writes `gpu.json` and `gpu.md` there after each figure. Both sides run in the same half precision,
-sentence-transformers at the batch size that is best here (it sorts by length itself), on texts that
-neither has seen before. What they give is compared before anything is measured: Millpond may be no
-further from sentence-transformers in float32 than sentence-transformers in half precision is.
+Prints each figure as a line of JSON, and writes `gpu.json` and `gpu.md` there after each. Both
+sides run in the same half precision, sentence-transformers at the batch size that is best here (it
+sorts by length itself), on texts that neither has seen before. What they give is compared before
+anything is measured: Millpond may be no further from sentence-transformers in float32 than
+sentence-transformers in half precision is. A `rank` call beside ingestion is measured without the
+peer in memory, and what is loaded is left out of garbage collections, as `millpond serve` has it.
 """
 # ruff: noqa: E402
 
@@ -17,10 +20,12 @@ import time
 STARTED = time.perf_counter()  # what is imported below takes its share
 
 import argparse
+import gc
 import logging
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,21 +38,21 @@ from sentence_transformers import CrossEncoder, MultiVectorEncoder, SparseEncode
 
 from millpond import Engine
 
-from ..cpu.kinds.rerank import FEW_PAIRS, PASSAGES, Ingestion, Query, latencies_s, ranking
+from ..cpu.kinds.rerank import PASSAGES
 from .checks import RunningTests
 from .clock import Clock
 from .figures.contest import FEWEST_ROUNDS, PEER_BATCHES, ratio_of, seconds_of
+from .figures.rank_beside import RankBeside
 from .models.kinds import KINDS, TINY_KINDS, KindShape, save_kind
 from .models.shapes import Texts, english_words
 from .report import Report, machine
 
-SECONDS = 145.0  # nothing runs for longer
+SECONDS = 225.0  # nothing runs for longer
 ROUNDS = 4
 TESTS = ("tests/behaviour/kinds/test_kinds_on_gpu.py",)
 TESTS_WAIT_S = 60.0
 WARM_ROUNDS = 3
-CALLS = 200  # of fifty pairs
-BULK_QUERIES = 42  # with as many passages as an ingestion has pairs
+CALLS = 150  # of fifty pairs
 CHECKED = 48
 MOST_ERROR = 2.0  # times that of sentence-transformers in half precision
 # Inputs of a round, so that it takes sentence-transformers about a second.
@@ -61,6 +66,7 @@ INPUTS_OTHERS = 2000
 # Of the largest models no larger one is best, and it takes its time to find that out.
 BATCHES = {"XLM-R-large": (32, 128), "Qwen3-Reranker-0.6B": (32, 128)}
 
+FIGURES = ("throughput", "beside")
 # The largest last: what there is no time for is left out.
 MODELS = (
     *("MiniLM-L6", "SPLADE, BERT-base", "ColBERT, BERT-base"),
@@ -241,39 +247,6 @@ class Contest:
         print(f"{self.name} {how}: the peer's inputs/s by batch size: {speeds}", flush=True)
         return max(speeds, key=speeds.__getitem__)
 
-    def rank_beside_bulk(self) -> None:
-        """A call of fifty pairs at a time, after the same without ingestion."""
-        calls = max(10, int(min(1.0, 10 * self.share) * CALLS))
-        rank = ranking(self.engine)
-        latencies_s(rank, self._queries(calls), calls // 4)
-        idle = 1000 * latencies_s(rank, self._queries(calls), calls)
-        beside_queries, bulk = self._queries(calls), self._queries(BULK_QUERIES)
-        began = time.perf_counter()
-        with Ingestion(self.engine, bulk) as ingestion:
-            beside = 1000 * latencies_s(rank, beside_queries, calls)
-        rate = ingestion.pairs / (time.perf_counter() - began)
-        quantiles = [float(np.percentile(x, q)) for x in (idle, beside) for q in (50, 99)]
-        self.report.figure(
-            self.name,
-            f"a rank call of {FEW_PAIRS} pairs beside bulk, p99, ms",
-            kind="rank beside bulk",
-            millpond=quantiles[3],
-            ratio=quantiles[3] / quantiles[1],
-            idle_p99=quantiles[1],
-            p50=quantiles[2],
-            idle_p50=quantiles[0],
-            calls=calls,
-            bulk_pairs_per_s=rate,
-        )
-
-    def _queries(self, count: int) -> list[Query]:
-        self.seed += 2
-        passages = self.texts.passages(count * FEW_PAIRS, seed=self.seed)
-        return [
-            Query(query, passages[i * FEW_PAIRS : (i + 1) * FEW_PAIRS])
-            for i, query in enumerate(self.texts.queries(count, seed=self.seed + 1))
-        ]
-
 
 def measure(report: Report, options: argparse.Namespace, texts: Texts, name: str) -> None:
     """All figures of one model, which is made first."""
@@ -297,16 +270,36 @@ def measure(report: Report, options: argparse.Namespace, texts: Texts, name: str
             report.attempt(f"{name}: checks", contest.checks, needs_s=3)
             if report.clock.left < 30:
                 contest.rounds = min(contest.rounds, FEWEST_ROUNDS)
-            report.attempt(f"{name}: throughput", contest.throughput, needs_s=6, limit_s=30)
-            if of.kind == "pairs":
-                report.attempt(f"{name}: beside", contest.rank_beside_bulk, needs_s=4, limit_s=15)
+            if "throughput" in options.figures:
+                report.attempt(f"{name}: throughput", contest.throughput, needs_s=6, limit_s=35)
+            del contest  # half of the memory, and most of what the collector looks at
+            if "beside" in options.figures and of.kind == "pairs":
+                beside = RankBeside(report, name, engine, texts, calls_of(options.share))
+                with frozen():
+                    report.attempt(f"{name}: beside", beside.measure, needs_s=6, limit_s=25)
             print(repr(engine), engine.stats(), engine.info().prefix_reason, flush=True)
+
+
+def calls_of(share: float) -> int:
+    return max(6, int(min(1.0, 10 * share) * CALLS))
+
+
+@contextmanager
+def frozen() -> Iterator[None]:
+    """What is there already is left out of garbage collections."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--models", nargs="*", default=MODELS, choices=[*KINDS])
+    parser.add_argument("--figures", nargs="*", default=FIGURES, choices=FIGURES)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--seconds", type=float, default=SECONDS)
     parser.add_argument("--device", default="cuda")

@@ -22,7 +22,7 @@ import transformers
 
 import millpond
 
-from .clock import Clock
+from .clock import Clock, OutOfTime
 
 Result = TypeVar("Result")
 
@@ -82,7 +82,7 @@ class Report:
 
     def check(self, model: str, what: str, value: float, passed: bool) -> None:
         entry = {"model": model, "check": what, "value": value, "passed": bool(passed)}
-        print(entry, flush=True)
+        print(json.dumps(entry, ensure_ascii=False), flush=True)
         self.checks.append(entry)
 
     def figure(
@@ -99,7 +99,7 @@ class Report:
         if aim is not None:
             value = values.get("ratio", values.get("millpond"))
             entry |= {"aim": str(aim), "reached": aim.is_reached(value)}
-        print(entry, flush=True)
+        print(json.dumps(entry, default=str, ensure_ascii=False), flush=True)
         self.figures.append(entry)
 
     def attempt(
@@ -114,7 +114,7 @@ class Report:
         try:
             with self.clock.limit(limit_s):
                 result = work()
-        except Exception as error:
+        except (Exception, OutOfTime) as error:
             traceback.print_exc()
             self.errors.append(f"{what}: {type(error).__name__}: {error}"[:500])
         print(f"[{what}: {time.perf_counter() - since:.1f} s; {self.clock!r}]", flush=True)

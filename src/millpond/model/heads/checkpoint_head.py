@@ -109,7 +109,7 @@ class CheckpointHead:
         mask = torch.ones(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
         ids = {"input_ids": self._ids_like(mask)} if self._gives_ids else {}
         found = self._head(inputs_embeds=hidden, attention_mask=mask, return_dict=True, **ids)
-        logits = _answered(found.logits, range(self._answers))
+        logits = _score_of(found.logits[:, -1]) if self._answers else found.logits
         return logits[:, 0] if self.per_token and hidden.shape[1] == 1 else logits
 
     def _of_text(self, hidden: Tensor) -> Tensor:
@@ -192,8 +192,13 @@ def _answered(logits: Tensor, answers: Sequence[int]) -> Tensor:
     """The score of the first of these answers at the end of each text; without any, all logits."""
     if not answers:
         return logits
-    found = logits[:, -1, list(answers)]
-    return found[:, :1] - found[:, 1:] if len(answers) > 1 else found
+    return _score_of(logits[:, -1, list(answers)])
+
+
+def _score_of(answers: Tensor) -> Tensor:
+    """Of the logits of one answer or two, `[n, 1 or 2]`, by slices alone: an index would be copied
+    to a GPU in each pass, and a pass that copies cannot be captured as a CUDA graph."""
+    return answers[:, :1] - answers[:, 1:] if answers.shape[1] > 1 else answers
 
 
 def _keep_answers(model: Any, token_ids: Sequence[int]) -> None:
