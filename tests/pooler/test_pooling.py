@@ -28,6 +28,7 @@ from millpond.checkpoint.modules import Module
 from millpond.cpu import scripted
 from millpond.errors import InvalidCheckpoint, UnsupportedModel
 from millpond.pooler import mean
+from millpond.pooler.modules import ModuleContext
 from millpond.pooler.pooler import Pooler
 from millpond.pooler.pooling import POOLING, TokenRows, pool
 
@@ -62,8 +63,11 @@ def saved(official: Any, folder: Path) -> Module:
     )
 
 
-def head(modules: Sequence[Module], width: int = WIDTH, **options: Any) -> Pooler:
-    return Pooler.load(modules, hidden_size=width, device=CPU, **options)
+def head(
+    modules: Sequence[Module], width: int = WIDTH, *, trusted: bool = False, pooled: bool = False
+) -> Pooler:
+    place = ModuleContext(width=width, device=CPU, batch_invariant=True, trust_remote_code=trusted)
+    return Pooler.load(modules, place, pooled=pooled)
 
 
 def texts(lengths: Sequence[int] = LENGTHS, width: int = WIDTH) -> list[Tensor]:
@@ -227,7 +231,6 @@ def test_weighted_layers(tmp_path: Path, start: int, layers: int) -> None:
     official = WeightedLayerPooling(WIDTH, num_hidden_layers=layers, layer_start=start)
     torch.nn.init.uniform_(official.layer_weights, 0.5, 2.0)
     loaded = head([saved(official, tmp_path), pooling("mean", "cls")])
-    assert loaded.needs_all_layers
     states = [[part + layer for part in texts()] for layer in range(layers + 1)]
     grids = tuple(padded(parts)[0] for parts in states)
     mask = padded(texts())[1]
@@ -399,19 +402,19 @@ class TestCodeOfTheCheckpoint:
     def test_runs_only_when_trusted(self, module: Module) -> None:
         with pytest.raises(UnsupportedModel, match=r"half_of_it\.Half.*trust_remote_code=True"):
             head([pooling("mean"), module])
-        found = head([pooling("mean"), module], trust_remote_code=True)
+        found = head([pooling("mean"), module], trusted=True)
         whole = head([pooling("mean")])(*packed(texts()))
         assert found.dimension == WIDTH // 2
         assert torch.equal(found(*packed(texts())), whole[:, : WIDTH // 2])
 
     def test_stands_after_the_pooling(self, module: Module) -> None:
         with pytest.raises(UnsupportedModel, match="only on finished vectors"):
-            head([module, pooling("mean")], trust_remote_code=True)
+            head([module, pooling("mean")], trusted=True)
 
     def test_that_fails_is_named(self, module: Module) -> None:
         (module.path.parent / "half_of_it.py").write_text("raise OSError", encoding="utf-8")
         with pytest.raises(InvalidCheckpoint, match=r"half_of_it\.Half .*does not load or run"):
-            head([pooling("mean"), module], trust_remote_code=True)
+            head([pooling("mean"), module], trusted=True)
 
 
 def test_loading_leaves_the_random_state_alone(tmp_path: Path) -> None:

@@ -344,7 +344,7 @@ def _load_routes(
         heads=HeadLoader(
             device=device,
             trust_remote_code=config.trust_remote_code,
-            batch_invariant=config.batch_invariant or None,
+            batch_invariant=config.batch_invariant or device.type == "cpu",
             gives_tokens=spec.kind == "multi_vector",
         ),
         with_vocabulary={

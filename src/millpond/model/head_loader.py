@@ -8,6 +8,7 @@ import torch
 
 from ..checkpoint.routes import Route
 from ..pooler.m3_heads import M3Pooler
+from ..pooler.modules import ModuleContext
 from ..pooler.pooler import Pooler
 from ..pooler.sparse import LatentHead, SparsePooler
 from ..tokenization.tokenizer import TextTokenizer
@@ -31,14 +32,14 @@ class HeadLoader:
 
     device: torch.device
     trust_remote_code: bool
-    batch_invariant: bool | None
-    """None: on a CPU."""
+    batch_invariant: bool
     gives_tokens: bool
     """Whether the result is a vector for each token."""
 
     def load(self, route: Route, encoder: Encoder, tokenizer: TextTokenizer) -> AnyPooler:
         """The head of a route. Raises `InvalidCheckpoint` or a subclass."""
         last = route.modules[-1]
+        place = self._place(encoder.width)
         if last.kind == "M3Heads":
             return self._m3_heads(route, encoder, tokenizer)
         if last.kind == "SpladePooling":
@@ -46,32 +47,25 @@ class HeadLoader:
             assert encoder.vocabulary is not None
             return SparsePooler(head=encoder.vocabulary, **last.options)
         if last.kind == "SparseAutoEncoder":
-            return self._latents(route, encoder, tokenizer)
+            pooler = self._before_last(route, encoder, tokenizer)
+            latents = LatentHead.load(last, self._place(pooler.dimension))
+            return SparsePooler(head=latents, pooler=pooler, is_plain=True)
         if isinstance(encoder, Transformer) and encoder.head is not None:
+            own = encoder.head
             return Pooler.of_head(
-                encoder.head,
-                pooling=encoder.head.pooling,
-                is_late=encoder.head.is_late,
-                hidden_size=encoder.width,
-                dimension=encoder.head.width,
-                device=self.device,
-                batch_invariant=self.batch_invariant,
+                own, place, pooling=own.pooling, is_late=own.is_late, dimension=own.width
             )
         if self.gives_tokens:
-            return Pooler.of_tokens(
-                [module for module in route.head if module.kind not in _OF_TOKENS],
-                hidden_size=encoder.width,
-                device=self.device,
-                trust_remote_code=self.trust_remote_code,
-                batch_invariant=self.batch_invariant,
-            )
-        return Pooler.load(
-            route.head,
-            hidden_size=encoder.width,
+            modules = [module for module in route.head if module.kind not in _OF_TOKENS]
+            return Pooler.of_tokens(modules, place)
+        return Pooler.load(route.head, place, pooled=not isinstance(encoder, Transformer))
+
+    def _place(self, width: int) -> ModuleContext:
+        return ModuleContext(
+            width=width,
             device=self.device,
-            trust_remote_code=self.trust_remote_code,
-            pooled=not isinstance(encoder, Transformer),
             batch_invariant=self.batch_invariant,
+            trust_remote_code=self.trust_remote_code,
         )
 
     def _before_last(self, route: Route, encoder: Encoder, tokenizer: TextTokenizer) -> Pooler:
@@ -80,25 +74,13 @@ class HeadLoader:
         assert isinstance(found, Pooler)
         return found
 
-    def _latents(self, route: Route, encoder: Encoder, tokenizer: TextTokenizer) -> SparsePooler:
-        pooler = self._before_last(route, encoder, tokenizer)
-        latents = LatentHead.load(
-            route.modules[-1],
-            width=pooler.dimension,
-            device=self.device,
-            batch_invariant=self.device.type == "cpu" or bool(self.batch_invariant),
-        )
-        return SparsePooler(head=latents, pooler=pooler, is_plain=True)
-
     def _m3_heads(self, route: Route, encoder: Encoder, tokenizer: TextTokenizer) -> M3Pooler:
         *steps, heads = route.head
         return M3Pooler.load(
             heads.path,
             heads.options["gives"],
+            self._place(encoder.width),
             dense=self._before_last(route, encoder, tokenizer) if steps else None,
             ignored=sorted(tokenizer.empty_of_meaning),
             vocabulary=encoder.vocab_size,
-            hidden_size=encoder.width,
-            device=self.device,
-            batch_invariant=self.batch_invariant,
         )

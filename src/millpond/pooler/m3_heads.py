@@ -13,17 +13,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from ..checkpoint.kinds.bge_m3 import COLBERT, DENSE, SPARSE, SPARSE_FILE, TOKENS
 from ..checkpoint.weights import read_linear
 from ..errors import InvalidCheckpoint
-from .modules import Step, in_blocks, normalizer
+from .modules import ModuleContext, Step, normalizer, product
 from .pooler import Pooler
 
 __all__ = ["M3Pooler"]
-
-_BLOCK_ROWS = 16
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,7 +41,6 @@ class M3Pooler:
 
     keeps_rows = True
     excludes_prompt = False
-    needs_all_layers = False
     reads_last_token_only = False
 
     @classmethod
@@ -52,25 +48,21 @@ class M3Pooler:
         cls,
         folder: Path,
         gives: Sequence[str],
+        place: ModuleContext,
         *,
         dense: Pooler | None,
         ignored: Sequence[int],
         vocabulary: int,
-        hidden_size: int,
-        device: torch.device,
-        batch_invariant: bool | None,
     ) -> M3Pooler:
         """Read the heads in a folder. Raises `InvalidCheckpoint`."""
-        if batch_invariant is None:
-            batch_invariant = device.type == "cpu"
         vectors = weights = None
         width = 0
         if TOKENS in gives:
-            project, width = _head(folder / COLBERT, hidden_size, device, batch_invariant)
-            scale = normalizer(device, batch_invariant)
+            project, width = _head(folder / COLBERT, place)
+            scale = normalizer(place)
             vectors = lambda rows: scale(project(rows))  # noqa: E731
         if SPARSE in gives:
-            weigh, ones = _head(folder / SPARSE_FILE, hidden_size, device, batch_invariant)
+            weigh, ones = _head(folder / SPARSE_FILE, place)
             if ones != 1:
                 raise InvalidCheckpoint(f"{folder / SPARSE_FILE}: it gives {ones} weights a token")
             weights = lambda rows: weigh(rows).relu()  # noqa: E731
@@ -83,7 +75,7 @@ class M3Pooler:
             dense=dense,
             width=width,
             vocabulary=vocabulary,
-            ignored=torch.tensor(ignored, dtype=torch.int64, device=device),
+            ignored=torch.tensor(ignored, dtype=torch.int64, device=place.device),
         )
 
     @property
@@ -132,16 +124,11 @@ class M3Pooler:
         return f"M3Pooler(dimension={self.dimension}, dense={self.dense!r})"
 
 
-def _head(path: Path, width: int, device: torch.device, batch_invariant: bool) -> tuple[Step, int]:
+def _head(path: Path, place: ModuleContext) -> tuple[Step, int]:
     """A linear layer, and how many numbers it gives."""
-    weight, bias = (each.to(device=device, dtype=torch.float32) for each in read_linear(path))
-    if weight.shape[1] != width:
+    weight, bias = (each.to(device=place.device, dtype=torch.float32) for each in read_linear(path))
+    if weight.shape[1] != place.width:
         raise InvalidCheckpoint(
-            f"{path}: it takes {weight.shape[1]} numbers, and hidden states have {width}"
+            f"{path}: it takes {weight.shape[1]} numbers, and hidden states have {place.width}"
         )
-    block = None
-    if batch_invariant:  # as `modules` has it
-        block = 1 if any(size % _BLOCK_ROWS for size in weight.shape) else _BLOCK_ROWS
-    return (lambda rows: in_blocks(lambda part: linear(part, weight, bias), rows, block)), len(
-        weight
-    )
+    return product(weight, bias, batch_invariant=place.batch_invariant), len(weight)

@@ -27,9 +27,11 @@ __all__ = [
     "LOADERS",
     "ModuleContext",
     "Step",
+    "in_blocks",
     "invariant_step",
     "load_layer_weights",
     "normalizer",
+    "product",
 ]
 
 Step = Callable[[Tensor], Tensor]
@@ -48,12 +50,13 @@ class ModuleContext:
     width: int
     device: torch.device
     batch_invariant: bool
+    """Whether a row's bits may depend on nothing but the row."""
     trust_remote_code: bool
 
 
-def normalizer(device: torch.device, batch_invariant: bool) -> Step:
+def normalizer(place: ModuleContext) -> Step:
     """L2 normalisation; a GPU adds a row up in an order that the number of rows decides."""
-    if not batch_invariant or device.type == "cpu":
+    if not place.batch_invariant or place.device.type == "cpu":
         return l2_normalize
     return lambda rows: in_blocks(l2_normalize, rows, _BLOCK_VECTORS)
 
@@ -88,37 +91,18 @@ def invariant_step(step: Step, width: int, device: torch.device) -> Step:
     return lambda rows: in_blocks(step, rows, block)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Dense:
-    weight: Tensor
-    bias: Tensor | None
-    activation: nn.Module
-    residual: Tensor | None
-    adds_input: bool
-    batch_invariant: bool
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        projected = self._product(rows, self.weight, self.bias)
-        activated = in_blocks(self.activation, projected, self._activation_block())
-        if self.residual is not None:
-            return activated + self._product(rows, self.residual, None)
-        return activated + rows if self.adds_input else activated
-
-    def _product(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        block = None
-        if self.batch_invariant:
-            block = 1 if any(width % _BLOCK_ROWS for width in weight.shape) else _BLOCK_ROWS
-        return in_blocks(lambda part: linear(part, weight, bias), rows, block)
-
-    def _activation_block(self) -> int | None:
-        exact = isinstance(self.activation, _EXACT_ACTIVATIONS)
-        return 1 if self.batch_invariant and not exact else None
+def product(weight: Tensor, bias: Tensor | None, *, batch_invariant: bool) -> Step:
+    """Rows times a weight `[out, in]`, and the bias."""
+    block = None
+    if batch_invariant:
+        block = 1 if any(width % _BLOCK_ROWS for width in weight.shape) else _BLOCK_ROWS
+    return lambda rows: in_blocks(lambda part: linear(part, weight, bias), rows, block)
 
 
 def _load_dense(module: Module, place: ModuleContext) -> tuple[Step, int]:
     if module.options.get("inline"):
         return _load_inline_dense(module, place)
-    options = module.options
+    options, is_invariant = module.options, place.batch_invariant
     width_in, width_out = options["in_features"], options["out_features"]
     _require_width(module, width_in, place.width)
     activation = _load_activation(module)
@@ -132,14 +116,18 @@ def _load_dense(module: Module, place: ModuleContext) -> tuple[Step, int]:
         shapes["residual.weight"] = (width_out, width_in)
     _require_shapes(module, {name: weights[name] for name in weights if name not in own}, shapes)
     _load_own_weights(module, activation, own)
-    dense = _Dense(
-        weight=weights["linear.weight"],
-        bias=weights.get("linear.bias"),
-        activation=activation.to(place.device).eval().requires_grad_(False),
-        residual=weights.get("residual.weight"),
-        adds_input=adds_input,
-        batch_invariant=place.batch_invariant,
-    )
+    activation = activation.to(place.device).eval().requires_grad_(False)
+    block = 1 if is_invariant and not isinstance(activation, _EXACT_ACTIVATIONS) else None
+    bias = weights.get("linear.bias")
+    project = product(weights["linear.weight"], bias, batch_invariant=is_invariant)
+    beside: Step = lambda rows: rows  # noqa: E731
+    if "residual.weight" in weights:
+        beside = product(weights["residual.weight"], None, batch_invariant=is_invariant)
+
+    def dense(rows: Tensor) -> Tensor:
+        activated = in_blocks(activation, project(rows), block)
+        return activated + beside(rows) if adds_input else activated
+
     return dense, width_out
 
 
@@ -151,15 +139,8 @@ def _load_inline_dense(module: Module, place: ModuleContext) -> tuple[Step, int]
             f"{module.path}: its weights have no matrix linear.weight, the projection of a ColBERT"
         )
     _require_width(module, weight.shape[1], place.width)
-    dense = _Dense(
-        weight=weight.to(device=place.device, dtype=torch.float32),
-        bias=None,
-        activation=nn.Identity(),
-        residual=None,
-        adds_input=False,
-        batch_invariant=place.batch_invariant,
-    )
-    return dense, len(weight)
+    weight = weight.to(device=place.device, dtype=torch.float32)
+    return product(weight, None, batch_invariant=place.batch_invariant), len(weight)
 
 
 def _load_layer_norm(module: Module, place: ModuleContext) -> tuple[Step, int]:
@@ -172,7 +153,7 @@ def _load_layer_norm(module: Module, place: ModuleContext) -> tuple[Step, int]:
 
 
 def _load_normalize(module: Module, place: ModuleContext) -> tuple[Step, int]:
-    return normalizer(place.device, place.batch_invariant), place.width
+    return normalizer(place), place.width
 
 
 def _load_custom(module: Module, place: ModuleContext) -> tuple[Step, int]:

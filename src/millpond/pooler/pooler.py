@@ -7,7 +7,9 @@ not how the rows were computed: packed and padded rows are the same to it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,81 +27,46 @@ __all__ = ["Pooler"]
 _TOKENS, _VECTOR, _SCORES = "token_embeddings", "sentence_embedding", "scores"
 
 
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Pooler:
-    """The modules after a transformer (or after static embeddings), loaded and in order.
+    """The modules after a transformer (or after static embeddings), loaded and in order."""
 
-    `dimension` is the length of a vector; `needs_all_layers` says that it takes the hidden states
-    of all layers; `excludes_prompt` that it uses `prompt_lengths`. Nothing changes after loading.
-    """
-
-    is_sparse = False
+    is_sparse: ClassVar = False
     """Whether a text has few dimensions that are not zero, as `SparsePooler` gives them."""
 
-    def __init__(
-        self,
-        *,
-        layers: tuple[int, Tensor] | None,
-        token_steps: tuple[Step, ...],
-        modes: tuple[str, ...],
-        excludes_prompt: bool,
-        vector_steps: tuple[Step, ...],
-        dimension: int,
-        keeps_rows: bool = False,
-    ) -> None:
-        self.dimension = dimension
-        self.keeps_rows = keeps_rows
-        """Whether it pools nothing: a text has as many rows as it has tokens."""
-        self.excludes_prompt = excludes_prompt
-        self.needs_all_layers = layers is not None
-        self._layers = layers
-        self._token_steps = token_steps
-        self._modes = modes
-        self._vector_steps = vector_steps
-        self._is_mean = (layers, token_steps, modes, excludes_prompt) == (
-            None,
-            (),
-            ("mean",),
-            False,
-        ) and vector_steps in ((), (l2_normalize,))
+    dimension: int
+    """The length of a vector."""
+    layers: tuple[int, Tensor] | None = None
+    """The first layer whose hidden states are taken, and a weight for each; None for the last."""
+    token_steps: tuple[Step, ...] = ()
+    modes: tuple[str, ...] = ()
+    excludes_prompt: bool = False
+    """Whether it uses `prompt_lengths`."""
+    vector_steps: tuple[Step, ...] = ()
+    keeps_rows: bool = False
+    """Whether it pools nothing: a text has as many rows as it has tokens."""
 
     @classmethod
     def load(
-        cls,
-        modules: Sequence[Module],
-        *,
-        hidden_size: int,
-        device: torch.device,
-        trust_remote_code: bool = False,
-        pooled: bool = False,
-        batch_invariant: bool | None = None,
+        cls, modules: Sequence[Module], place: ModuleContext, *, pooled: bool = False
     ) -> Pooler:
-        """Load `modules`, which follow a first module that gives rows of `hidden_size`.
+        """Load `modules`, which follow a first module that gives rows of the place's width.
 
         `pooled` says that those rows are one per text already, as static embeddings are; then only
-        `finish` is of use. With `batch_invariant` (None: on the CPU) a row's bits depend on
-        nothing but the row.
+        `finish` is of use.
 
         Raises `InvalidCheckpoint` for modules that contradict each other or their weights, and
         `UnsupportedModel` for those Millpond cannot run.
         """
-        if batch_invariant is None:
-            batch_invariant = device.type == "cpu"
-        place = ModuleContext(
-            width=hidden_size,
-            device=device,
-            batch_invariant=batch_invariant,
-            trust_remote_code=trust_remote_code,
-        )
-        modes: tuple[str, ...] = ()
-        token_steps: tuple[Step, ...] = ()
-        layers, includes_prompt, width, after = None, True, hidden_size, list(modules)
-        if not pooled:
-            at = _pooling_index(modules)
-            modes, includes_prompt = _pooling_options(modules[at])
-            layers, token_modules = _token_modules(modules[:at], device)
-            token_steps, width = _load_steps(token_modules, _TOKENS, place)
-            width, after = width * len(modes), list(modules[at + 1 :])
-        vector_steps, dimension = _load_steps(after, _VECTOR, replace(place, width=width))
+        if pooled:
+            steps, dimension = _load_steps(modules, _VECTOR, place)
+            return cls(vector_steps=steps, dimension=dimension)
+        at = _pooling_index(modules)
+        modes, includes_prompt = _pooling_options(modules[at])
+        layers, token_modules = _token_modules(modules[:at], place.device)
+        token_steps, width = _load_steps(token_modules, _TOKENS, place)
+        place = replace(place, width=width * len(modes))
+        vector_steps, dimension = _load_steps(modules[at + 1 :], _VECTOR, place)
         return cls(
             layers=layers,
             token_steps=token_steps,
@@ -113,70 +80,49 @@ class Pooler:
     def of_head(
         cls,
         head: Step,
+        place: ModuleContext,
         *,
         pooling: str | None,
         is_late: bool = False,
-        hidden_size: int,
         dimension: int,
-        device: torch.device,
-        batch_invariant: bool | None = None,
     ) -> Pooler:
-        """A pooling, and then a head that gives `dimension` numbers of a row of `hidden_size`.
+        """A pooling, and then a head that gives `dimension` numbers of a row.
 
         With `is_late` the head is for the rows of tokens, and what it gives of them is pooled;
-        without a `pooling` nothing is.
-        With `batch_invariant` (None: on the CPU) it runs on a fixed number of rows.
+        without a `pooling` nothing is. A batch-invariant one runs on a fixed number of rows.
         """
-        if batch_invariant is None:
-            batch_invariant = device.type == "cpu"
-        step = invariant_step(head, hidden_size, device) if batch_invariant else head
+        step = head
+        if place.batch_invariant:
+            step = invariant_step(head, place.width, place.device)
         return cls(
-            layers=None,
             token_steps=(step,) if is_late else (),
             modes=() if pooling is None else (pooling,),
-            excludes_prompt=False,
             vector_steps=() if is_late else (step,),
             dimension=dimension,
             keeps_rows=pooling is None,
         )
 
     @classmethod
-    def of_tokens(
-        cls,
-        modules: Sequence[Module],
-        *,
-        hidden_size: int,
-        device: torch.device,
-        trust_remote_code: bool = False,
-        batch_invariant: bool | None = None,
-    ) -> Pooler:
+    def of_tokens(cls, modules: Sequence[Module], place: ModuleContext) -> Pooler:
         """The modules that change token vectors, of a model that pools none. Raises as `load`."""
-        place = ModuleContext(
-            width=hidden_size,
-            device=device,
-            batch_invariant=device.type == "cpu" if batch_invariant is None else batch_invariant,
-            trust_remote_code=trust_remote_code,
-        )
         steps, dimension = _load_steps(modules, _TOKENS, place)
-        return cls(
-            layers=None,
-            token_steps=(),
-            modes=(),
-            excludes_prompt=False,
-            vector_steps=steps,
-            dimension=dimension,
-            keeps_rows=True,
-        )
+        return cls(vector_steps=steps, dimension=dimension, keeps_rows=True)
+
+    @cached_property
+    def _is_mean(self) -> bool:
+        """Whether it is the mean of all tokens, and at most of unit length."""
+        is_plain = self.layers is None and not self.token_steps and not self.excludes_prompt
+        return is_plain and self.modes == ("mean",) and self.vector_steps in ((), (l2_normalize,))
 
     @property
     def reads_last_token_only(self) -> bool:
         """Whether a text's vector comes of the hidden state of its last token alone."""
-        return self._layers is None and self._modes == ("lasttoken",)
+        return self.layers is None and self.modes == ("lasttoken",)
 
     def __repr__(self) -> str:
         return (
-            f"Pooler(dimension={self.dimension}, pooling={'+'.join(self._modes) or None}, "
-            f"token_steps={len(self._token_steps)}, vector_steps={len(self._vector_steps)})"
+            f"Pooler(dimension={self.dimension}, pooling={'+'.join(self.modes) or None}, "
+            f"token_steps={len(self.token_steps)}, vector_steps={len(self.vector_steps)})"
         )
 
     @torch.inference_mode()
@@ -191,38 +137,38 @@ class Pooler:
         """The finished vectors of a batch, float32 [n, dimension].
 
         `hidden` [rows, hidden_size], of any float dtype, holds every text's tokens as consecutive
-        rows; with `needs_all_layers` it is the sequence of all hidden states, the embeddings first.
+        rows; with `layers` it is the sequence of all hidden states, the embeddings first.
         Text i has `lengths[i]` ≥ 1 rows from `starts[i]` on, its prompt's `prompt_lengths[i]` among
         them; all three are int64 [n] on the device of `hidden`. Texts lie in ascending order, and
         rows between them are ignored. With `keeps_rows` the rows that are `kept`, int64, have a
         vector each.
         """
         if self._is_mean and isinstance(hidden, Tensor) and hidden.device.type == "cpu":
-            taken = hidden, starts, lengths, bool(self._vector_steps)
+            taken = hidden, starts, lengths, bool(self.vector_steps)
             vectors: Tensor = scripted.run(mean.mean_of_texts, *taken)
             return vectors
         rows = self._token_rows(hidden)
         if self.keeps_rows:
             assert kept is not None
             return self.finish(rows[kept])
-        for step in self._token_steps:
+        for step in self.token_steps:
             rows = step(rows)
         prompts = prompt_lengths if self.excludes_prompt else None
-        return self.finish(pool(TokenRows.of(rows, starts, lengths, prompts), self._modes))
+        return self.finish(pool(TokenRows.of(rows, starts, lengths, prompts), self.modes))
 
     @torch.inference_mode()
     def finish(self, vectors: Tensor) -> Tensor:
         """Only what follows the pooling: float32 [n, width] to float32 [n, dimension]."""
-        for step in self._vector_steps:
+        for step in self.vector_steps:
             vectors = step(vectors)
         return vectors
 
     def _token_rows(self, hidden: Tensor | Sequence[Tensor]) -> Tensor:
         if isinstance(hidden, Tensor):
             return hidden.float()
-        if self._layers is None:
+        if self.layers is None:
             return hidden[-1].float()
-        start, weights = self._layers
+        start, weights = self.layers
         return weighted_layers(hidden, start=start, weights=weights)
 
 

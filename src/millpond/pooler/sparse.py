@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 from ..checkpoint.modules import Module
 from ..checkpoint.weights import read_weights
 from ..errors import InvalidCheckpoint, UnsupportedModel
-from .modules import in_blocks
+from .modules import ModuleContext, in_blocks
 from .pooler import Pooler
 
 __all__ = [
@@ -90,11 +90,6 @@ class SparsePooler:
     def excludes_prompt(self) -> bool:
         """Whether the tokens of a prompt are left out."""
         return self._pooler is not None and self._pooler.excludes_prompt
-
-    @property
-    def needs_all_layers(self) -> bool:
-        """Whether it takes the hidden states of all layers."""
-        return self._pooler is not None and self._pooler.needs_all_layers
 
     @torch.inference_mode()
     def __call__(
@@ -223,9 +218,7 @@ class LatentHead:
         self.dimension = len(weight)
 
     @classmethod
-    def load(
-        cls, module: Module, *, width: int, device: torch.device, batch_invariant: bool
-    ) -> LatentHead:
+    def load(cls, module: Module, place: ModuleContext) -> LatentHead:
         """From a module's folder. Raises `InvalidCheckpoint` for weights that do not fit."""
         weights, options = read_weights(module.path), module.options
         if "decoder.linear.weight" in weights:  # one weight of two names, of which either is saved
@@ -233,13 +226,13 @@ class LatentHead:
         size = (options["out_features"], options["in_features"])
         expected = {"encoder.weight": size, "pre_bias": size[1:], "latent_bias": size[:1]}
         found = {name: tuple(weights[name].shape) for name in expected if name in weights}
-        if found != expected or size[1] != width:
+        if found != expected or size[1] != place.width:
             raise InvalidCheckpoint(
                 f"{module.path}: SparseAutoEncoder needs the weights {expected} for vectors of "
-                f"{width} numbers, and its file has {found}"
+                f"{place.width} numbers, and its file has {found}"
             )
-        taken = (weights[name].to(device, torch.float32) for name in expected)
-        return cls(*taken, normalize=options["normalize"], invariant=batch_invariant)
+        taken = (weights[name].to(place.device, torch.float32) for name in expected)
+        return cls(*taken, normalize=options["normalize"], invariant=place.batch_invariant)
 
     def slices(self, rows: Tensor) -> Iterator[tuple[int, Tensor]]:
         """All latents at once: they are few for a text."""
