@@ -154,7 +154,7 @@ class EngineConfig:
     @classmethod
     def of(cls, model: str | os.PathLike[str], options: EngineOptions) -> EngineConfig:
         """From keyword arguments. Raises `InvalidOption` for one that is not known, too."""
-        _require_known(options)
+        InvalidOption.require_known("an engine", options, EngineOptions.__annotations__, RENAMED)
         return cls(model=_path_string("model", model), **options)
 
     @property
@@ -268,12 +268,6 @@ def _option_lines() -> Iterable[str]:
 
 
 EngineConfig.__doc__ = "\n".join([EngineConfig.__doc__ or "", "    Options:", *_option_lines()])
-
-
-def _require_known(options: Mapping[str, Any]) -> None:
-    error = InvalidOption.of_unknown("an engine", options, EngineOptions.__annotations__, RENAMED)
-    if error is not None:
-        raise error
 
 
 def _device(device: Any) -> str | tuple[str, ...]:

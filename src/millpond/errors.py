@@ -72,25 +72,23 @@ class InvalidOption(MillpondError, ValueError):
     """An engine or call option has a value it cannot have."""
 
     @classmethod
-    def of_unknown(
+    def require_known(
         cls,
         taker: str,
         options: Mapping[str, Any],
         known: Iterable[str],
         renamed: Mapping[str, str],
-    ) -> Self | None:
-        """The error about those options that are not known; None where all are.
+    ) -> None:
+        """Raise for options that are not known.
 
-        It says what a name has become, by `renamed`, whose names may be `options["key"]` too, or
-        which of the known ones is much like it. `taker` is what takes the known ones.
+        The error says what a name has become, by `renamed`, whose names may be `options["key"]`
+        too, or which of the known ones is much like it. `taker` is what takes the known ones.
         """
         names = sorted(known)
-        told = [
-            _told(*one, names, renamed) for one in sorted(options.items()) if one[0] not in names
-        ]
-        if not told:
-            return None
-        return cls(f"unknown option {', '.join(told)}; {taker} takes {', '.join(names)}")
+        unknown = sorted(options.keys() - set(names))
+        if unknown:
+            told = ", ".join(_told(name, options[name], names, renamed) for name in unknown)
+            raise cls(f"unknown option {told}; {taker} takes {', '.join(names)}")
 
 
 class InvalidDimensions(InvalidOption):

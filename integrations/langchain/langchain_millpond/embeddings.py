@@ -15,9 +15,10 @@ import numpy.typing as npt
 from langchain_core.embeddings import Embeddings
 from pydantic import AliasChoices, Field, PrivateAttr
 
-from langchain_millpond.shared_engine import EngineOptions, PathText, SharedEngine, from_env
+from langchain_millpond.shared_engine import EngineOptions, SharedEngine, from_env
 from langchain_millpond.switching import OF_EMBEDDINGS
-from millpond import InvalidText, ProgressBar, ProgressHook, TruncationLog
+from millpond import Engine, InvalidText, ProgressBar, ProgressHook, TruncationLog
+from millpond.integrations.engine_fields import PathText
 
 CHARACTERS_PER_TOKEN = 3  # or more, in nearly all English and code
 ROWS_PER_TURN = 64  # vectors made into lists before the event loop gets its turn, about 1 ms
@@ -136,16 +137,13 @@ class MillpondEmbeddings(SharedEngine, Embeddings):
     _renamed = OF_EMBEDDINGS
     _truncation: TruncationLog = PrivateAttr(default_factory=lambda: TruncationLog(_advice))
 
-    def __init__(self, **options: Unpack[EmbeddingOptions]) -> None:
-        super().__init__(**options)
+    def __init__(
+        self, *, engine: Engine | None = None, **options: Unpack[EmbeddingOptions]
+    ) -> None:
+        super().__init__(engine=engine, **options)
 
     def _require_valid(self) -> None:
-        self._serving.embed([], **self._call("document"))
-
-    def __getstate__(self) -> dict[Any, Any]:
-        state = super().__getstate__()
-        state["__pydantic_private__"] |= {"_truncation": TruncationLog(_advice)}
-        return state
+        self.engine.embed([], **self._call("document"))
 
     def __hash__(self) -> int:  # pydantic's own does not take `engine_options`
         return hash((self.model, self.dtype, self.query_prompt, self.document_prompt))
@@ -172,7 +170,7 @@ class MillpondEmbeddings(SharedEngine, Embeddings):
         """
         options, strings = self._call("document"), _strings(texts)
         with self._reported(len(strings)) as call:
-            return _floats(self._serving.embed(strings, progress=call, **options))
+            return _floats(self.engine.embed(strings, progress=call, **options))
 
     def embed_query(self, text: str) -> list[float]:
         """Embed a query, at interactive priority and with the query prompt.
@@ -183,13 +181,13 @@ class MillpondEmbeddings(SharedEngine, Embeddings):
         Returns:
             A list of floats.
         """
-        return _floats(self._serving.embed(_strings([text]), **self._call("query")))[0]
+        return _floats(self.engine.embed(_strings([text]), **self._call("query")))[0]
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """`embed_documents` for an event loop, which is free meanwhile."""
         options, strings = self._call("document"), _strings(texts)
         with self._reported(len(strings)) as call:
-            vectors = await self._serving.aembed(strings, progress=call, **options)
+            vectors = await self.engine.aembed(strings, progress=call, **options)
         rows: list[list[float]] = []
         for start in range(0, len(vectors), ROWS_PER_TURN):
             rows += _floats(vectors[start : start + ROWS_PER_TURN])
@@ -202,12 +200,12 @@ class MillpondEmbeddings(SharedEngine, Embeddings):
         bar = ProgressBar(total=texts) if self.show_progress else None
         with contextlib.nullcontext() if bar is None else bar:
             advance = None if bar is None else bar.advance
-            with self._truncation.call(self._serving.info().max_length, advance) as hook:
+            with self._truncation.call(self.engine.info().max_length, advance) as hook:
                 yield hook
 
     async def aembed_query(self, text: str) -> list[float]:
         """`embed_query` for an event loop, which is free meanwhile."""
-        return _floats(await self._serving.aembed(_strings([text]), **self._call("query")))[0]
+        return _floats(await self.engine.aembed(_strings([text]), **self._call("query")))[0]
 
 
 def _advice(most_tokens: int | None) -> str:

@@ -17,7 +17,7 @@ except ImportError as error:
     ) from error
 
 from langchain_millpond.sparse_model import SparseModel, SparseOptions
-from millpond import SparseVector
+from millpond import Engine, SparseVectors
 
 
 class MillpondMilvusSparseEmbeddings(SparseModel, BaseSparseEmbedding):
@@ -63,19 +63,8 @@ class MillpondMilvusSparseEmbeddings(SparseModel, BaseSparseEmbedding):
         MillpondError: One of its kinds; `UnsupportedCall` for a model that is not sparse.
     """
 
-    def __init__(self, **options: Unpack[SparseOptions]) -> None:
-        super().__init__(**options)
-
-    def embed_documents(self, texts: list[str]) -> list[dict[int, float]]:
-        """Embed documents, at bulk priority and with the document route and prompt.
-
-        Args:
-            texts: The texts to embed.
-
-        Returns:
-            For each text, in order, the weights of its terms.
-        """
-        return self._documents(texts).to_dicts()
+    def __init__(self, *, engine: Engine | None = None, **options: Unpack[SparseOptions]) -> None:
+        super().__init__(engine=engine, **options)
 
     def embed_query(self, query: str) -> dict[int, float]:
         """Embed a query, at interactive priority and with the query route and prompt.
@@ -86,16 +75,14 @@ class MillpondMilvusSparseEmbeddings(SparseModel, BaseSparseEmbedding):
         Returns:
             The weights of its terms.
         """
-        return _of_milvus(self._query(query))
-
-    async def aembed_documents(self, texts: list[str]) -> list[dict[int, float]]:
-        """`embed_documents` for an event loop, which is free meanwhile."""
-        return await self._adocuments(texts, _of_milvus)
+        weights: dict[int, float] = self._query(query)
+        return weights
 
     async def aembed_query(self, query: str) -> dict[int, float]:
         """`embed_query` for an event loop, which is free meanwhile."""
-        return _of_milvus(await self._aquery(query))
+        weights: dict[int, float] = await self._aquery(query)
+        return weights
 
-
-def _of_milvus(vector: SparseVector) -> dict[int, float]:
-    return dict(zip(vector.indices.tolist(), vector.values.tolist(), strict=True))
+    @staticmethod
+    def _of_store(vectors: SparseVectors) -> list[dict[int, float]]:
+        return vectors.to_dicts()

@@ -16,7 +16,7 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 
 from langchain_millpond.shared_engine import EngineOptions, SharedEngine
 from langchain_millpond.switching import OF_RERANKERS
-from millpond import UnsupportedCall
+from millpond import Engine, UnsupportedCall
 
 
 class RerankOptions(EngineOptions, total=False):
@@ -51,7 +51,7 @@ class _Reranker(SharedEngine):
 
     _renamed = OF_RERANKERS
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Any) -> None:  # or type checkers make another
         super().__init__(**options)
 
     @property
@@ -125,11 +125,11 @@ class MillpondRerank(_Reranker, BaseDocumentCompressor):
     top_n: int | None = 3
     """How many documents to keep; None for all of them."""
 
-    def __init__(self, **options: Unpack[DocumentOptions]) -> None:
-        super().__init__(**options)
+    def __init__(self, *, engine: Engine | None = None, **options: Unpack[DocumentOptions]) -> None:
+        super().__init__(engine=engine, **options)
 
     def _require_valid(self) -> None:
-        self._serving.rank("", [], top_n=self.top_n, **self._call)
+        self.engine.rank("", [], top_n=self.top_n, **self._call)
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
@@ -145,7 +145,7 @@ class MillpondRerank(_Reranker, BaseDocumentCompressor):
             Copies of the best, with `metadata["relevance_score"]`, a float.
         """
         texts = [document.page_content for document in documents]
-        ranked = self._serving.rank(query, texts, top_n=self.top_n, **self._call)
+        ranked = self.engine.rank(query, texts, top_n=self.top_n, **self._call)
         return [_scored(documents[one.index], one.score) for one in ranked]
 
     async def acompress_documents(
@@ -153,7 +153,7 @@ class MillpondRerank(_Reranker, BaseDocumentCompressor):
     ) -> list[Document]:
         """`compress_documents` for an event loop, which is free meanwhile."""
         texts = [document.page_content for document in documents]
-        ranked = await self._serving.arank(query, texts, top_n=self.top_n, **self._call)
+        ranked = await self.engine.arank(query, texts, top_n=self.top_n, **self._call)
         return [_scored(documents[one.index], one.score) for one in ranked]
 
 
@@ -180,11 +180,11 @@ class MillpondCrossEncoder(_Reranker, BaseCrossEncoder):
         MillpondError: One of its kinds; `UnsupportedCall` for a model that is no reranker.
     """
 
-    def __init__(self, **options: Unpack[RerankOptions]) -> None:
-        super().__init__(**options)
+    def __init__(self, *, engine: Engine | None = None, **options: Unpack[RerankOptions]) -> None:
+        super().__init__(engine=engine, **options)
 
     def _require_valid(self) -> None:
-        _relevance(self._serving.score([], **self._call))
+        _relevance(self.engine.score([], **self._call))
 
     def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
         """Score pairs.
@@ -195,11 +195,11 @@ class MillpondCrossEncoder(_Reranker, BaseCrossEncoder):
         Returns:
             A score for each. Of a model with two labels (not relevant, relevant) the second's.
         """
-        return _relevance(self._serving.score(list(text_pairs), **self._call))
+        return _relevance(self.engine.score(list(text_pairs), **self._call))
 
     async def ascore(self, text_pairs: list[tuple[str, str]]) -> list[float]:
         """`score` for an event loop, which is free meanwhile."""
-        return _relevance(await self._serving.ascore(list(text_pairs), **self._call))
+        return _relevance(await self.engine.ascore(list(text_pairs), **self._call))
 
 
 def _scored(document: Document, score: float) -> Document:

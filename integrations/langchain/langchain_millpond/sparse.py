@@ -16,7 +16,7 @@ except ImportError as error:
     ) from error
 
 from langchain_millpond.sparse_model import SparseModel, SparseOptions
-from millpond import SparseVector as MillpondSparseVector
+from millpond import Engine, SparseVectors
 
 
 class MillpondSparseEmbeddings(SparseModel, SparseEmbeddings):
@@ -61,19 +61,8 @@ class MillpondSparseEmbeddings(SparseModel, SparseEmbeddings):
         MillpondError: One of its kinds; `UnsupportedCall` for a model that is not sparse.
     """
 
-    def __init__(self, **options: Unpack[SparseOptions]) -> None:
-        super().__init__(**options)
-
-    def embed_documents(self, texts: list[str]) -> list[SparseVector]:
-        """Embed documents, at bulk priority and with the document route and prompt.
-
-        Args:
-            texts: The texts to embed.
-
-        Returns:
-            One `SparseVector` for each text, in order.
-        """
-        return list(map(_of_qdrant, self._documents(texts)))
+    def __init__(self, *, engine: Engine | None = None, **options: Unpack[SparseOptions]) -> None:
+        super().__init__(engine=engine, **options)
 
     def embed_query(self, text: str) -> SparseVector:
         """Embed a query, at interactive priority and with the query route and prompt.
@@ -84,16 +73,17 @@ class MillpondSparseEmbeddings(SparseModel, SparseEmbeddings):
         Returns:
             A `SparseVector`.
         """
-        return _of_qdrant(self._query(text))
-
-    async def aembed_documents(self, texts: list[str]) -> list[SparseVector]:
-        """`embed_documents` for an event loop, which is free meanwhile."""
-        return await self._adocuments(texts, _of_qdrant)
+        vector: SparseVector = self._query(text)
+        return vector
 
     async def aembed_query(self, text: str) -> SparseVector:
         """`embed_query` for an event loop, which is free meanwhile."""
-        return _of_qdrant(await self._aquery(text))
+        vector: SparseVector = await self._aquery(text)
+        return vector
 
-
-def _of_qdrant(vector: MillpondSparseVector) -> SparseVector:
-    return SparseVector(indices=vector.indices.tolist(), values=vector.values.tolist())
+    @staticmethod
+    def _of_store(vectors: SparseVectors) -> list[SparseVector]:
+        return [
+            SparseVector(indices=indices.tolist(), values=values.tolist())
+            for indices, values in vectors
+        ]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, Literal, TypeVar, Unpack
+from abc import abstractmethod
+from typing import Any, Literal, Unpack
 
 from langchain_millpond.embeddings import _strings
 from langchain_millpond.shared_engine import EngineOptions, SharedEngine
-from millpond import SparseVector, SparseVectors
+from millpond import Engine, SparseVectors
 
 ROWS_PER_TURN = 64  # vectors made into a store's before the event loop gets its turn
-
-Found = TypeVar("Found")
 
 
 class SparseOptions(EngineOptions, total=False):
@@ -43,12 +41,12 @@ class SparseModel(SharedEngine):
     truncate: Literal["end", "start", "error"] | None = None
     """Where to cut texts that are too long, or to refuse them; None as the checkpoint says."""
 
-    def __init__(self, **options: Unpack[SparseOptions]) -> None:
-        super().__init__(**options)
+    def __init__(self, *, engine: Engine | None = None, **options: Unpack[SparseOptions]) -> None:
+        super().__init__(engine=engine, **options)
 
     def _require_valid(self) -> None:
         for task in ("query", "document"):
-            self._serving.embed_sparse([], **self._call(task))
+            self.engine.embed_sparse([], **self._call(task))
 
     def __hash__(self) -> int:  # pydantic's own does not take `engine_options`
         return hash((self.model, self.dtype, self.query_prompt, self.document_prompt))
@@ -64,26 +62,35 @@ class SparseModel(SharedEngine):
             "truncate": self.truncate,
         }
 
-    def _documents(self, texts: list[str]) -> SparseVectors:
-        found: SparseVectors = self._serving.embed_sparse(_strings(texts), **self._call("document"))
-        return found
+    @staticmethod
+    @abstractmethod
+    def _of_store(vectors: SparseVectors) -> list[Any]:
+        """Vectors as the store has them."""
 
-    def _query(self, text: str) -> SparseVector:
-        found = self._serving.embed_sparse(_strings([text]), **self._call("query"))
-        vector: SparseVector = found[0]
-        return vector
+    def embed_documents(self, texts: list[str]) -> list[Any]:
+        """Embed documents, at bulk priority and with the document route and prompt.
 
-    async def _adocuments(
-        self, texts: list[str], of_store: Callable[[SparseVector], Found]
-    ) -> list[Found]:
-        vectors = await self._serving.aembed_sparse(_strings(texts), **self._call("document"))
-        rows: list[Found] = []
+        Args:
+            texts: The texts to embed.
+
+        Returns:
+            One vector for each text, in order, as the store has it.
+        """
+        return self._of_store(self.engine.embed_sparse(_strings(texts), **self._call("document")))
+
+    async def aembed_documents(self, texts: list[str]) -> list[Any]:
+        """`embed_documents` for an event loop, which is free meanwhile."""
+        vectors = await self.engine.aembed_sparse(_strings(texts), **self._call("document"))
+        rows: list[Any] = []
         for start in range(0, len(vectors), ROWS_PER_TURN):
-            rows += map(of_store, vectors[start : start + ROWS_PER_TURN])
+            rows += self._of_store(vectors[start : start + ROWS_PER_TURN])
             await asyncio.sleep(0)
         return rows
 
-    async def _aquery(self, text: str) -> SparseVector:
-        found = await self._serving.aembed_sparse(_strings([text]), **self._call("query"))
-        vector: SparseVector = found[0]
-        return vector
+    def _query(self, text: str) -> Any:
+        found = self.engine.embed_sparse(_strings([text]), **self._call("query"))
+        return self._of_store(found)[0]
+
+    async def _aquery(self, text: str) -> Any:
+        found = await self.engine.aembed_sparse(_strings([text]), **self._call("query"))
+        return self._of_store(found)[0]

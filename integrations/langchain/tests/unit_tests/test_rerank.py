@@ -209,10 +209,10 @@ def test_a_pickle_holds_the_options_and_finds_the_engine(kind: Any, tiny_reranke
     one = kind(model=tiny_reranker, dtype="float32", activation="none")
     other = pickle.loads(pickle.dumps(one))
     assert other.model_dump() == one.model_dump()
-    before = one._serving.stats().texts
+    before = one.engine.stats().texts
     for each in (one, other):
-        each._serving.score(("a", "b"))
-    assert one._serving.stats().texts == before + 2
+        each.engine.score(("a", "b"))
+    assert one.engine.stats().texts == before + 2
 
 
 def test_both_classes_share_an_engine(tiny_reranker: Path) -> None:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import inspect
 import os
-import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal, Self, TypedDict, Unpack
+from typing import Annotated, Any, Literal, Unpack
 
-from llama_index.core.bridge.pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr
+from llama_index.core.bridge.pydantic import Field
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
@@ -21,14 +20,9 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
 from millpond import Engine, InvalidOption, Ranked
+from millpond.integrations.engine_fields import EngineFieldOptions, EngineFields, PathText
 
-OF_ENGINE = ("device", "dtype", "max_length", "revision", "trust_remote_code")
-"""The engine's everyday options, which are fields; the others are in `engine_options`."""
-FIELDS_OF_ENGINE = {"model", "cache_folder", "engine_options", *OF_ENGINE}
-
-PathText = BeforeValidator(lambda path: os.fspath(path) if isinstance(path, os.PathLike) else path)
 dispatcher = get_dispatcher(__name__)
-
 
 _FIELDS = "device, trust_remote_code, revision, max_length"
 RENAMED = {
@@ -41,7 +35,7 @@ RENAMED = {
 """What parameters of other rerankers are called here."""
 
 
-class RerankOptions(TypedDict, total=False):
+class RerankOptions(EngineFieldOptions, total=False):
     """What `MillpondRerank` takes beside a model or an engine, for type checkers."""
 
     top_n: int
@@ -50,17 +44,10 @@ class RerankOptions(TypedDict, total=False):
     truncate: Literal["end", "start", "document", "error"] | None
     prompt: str | None
     prompt_name: str | None
-    device: str | Sequence[str] | None
-    dtype: str
-    revision: str | None
-    trust_remote_code: bool
-    max_length: int | None
-    cache_folder: str | os.PathLike[str] | None
-    engine_options: Mapping[str, Any]
     callback_manager: CallbackManager
 
 
-class MillpondRerank(BaseNodePostprocessor):
+class MillpondRerank(EngineFields, BaseNodePostprocessor):
     """
     Reranks nodes with a cross-encoder in a Millpond engine inside this process.
 
@@ -88,13 +75,6 @@ class MillpondRerank(BaseNodePostprocessor):
 
     """
 
-    model_config = ConfigDict(
-        extra="forbid",
-        hide_input_in_errors=True,  # it may be a token
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-    )
-
     model: Annotated[str, PathText] = Field(frozen=True)
     """A folder, the name of a reranker on the Hugging Face hub, or a name that an installed
     package carries. Without it, `engine`: an engine that is already built, whose options are
@@ -103,8 +83,6 @@ class MillpondRerank(BaseNodePostprocessor):
     """Number of nodes to return sorted by score."""
     keep_retrieval_score: bool = False
     """Whether to keep the retrieval score in metadata, as `retrieval_score`."""
-
-    # The call's.
     activation: str = "auto"
     """What is applied to the model's logits: `auto` is what the checkpoint says, mostly a sigmoid;
     `none`, `sigmoid` and others."""
@@ -117,24 +95,8 @@ class MillpondRerank(BaseNodePostprocessor):
     prompt_name: str | None = None
     """Name of a prompt that the checkpoint saved."""
 
-    # The engine's: fixed once it is built.
-    device: str | list[str] | None = Field("auto", frozen=True)
-    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`, or several of them."""
-    dtype: str = Field("auto", frozen=True)
-    """Precision of the transformer: `auto`, `float32`, `bfloat16`, `float16` or, on a CPU,
-    `int8`."""
-    revision: str | None = Field(None, frozen=True)
-    """Branch, tag or commit on the hub."""
-    trust_remote_code: bool = Field(False, frozen=True)
-    """Run Python code that comes with the checkpoint."""
-    max_length: int | None = Field(None, frozen=True)
-    """Longest query and node together, in tokens; None for the model's own."""
-    cache_folder: Annotated[str | None, PathText] = Field(None, frozen=True)
-    """Where downloaded models are kept; None for Hugging Face's own cache."""
-    engine_options: dict[str, Any] = Field({}, frozen=True)
-    """Any other option of `millpond.EngineConfig`, by name."""
-
-    _engine: Engine | None = PrivateAttr(None)  # None only in a pickle
+    _renamed = RENAMED
+    _ignored = ("class_name",)
 
     def __init__(
         self,
@@ -143,63 +105,15 @@ class MillpondRerank(BaseNodePostprocessor):
         engine: Engine | None = None,
         **options: Unpack[RerankOptions],
     ) -> None:
-        fields: dict[str, Any] = {**options}
-        fields.pop("class_name", None)  # part of what `model_dump` gives
-        if model is not None:
-            fields["model"] = model
-        if engine is not None:
-            fields |= _fields_for(engine, fields)
-        known = {*type(self).model_fields, "engine"}
-        error = InvalidOption.of_unknown("MillpondRerank", fields, known, RENAMED)
-        if error is not None:
-            raise error
-        super().__init__(**fields)
-        self._engine = engine
-        self.engine.rank("", [], **self._call())  # refuses bad options now
+        super().__init__(model, engine=engine, **options)
+
+    def _require_valid(self) -> None:
+        self.engine.rank("", [], **self._call())
 
     @classmethod
     def class_name(cls) -> str:
         """Name of the class in serialised form."""
         return "MillpondRerank"
-
-    @property
-    def engine(self) -> Engine:
-        """The engine behind this object, for its `info()`, `stats()` and hooks."""
-        if self._engine is None:
-            self._engine = Engine.shared(**self._engine_options())
-        return self._engine
-
-    def _engine_options(self) -> dict[str, Any]:
-        options = {name: getattr(self, name) for name in OF_ENGINE}
-        options |= {"model": self.model, "cache_dir": self.cache_folder}
-        if twice := options.keys() & self.engine_options.keys():
-            raise InvalidOption(
-                f"engine_options holds {', '.join(sorted(twice))}, which is a field of its own "
-                "(cache_dir is cache_folder)"
-            )
-        return options | self.engine_options
-
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A copy on the same engine, or with `update` one that is built and checked anew.
-
-        Raises as the constructor does.
-        """
-        copied = super().model_copy(deep=deep)
-        if not update:
-            return copied
-        kept = dict(copied)
-        changed = FIELDS_OF_ENGINE & update.keys()
-        engine = update.get("engine", None if changed else copied.engine)
-        if engine is not None:  # it has its own
-            kept = {name: kept[name] for name in kept.keys() - FIELDS_OF_ENGINE}
-        return type(self)(**kept | dict(update) | {"engine": engine})
-
-    def __getstate__(self) -> dict[str, Any]:
-        # LlamaIndex's `__setstate__` calls `__init__` and passes over its errors. So a model that
-        # cannot be loaded is reported by the first call.
-        pickle.dumps(self._engine)  # refuses one that its options do not bring back
-        state: dict[str, Any] = super().__getstate__()
-        return state | {"__pydantic_private__": {"_engine": None}}
 
     def _call(self) -> dict[str, Any]:
         return {
@@ -277,20 +191,3 @@ def _required(query: QueryBundle | None) -> QueryBundle:
 
 def _texts(nodes: Sequence[NodeWithScore]) -> list[str]:
     return [one.node.get_content(metadata_mode=MetadataMode.EMBED) for one in nodes]
-
-
-def _fields_for(engine: Engine, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that bring an equal engine back."""
-    if not isinstance(engine, Engine):
-        raise InvalidOption(f"engine={engine!r}: it must be a millpond.Engine")
-    if taken := FIELDS_OF_ENGINE & given.keys():
-        raise InvalidOption(
-            f"{', '.join(sorted(taken))}: the engine is built and has its own; leave out `engine` "
-            "or the options"
-        )
-    config = engine.config
-    others = config.options()
-    fields = {name: getattr(config, name) for name in OF_ENGINE}
-    fields |= {"model": config.model, "cache_folder": others.pop("cache_dir", None)}
-    options = {name: value for name, value in others.items() if name not in OF_ENGINE}
-    return fields | {"engine_options": options}

@@ -27,7 +27,7 @@ from llama_index.embeddings.millpond.shared_engine import (
     require_strings,
 )
 
-from millpond import CallProgress, Engine, InvalidOption, ProgressBar, ProgressHook, TruncationLog
+from millpond import CallProgress, Engine, ProgressBar, ProgressHook, TruncationLog
 
 ROWS_PER_TURN = 64  # vectors made into lists before the event loop gets its turn, about 1 ms
 
@@ -102,6 +102,7 @@ class MillpondEmbedding(SharedEngine, BaseEmbedding):
     show_progress_bar: bool = False
     """Show a progress bar per call, which moves with every batch of the engine."""
 
+    _renamed = RENAMED
     _truncation: TruncationLog = PrivateAttr(default_factory=lambda: TruncationLog(_advice))
 
     def __init__(
@@ -111,25 +112,15 @@ class MillpondEmbedding(SharedEngine, BaseEmbedding):
         engine: Engine | None = None,
         **options: Unpack[EmbeddingOptions],
     ) -> None:
-        fields = self.fields_of(model_name, engine, options)
-        error = InvalidOption.of_unknown("MillpondEmbedding", fields, self._known(), RENAMED)
-        if error is not None:
-            raise error
-        super().__init__(**fields)
-        self._engine = engine
-        self.engine.embed([], **self._call("document"))  # refuses bad options now
+        super().__init__(model_name, engine=engine, **options)
 
-    @classmethod
-    def _known(cls) -> set[str]:
-        return {one.alias or name for name, one in cls.model_fields.items()} | {"engine"}
+    def _require_valid(self) -> None:
+        self.engine.embed([], **self._call("document"))
 
     @classmethod
     def class_name(cls) -> str:
         """Name of the class in serialised form."""
         return "MillpondEmbedding"
-
-    def _fresh_state(self) -> dict[str, Any]:
-        return {"_truncation": TruncationLog(_advice)}
 
     def _call(self, task: Literal["query", "document"]) -> dict[str, Any]:
         query = task == "query"

@@ -75,9 +75,10 @@ class MillpondSparseEmbedding(SharedEngine, BaseSparseEmbedding):
         engine: Engine | None = None,
         **options: Unpack[SparseOptions],
     ) -> None:
-        super().__init__(**self.fields_of(model_name, engine, options))
-        self._engine = engine
-        for task in ("query", "document"):  # refuses bad options now
+        super().__init__(model_name, engine=engine, **options)
+
+    def _require_valid(self) -> None:
+        for task in ("query", "document"):
             self.engine.embed_sparse([], **self._call(task))
 
     @classmethod
