@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from .classes import transformers_classes
 from .split import RowSplitLinear
@@ -12,11 +12,11 @@ from .split import RowSplitLinear
 __all__ = [
     "BERT",
     "DISTILBERT",
-    "NORMS",
     "are_linear",
     "is_encoder_layer",
     "is_exact_gelu",
     "leaves",
+    "linear_of",
 ]
 
 # Where the parts are, under the layer. What is left out at inference may be there besides.
@@ -83,6 +83,15 @@ def leaves(module: nn.Module) -> dict[str, nn.Module]:
         for name, part in module.named_modules()
         if next(part.children(), None) is None and type(part) is not nn.Dropout
     }
+
+
+def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer with this weight `[out features, in features]` and bias."""
+    made = nn.Linear(weight.shape[1], len(weight), bias=bias is not None, device="meta")
+    made.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        made.bias = nn.Parameter(bias, requires_grad=False)
+    return made
 
 
 def is_exact_gelu(module: nn.Module) -> bool:

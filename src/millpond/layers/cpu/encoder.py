@@ -6,8 +6,6 @@ Its layers are fused ones (`encoder_layer`), and its embeddings too where they a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +16,8 @@ from ...cpu import scripted
 from ...cpu.preemption import may_yield
 from ..parts import leaves
 from . import encoder_functions
-from .encoder_layer import FusedLayer, PrepackedLayer, attend_in_groups, norm_options
+from .encoder_layer import FusedForward, FusedLayer, attend_in_groups
+from .linear import Product, norm_options
 
 __all__ = ["FusedEncoder"]
 
@@ -38,8 +37,10 @@ class FusedEncoder:
         if len(lists) != 1 or embeddings is None:
             raise ValueError("not embeddings and layers alone")
         forwards = [vars(layer).get("forward") for layer in lists[0]]
-        self._layers = tuple(_fused_of(forward) for forward in forwards)
-        self._stack = _Stack.of(self._layers)
+        self._layers = [each.fused for each in forwards if isinstance(each, FusedForward)]
+        if len(self._layers) < len(forwards):
+            raise ValueError("a layer that is not fused")
+        self._stack = _stacked(self._layers)
         self._embeddings = embeddings
         self._needs_token_type_ids = needs_token_type_ids
         self._embed = _fused_embeddings(embeddings) or self._embed_by_module
@@ -75,54 +76,36 @@ class FusedEncoder:
         return rows
 
 
-@dataclass(frozen=True, slots=True)
-class _Stack:
-    """All layers in one call, which yields to nothing."""
+def _stacked(
+    layers: Sequence[FusedLayer],
+) -> Callable[[Tensor, PackedSequences], Tensor] | None:
+    """All layers in one call, which yields to nothing.
 
-    weights: list[Tensor]
-    biases: list[Tensor | None]
-    norms: list[Tensor | None]
-    epsilons: list[float]
-    head_size: int
-    scaling: float
+    None where a layer has other products or another attention, or its own sizes.
+    """
+    products = [each for one in layers for each in (one.joined, one.out, one.up, one.down)]
+    whole = [each for each in products if isinstance(each, Product) and each.is_whole]
+    kinds = {(layer.attend, layer.head_size, layer.scaling) for layer in layers}
+    if len(whole) < len(products) or len(kinds) != 1:
+        return None
+    ((attend, head_size, scaling),) = kinds
+    if attend is not attend_in_groups:
+        return None
+    norms: list[Any] = [each for one in layers for each in (one.norm, one.last_norm)]
+    weights = [product.packed[0] for product in whole]
+    biases = [product.bias for product in whole]
+    scales = [each for _, weight, bias, _ in norms for each in (weight, bias)]
+    epsilons = [epsilon for *_, epsilon in norms]
 
-    @classmethod
-    def of(cls, layers: Sequence[FusedLayer]) -> _Stack | None:
-        """None where a layer has other products or another attention, or its own sizes."""
-        if not layers:
-            return None
-        stack = cls([], [], [], [], layers[0].head_size, layers[0].scaling)
-        for layer in layers:
-            each = layer.products
-            sizes = layer.head_size, layer.scaling
-            if not isinstance(each, PrepackedLayer) or layer.attend is not attend_in_groups:
-                return None
-            products = each.joined, each.out, each.up, each.down
-            if not all(product.is_whole for product in products):
-                return None
-            if sizes != (stack.head_size, stack.scaling):
-                return None
-            stack.weights.extend(product.packed[0] for product in products)
-            stack.biases.extend(product.bias for product in products)
-            for _, weight, bias, epsilon in (each.norm, each.last_norm):
-                stack.norms.extend((weight, bias))
-                stack.epsilons.append(epsilon)
-        return stack
-
-    def __call__(self, rows: Tensor, sequences: PackedSequences) -> Tensor:
+    def run(rows: Tensor, sequences: PackedSequences) -> Tensor:
+        groups, keys = list(sequences.groups), sequences.key_lengths(rows)
+        of_layers = weights, biases, scales, epsilons
         out: Tensor = scripted.run(
-            encoder_functions.run_layers,
-            rows,
-            self.weights,
-            self.biases,
-            self.norms,
-            self.epsilons,
-            list(sequences.groups),
-            sequences.key_lengths(rows),
-            self.head_size,
-            self.scaling,
+            encoder_functions.run_layers, rows, *of_layers, groups, keys, head_size, scaling
         )
         return out
+
+    return run
 
 
 def _fused_embeddings(
@@ -148,10 +131,3 @@ def _fused_embeddings(
         return rows
 
     return embed
-
-
-def _fused_of(forward: Any) -> FusedLayer:
-    fused = forward.args[0] if isinstance(forward, partial) and forward.args else None
-    if isinstance(fused, FusedLayer):
-        return fused
-    raise ValueError("a layer that is not fused")

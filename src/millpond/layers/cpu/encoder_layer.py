@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -25,101 +24,55 @@ from torch import Tensor, nn
 from ...attention.implementations import attention_function
 from ...attention.packed import PackedSequences
 from ...cpu import scripted
-from ..parts import BERT, DISTILBERT, NORMS, is_encoder_layer
+from ..parts import BERT, DISTILBERT, is_encoder_layer, linear_of
 from ..replace import PROBE_ROWS, first_equal, probe_rows
 from . import encoder_functions
 from .int8.attention import has_tile_attention, tile_attention
 from .int8.linear import Int8Linear
-from .int8.product import Int8Norm, Int8Product
+from .int8.product import Int8Norm
 from .int8.smoothquant import Inputs, in_int8
-from .linear import PrepackedLinear, Product, prepacked
+from .linear import NormOptions, PrepackedLinear, norm_options, prepacked
 
-__all__ = [
-    "FusedLayer",
-    "NormOptions",
-    "PrepackedLayer",
-    "attend_in_groups",
-    "fuse_layers",
-    "norm_options",
-]
+__all__ = ["FusedForward", "FusedLayer", "attend_in_groups", "fuse_layers"]
 
 INT8_TOLERANCE = 8e-2
-
-NormOptions = tuple[tuple[int, ...], Tensor | None, Tensor | None, float]
-"""What `torch.layer_norm` takes after the rows."""
 
 Attend = Callable[[Tensor, PackedSequences, int, float], Tensor]
 """Of query, key and value `[n, 3 × heads × size]`, the sequences, the size and the scaling, to
 `[n, heads × size]`: zeros for rows that belong to no sequence."""
 
 
-class LayerProducts(Protocol):
-    """What a layer does with every row by itself, `[n, width]`."""
+class LayerProduct(Protocol):
+    """A product of a layer with every row by itself: a `Product`, or an `Int8Product`."""
 
-    def project(self, rows: Tensor) -> Tensor:
-        """Query, key and value, `[n, 3 × heads × size]`."""
+    def of(self, rows: Tensor) -> Tensor:
+        """`[n, in]` to `[n, out]`."""
 
-    def merge(self, attended: Tensor, rows: Tensor) -> Tensor:
-        """The rows after attending."""
+    def gelu_of(self, rows: Tensor, following: Any) -> Any:
+        """The GELU of that, as the product that follows takes it."""
 
-    def feed_forward(self, rows: Tensor) -> Tensor:
-        """The rows after the rest of the layer."""
-
-
-@dataclass(frozen=True, slots=True)
-class PrepackedLayer:
-    """The same in the model's own precision."""
-
-    joined: Product
-    out: Product
-    norm: NormOptions
-    up: Product
-    down: Product
-    last_norm: NormOptions
-
-    def project(self, rows: Tensor) -> Tensor:
-        return self.joined.of(rows)
-
-    def merge(self, attended: Tensor, rows: Tensor) -> Tensor:
-        return torch.layer_norm(self.out.added_to(rows, attended), *self.norm)
-
-    def feed_forward(self, rows: Tensor) -> Tensor:
-        return torch.layer_norm(self.down.added_to(rows, self.up.of(rows)), *self.last_norm)
+    def norm_of_sum(self, rows: Any, residual: Tensor, norm: Any) -> Tensor:
+        """Layer norm, with a norm of the product's kind, of that and `residual` `[n, out]`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Int8Layer:
-    """The same in int8."""
-
-    joined: Int8Product
-    out: Int8Product
-    norm: Int8Norm
-    up: Int8Product
-    down: Int8Product
-    last_norm: Int8Norm
-
-    def project(self, rows: Tensor) -> Tensor:
-        return self.joined.of(rows)
-
-    def merge(self, attended: Tensor, rows: Tensor) -> Tensor:
-        return self.out.norm_of_sum(attended, rows, self.norm)
-
-    def feed_forward(self, rows: Tensor) -> Tensor:
-        return self.down.norm_of_sum(self.up.gelu_of(rows, self.down), rows, self.last_norm)
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FusedLayer:
     """A layer's computation."""
 
-    products: LayerProducts
+    joined: LayerProduct
+    """To query, key and value, `[n, 3 × heads × size]`."""
+    out: LayerProduct
+    norm: NormOptions | Int8Norm
+    up: LayerProduct
+    down: LayerProduct
+    last_norm: NormOptions | Int8Norm
     attend: Attend
     head_size: int
     scaling: float
 
     def packed(self, rows: Tensor, sequences: PackedSequences) -> Tensor:
         """Rows of a packed row, `[total, width]` in and out."""
-        joined = self.products.project(rows)
+        joined = self.joined.of(rows)
         return self._after(self.attend(joined, sequences, self.head_size, self.scaling), rows)
 
     def with_attention(
@@ -128,12 +81,13 @@ class FusedLayer:
         """Of texts `[n, length, width]`; `attend` is given `[n, heads, length, size]` and gives
         `[n, length, heads, size]`."""
         rows_2d = rows.reshape(-1, rows.shape[-1])
-        joined = self.products.project(rows_2d).view(*rows.shape[:2], 3, -1, self.head_size)
+        joined = self.joined.of(rows_2d).view(*rows.shape[:2], 3, -1, self.head_size)
         attended = attend(*joined.permute(2, 0, 3, 1, 4).unbind())
         return self._after(attended.reshape(len(rows_2d), -1), rows_2d).view(rows.shape)
 
     def _after(self, attended: Tensor, rows: Tensor) -> Tensor:
-        return self.products.feed_forward(self.products.merge(attended, rows))
+        rows = self.out.norm_of_sum(attended, rows, self.norm)
+        return self.down.norm_of_sum(self.up.gelu_of(rows, self.down), rows, self.last_norm)
 
 
 def attend_in_groups(
@@ -190,35 +144,64 @@ def _fuse(
         layer.set_submodule(names[part], linear)
     for part in ("key", "value", "activation"):
         layer.set_submodule(names[part], nn.Identity())
-    layer.forward = found.forward
+    layer.forward = found
     return True
 
 
 @dataclass(frozen=True, slots=True)
-class _Replacement:
-    """A layer's fused forward, and the linear layers whose weights it reads."""
+class FusedForward:
+    """A layer's forward as transformers calls it, and the linear layers whose weights it reads."""
 
-    forward: Callable[..., Tensor]
+    fused: FusedLayer
+    attention: Any
     linears: Mapping[str, nn.Linear]
 
     @classmethod
     def of(
         cls,
-        linears: Mapping[str, nn.Linear],
-        products: LayerProducts,
-        attend: Attend,
+        linears: Mapping[str, PrepackedLinear | Int8Linear],
+        parts: Mapping[str, Any],
         attention: Any,
-    ) -> _Replacement:
-        fused = FusedLayer(products, attend, attention.attention_head_size, attention.scaling)
-        return cls(partial(_forward, fused, attention), linears)
+        norm: Callable[[nn.LayerNorm], NormOptions | Int8Norm],
+        attend: Attend,
+    ) -> FusedForward:
+        """By these linear layers, with `norm` of the layer's own norms."""
+        products = {part: linear.product() for part, linear in linears.items()}
+        fused = FusedLayer(
+            joined=products["query"],
+            out=products["out"],
+            norm=norm(parts["norm"]),
+            up=products["up"],
+            down=products["down"],
+            last_norm=norm(parts["last_norm"]),
+            attend=attend,
+            head_size=attention.attention_head_size,
+            scaling=attention.scaling,
+        )
+        return cls(fused, attention, linears)
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        return self.forward(rows)
+    def __call__(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        *_: Any,
+        **options: Any,
+    ) -> Tensor:
+        scaling = self.fused.scaling
+
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            function = attention_function(self.attention.config._attn_implementation)
+            attended: Tensor = function(
+                self.attention, query, key, value, attention_mask, scaling=scaling, **options
+            )[0]
+            return attended
+
+        return self.fused.with_attention(attend, hidden_states)
 
 
 def _prepacked(
     parts: Mapping[str, Any], attention: Any, batch_invariant: bool
-) -> Iterator[_Replacement]:
+) -> Iterator[FusedForward]:
     """Raises `ValueError` where a linear layer cannot be prepacked."""
     found = {}
     for part, linear in _linears(parts).items():
@@ -227,27 +210,14 @@ def _prepacked(
             raise ValueError(f"{part} cannot be prepacked")
         found[part] = packed
     found["up"].post_op = "gelu"
-    products = _products(PrepackedLayer, found, parts, norm_options)
-    yield _Replacement.of(found, products, attend_in_groups, attention)
+    yield FusedForward.of(found, parts, attention, norm_options, attend_in_groups)
 
 
-def _in_int8(parts: Mapping[str, Any], attention: Any, inputs: Inputs) -> Iterator[_Replacement]:
+def _in_int8(parts: Mapping[str, Any], attention: Any, inputs: Inputs) -> Iterator[FusedForward]:
     found = {part: in_int8(one, inputs[parts[part]]) for part, one in _linears(parts).items()}
-    products = _products(Int8Layer, found, parts, Int8Norm.of)
     tiled = has_tile_attention(parts["query"].weight.dtype, attention.attention_head_size)
     attend = tile_attention if tiled else attend_in_groups
-    yield _Replacement.of(found, products, attend, attention)
-
-
-def _products(
-    kind: Callable[..., LayerProducts],
-    linears: Mapping[str, PrepackedLinear | Int8Linear],
-    parts: Mapping[str, Any],
-    norm: Callable[[nn.LayerNorm], NormOptions | Int8Norm],
-) -> LayerProducts:
-    products = {part: linear.product() for part, linear in linears.items()}
-    joined = products.pop("query")
-    return kind(joined=joined, **products, **{part: norm(parts[part]) for part in NORMS})
+    yield FusedForward.of(found, parts, attention, Int8Norm.of, attend)
 
 
 def _linears(parts: Mapping[str, Any]) -> dict[str, nn.Linear]:
@@ -258,35 +228,6 @@ def _linears(parts: Mapping[str, Any]) -> dict[str, nn.Linear]:
 
 def _joined(*linears: nn.Linear) -> nn.Linear:
     """Layers that have the same input as one."""
-    has_bias = linears[0].bias is not None
+    biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
     weight = torch.cat([linear.weight for linear in linears])
-    made = nn.Linear(weight.shape[1], len(weight), bias=has_bias, device="meta")
-    made.weight = nn.Parameter(weight, requires_grad=False)
-    if has_bias:
-        bias = torch.cat([linear.bias for linear in linears])
-        made.bias = nn.Parameter(bias, requires_grad=False)
-    return made
-
-
-def norm_options(norm: nn.LayerNorm) -> NormOptions:
-    return norm.normalized_shape, norm.weight, norm.bias, norm.eps
-
-
-def _forward(
-    fused: FusedLayer,
-    attention: Any,
-    hidden_states: Tensor,
-    attention_mask: Tensor | None = None,
-    *_: Any,
-    **options: Any,
-) -> Tensor:
-    """A layer's forward as transformers calls it."""
-
-    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        function = attention_function(attention.config._attn_implementation)
-        attended: Tensor = function(
-            attention, query, key, value, attention_mask, scaling=fused.scaling, **options
-        )[0]
-        return attended
-
-    return fused.with_attention(attend, hidden_states)
+    return linear_of(weight, torch.cat(biases) if biases else None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch.nn import functional
 from ...cpu.huge_pages import use_huge_pages
 from ...cpu.preemption import yield_to_queries
 from ..classes import transformers_classes
-from ..parts import is_exact_gelu
+from ..parts import is_exact_gelu, linear_of
 from ..replace import PROBE_ROWS, first_equal, probe_rows, replace_children
 from .batch_invariance import (
     PLAIN_PRODUCT,
@@ -32,16 +32,20 @@ from .int8.linear import Int8Linear
 from .onednn import OPERATORS, memory_of, multiply, pack
 
 __all__ = [
+    "NormOptions",
     "PrepackedLinear",
     "Product",
     "fuse_gelus",
     "has_invariant_products",
+    "norm_options",
     "prepack_linears",
     "prepacked",
     "use_huge_pages_for_weights",
 ]
 
 DTYPES = (torch.float32, torch.bfloat16)
+NormOptions = tuple[tuple[int, ...], Tensor | None, Tensor | None, float]
+"""What `torch.layer_norm` takes after the rows."""
 
 
 class PrepackedLinear(nn.Linear):
@@ -97,6 +101,15 @@ class Product:
             rows, self.packed[0], self.bias, self.post_op, [], "none"
         )
         return out
+
+    def gelu_of(self, rows: Tensor, following: Product) -> Tensor:
+        """The exact GELU of the product, which its kernel applies."""
+        assert self.post_op == "gelu"
+        return self.of(rows)
+
+    def norm_of_sum(self, rows: Tensor, residual: Tensor, norm: NormOptions) -> Tensor:
+        """Layer norm of the product and a residual `[n, out features]`."""
+        return torch.layer_norm(self.added_to(residual, rows), *norm)
 
     def added_to(self, residual: Tensor, rows: Tensor) -> Tensor:
         """The same and a residual `[n, out features]`, which is added before the kernel rounds."""
@@ -163,7 +176,9 @@ def use_huge_pages_for_weights(model: nn.Module) -> int:
 def prepacked(layer: nn.Module, batch_invariant: bool) -> PrepackedLinear | None:
     """The layer prepacked, or None where it cannot be or does not agree."""
     if type(layer) in transformers_classes("pytorch_utils", "Conv1D"):
-        layer = _transposed(layer)
+        # GPT-2's, which keeps its weight `[in features, out features]`.
+        weight, bias = cast(Tensor, layer.weight), cast(Tensor, layer.bias)
+        layer = linear_of(weight.detach().T.contiguous(), bias.detach())
     # Subclasses of nn.Linear do something of their own.
     if type(layer) is not nn.Linear or layer.weight.dtype not in DTYPES:
         return None
@@ -180,12 +195,9 @@ def _probe(layer: nn.Linear) -> Tensor:
     return probe_rows(PROBE_ROWS, layer.in_features, dtype=layer.weight.dtype)
 
 
-def _transposed(layer: Any) -> nn.Linear:
-    """GPT-2's linear layer, which keeps its weight `[in features, out features]`, as any other."""
-    made = nn.Linear(layer.nx, layer.nf, device="meta")
-    made.weight = nn.Parameter(layer.weight.detach().T.contiguous(), requires_grad=False)
-    made.bias = layer.bias
-    return made
+def norm_options(norm: nn.LayerNorm) -> NormOptions:
+    """What it gives `torch.layer_norm`."""
+    return norm.normalized_shape, norm.weight, norm.bias, norm.eps
 
 
 def has_invariant_products(

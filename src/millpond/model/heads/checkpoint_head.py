@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ...errors import UnsupportedModel, summary
+from ...layers.parts import linear_of
 from ...pooler.pooling import TokenRows, pool
 
 __all__ = ["CheckpointHead", "Stub", "agree", "probe_ids"]
@@ -208,12 +209,8 @@ def _keep_answers(model: Any, token_ids: Sequence[int]) -> None:
         raise UnsupportedModel(
             f"{type(model).__name__} has no logit for each of the tokens {list(token_ids)}"
         )
-    kept = nn.Linear(full.weight.shape[1], len(token_ids), bias=full.bias is not None)
-    kept.to(full.weight.device, full.weight.dtype).requires_grad_(False)
-    kept.weight.copy_(full.weight[list(token_ids)])
-    if full.bias is not None:
-        kept.bias.copy_(full.bias[list(token_ids)])
-    model.set_output_embeddings(kept)
+    weight, bias = full.weight[list(token_ids)], full.bias
+    model.set_output_embeddings(linear_of(weight, None if bias is None else bias[list(token_ids)]))
 
 
 def _random_rows(length: int, width: int) -> Tensor:

@@ -17,6 +17,7 @@ from torch.nn.functional import linear
 from ...errors import UnsupportedModel, summary
 from ...layers.cpu.activation import replace_activations
 from ...layers.cpu.linear import has_invariant_products, prepacked
+from ...layers.parts import linear_of
 from .checkpoint_head import Stub, agree, probe_ids
 
 __all__ = ["MaskedLanguageHead"]
@@ -83,13 +84,9 @@ class MaskedLanguageHead(nn.Module):
             return
         pieces = []
         for start in range(0, self.dimension, self._width):
-            weight = self._weight[start : start + self._width]
-            layer = nn.Linear(weight.shape[1], len(weight), self._bias is not None, device="meta")
-            layer.weight = nn.Parameter(weight, requires_grad=False)
-            if self._bias is not None:
-                own = self._bias[start : start + self._width]
-                layer.bias = nn.Parameter(own, requires_grad=False)
-            piece = prepacked(layer, batch_invariant)
+            own = slice(start, start + self._width)
+            bias = None if self._bias is None else self._bias[own]
+            piece = prepacked(linear_of(self._weight[own], bias), batch_invariant)
             if piece is None:
                 return
             pieces.append(piece)
