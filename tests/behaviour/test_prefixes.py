@@ -32,7 +32,7 @@ from millpond import (
     EngineError,
     QueueFull,
 )
-from millpond.engine.calls.submission import INLINE_TEXTS
+from millpond.engine.calls.base import INLINE_TEXTS
 from millpond.scheduler.batch import Batch
 from millpond.scheduler.prefix_cache import PrefixCache
 from millpond.scheduler.request import Priority

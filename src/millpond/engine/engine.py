@@ -24,7 +24,7 @@ from ..scheduler.request import Priority, Request, TruncateSide
 from ..stats import EngineStats, ProgressHook, StatsHook
 from . import process
 from .calls.all_kinds import AllCalls
-from .calls.progress import progress_hook
+from .calls.progress import NO_HOOK, progress_hook
 from .calls.scoring import ScoringCalls
 from .calls.stream import EmbeddingStream, require_stream_options
 from .core.core import Health
@@ -143,7 +143,7 @@ class Engine(ScoringCalls, AllCalls):
         failed on (`TextsFailed` for several), `EngineClosed` and `EngineFailed`. `submit` gives
         errors by text and the vectors of the others.
         """
-        with progress_hook(texts, progress) as hook:
+        with NO_HOOK if progress is False else progress_hook(texts, progress) as hook:
             request, single = self._send_texts(
                 texts,
                 EmbedParams(
@@ -349,8 +349,9 @@ class Engine(ScoringCalls, AllCalls):
         )
 
 
-def _vectors(result: Embeddings, single: bool = False) -> npt.NDArray[Any]:
-    result.raise_for_errors()
+def _vectors(result: Embeddings, single: bool) -> npt.NDArray[Any]:
+    if result.errors:
+        result.raise_for_errors()
     vectors: npt.NDArray[Any] = result.vectors[0] if single else result.vectors
     return vectors
 

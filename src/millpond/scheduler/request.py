@@ -115,7 +115,6 @@ class Request:
         self, most_tokens: int | None, refused: Mapping[int, InvalidInput] | None
     ) -> None:
         self.id = next(_request_ids)
-        self.future = RequestFuture()
         self.errors: dict[int, TextFailed | InvalidInput] = dict(refused or {})
         self._be_queued(most_tokens)
         self._expect_results()
@@ -144,6 +143,9 @@ class Request:
         self.waiting_tokens = int(self.size_guesses.sum())
 
     def _expect_results(self) -> None:
+        self._future: RequestFuture | None = None
+        self.own_result: CallResult | None = None
+        """What its caller's thread has computed itself, and then need not wait for."""
         self._result_lock = threading.Lock()
         self.rows = self.output.allocate(len(self))
         self.token_counts = np.zeros(len(self), dtype=np.int32)
@@ -155,6 +157,16 @@ class Request:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @property
+    def future(self) -> RequestFuture:
+        """What its caller waits for. It is made by the caller, before other threads know of it."""
+        if self._future is None:
+            future = RequestFuture()
+            if self.own_result is not None:
+                future.set_result(self.own_result)
+            self._future = future
+        return self._future
 
     @property
     def untokenized(self) -> int:
@@ -246,20 +258,16 @@ class Request:
         Called by the one who took it out of those that are pending. It raises nothing, whatever
         waits for the future: other requests are still to be finished.
         """
+        future = self.future
         try:
-            self.end(error, result_s=result_s)
+            if future.set_running_or_notify_cancel():
+                if error is not None:
+                    future.set_exception(error)
+                else:
+                    future.set_result(self.result(result_s))
         except BaseException:
             logger.exception("the end of a call raised; the engine goes on")
-        self.future.admission.open()
-
-    def end(self, error: MillpondError | None = None, *, result_s: float = 0.0) -> None:
-        """`finish` on the thread of its caller, who alone holds it and may be interrupted."""
-        if not self.future.set_running_or_notify_cancel():
-            return
-        if error is not None:
-            self.future.set_exception(error)
-        else:
-            self.future.set_result(self.result(result_s))
+        future.admission.open()
 
     def deadline_error(self) -> DeadlineExceeded:
         """Its time is over."""

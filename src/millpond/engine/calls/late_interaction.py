@@ -184,6 +184,7 @@ class LateRequest:
 
     future: LateFuture
     requests: tuple[Request, Request]
+    own_result = None
 
     def deadline_error(self) -> DeadlineExceeded:
         """Its time is over."""

@@ -14,7 +14,7 @@ from ...errors import InvalidOption
 from ...stats import CallProgress, ProgressHook
 from ..params.embed import TextsInput
 
-__all__ = ["CallTotals", "ProgressBar", "TruncationLog", "progress_hook"]
+__all__ = ["NO_HOOK", "CallTotals", "ProgressBar", "TruncationLog", "progress_hook"]
 
 logger = logging.getLogger("millpond")
 

@@ -235,11 +235,10 @@ class ScoringCalls(Calls):
     def _submit_taken(
         self, taken: Texts, params: ScoreParams, strict: bool, how: dict[str, bool]
     ) -> tuple[Request, bool]:
-        def make(*, now_s: float) -> tuple[Request, bool]:
-            request = self._inputs.score_request(taken, params, now_s=now_s, strict=strict)
-            return request, taken.is_single
-
-        return self._send(make, **how)
+        core = self._held_core()
+        request = core.inputs.score_request(taken, params, now_s=core.clock(), strict=strict)
+        self._send(core, request, **how)
+        return request, taken.is_single
 
 
 def _checked(result: Any) -> Any:

@@ -2,7 +2,7 @@
 
 Each worker asks for a batch only when it can run one, so batches grow by themselves under load and
 a lone query runs at once. Planning happens under the lock, work outside it. What each thread does
-round by round is in `threads`, and what a caller does in `submission`.
+round by round is in `threads`, and what a caller does in `calls.base`.
 
 A caller's thread may be interrupted between any two steps, and a finalizer may run amid any of
 them, under the lock too. So neither changes what the threads share but by appending to a deque: a
@@ -73,7 +73,8 @@ class EngineCore:
         self.background = BackgroundTasks(is_running=cause is None)
         # Everything below is under the lock; callers change `_inline_request` and, by single
         # assignments, `_health`, `_cause` and `_abandons`.
-        self._inline_request: Request | None = None  # that a caller runs, if it has not ended
+        # What a caller runs. Weakly: it may be interrupted before it says that it is through.
+        self._inline_request: weakref.ref[Request] | None = None
         self._health: Health = "ready" if cause is None else "failed"
         self._cause = cause
         self._abandons = False  # what is pending is to be ended, not run
@@ -128,19 +129,16 @@ class EngineCore:
     def claim_inline(self, request: Request) -> bool:
         """Whether a caller may run its own request, because nothing else is pending or runs."""
         with self.lock:
-            self.require_open()
             other = self._inline_request
-            is_free = other is None or other.future.done()
-            if not is_free or not self.is_idle:
+            is_free = other is None or other() is None
+            if not is_free or self._health != "ready" or not self.is_idle:
                 return False
-            self._inline_request = request
+            self._inline_request = weakref.ref(request)
             return True
 
-    def release_inline(self, request: Request) -> None:
-        """A caller no longer runs its own request."""
-        with self.lock:
-            if self._inline_request is request:
-                self._inline_request = None
+    def release_inline(self) -> None:
+        """The caller that runs its own request is through with it."""
+        self._inline_request = None
 
     def complete_inline(self, request: Request, result: BatchResult) -> None:
         """`complete`, for a request that its caller has run."""
@@ -150,7 +148,6 @@ class EngineCore:
             self._counts.add_request(request)
         self._counts.call_hooks(deliveries)
         self._counts.warn_of_truncation(request)
-        request.end(result_s=self.clock())
 
     def fail_from_caller(self, cause: Exception) -> EngineFailed:
         """A caller's own batch showed that no other can run; what it is to raise."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from fakes import PATIENCE_S, FakeRunner, held_engine, vectors_for, wait_until_tokenized
 
-from millpond.engine.calls.submission import FEW_QUERIES
+from millpond.engine.calls.base import FEW_QUERIES
 from millpond.errors import InvalidInput
 
 MANY = 40
