@@ -156,6 +156,8 @@ def test_what_means_something_else_is_not_equal(field: str) -> None:
         ({"max_query_wait_ms": float("nan")}, "above 0"),
         ({"max_query_wait_ms": "30"}, "milliseconds"),
         ({"max_query_wait_ms": True}, "milliseconds"),
+        ({"tokenizer_process": True}, "choose 'auto' or 'on' or 'off'"),
+        ({"prefix_cache": "on"}, "choose 'auto' or 'off'"),
         ({"revision": 7}, "revision=7"),
         ({"revision": ""}, "revision=''"),
         ({"pooling": 7}, "pooling=7"),

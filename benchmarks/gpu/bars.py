@@ -18,6 +18,7 @@ import time
 STARTED = time.perf_counter()  # what is imported below takes its share
 
 import argparse
+import json
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
@@ -53,7 +54,7 @@ def measure_model(
     """All figures of one model."""
     shape = shape_of(name, options.device)
     work = Work(words, shape, name, share=options.share)
-    load = partial(Engine, folder, device=options.device)
+    load = partial(Engine, folder, device=options.device, **options.engine)
     with ExitStack() as stack:
         since = time.perf_counter()
         engine = report.attempt(f"{name}: load", load)
@@ -96,6 +97,9 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=SECONDS)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--share", type=float, default=1.0, help="of the texts, for a rehearsal")
+    parser.add_argument(
+        "--engine", type=json.loads, default={}, help="options of the engine, as a JSON object"
+    )
     parser.add_argument("--real", type=Path, help="a checkpoint of all-MiniLM-L6-v2")
     parser.add_argument("--judged", type=Path, help="texts, queries and judgements")
     return parser.parse_args(arguments)

@@ -15,9 +15,18 @@ from typing import Any, Literal, TypedDict, get_args
 
 from .errors import InvalidOption
 
-__all__ = ["DTypeName", "EngineConfig", "EngineOptions", "PoolingMode", "option", "require_bool"]
+__all__ = [
+    "DTypeName",
+    "EngineConfig",
+    "EngineOptions",
+    "PoolingMode",
+    "TokenizerOption",
+    "option",
+    "require_bool",
+]
 
 DTypeName = Literal["auto", "float32", "float16", "bfloat16", "int8", "fp8"]
+TokenizerOption = Literal["auto", "on", "off"]
 PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
 RENAMED = {
@@ -120,6 +129,12 @@ class EngineConfig:
         "a decoder whose last token is the vector. Up to a tenth of the memory that is "
         "free, or up to half of what a limit of the memory leaves beside the weights.",
     )
+    tokenizer_process: TokenizerOption = option(
+        "auto",
+        "Tokenise the texts of ingestion in a process of its own, so that queries and a GPU do not "
+        "wait for Python meanwhile. auto: where the model runs on CUDA or in several processes, "
+        "and this process may use four processors or more.",
+    )
     warmup: bool = option(
         False, "On CUDA, prepare for queries while loading, not at the first of each size."
     )
@@ -209,10 +224,14 @@ class EngineConfig:
             f"max_query_wait_ms={wait!r}: it must be a number of milliseconds above 0",
         )
         self._validate_memory()
-        _require(
-            self.prefix_cache in ("auto", "off"),
-            f"prefix_cache={self.prefix_cache!r}: choose 'auto' or 'off'",
-        )
+        for name, choices in (
+            ("prefix_cache", ("auto", "off")),
+            ("tokenizer_process", get_args(TokenizerOption)),
+        ):
+            value = getattr(self, name)
+            _require(
+                value in choices, f"{name}={value!r}: choose {' or '.join(map(repr, choices))}"
+            )
         for name in ("trust_remote_code", "warmup", "batch_invariant"):
             require_bool(name, getattr(self, name))
         _require(
@@ -254,6 +273,7 @@ class EngineOptions(TypedDict, total=False):
     memory_utilization: float | None
     memory_bytes: int | None
     prefix_cache: Literal["auto", "off"]
+    tokenizer_process: TokenizerOption
     warmup: bool
     batch_invariant: bool
     cache_dir: str | None

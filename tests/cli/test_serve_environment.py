@@ -37,6 +37,7 @@ VALUES = {
     "load_format": "safetensors",
     "memory_utilization": "0.5",
     "tensor_parallel_size": "1",
+    "tokenizer_process": "on",
     "root_path": "/pond",
 }
 WITHOUT_EFFECT = {

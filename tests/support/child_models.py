@@ -60,6 +60,29 @@ class ChildRunner(FakeRunner):
         return super().collect(handle)
 
 
+class ReloadableTokenizer(FakeTokenizer):
+    """Loaded again by `load_again`, it dies of the word "die" and raises for the word "unlike"."""
+
+    def __init__(self, *, most_tokens: int = 8, is_again: bool = False) -> None:
+        super().__init__(FakeRunner(max_length=most_tokens))
+        self.load_again: Any = partial(ReloadableTokenizer, most_tokens=most_tokens, is_again=True)
+        self.texts = 0
+        self._is_again = is_again
+
+    def encode(self, texts: Any, **options: Any) -> Any:
+        self.texts += len(texts)
+        if self._is_again and "die" in texts:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._is_again and "unlike" in texts:
+            raise ValueError("the other process cannot read it")
+        return super().encode(texts, **options)
+
+
+def fails_to_load() -> Any:
+    """In the place of what loads a tokenizer."""
+    raise FileNotFoundError("the checkpoint is gone")
+
+
 class RaggedRunner(ChildRunner):
     """Gives each text a row for each of its tokens."""
 

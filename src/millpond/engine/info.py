@@ -36,6 +36,8 @@ class EngineInfo:
     """Processes that each copy is split among."""
     processes: tuple[int, ...] = ()
     """The ids of the processes that run them; empty where that is this one."""
+    tokenizer_process: bool = False
+    """Whether texts of ingestion are tokenised in a process of its own, from some thousand on."""
 
     @property
     def kind(self) -> Kind:

@@ -6,10 +6,12 @@ queue and no device.
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -24,7 +26,14 @@ from ..scheduler.token_chunk import TokenChunk
 from .params.embed import NO_TEXTS, EmbedParams, Texts, TextsInput, take_strings, take_texts
 from .params.score import ScoreParams
 from .settings import SettingsOfCalls, most_queue_tokens
-from .tokenizer import PairReader, TokenIds, Tokenizer, TokenNames
+from .tokenizer import (
+    CallTokenizer,
+    PairReader,
+    TokenIds,
+    Tokenizer,
+    TokenNames,
+    call_tokenizer,
+)
 
 __all__ = ["InputProcessor", "Tokenized"]
 
@@ -94,6 +103,13 @@ class InputProcessor:
             spec, self._routes, self._tokenizers, caches_prefixes=caches_prefixes
         )
         self._clock = clock
+        self._call: CallTokenizer = partial(call_tokenizer, self._tokenizers)
+
+    def calling(self, call: CallTokenizer) -> InputProcessor:
+        """The same, whose texts and pairs are tokenised by `call`."""
+        other = copy.copy(self)
+        other._call = call
+        return other
 
     def request(
         self,
@@ -314,20 +330,13 @@ class InputProcessor:
         return chunks
 
     def _encoded(self, request: Request, texts: Sequence[Any]) -> TokenIds:
-        tokenizer, limit = self._tokenizers[request.route], self._limit(request)
-        if isinstance(texts[0], Pair):
-            return cast("PairReader", tokenizer).encode_pairs(
-                texts, prompt=request.prompt, truncate=request.truncate, max_length=limit
-            )
+        route, limit = request.route, self._limit(request)
         if request.tokenized:
-            return tokenizer.fit_ids(texts, request.truncate, max_length=limit)
-        return tokenizer.encode(
-            texts,
-            prompt=request.prompt,
-            task=request.task,
-            truncate=request.truncate,
-            max_length=limit,
-        )
+            return self._tokenizers[route].fit_ids(texts, request.truncate, max_length=limit)
+        options = {"prompt": request.prompt, "truncate": request.truncate, "max_length": limit}
+        if isinstance(texts[0], Pair):
+            return self._call(route, "encode_pairs", texts, options)
+        return self._call(route, "encode", texts, {"task": request.task, **options})
 
     def _limit(self, request: Request) -> int | None:
         """The lowest limit of a call's texts beside the tokenizer's own."""

@@ -31,6 +31,7 @@ from .core.threads import make_threads
 from .info import EngineInfo
 from .inputs import InputProcessor
 from .tokenizer import Tokenizer
+from .tokenizer_process import TokenizerProcess
 
 __all__ = ["Handle", "ModelInstance"]
 
@@ -67,6 +68,7 @@ class ModelInstance:
         self.spec = spec
         self.runners = tuple(runners)
         self.config = config
+        self._tokenizers = tuple(tokenizers)
         self.inputs = InputProcessor(
             spec,
             self.runners[0].routes,
@@ -148,7 +150,12 @@ class ModelInstance:
         # Where an interrupt keeps the instance from its engine, no other code would stop it.
         close = partial(core.close, drain=True, wait=False)
         weakref.finalize(self, core.run_in_background, close).atexit = False
-        core.start(() if cause is not None else make_threads(core))
+        self._tokenizer_process = TokenizerProcess.of(
+            self._tokenizers,
+            config.tokenizer_process,
+            feeds_others=len(runners) > 1 or any("cuda" in r.device_name for r in runners),
+        )
+        core.start(() if cause is not None else make_threads(core, self._tokenizer_process))
         return core
 
     @property
@@ -236,6 +243,7 @@ class ModelInstance:
             replicas=len(self.runners),
             tensor_parallel_size=self.config.tensor_parallel_size,
             processes=tuple(pid for runner in self.runners for pid in runner.pids),
+            tokenizer_process=self._tokenizer_process is not None,
         )
 
     def after_fork_in_child(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..pair import Pair
 
-__all__ = ["PairReader", "TokenIds", "TokenNames", "Tokenizer"]
+__all__ = ["CallTokenizer", "PairReader", "TokenIds", "TokenNames", "Tokenizer", "call_tokenizer"]
 
 
 class TokenIds(Protocol):
@@ -83,3 +83,19 @@ class PairReader(Tokenizer, Protocol):
         self, texts: Sequence[str], *, prompt: str, truncate: Any, max_length: int | None
     ) -> Sequence[Sequence[tuple[int, int] | None]]:
         """The characters of each token that `encode` keeps."""
+
+
+CallTokenizer = Callable[[int, str, Sequence[Any], Mapping[str, Any]], TokenIds]
+"""Calls the tokenizer of a route: `encode` or `encode_pairs`, the texts, the other arguments."""
+
+
+def call_tokenizer(
+    tokenizers: Sequence[Tokenizer],
+    route: int,
+    method: str,
+    texts: Sequence[Any],
+    options: Mapping[str, Any],
+) -> TokenIds:
+    """In this process; raises what it raises."""
+    tokens: TokenIds = getattr(tokenizers[route], method)(texts, **options)
+    return tokens

@@ -17,21 +17,24 @@ from ...locks import this_thread_pauses
 from ...scheduler.request import Priority, Request
 from ...scheduler.request_future import this_thread
 from ...scheduler.scheduler import Claim
+from ..inputs import InputProcessor, Tokenized
+from ..tokenizer_process import TokenizerProcess
 from .core import EngineCore
 from .worker import Worker
 
 __all__ = ["make_threads"]
 
 
-def make_threads(core: EngineCore) -> Sequence[threading.Thread]:
-    """The threads that serve `core`, not started."""
+def make_threads(
+    core: EngineCore, process: TokenizerProcess | None = None
+) -> Sequence[threading.Thread]:
+    """The threads that serve `core`, not started. Texts of ingestion are tokenised in `process`."""
     roles: dict[str, Callable[[], None]] = {
         f"batch-{number}": partial(_run_batches, core, worker)
         for number, worker in enumerate(core.pool.workers)
     }
-    roles |= {
-        f"tokenize-{priority.value}": partial(_tokenize, core, priority) for priority in Priority
-    }
+    roles["tokenize-interactive"] = partial(_tokenize, core, Priority.INTERACTIVE, core.inputs)
+    roles["tokenize-bulk"] = partial(_tokenize_bulk, core, process)
     roles["background"] = partial(_run_background, core)
     return [
         threading.Thread(target=_guarded, args=(core, work), name=f"millpond-{role}", daemon=True)
@@ -56,11 +59,20 @@ def _run_batches(core: EngineCore, worker: Worker) -> None:
     core.end_worker()
 
 
-def _tokenize(core: EngineCore, priority: Priority) -> None:
-    if priority is Priority.BULK:
-        this_thread_pauses.call = core.wakes.pause_for_queries
+def _tokenize_bulk(core: EngineCore, process: TokenizerProcess | None) -> None:
+    this_thread_pauses.call = core.wakes.pause_for_queries
+    if process is None:
+        _tokenize(core, Priority.BULK, core.inputs)
+        return
+    try:
+        _tokenize(core, Priority.BULK, core.inputs.calling(process.call))
+    finally:
+        process.close()
+
+
+def _tokenize(core: EngineCore, priority: Priority, inputs: InputProcessor) -> None:
     while claims := _next_to_tokenize(core, priority):
-        _tokenize_claimed(core, claims)
+        _tokenize_claimed(core, claims, inputs.tokenize_all(claims))
         del claims  # they would keep their requests while this thread waits
 
 
@@ -78,8 +90,9 @@ def _next_to_tokenize(core: EngineCore, priority: Priority) -> Sequence[Claim]:
         core.wakes.wait_to_tokenize(priority)
 
 
-def _tokenize_claimed(core: EngineCore, claims: Sequence[Claim]) -> None:
-    tokenized = core.inputs.tokenize_all(claims)
+def _tokenize_claimed(
+    core: EngineCore, claims: Sequence[Claim], tokenized: Sequence[Tokenized | MillpondError]
+) -> None:
     ended: list[tuple[Request, MillpondError]] = []
     with core.lock:
         now_s = core.clock()

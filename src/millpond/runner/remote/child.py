@@ -1,23 +1,13 @@
 """The entry of a child: `python -m millpond.runner.remote.child DESCRIPTOR`.
 
-It loads what its parent says and runs batches, a thread for each that may run at a time. It lives
-as long as the connection to its parent: when that ends, because the engine is closed or the parent
-is gone, however that ended, the child ends at once, in the middle of a pass too. No signal that
-a terminal or a supervisor sends to a whole group ends it before its parent.
-
-It is a program of its own and no `multiprocessing` child: that would import the user's main module
-again, which has effects where it is not guarded, and which a notebook does not have.
+It loads what its parent says and runs batches, a thread for each that may run at a time.
 """
 
 from __future__ import annotations
 
-import faulthandler
 import logging
-import os
 import queue
-import signal
 import socket
-import sys
 import threading
 import traceback
 from typing import Any
@@ -27,15 +17,15 @@ from .batch_codec import batch_of, row_arrays
 from .channel import Message, Port
 from .errors import error_array, packed_error
 from .messages import ConnectionEnded, receive_message, send_message
+from .program import or_exit, run_as_child
 from .task import ChildTask, RunnerFacts
 
-__all__ = ["FREE_MEMORY", "GAVE_ROWS", "RAISED", "RUN", "main"]
+__all__ = ["FREE_MEMORY", "GAVE_ROWS", "RAISED", "RUN"]
 
 RUN, FREE_MEMORY = 1, 2
 """What a parent asks for."""
 GAVE_ROWS, RAISED, DID = 1, 2, 3
 """What a child answers."""
-FAILED = 70  # the exit status where a thread ends that is not to
 
 
 class Turns:
@@ -134,7 +124,7 @@ class Child:
         """Load, say so, and serve for as long as there is a parent."""
         (task, level), _ = receive_message(self._connection)
         self._log_to_parent(level)
-        threading.Thread(target=_or_exit, args=(self._listen,), daemon=True).start()
+        threading.Thread(target=or_exit, args=(self._listen,), daemon=True).start()
         loaded = self._load(task)
         if loaded is None:
             return
@@ -144,7 +134,7 @@ class Child:
         ports = [Port([socket.socket(fileno=descriptor)]) for descriptor in descriptors]
         servers = [SlotServer(port, runner, turns, answers=answers) for port in ports]
         threads = [
-            threading.Thread(target=_or_exit, args=(server.run,), name=f"millpond-slot-{number}")
+            threading.Thread(target=or_exit, args=(server.run,), name=f"millpond-slot-{number}")
             for number, server in enumerate(servers)
         ]
         for thread in threads:
@@ -177,30 +167,5 @@ class Child:
         logger.propagate = False
 
 
-def _or_exit(work: Any) -> None:
-    """Do what never ends but with the process."""
-    try:
-        work()
-    except ConnectionEnded:
-        os._exit(0)  # now: a pass may be running, and nothing is to be kept
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(FAILED)
-
-
-def main() -> None:
-    """Be a child of the process at the other end of the descriptor."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
-    faulthandler.enable()
-    os.dup2(2, 1)  # what is printed does not go among what the parent's program prints
-    connection = socket.socket(fileno=int(sys.argv[1]))
-    connection.set_inheritable(False)
-    _or_exit(Child(connection).run)
-    sys.stderr.flush()
-    os._exit(0)  # where the model did not load
-
-
 if __name__ == "__main__":
-    main()
+    run_as_child(lambda connection: Child(connection).run())

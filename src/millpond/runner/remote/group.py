@@ -26,6 +26,8 @@ from .task import ChildTask, RunnerFacts
 
 __all__ = ["ChildGroup", "load_groups"]
 
+PROGRAM = "millpond.runner.remote.child"
+
 Lost = Callable[[Exception], object]
 
 _watches: weakref.WeakSet[Watch] = weakref.WeakSet()  # of this process; for a fork
@@ -70,7 +72,8 @@ class Watch:
 
     def _start(self) -> None:
         for task in self._tasks:
-            self.children.append(ChildProcess(task))
+            rank, environment = task.rank.rank, task.environment
+            self.children.append(ChildProcess(PROGRAM, task, rank=rank, environment=environment))
             if self._is_closing:
                 self.children[-1].end()
 
@@ -148,9 +151,7 @@ class Watch:
             self.on_lost(error)
 
     def after_fork_in_child(self) -> None:
-        """The children are the parent's. Its connections close with the parent, so none is kept."""
-        for child in self.children:
-            child.forget()
+        """The children are the parent's. Their ports close with the parent, so none is kept."""
         for port in self.ports:
             port.close()
         self.error = EngineError("the process was forked, and the model's process is the parent's")

@@ -9,33 +9,48 @@ import signal
 import socket
 import subprocess
 import sys
+import weakref
 from collections import deque
+from collections.abc import Mapping
 from multiprocessing import spawn
 from typing import Any
 
 from ...errors import EngineError
 from .messages import ConnectionEnded, send_message
-from .task import ChildTask
 
 __all__ = ["ChildProcess"]
 
 ENDS_WITHIN_S = 5.0  # once its connection is closed; it is killed then
+NO_VARIABLES: Mapping[str, str] = {}
 MOST_LINES, LINE_BYTES = 20, 500  # of what it wrote last, for the message of its death
 
 logger = logging.getLogger("millpond")
+
+_children: weakref.WeakSet[ChildProcess] = weakref.WeakSet()  # of this process; for a fork
 
 
 class ChildProcess:
     """A child that was started for a task. One thread, which no interrupt comes to, owns it."""
 
-    def __init__(self, task: ChildTask) -> None:
-        """Start it. Raises `EngineError` where the system lets no process be started."""
-        self.rank = task.rank.rank
+    def __init__(
+        self,
+        program: str,
+        task: Any,
+        *,
+        rank: int = 0,
+        environment: Mapping[str, str] = NO_VARIABLES,
+    ) -> None:
+        """Start a module that calls `run_as_child`, and send it a task, which pickles.
+
+        `environment` has variables that it gets beside this process's, or instead of them.
+        Raises `EngineError` where the system lets no process be started.
+        """
+        self.rank = rank
         self.connection, other = socket.socketpair()
         self._last_lines: deque[str] = deque(maxlen=MOST_LINES)
         try:
             with other:
-                self._process = _start(task, other)
+                self._process = _start(program, other, environment)
             assert self._process.stderr is not None
             self.written = self._process.stderr
             self.exit_descriptor = _exit_descriptor(self._process.pid)
@@ -45,6 +60,7 @@ class ChildProcess:
         except BaseException:
             self.connection.close()
             raise
+        _children.add(self)
 
     @property
     def pid(self) -> int:
@@ -126,16 +142,18 @@ def _exit_descriptor(pid: int) -> int | None:
         return None
 
 
-def _start(task: ChildTask, connection: socket.socket) -> subprocess.Popen[bytes]:
+def _start(
+    program: str, connection: socket.socket, variables: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
     executable = spawn.get_executable()  # the one that `multiprocessing` was told of, if it was
     if not executable or getattr(sys, "frozen", False):
         raise EngineError(
-            "the model cannot have a process of its own: sys.executable is no Python that could "
+            "no process can be started for the engine: sys.executable is no Python that could "
             "run it; name one with multiprocessing.set_executable, or leave out replicas"
         )
     path = [entry or os.getcwd() for entry in sys.path if isinstance(entry, str)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), **task.environment}
-    command = [os.fsdecode(executable), "-P", "-m", "millpond.runner.remote.child"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), **variables}
+    command = [os.fsdecode(executable), "-P", "-m", program]
     options: dict[str, Any] = {
         "stdin": subprocess.DEVNULL,
         "stdout": subprocess.DEVNULL,
@@ -148,4 +166,14 @@ def _start(task: ChildTask, connection: socket.socket) -> subprocess.Popen[bytes
     try:
         return subprocess.Popen([*command, str(connection.fileno())], **options)
     except OSError as error:
-        raise EngineError(f"a process for the model could not be started: {error}") from error
+        raise EngineError(f"a process of the engine could not be started: {error}") from error
+
+
+def _after_fork_in_child() -> None:
+    for child in list(_children):
+        with contextlib.suppress(OSError):
+            child.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -31,7 +31,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from ...locks import this_thread_pauses
 
-__all__ = ["WordCache", "ids_of", "word_cache"]
+__all__ = ["WordCache", "ids_of", "keep_to_words", "word_cache"]
 
 Tokenize = Callable[[list[str], bool], Sequence[Any]]
 Row = Any
@@ -44,6 +44,8 @@ TEXTS_BETWEEN_PAUSES = 32
 MANY_TEXTS = 32  # a call of more is for the tokenizer's threads
 MANY_PROCESSORS = 8  # if there are these for them
 FEW_WORDS = 8  # are quicker one by one: more go through the tokenizer's pool of threads
+
+_keeps_to_words = False  # set once, before a tokenizer is loaded
 
 _LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _OTHERS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -83,8 +85,17 @@ def word_cache(
     return cache
 
 
+def keep_to_words() -> None:
+    """For a process with no other work: from now on tokenizers are loaded for calls of any size
+    to go by words, on many processors too."""
+    global _keeps_to_words
+    _keeps_to_words = True
+
+
 def _has_threads() -> bool:
     """Whether the tokenizer has threads of its own, and processors for them."""
+    if _keeps_to_words:
+        return False
     asked = os.environ.get("TOKENIZERS_PARALLELISM", "true").lower()
     processors = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):

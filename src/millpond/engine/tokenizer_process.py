@@ -1,0 +1,150 @@
+"""`TokenizerProcess`: texts of ingestion tokenised in another process, which has an interpreter's
+lock of its own.
+
+A GPU is fed by a few threads of Python, and a thread that tokenises takes the lock from them for
+milliseconds at a time: queries wait, and so does the GPU. In another process it takes nothing.
+
+The process is started with the first few thousand texts. Until it is ready, and wherever it cannot
+answer, this process's own tokenizer does: a text is never refused for want of the other.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..config import TokenizerOption
+from ..runner.remote.channel import Port
+from ..runner.remote.messages import ConnectionEnded
+from ..runner.remote.process import ChildProcess
+from ..tokenization.token_ids import TokenizedTexts
+from .tokenizer import TokenIds, Tokenizer, call_tokenizer
+
+__all__ = ["ENCODED", "RAISED", "READY", "TokenizerProcess"]
+
+TOKENIZE = 1
+"""What the parent asks for: a pickle of route, method, texts and the other arguments, as uint8."""
+READY, ENCODED, RAISED = 1, 2, 3
+"""What a child answers: first that it is ready, then ids, lengths and truncated; or nothing."""
+PROGRAM = "millpond.engine.tokenizer_child"
+FIRST_TEXTS = 2048  # are tokenised here; a start costs about as much processor time as 20,000
+FEWEST_TEXTS = 32  # of a call that is worth the way there and back
+MANY_PROCESSORS = 4  # of which one may be the child's
+
+logger = logging.getLogger("millpond")
+
+
+class TokenizerProcess:
+    """A child and its tokenizers. One thread uses and closes it, which no interrupt comes to."""
+
+    def __init__(
+        self, tokenizers: Sequence[Tokenizer], loaders: Sequence[Callable[[], Any]]
+    ) -> None:
+        """`loaders` load the same tokenizers again; they pickle."""
+        self._loaders = tuple(loaders)
+        self._tokenizers = tuple(tokenizers)
+        self._child: ChildProcess | None = None
+        self._port: Port | None = None  # once the child is ready
+        self._texts_until_start = FIRST_TEXTS
+        self._is_lost = False
+        self.texts = 0
+        """That the child has tokenised."""
+
+    @classmethod
+    def of(
+        cls, tokenizers: Sequence[Tokenizer], asked: TokenizerOption, *, feeds_others: bool
+    ) -> TokenizerProcess | None:
+        """None where it is not to be, or one of the tokenizers cannot be loaded again.
+
+        By itself it is where texts run on a GPU or in processes of their own (`feeds_others`) and
+        there are processors enough.
+        """
+        pays = feeds_others and _processors() >= MANY_PROCESSORS
+        if not (asked == "on" or (asked == "auto" and pays)):
+            return None
+        loaders = [getattr(tokenizer, "load_again", None) for tokenizer in tokenizers]
+        return None if None in loaders else cls(tokenizers, [load for load in loaders if load])
+
+    @property
+    def pid(self) -> int | None:
+        """The child's, while there is one."""
+        child = self._child
+        return None if child is None else child.pid
+
+    def call(
+        self, route: int, method: str, texts: Sequence[Any], options: Mapping[str, Any]
+    ) -> TokenIds:
+        """What `method` of a route's tokenizer gives. Raises what it raises."""
+        answer = None
+        if len(texts) >= FEWEST_TEXTS:
+            try:
+                answer = self._ask(len(texts), (route, method, list(texts), options))
+            except Exception as error:
+                self._lose(error)
+        if answer is not None:
+            self.texts += len(texts)
+            return answer
+        return call_tokenizer(self._tokenizers, route, method, texts, options)
+
+    def _ask(self, texts: int, call: Any) -> TokenizedTexts | None:
+        """The child's answer; None where it is not there, not ready, or raised."""
+        if not self._is_ready(texts):
+            return None
+        assert self._port is not None
+        try:
+            data = pickle.dumps(call, protocol=pickle.HIGHEST_PROTOCOL)
+        except Exception:  # texts of a class that does not pickle
+            return None
+        self._port.send(TOKENIZE, [np.frombuffer(data, dtype=np.uint8)])
+        kind, _, arrays = self._port.receive()
+        if kind != ENCODED:
+            return None
+        ids, lengths, truncated = (array.copy() for array in arrays)
+        return TokenizedTexts(ids, lengths, truncated)
+
+    def _is_ready(self, texts: int) -> bool:
+        if self._is_lost:
+            return False
+        if self._child is None:
+            self._texts_until_start -= texts
+            if self._texts_until_start <= 0:
+                self._child = ChildProcess(PROGRAM, self._loaders)
+            return False
+        self._child.read_written()
+        if self._port is None and self._child.has_said_more():
+            port = Port([self._child.connection])
+            port.receive()
+            self._port = port
+        return self._port is not None
+
+    def _lose(self, error: Exception) -> None:
+        self._is_lost = True
+        child = self._child
+        self.close()
+        if child is not None and isinstance(error, ConnectionEnded):
+            reason = f"the tokenizer's {child.how_it_ended()}"
+        else:
+            reason = f"the tokenizer's process: {error}"
+        logger.warning("%s; texts are tokenised in this process from now on", reason)
+
+    def close(self) -> None:
+        """End the child, and wait for that."""
+        self._is_lost = True
+        child, self._child, self._port = self._child, None, None
+        if child is not None:
+            child.wait()
+            child.close()
+
+    def __repr__(self) -> str:
+        return f"TokenizerProcess(pid={self.pid}, texts={self.texts}, lost={self._is_lost})"
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(os.getpid()))
+    return os.cpu_count() or 1
