@@ -49,7 +49,7 @@ MAY_IMPORT = {
         "checkpoint scheduler tokenization model runner"
     ),
     "server": "config stats pair outputs embeddings scores multi_vector sparse engine",
-    "ray": "config embeddings scores sparse engine server",
+    "ray": "config outputs embeddings scores sparse engine server",
     "integrations": "config engine",
     "cli": "config stats embeddings scores multi_vector sparse checkpoint engine server ray",
     "__main__": "cli",

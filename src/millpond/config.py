@@ -21,7 +21,10 @@ __all__ = [
     "EngineOptions",
     "PoolingMode",
     "TokenizerOption",
+    "is_count",
+    "is_number",
     "option",
+    "require",
     "require_bool",
 ]
 
@@ -49,6 +52,16 @@ RENAMED = {
     "truncate_dim": "dimensions is an option of a call",
 }
 """What options that there are no more, or that sentence-transformers has, are called here."""
+
+_COUNTS = {
+    "max_length": "tokens",
+    "max_batch_tokens": "tokens",
+    "max_queue_tokens": "tokens",
+    "replicas": "copies",
+    "tensor_parallel_size": "devices",
+    "memory_bytes": "bytes",
+}
+"""Options that are a whole number of something."""
 
 
 def option(
@@ -157,7 +170,7 @@ class EngineConfig:
         if isinstance(self.pooling, str):
             set_field(self, "pooling", (self.pooling,))
         elif self.pooling is not None:
-            _require(
+            require(
                 isinstance(self.pooling, Sequence),
                 f"pooling={self.pooling!r}: it must be the name of a mode, or a list of them",
             )
@@ -188,39 +201,26 @@ class EngineConfig:
         return kept | ({"prompts": dict(kept["prompts"])} if "prompts" in kept else {})
 
     def _validate(self) -> None:
-        _require(bool(self.model), "model is empty; name a folder or a model on the hub")
-        _require(
+        require(bool(self.model), "model is empty; name a folder or a model on the hub")
+        require(
             self.dtype in get_args(DTypeName),
             f"dtype={self.dtype!r}: choose one of {', '.join(get_args(DTypeName))}",
         )
         for mode in self.pooling or ():
-            _require(
+            require(
                 mode in get_args(PoolingMode),
                 f"pooling={mode!r}: choose among {', '.join(get_args(PoolingMode))}",
             )
-        _require(self.pooling != (), "pooling is empty; leave it out for the checkpoint's own")
-        for name in ("max_length", "max_batch_tokens", "max_queue_tokens"):
-            value = getattr(self, name)
-            if value in (None, "auto") and name != "max_queue_tokens":
-                continue
-            _require(
-                isinstance(value, int) and not isinstance(value, bool) and value >= 1,
-                f"{name}={value!r}: it must be a whole number of tokens, at least 1",
+        require(self.pooling != (), "pooling is empty; leave it out for the checkpoint's own")
+        for name, unit in _COUNTS.items():
+            value, default = getattr(self, name), getattr(type(self), name)
+            require(
+                is_count(value) or (value == default and isinstance(default, str | None)),
+                f"{name}={value!r}: it must be a whole number of {unit}, at least 1",
             )
-        replicas = self.replicas
-        _require(
-            replicas is None
-            or (isinstance(replicas, int) and not isinstance(replicas, bool) and replicas >= 1),
-            f"replicas={replicas!r}: it must be a whole number of copies, at least 1",
-        )
-        size = self.tensor_parallel_size
-        _require(
-            isinstance(size, int) and not isinstance(size, bool) and size >= 1,
-            f"tensor_parallel_size={size!r}: it must be a whole number of devices, at least 1",
-        )
         wait = self.max_query_wait_ms
-        _require(
-            _is_number(wait) and 0 < wait < float("inf"),
+        require(
+            is_number(wait) and 0 < wait < float("inf"),
             f"max_query_wait_ms={wait!r}: it must be a number of milliseconds above 0",
         )
         self._validate_memory()
@@ -229,27 +229,21 @@ class EngineConfig:
             ("tokenizer_process", get_args(TokenizerOption)),
         ):
             value = getattr(self, name)
-            _require(
-                value in choices, f"{name}={value!r}: choose {' or '.join(map(repr, choices))}"
-            )
+            require(value in choices, f"{name}={value!r}: choose {' or '.join(map(repr, choices))}")
         for name in ("trust_remote_code", "warmup", "batch_invariant"):
             require_bool(name, getattr(self, name))
-        _require(
+        require(
             self.revision is None or (isinstance(self.revision, str) and bool(self.revision)),
             f"revision={self.revision!r}: it must be the name of a branch, a tag or a commit",
         )
 
     def _validate_memory(self) -> None:
         share, size = self.memory_utilization, self.memory_bytes
-        _require(
-            share is None or (_is_number(share) and 0 < share <= 1),
+        require(
+            share is None or (is_number(share) and 0 < share <= 1),
             f"memory_utilization={share!r}: it must be a share above 0 and at most 1",
         )
-        _require(
-            size is None or (isinstance(size, int) and not isinstance(size, bool) and size > 0),
-            f"memory_bytes={size!r}: it must be a whole number of bytes above 0",
-        )
-        _require(
+        require(
             share is None or size is None,
             "memory_utilization and memory_bytes both limit the memory; give one of them",
         )
@@ -295,7 +289,7 @@ def _device(device: Any) -> str | tuple[str, ...]:
     if device is None:
         return "auto"
     names = (device,) if isinstance(device, str) else device
-    _require(
+    require(
         isinstance(names, Sequence)
         and len(names) > 0
         and all(isinstance(name, str) and name for name in names),
@@ -310,25 +304,32 @@ def _frozen_prompts(prompts: Any) -> tuple[tuple[str, str], ...]:
     except (TypeError, ValueError):
         raise InvalidOption(f"prompts={prompts!r}: it must map names to texts") from None
     for name, text in frozen.items():
-        _require(
+        require(
             isinstance(name, str) and isinstance(text, str),
             f"prompts[{name!r}]={text!r}: names and prompts must be strings",
         )
     return tuple(sorted(frozen.items()))
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Raise `InvalidOption` unless the condition holds."""
     if not condition:
         raise InvalidOption(message)
 
 
 def require_bool(name: str, value: object) -> None:
     """Raise `InvalidOption` for anything but True and False: "false" and 0 mean one of them."""
-    _require(isinstance(value, bool), f"{name}={value!r}: it must be True or False")
+    require(isinstance(value, bool), f"{name}={value!r}: it must be True or False")
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether it is a number of Python's, and no bool."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_count(value: object) -> bool:
+    """Whether it is a whole number of Python's, at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _path_string(name: str, value: object) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy
 
-from ..config import EngineConfig, EngineOptions
-from ..errors import InvalidOption
+from ..config import EngineConfig, EngineOptions, is_count, is_number, require
 
 __all__ = ["BATCH_ROWS", "ActorPool", "ActorsOption", "engine_options"]
 
@@ -33,29 +32,29 @@ class ActorPool:
     """GPUs of each actor, or a share of one; None is one where the cluster has any, and else 0."""
     cpus: float | None = None
     """CPUs of each actor, which a model on the CPU has as threads; None is Ray's default, 1."""
-    ray_options: Mapping[str, Any] = field(default_factory=dict)
+    ray_options: Mapping[str, Any] | None = None
     """Further arguments of `Dataset.map_batches`, such as `runtime_env` or `accelerator_type`."""
 
     def __post_init__(self) -> None:
         least, most = self._bounds()
-        _require(
-            _is_count(least) and (most is None or (_is_count(most) and most >= least)),
+        require(
+            is_count(least) and (most is None or (is_count(most) and most >= least)),
             f"actors={self.actors!r}: give a number of actors, or the least and the most, (1, 8)",
         )
-        for name, lowest in (("gpus", 0.0), ("cpus", 0.0)):
+        for name in ("gpus", "cpus"):
             value = getattr(self, name)
-            _require(
-                value is None or (_is_number(value) and value >= lowest),
+            require(
+                value is None or (is_number(value) and value >= 0),
                 f"{name}={value!r}: it must be a number, 0 or more",
             )
-        _require(
+        require(
             self.gpus is None or self.gpus <= 1 or float(self.gpus).is_integer(),
             f"gpus={self.gpus!r}: above 1 Ray takes whole numbers",
         )
 
     def _bounds(self) -> tuple[Any, Any]:
         if isinstance(self.actors, tuple | list):
-            _require(len(self.actors) == 2, f"actors={self.actors!r}: give the least and the most")
+            require(len(self.actors) == 2, f"actors={self.actors!r}: give the least and the most")
             return self.actors[0], self.actors[1]
         return self.actors, self.actors
 
@@ -89,7 +88,7 @@ class ActorPool:
                 enable_true_multi_threading=True,
             ),
             **{name: value for name, value in resources.items() if value is not None},
-            **self.ray_options,
+            **(self.ray_options or {}),
         }
 
 
@@ -105,16 +104,3 @@ def engine_options(model: Any, options: EngineOptions, gpus: float) -> EngineOpt
 
 def _nodes() -> list[dict[str, Any]]:
     return ray.nodes()  # type: ignore[no-untyped-call, no-any-return]
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise InvalidOption(message)

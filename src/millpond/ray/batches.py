@@ -8,20 +8,30 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 
 from ..config import EngineOptions
+from ..embeddings import Embeddings
 from ..engine.calls.scoring import ScoreOptions
 from ..engine.calls.sparse import SparseOptions
 from ..engine.engine import Engine
 from ..engine.params.embed import CallOptions
-from ..errors import EngineFailed, InvalidInput, InvalidText, MillpondError, TextFailed
+from ..errors import (
+    EngineFailed,
+    InvalidInput,
+    InvalidOption,
+    InvalidText,
+    MillpondError,
+    TextFailed,
+)
+from ..outputs import CallResult
 from ..scores import Scores
+from ..sparse.embeddings import SparseEmbeddings
 from .columns import (
     error_texts,
     numbers_column,
@@ -49,12 +59,17 @@ ENGINE_FAILED = 70  # EX_SOFTWARE of sysexits.h
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The names of the columns that are read and written."""
+    """The names of the columns that are read and written. Raises `InvalidOption`."""
 
     read: tuple[str, ...]
     output: str
     error: str
     on_error: OnError
+
+    def __post_init__(self) -> None:
+        if self.on_error not in get_args(OnError):
+            choices = ", ".join(get_args(OnError))
+            raise InvalidOption(f"on_error={self.on_error!r}: choose one of {choices}")
 
     @property
     def written(self) -> tuple[str, ...]:
@@ -72,6 +87,11 @@ class Computed:
     """By row, why it has no value."""
     truncated: int
     """Texts or pairs that were longer than the model reads."""
+
+    @classmethod
+    def of(cls, result: CallResult, values: Any, errors: Mapping[int, Exception]) -> Computed:
+        """Of the engine's result, and what it is by rows."""
+        return cls(values=values, errors=errors, truncated=int(result.truncated.sum()))
 
 
 class EngineBatch(ABC):
@@ -138,13 +158,22 @@ class EngineBatch(ABC):
             table = table.filter(pa.array([row not in computed.errors for row in range(rows)]))
         return table
 
-    @abstractmethod
     def _prepare(self) -> None:
         """Raise for a model or an option that cannot be meant, before there are any rows."""
+        self._result([])
+
+    @abstractmethod
+    def _result(self, inputs: list[Any]) -> Any:
+        """What the engine gives of texts or pairs, waited for."""
 
     @abstractmethod
     def _compute(self, table: Any) -> Computed:
         """The new column, with errors in the place of rows that have none."""
+
+    def _of_texts(self, table: Any, column: Callable[..., Any]) -> Computed:
+        """The vectors of a text column, which `column` makes one of."""
+        result = self._result(values_of(table.column(self._columns.read[0])))
+        return Computed.of(result, column(result.vectors, result.errors), result.errors)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(columns={self._columns!r}, failed={self._failure!r})"
@@ -155,16 +184,11 @@ class EmbedBatch(EngineBatch):
 
     _options: CallOptions
 
-    def _prepare(self) -> None:
-        self._empty = self._engine.embed([], **self._options)  # `[0, width]`
+    def _result(self, inputs: list[Any]) -> Embeddings:
+        return self._engine.submit(inputs, **self._options).result()
 
     def _compute(self, table: Any) -> Computed:
-        texts = values_of(table.column(self._columns.read[0]))
-        if not texts:
-            return Computed(values=vectors_column(self._empty, []), errors={}, truncated=0)
-        result = self._engine.submit(texts, **self._options).result()
-        values = vectors_column(result.vectors, result.errors)
-        return Computed(values=values, errors=result.errors, truncated=int(result.truncated.sum()))
+        return self._of_texts(table, vectors_column)
 
 
 class SparseBatch(EngineBatch):
@@ -172,17 +196,11 @@ class SparseBatch(EngineBatch):
 
     _options: SparseOptions
 
-    def _prepare(self) -> None:
-        self._engine.submit_sparse([], **self._options).result()
+    def _result(self, inputs: list[Any]) -> SparseEmbeddings:
+        return self._engine.submit_sparse(inputs, **self._options).result()
 
     def _compute(self, table: Any) -> Computed:
-        texts = values_of(table.column(self._columns.read[0]))
-        result = self._engine.submit_sparse(texts, **self._options).result()
-        return Computed(
-            values=sparse_column(result.vectors, result.errors),
-            errors=result.errors,
-            truncated=int(result.truncated.sum()),
-        )
+        return self._of_texts(table, sparse_column)
 
 
 class _PairsBatch(EngineBatch):
@@ -190,12 +208,8 @@ class _PairsBatch(EngineBatch):
 
     _options: ScoreOptions
 
-    def _prepare(self) -> None:
-        scores = self._engine.submit_score([], **self._options).result()
-        self._labels = int(scores.rows.shape[1])
-
-    def _scores(self, pairs: list[tuple[str, str]]) -> Scores:
-        return self._engine.submit_score(pairs, **self._options).result()
+    def _result(self, inputs: list[Any]) -> Scores:
+        return self._engine.submit_score(inputs, **self._options).result()
 
 
 class ScoreBatch(_PairsBatch):
@@ -213,17 +227,14 @@ class ScoreBatch(_PairsBatch):
                 continue
             rows.append(row)
             pairs.append((query, document))
-        result = self._scores(pairs)
+        result = self._result(pairs)
         errors |= {rows[place]: error for place, error in result.errors.items()}
-        scores = np.full((len(queries), self._labels), np.nan, dtype=np.float32)
+        labels = result.rows.shape[1]
+        scores = np.full((len(queries), labels), np.nan, dtype=np.float32)
         scores[rows] = result.rows
-        one = self._labels == 1
+        one = labels == 1
         values = numbers_column(scores[:, 0], errors) if one else vectors_column(scores, errors)
-        return Computed(
-            values=values,
-            errors=errors,
-            truncated=int(result.truncated.sum()),
-        )
+        return Computed.of(result, values, errors)
 
 
 class RankBatch(_PairsBatch):
@@ -248,7 +259,7 @@ class RankBatch(_PairsBatch):
             start = len(pairs)
             pairs += [(query, document) for document in (documents if wrong is None else ())]
             spans.append(slice(start, len(pairs)))
-        result = self._scores(pairs)
+        result = self._result(pairs)
         for row, span in enumerate(spans):
             failed = [place for place in result.errors if span.start <= place < span.stop]
             if failed:
@@ -257,9 +268,7 @@ class RankBatch(_PairsBatch):
             None if row in errors else self._best(result.rows[span, 0])
             for row, span in enumerate(spans)
         ]
-        return Computed(
-            values=pa.array(ranked, RANKED), errors=errors, truncated=int(result.truncated.sum())
-        )
+        return Computed.of(result, pa.array(ranked, RANKED), errors)
 
     def _best(self, scores: Any) -> list[dict[str, Any]]:
         order = np.argsort(-scores, kind="stable")[: self._top_n]  # as `Scores.ranked`

@@ -9,8 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ..config import option
-from ..errors import InvalidOption
+from ..config import option, require
 
 __all__ = ["AppSettings", "ListenSettings", "LogFormat"]
 
@@ -43,18 +42,18 @@ class AppSettings:
     )
 
     def __post_init__(self) -> None:
-        _require(all(self.api_keys), "an API key is empty")
-        _require(
+        require(all(self.api_keys), "an API key is empty")
+        require(
             all(key.isascii() and key.isprintable() and " " not in key for key in self.api_keys),
             "an API key has a character that not every client can send in a header: use letters, "
             "digits and signs of ASCII, and no spaces",
         )
-        _require(self.max_body_bytes >= 1, "max_body_bytes must be at least 1")
-        _require(
+        require(self.max_body_bytes >= 1, "max_body_bytes must be at least 1")
+        require(
             0 < self.request_timeout_s < math.inf,
             f"request_timeout_s={self.request_timeout_s}: it is a number of seconds above 0",
         )
-        _require(
+        require(
             not self.root_path or (self.root_path[0] == "/" and self.root_path[-1] != "/"),
             f"root_path={self.root_path!r}: it starts with a slash and does not end with one",
         )
@@ -89,22 +88,17 @@ class ListenSettings:
     log_format: Literal["text", "json"] = option("text", "Format of log lines.")
 
     def __post_init__(self) -> None:
-        _require(0 <= self.port <= 65535, f"port={self.port}: choose 0 to 65535")
+        require(0 <= self.port <= 65535, f"port={self.port}: choose 0 to 65535")
         for name in ("idle_timeout_s", "header_timeout_s"):
-            _require(
+            require(
                 0 < getattr(self, name) < math.inf,
                 f"{name}={getattr(self, name)}: it is a number of seconds above 0",
             )
-        _require(
+        require(
             0 <= self.drain_timeout_s < math.inf,
             f"drain_timeout_s={self.drain_timeout_s}: it is a number of seconds, 0 or more",
         )
-        _require(
+        require(
             bool(self.ssl_certfile) or not self.ssl_keyfile,
             "ssl_keyfile needs ssl_certfile beside it",
         )
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise InvalidOption(message)
