@@ -99,7 +99,7 @@ def test_a_close_that_is_interrupted_anywhere_is_finished_by_the_next() -> None:
         closing.start()
         closing.join(PATIENCE_S)
         assert not closing.is_alive()
-        for thread in engine._instance._core._threads:
+        for thread in engine._instance.core._threads:
             thread.join(PATIENCE_S)
         assert engine.health == "closed"
         if not was_reached():
@@ -120,7 +120,7 @@ def test_a_copy_that_an_interrupt_loses_does_not_keep_the_threads() -> None:
         engine.close()
         lost.clear()
         gc.collect()
-        for thread in engine._instance._core._threads:
+        for thread in engine._instance.core._threads:
             thread.join(PATIENCE_S)
             assert not thread.is_alive(), number
         if not was_reached():

@@ -245,7 +245,7 @@ def test_every_accepted_text_ends_exactly_once_whatever_happens(seed: int) -> No
     for future, texts in accepted.items():
         check_ending(future, texts)
     assert set(endings.counts.values()) <= {1}
-    core = engine._instance._core
+    core = engine._instance.core
     assert "pending_requests=0" in repr(core)
 
 

@@ -179,7 +179,7 @@ def test_an_engine_may_be_closed_from_a_callback_with_work_left(drain: bool) -> 
     assert closed.wait(PATIENCE_S)
     for future in rest:
         assert (future.exception(PATIENCE_S) is None) is drain
-    for thread in engine._instance._core._threads:
+    for thread in engine._instance.core._threads:
         thread.join(PATIENCE_S)
     assert own_threads() == before
     assert engine.health == "closed"
@@ -189,7 +189,7 @@ def test_an_engine_may_be_closed_from_a_stats_hook() -> None:
     engine = start_engine(FakeRunner(max_batch_tokens=2))
     engine.add_stats_hook(lambda batch: engine.close())
     assert len(engine.submit(["a b", "c d", "e f"]).result(PATIENCE_S)) == 3
-    for thread in engine._instance._core._threads:
+    for thread in engine._instance.core._threads:
         thread.join(PATIENCE_S)
         assert not thread.is_alive()
 
@@ -220,7 +220,7 @@ def test_an_engine_nobody_holds_finishes_what_it_accepted_and_stops() -> None:
     runner.hold()
     engine = start_engine(runner)
     gone = weakref.ref(engine)
-    loop_threads = engine._instance._core._threads
+    loop_threads = engine._instance.core._threads
     future = engine.submit(["a b", "c d", "e f"])
     del engine
     gc.collect()
@@ -253,7 +253,7 @@ def test_the_last_engine_to_go_takes_the_weights_with_it(
     kept = engine.submit("c")
     kept.result(PATIENCE_S)
     runner = weakref.ref(engine._instance.runners[0])
-    threads = engine._instance._core._threads
+    threads = engine._instance.core._threads
     if closed:
         engine.close()
     del engine
@@ -291,7 +291,7 @@ def test_equal_configurations_share_one_model_until_the_last_is_closed(
 
 def test_a_shared_engine_that_is_collected_lets_go(loads: list[EngineConfig]) -> None:
     first, second = Engine.shared("model"), Engine.shared("model")
-    threads = first._instance._core._threads
+    threads = first._instance.core._threads
     del first
     assert second.embed("a").shape == (DIMENSION,)
     del second
@@ -331,7 +331,7 @@ def test_many_threads_that_share_load_once(
         engine.close()
     assert engines[0].embed("a").shape == (DIMENSION,)
     engines[0].close()
-    assert engines[0]._instance._core.health == "closed"
+    assert engines[0]._instance.core.health == "closed"
 
 
 def test_a_load_that_failed_is_tried_again(loads: list[EngineConfig]) -> None:

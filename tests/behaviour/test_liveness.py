@@ -556,7 +556,7 @@ def live_through(seed: int, operations: int, chaos_of: type[Chaos] = Chaos) -> N
     assert engine.health == "ready", "one caller's doing is no one else's"
     gc.collect()
     engine.close()
-    for thread in engine._instance._core._threads:
+    for thread in engine._instance.core._threads:
         thread.join(PATIENCE_S)
         assert not thread.is_alive(), engine._instance  # which counts the engines that hold it
 

@@ -168,7 +168,7 @@ def test_a_closed_engine_and_a_dropped_one_leave_nothing_behind() -> None:
             engine = engine_of(task(workers=2))
             pids = engine.info().processes
             future = engine.submit(TEXTS)
-            threads = engine._instance._core._threads
+            threads = engine._instance.core._threads
             if how == "dropped":
                 del engine
                 gc.collect()

@@ -10,7 +10,6 @@ that lets go by being collected, and letting go twice is as good as once.
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -77,12 +76,12 @@ class ModelInstance:
             caches_prefixes=self.runners[0].prefix_cache_config is not None,
         )
         self.hooks = StatsHooks()
-        # Under `_lock`: who holds the instance, and which process the threads are in.
+        # Under `_lock`: who holds the instance, and what serves it.
         self._lock = fork_safe(threading.RLock())
         self._handles: weakref.WeakSet[Handle] = weakref.WeakSet()
         self._is_let_go = False
-        self._process = os.getpid()
-        self._core = self._start_core()
+        self.own_core: EngineCore | None = self._start_core()
+        """This process's; None in a forked child, before its first call."""
         process.add_instance(self)
 
     @classmethod
@@ -169,20 +168,20 @@ class ModelInstance:
 
         That one has failed where the device does not survive a fork.
         """
-        if self._process != os.getpid():
-            with self._lock:
-                if self._process != os.getpid():
-                    if self._renew is not None:
-                        self.runners = tuple(self._renew())
-                    self._core = self._start_core(self._fork_failure())
-                    self._process = os.getpid()
-        return self._core
+        if (core := self.own_core) is not None:
+            return core
+        with self._lock:
+            if self.own_core is None:
+                if self._renew is not None:
+                    self.runners = tuple(self._renew())
+                self.own_core = self._start_core(self._fork_failure())
+            return self.own_core
 
     @property
     def health(self) -> Health:
         """The core's. Asking starts no thread, in a forked child either."""
-        if self._process == os.getpid():
-            return self._core.health
+        if self.own_core is not None:
+            return self.own_core.health
         return "failed" if self._fork_failure() else "ready"
 
     def _fork_failure(self) -> BaseException | None:
@@ -221,13 +220,13 @@ class ModelInstance:
 
     def note_collected(self) -> None:
         """A handle was collected, amid anything: have it stopped if it was the last."""
-        if self._process == os.getpid():
-            self._core.run_in_background(self.release)
+        if self.own_core is not None:
+            self.own_core.run_in_background(self.release)
 
     def stop(self, *, drain: bool, wait: bool) -> None:
         """Stop the core, if it is this process's own."""
-        if self._process == os.getpid():
-            self._core.close(drain=drain, wait=wait)
+        if self.own_core is not None:
+            self.own_core.close(drain=drain, wait=wait)
 
     def info(self) -> EngineInfo:
         """What is served and how."""
@@ -248,7 +247,9 @@ class ModelInstance:
 
     def after_fork_in_child(self) -> None:
         """The threads stayed behind."""
-        self._core.abandon_in_child()
+        if (left_behind := self.own_core) is not None:
+            self.own_core = None
+            left_behind.abandon_in_child()
 
     def __repr__(self) -> str:
-        return f"ModelInstance({self.spec.name!r}, handles={len(self._handles)}, {self._core!r})"
+        return f"ModelInstance({self.spec.name!r}, handles={len(self._handles)}, {self.own_core!r})"
