@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AutoModel, masking_utils
 from millpond.attention import packed as attention
 from millpond.attention import varlen
 from millpond.attention.implementations import register_attention
-from millpond.attention.packed import PackedSequences, packed_attention
+from millpond.attention.packed import AttentionOptions, PackedSequences, packed_attention
 
 LENGTHS = [7, 7, 5, 1, 3, 3, 3]
 SIZE = 8
@@ -81,8 +81,7 @@ def test_every_sequence_is_attended_to_on_its_own(
 def test_keys_added_at_the_end_of_a_bfloat16_text_are_seen_by_nobody(length: int) -> None:
     rows = [torch.randn(4, 2 * length + 3, 32).to(torch.bfloat16) for _ in range(3)]
     sequences = PackedSequences.of(np.array([length, length, 3]))
-    options: dict[str, Any] = {"scaling": 0.2, "window": None, "causal": False}
-    found = sequences.attend(*rows, **options)
+    found = sequences.attend(*rows, AttentionOptions(0.2, None, causal=False))
     for start, stop in ((0, length), (length, 2 * length), (2 * length, 2 * length + 3)):
         query, key, value = (each[:, start:stop].float() for each in rows)
         expected = (query @ key.transpose(1, 2) * 0.2).softmax(-1) @ value
@@ -220,8 +219,8 @@ def test_nobody_looks_for_packed_sequences_in_the_positions(
 
 def test_sequences_are_told_the_number_of_the_layer() -> None:
     class Recording:
-        def attend(self, query: Tensor, *_: Tensor, layer: int | None, **_options: Any) -> Tensor:
-            seen.append(layer)
+        def attend(self, query: Tensor, _: Tensor, __: Tensor, asked: AttentionOptions) -> Tensor:
+            seen.append(asked.layer)
             return query
 
     seen: list[int | None] = []

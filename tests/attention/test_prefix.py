@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from millpond.attention import prefix as prefix_attention
 from millpond.attention import varlen
 from millpond.attention.kv_cache import KVCache
-from millpond.attention.packed import packed_attention
+from millpond.attention.packed import AttentionOptions, packed_attention
 from millpond.attention.prefix import PrefixedSequences, PrefixIndex, PrefixSlots
 
 HEADS, KV_HEADS, SIZE = 4, 2, 8
@@ -304,8 +304,7 @@ def test_attention_that_cannot_go_on_says_why() -> None:
     index = PrefixIndex.of(np.array([4]), slots_of(row), cache)
     sequences = PrefixedSequences.of(index, cache)
     rows = [each.transpose(0, 1) for each in text[:3]]
-    options: dict[str, Any] = {"scaling": None, "window": None}
     with pytest.raises(NotImplementedError, match="is not causal"):
-        sequences.attend(*rows, layer=0, causal=False, **options)
+        sequences.attend(*rows, AttentionOptions(None, None, causal=False, layer=0))
     with pytest.raises(NotImplementedError, match="which layer"):
-        sequences.attend(*rows, layer=None, causal=True, **options)
+        sequences.attend(*rows, AttentionOptions(None, None, causal=True))

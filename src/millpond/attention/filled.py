@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from .packed import PackedSequences
+from .packed import AttentionOptions, PackedSequences, as_batch, end_to_end
 from .varlen import in_float8
 
 __all__ = ["FilledSequences"]
@@ -34,57 +33,33 @@ class FilledSequences:
     masks: dict[tuple[int, int | None, bool], Tensor] = field(default_factory=dict, repr=False)
 
     def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float | None,
-        window: int | None,
-        causal: bool,
-        layer: int | None = None,
-        float8_scale: float | None = None,
+        self, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions
     ) -> Tensor:
-        """`[heads, total, size]` in, `[total, heads, size]` out, in e4m3 with a `float8_scale`."""
+        """`[heads, total, size]` in, `[total, heads, size]` out."""
         parts, start = [], 0
-        options: dict[str, Any] = {"scaling": scaling, "window": window, "causal": causal}
+        plain = options._replace(float8_scale=None)
         for length, count in self._runs:
             end = start + count * length
-            rows = (query[:, start:end], key[:, start:end], value[:, start:end])
             if self.hidden[start:end].any():
-                parts.append(self._masked(*rows, start, length, count, **options))
+                q, k, v = (as_batch(each, start, count, length) for each in (query, key, value))
+                parts.append(self._masked(q, k, v, start, options))
             else:  # as in a batch where nothing is hidden
-                parts.append(self._plain(length, count).attend(*rows, **options))
+                q, k, v = (each[:, start:end] for each in (query, key, value))
+                parts.append(self._plain(length, count).attend(q, k, v, plain))
             start = end
-        if start < query.shape[1]:  # rows that belong to no sequence
-            parts.append(query.new_zeros(query.shape[1] - start, *parts[0].shape[1:]))
-        return in_float8(parts[0] if len(parts) == 1 else torch.cat(parts), float8_scale)
+        return in_float8(end_to_end(parts, query.shape[1]), options.float8_scale)
 
     def _masked(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        start: int,
-        length: int,
-        count: int,
-        *,
-        scaling: float | None,
-        window: int | None,
-        causal: bool,
+        self, query: Tensor, key: Tensor, value: Tensor, start: int, options: AttentionOptions
     ) -> Tensor:
-        """Sequences of one length, `[heads, count × length, size]` in."""
-        queries, keys, values = (
-            rows.view(rows.shape[0], count, length, -1).transpose(0, 1)
-            for rows in (query, key, value)
-        )
+        """Sequences of one length, `[count, heads, length, size]` in."""
         attended = scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=self._mask(start, length, count, window, causal, query.device),
-            scale=scaling,
-            enable_gqa=query.shape[0] != key.shape[0],
+            query,
+            key,
+            value,
+            attn_mask=self._mask(start, query, options),
+            scale=options.scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
         )
         return attended.transpose(1, 2).flatten(0, 1)
 
@@ -102,23 +77,17 @@ class FilledSequences:
         counts = np.diff(np.concatenate((firsts, [len(self.lengths)])))
         return list(zip(self.lengths[firsts].tolist(), counts.tolist(), strict=True))
 
-    def _mask(
-        self,
-        start: int,
-        length: int,
-        count: int,
-        window: int | None,
-        causal: bool,
-        device: torch.device,
-    ) -> Tensor:
+    def _mask(self, start: int, query: Tensor, options: AttentionOptions) -> Tensor:
         """Which keys each query sees, bool `[count, 1, length, length]`, made once a batch."""
+        count, _, length, _ = query.shape
+        _, window, causal, *_ = options
         place = (start, window, causal)
         if place not in self.masks:
+            device = query.device
             hidden = torch.from_numpy(self.hidden[start : start + count * length]).to(device)
             seen = ~hidden.view(count, 1, 1, length)
-            distance = torch.arange(length, device=device)[:, None] - torch.arange(
-                length, device=device
-            )
+            positions = torch.arange(length, device=device)
+            distance = positions[:, None] - positions
             if causal:
                 seen = seen & (distance >= 0)
             if window is not None:

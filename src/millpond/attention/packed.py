@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +25,11 @@ from .varlen import attend_varlen, in_float8
 
 __all__ = [
     "ATTENTION_NAME",
+    "AttentionOptions",
     "PackedSequences",
     "Sequences",
-    "wants_whole_steps",
+    "as_batch",
+    "end_to_end",
 ]
 
 ATTENTION_NAME = "millpond"
@@ -35,6 +37,19 @@ ATTENTION_NAME = "millpond"
 KEY_STEP, LEAST_REST, MOST_PADDED_KEYS = 16, 6, 256
 # They change the scores, by too little at times for a comparison at load to notice.
 _SCORE_OPTIONS = ("softcap", "s_aux", "position_bias")
+
+
+class AttentionOptions(NamedTuple):
+    """What a layer asks its attention for."""
+
+    scaling: float | None
+    """What scores are multiplied by; None for the usual root of the size of a head."""
+    window: int | None
+    """A token sees those that are fewer positions away."""
+    causal: bool
+    layer: int | None = None
+    float8_scale: float | None = None
+    """What the result is multiplied by, to come in e4m3; None for that of the values."""
 
 
 @dataclass(frozen=True)
@@ -90,33 +105,22 @@ class PackedSequences:
         return cls(tuple(groups), int(lengths.max()), boundaries, deterministic)
 
     def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float | None,
-        window: int | None,
-        causal: bool,
-        layer: int | None = None,
-        float8_scale: float | None = None,
+        self, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions
     ) -> Tensor:
-        """`[heads, total, size]` in, `[total, heads, size]` out, in e4m3 with a `float8_scale`."""
+        """`[heads, total, size]` in, `[total, heads, size]` out."""
         if self.boundaries is None:
-            return in_float8(
-                _grouped(query, key, value, self, scaling, window, causal), float8_scale
-            )
+            return in_float8(_grouped(query, key, value, self, options), options.float8_scale)
         return attend_varlen(
             *(rows.transpose(0, 1) for rows in (query, key, value)),
             query_boundaries=self.boundaries,
             key_boundaries=self.boundaries,
             longest_query=self.longest,
             longest_key=self.longest,
-            scaling=scaling,
-            window=window,
-            causal=causal,
+            scaling=options.scaling,
+            window=options.window,
+            causal=options.causal,
             deterministic=self.deterministic,
-            float8_scale=float8_scale,
+            float8_scale=options.float8_scale,
         )
 
     def window_mask(self, length: int, window: int, device: torch.device) -> Tensor:
@@ -149,21 +153,9 @@ class Sequences(Protocol):
     """What stands in a packed row, and how its sequences attend."""
 
     def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float | None,
-        window: int | None,
-        causal: bool,
-        layer: int | None,
-        float8_scale: float | None = None,
+        self, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions
     ) -> Tensor:
-        """`[heads, total, size]` in, `[total, heads, size]` out.
-
-        With a `float8_scale` it comes times that, in e4m3.
-        """
+        """`[heads, total, size]` in, `[total, heads, size]` out."""
 
 
 def packed_attention(
@@ -190,15 +182,9 @@ def packed_attention(
             raise NotImplementedError(f"its attention has {name}")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     yield_to_queries()
-    out = packed_sequences.attend(
-        query[0],
-        key[0],
-        value[0],
-        scaling=scaling,
-        window=sliding_window,
-        causal=causal,
-        layer=getattr(module, "layer_idx", None),
-    )
+    layer = getattr(module, "layer_idx", None)
+    asked = AttentionOptions(scaling, sliding_window, causal, layer)
+    out = packed_sequences.attend(query[0], key[0], value[0], asked)
     return out.unsqueeze(0), None
 
 
@@ -207,13 +193,12 @@ def _grouped(
     key: Tensor,
     value: Tensor,
     sequences: PackedSequences,
-    scaling: float | None,
-    window: int | None,
-    causal: bool,
+    options: AttentionOptions,
 ) -> Tensor:
     parts = []
+    scaling, window, causal, *_ = options
     for start, count, length in sequences.groups:
-        queries, keys, values = (_sequences(x, start, count, length) for x in (query, key, value))
+        queries, keys, values = (as_batch(x, start, count, length) for x in (query, key, value))
         if causal:
             attended = attend_in_tiles(
                 queries,
@@ -239,9 +224,14 @@ def _grouped(
                 enable_gqa=query.shape[0] != key.shape[0],
             )
         parts.append(attended.transpose(1, 2).flatten(0, 1))
-    rest = query.shape[1] - sum(map(len, parts))
-    if rest:  # rows that belong to no sequence
-        parts.append(query.new_zeros(rest, *parts[0].shape[1:]))
+    return end_to_end(parts, query.shape[1])
+
+
+def end_to_end(parts: list[Tensor], total: int) -> Tensor:
+    """One row of all parts, and zeros for what belongs to no sequence."""
+    rest = total - sum(map(len, parts))
+    if rest:
+        parts = [*parts, parts[0].new_zeros(rest, *parts[0].shape[1:])]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -254,7 +244,7 @@ def wants_whole_steps(length: int, query: Tensor) -> bool:
     return is_short and query.dtype == torch.bfloat16 and query.device.type == "cpu"
 
 
-def _sequences(rows: Tensor, start: int, count: int, length: int) -> Tensor:
+def as_batch(rows: Tensor, start: int, count: int, length: int) -> Tensor:
     """Neighbours of equal length as a batch, without a copy: `[count, heads, length, size]`."""
     heads, _, size = rows.shape
     run = rows[:, start : start + count * length]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .causal_tiles import Masks, attend_in_tiles
 from .kv_cache import KVCache
+from .packed import AttentionOptions
 from .varlen import attend_varlen, in_float8, uses_varlen
 
 __all__ = ["JoinedKeys", "PrefixIndex", "PrefixSlots", "PrefixedSequences"]
@@ -138,20 +139,12 @@ class PrefixedSequences:
         return cls(cache, read, rows, written, index.runs, joined)
 
     def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        layer: int | None,
-        scaling: float | None,
-        window: int | None,
-        causal: bool,
-        float8_scale: float | None = None,
+        self, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions
     ) -> Tensor:
-        """`[heads, total, size]` in, `[total, heads, size]` out, in e4m3 with a `float8_scale`."""
-        if not causal:
+        """`[heads, total, size]` in, `[total, heads, size]` out."""
+        if not options.causal:
             raise NotImplementedError("its attention is not causal")
+        layer = options.layer
         if layer is None:
             raise NotImplementedError("its attention does not say which layer it is in")
         key, value = key.transpose(0, 1), value.transpose(0, 1)
@@ -159,13 +152,12 @@ class PrefixedSequences:
             kept = (rows.index_select(0, self.rows) for rows in (key, value))
             self.cache.write(layer, self.written, *kept)
         if self.joined is not None:
-            out = self._varlen(query.transpose(0, 1), key, value, layer, scaling, window)
-            return in_float8(out, float8_scale)
-        parts = [
-            self._run(run, query, key, value, layer=layer, scaling=scaling, window=window)
-            for run in self.runs
-        ]
-        return in_float8(torch.cat(parts), float8_scale)
+            out = self._varlen(query.transpose(0, 1), key, value, layer, options)
+        else:
+            out = torch.cat(
+                [self._run(run, query, key, value, layer, options) for run in self.runs]
+            )
+        return in_float8(out, options.float8_scale)
 
     def _run(
         self,
@@ -173,10 +165,8 @@ class PrefixedSequences:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        *,
         layer: int,
-        scaling: float | None,
-        window: int | None,
+        options: AttentionOptions,
     ) -> Tensor:
         stop = run.row + run.texts * run.length
         queries = query[:, run.row : stop].transpose(0, 1)
@@ -197,20 +187,14 @@ class PrefixedSequences:
             queries.transpose(1, 2),
             keys.transpose(1, 2),
             values.transpose(1, 2),
-            scaling=scaling,
-            window=window,
+            scaling=options.scaling,
+            window=options.window,
             masks=self.masks,
         )
         return out.transpose(1, 2).flatten(0, 1)
 
     def _varlen(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        layer: int,
-        scaling: float | None,
-        window: int | None,
+        self, query: Tensor, key: Tensor, value: Tensor, layer: int, options: AttentionOptions
     ) -> Tensor:
         joined = self.joined
         assert joined is not None
@@ -229,8 +213,8 @@ class PrefixedSequences:
             key_boundaries=joined.key_boundaries,
             longest_query=joined.longest_query,
             longest_key=joined.longest_key,
-            scaling=scaling,
-            window=window,
+            scaling=options.scaling,
+            window=options.window,
             causal=True,
         )
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..cpu.openmp import limited_threads
-from .packed import PackedSequences
+from .packed import AttentionOptions, PackedSequences
 
 __all__ = ["AttentionShape", "attention_is_invariant", "fewest_padded_texts"]
 
@@ -64,6 +64,7 @@ def _is_invariant(
     shape: AttentionShape, dtype: torch.dtype, length: int, threads: tuple[int, ...]
 ) -> bool:
     heads, key_heads, size, causal = shape
+    options = AttentionOptions(None, None, causal)
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
         torch.randn(count, TEXTS * length, size, generator=generator).to(dtype)
@@ -73,9 +74,7 @@ def _is_invariant(
     def attended(first: int, texts: int) -> Tensor:
         rows = slice(first * length, (first + texts) * length)
         sequences = PackedSequences.of(np.full(texts, length, dtype=np.int64))
-        return sequences.attend(
-            query[:, rows], key[:, rows], value[:, rows], scaling=None, window=None, causal=causal
-        )
+        return sequences.attend(query[:, rows], key[:, rows], value[:, rows], options)
 
     found = []
     for count in threads:

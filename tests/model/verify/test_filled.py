@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import TEXTS
+from torch import Tensor
 
 from millpond import Engine
 from millpond.attention.filled import FilledSequences
+from millpond.attention.packed import AttentionOptions
 from multi_vector import encoded, save_multi_vector
 
 
@@ -19,9 +21,12 @@ def test_attention_that_shows_what_is_hidden_is_found(
     folder = save_multi_vector(tmp_path)
     shows_all = FilledSequences._plain
 
-    def attend(self: FilledSequences, *rows: object, start: int = 0, **options: object) -> object:
-        *parts, _, length, count = rows
-        return shows_all(self, length, count).attend(*parts, **options)  # type: ignore[arg-type]
+    def attend(
+        self: FilledSequences, q: Tensor, k: Tensor, v: Tensor, _: int, options: AttentionOptions
+    ) -> Tensor:
+        count, _heads, length, _size = q.shape
+        q, k, v = (each.transpose(0, 1).flatten(1, 2) for each in (q, k, v))
+        return shows_all(self, length, count).attend(q, k, v, options)
 
     monkeypatch.setattr(FilledSequences, "_masked", attend)
     with Engine(folder, dtype="float32", device="cpu") as engine:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...attention.packed import PackedSequences
+from ...attention.packed import AttentionOptions, PackedSequences
 from ...attention.varlen import uses_varlen
 from ...attention.verify import AttentionShape
 from ...errors import first_line, summary
@@ -28,6 +28,7 @@ from ..transformer import HiddenStates, Transformer
 __all__ = [
     "LENGTHS",
     "ExecutionMode",
+    "WatchedSequences",
     "check_texts",
     "disagreement",
     "drop_unused_pooler",
@@ -243,16 +244,19 @@ def _refusal_of_long_rows(transformer: Transformer, token_ids: list[int]) -> str
 
 
 @dataclass(frozen=True)
-class _WatchedSequences(PackedSequences):
-    """Sequences that keep the sizes of each layer's attention."""
+class WatchedSequences(PackedSequences):
+    """Sequences that keep what each layer asks its attention for, and its sizes."""
 
+    asked: list[AttentionOptions] = field(default_factory=list)
     shapes: set[AttentionShape] = field(default_factory=set)
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool, **options: Any
+        self, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions
     ) -> Tensor:
-        self.shapes.add(AttentionShape(query.shape[0], key.shape[0], query.shape[2], causal))
-        return super().attend(query, key, value, causal=causal, **options)
+        sizes = query.shape[0], key.shape[0], query.shape[2]
+        self.shapes.add(AttentionShape(*sizes, options.causal))
+        self.asked.append(options)
+        return super().attend(query, key, value, options)
 
 
 def _attention_shapes(
@@ -261,7 +265,7 @@ def _attention_shapes(
     shapes: set[AttentionShape] = set()
     try:
         transformer.use_packed_attention()
-        run_packed(transformer, texts, partial(_WatchedSequences, shapes=shapes))
+        run_packed(transformer, texts, partial(WatchedSequences, shapes=shapes))
     except Exception as error:  # whatever a model's code objects with, it attends by itself
         logger.debug("its attention was not looked at: %s", first_line(error))
     transformer.use_stock_attention()

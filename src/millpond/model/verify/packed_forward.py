@@ -4,37 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ...attention.packed import PackedSequences
+from ...attention.packed import AttentionOptions
 from ...errors import first_line
 from ...layers.cuda.kernels.packed import packed_kernels
 from ...layers.cuda.packed.model import packed_forward
-from ...layers.cuda.packed.parts import AttentionOptions
 from ..transformer import Transformer
-from .execution import ExecutionMode, check_texts, disagreement, run_packed
+from .execution import ExecutionMode, WatchedSequences, check_texts, disagreement, run_packed
 
 __all__ = ["verify_packed_forward"]
 
 logger = logging.getLogger("millpond")
 
 HALF = (torch.float16, torch.bfloat16)
-
-
-@dataclass(frozen=True)
-class _RecordedSequences(PackedSequences):
-    """Sequences that keep what each layer asks its attention for."""
-
-    asked: list[AttentionOptions] = field(default_factory=list)
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
-        self.asked.append(AttentionOptions(**options))
-        return super().attend(query, key, value, **options)
 
 
 @torch.inference_mode()
@@ -55,7 +41,7 @@ def verify_packed_forward(
         return
     texts = check_texts(transformer, token_ids)
     asked: list[AttentionOptions] = []
-    expected = run_packed(transformer, texts, partial(_RecordedSequences, asked=asked))
+    expected = run_packed(transformer, texts, partial(WatchedSequences, asked=asked))
     try:
         forward = packed_forward(
             transformer.model,

@@ -14,14 +14,13 @@ from reference_kernels import REFERENCE
 from torch import Tensor, nn
 
 from millpond.attention.implementations import register_attention
-from millpond.attention.packed import ATTENTION_NAME, PackedSequences
+from millpond.attention.packed import ATTENTION_NAME, AttentionOptions, PackedSequences
 from millpond.layers.cuda.float8 import Float8Product, Float8Rows, quantise_rows
 from millpond.layers.cuda.fusion import fuse_for_cuda
 from millpond.layers.cuda.packed import parts as packed_parts
 from millpond.layers.cuda.packed.layer_stack import Part
 from millpond.layers.cuda.packed.model import PackedDecoder, PackedEncoder, packed_forward
 from millpond.layers.cuda.packed.parts import (
-    AttentionOptions,
     InputNorm,
     SplitProduct,
     largest_output,
@@ -50,9 +49,11 @@ class Recorded:
     def __init__(self) -> None:
         self.asked: list[AttentionOptions] = []
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
-        self.asked.append(AttentionOptions(**options))
-        return SEQUENCES.attend(query, key, value, **options)
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions
+    ) -> Tensor:
+        self.asked.append(options)
+        return SEQUENCES.attend(query, key, value, options)
 
 
 def model_of(name: str, dtype: torch.dtype = torch.float32) -> Any:

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ....attention.packed import PackedSequences
+from ....attention.packed import AttentionOptions, PackedSequences
 from ....attention.varlen import uses_varlen
 from ...replace import PROBE_ROWS, TOLERANCE, first_equal, probe_rows
 from ..float8 import Float8Product
 from .layers import OwnLayer, PackedDecoderLayer, PackedEncoderLayer
-from .parts import AttentionOptions, Forward, HalfProduct, InputNorm
+from .parts import Forward, HalfProduct, InputNorm
 
 __all__ = ["LayerStack", "Part"]
 

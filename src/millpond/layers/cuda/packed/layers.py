@@ -13,13 +13,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ....attention.packed import AttentionOptions
 from ...parts import BERT, DISTILBERT, are_linear, is_encoder_layer, leaves
 from ...split import RowSplitLinear
 from ..kernels.packed import LayerNorm, PackedKernels
 from ..rms_norm import FusedNorm
 from .parts import (
     Attention,
-    AttentionOptions,
     Forward,
     GatedFeedForward,
     GeluFeedForward,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ....attention.packed import Sequences
+from ....attention.packed import AttentionOptions, Sequences
 from ...parts import leaves
 from ..float8 import quantise_rows
 from ..kernels.packed import LayerNorm, PackedKernels
@@ -26,7 +26,7 @@ from .layers import (
     decoder_layers,
     encoder_layers,
 )
-from .parts import AttentionOptions, Forward, InputNorm, Rows
+from .parts import Forward, InputNorm, Rows
 
 __all__ = ["PackedDecoder", "PackedEncoder", "packed_forward"]
 

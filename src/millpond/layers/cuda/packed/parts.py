@@ -17,14 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ....attention.packed import Sequences
+from ....attention.packed import AttentionOptions, Sequences
 from ...split import RowSplitLinear
 from ..float8 import LARGEST, Float8Product, Float8Rows
 from ..kernels.packed import PackedKernels
 
 __all__ = [
     "Attention",
-    "AttentionOptions",
     "Forward",
     "GatedFeedForward",
     "GeluFeedForward",
@@ -50,15 +49,6 @@ class Forward(NamedTuple):
     """Cosines and sines of rotary embeddings, `[n, size]`."""
     ones: Tensor | None
     """`[n, 1]`, float32: scales of rows whose scale is in the weights; None without float8."""
-
-
-class AttentionOptions(NamedTuple):
-    """What a layer's own forward asks its attention for."""
-
-    scaling: float | None
-    window: int | None
-    causal: bool
-    layer: int | None
 
 
 class InputNorm(NamedTuple):
@@ -151,8 +141,6 @@ class Attention:
     norms: tuple[Tensor, Tensor, float] | None
     """Weights of RMS norms of queries and keys, and their epsilon."""
     kernels: PackedKernels
-    float8_scale: float | None = None
-    """What attended values are multiplied by where `out` reads them in float8."""
 
     @property
     def reads_float8(self) -> bool:
@@ -171,14 +159,9 @@ class Attention:
             )
         queries, keys = self.heads
         heads = joined.view(len(joined), -1, self.size).transpose(0, 1)
-        options = self.options._asdict()
-        if self.float8_scale is not None:
-            options["float8_scale"] = self.float8_scale
-        attended = forward.sequences.attend(
-            *torch.split(heads, [queries, keys, keys]),
-            **options,
-        ).flatten(1)
-        if self.float8_scale is None:
+        query, key, value = torch.split(heads, [queries, keys, keys])
+        attended = forward.sequences.attend(query, key, value, self.options).flatten(1)
+        if self.options.float8_scale is None:
             return self.out.of(attended)
         assert forward.ones is not None
         return self.out.of(Float8Rows(attended, forward.ones))
@@ -198,7 +181,8 @@ class Attention:
             scale = LARGEST / limit
             out = Float8Product(self.out.weight, self.out.bias, unit=1 / scale)
         joined = Float8Product(self.joined.weight, self.joined.bias)
-        return replace(self, joined=joined, out=out, float8_scale=scale)
+        options = self.options._replace(float8_scale=scale)
+        return replace(self, joined=joined, out=out, options=options)
 
 
 @dataclass(frozen=True, slots=True)
