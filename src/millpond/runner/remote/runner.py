@@ -10,7 +10,7 @@ answers.
 from __future__ import annotations
 
 import itertools
-import socket
+import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,9 +20,7 @@ from ...errors import ProcessDied
 from ...model.info import RouteInfo
 from ...outputs import Rows
 from ...scheduler.batch import Batch, BatchShape
-from ...scheduler.prefix_cache import PrefixCacheConfig
 from ..base import BatchHandle
-from ..limits import Limits
 from .batch_codec import arrays_of, rows_of
 from .channel import Message, Port, port_pair
 from .child import FREE_MEMORY, GAVE_ROWS, RAISED, RUN
@@ -44,33 +42,8 @@ class RemoteBatch:
     """Known once it is collected."""
 
 
-class PortPool:
-    """The ports that carry no batch, the one used last first; taken and given by any thread."""
-
-    def __init__(self, ports: Sequence[Port]) -> None:
-        self._changed = threading.Condition()
-        self._free = list(ports)  # under the condition
-        self._is_over = False
-
-    def take(self) -> Port:
-        """A free port, waited for. Raises `ConnectionEnded` when there will be none."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._free or self._is_over)
-            if self._is_over:
-                raise ConnectionEnded
-            return self._free.pop()
-
-    def give(self, port: Port) -> None:
-        """It carries no batch any more."""
-        with self._changed:
-            self._free.append(port)
-            self._changed.notify()
-
-    def end(self) -> None:
-        """Have every thread that waits for one raise."""
-        with self._changed:
-            self._is_over = True
-            self._changed.notify_all()
+PortPool = queue.LifoQueue[Port | None]
+"""The ports that carry no batch, the one used last first, or None once there will be none."""
 
 
 class RemoteRunner:
@@ -79,17 +52,22 @@ class RemoteRunner:
     def __init__(self, group: ChildGroup, ranks: Sequence[RunnerFacts]) -> None:
         """Of a group that is loaded, and what its ranks say. Raises `ProcessDied`."""
         self._group = group
-        self._facts = ranks[0]
-        any_batch, queries = slots_of(self._facts.limits)
-        made: list[tuple[Port, list[socket.socket]]] = []
-        for _ in range(any_batch + queries):
-            made.append(port_pair(len(ranks)))
+        self.pids = group.pids
+        self.facts = ranks[0]
+        self.device_name = self.facts.device_name
+        self.dtype_name = self.facts.dtype_name
+        self.limits = self.facts.limits
+        self.routes: Sequence[RouteInfo] = self.facts.routes
+        self.shapes: Sequence[BatchShape] = self.facts.shapes
+        self.prefix_cache_config = self.facts.prefix_cache_config
+        any_batch, queries = slots_of(self.limits)
+        made = [port_pair(len(ranks)) for _ in range(any_batch + queries)]
         group.serve(made, send_message)
         ports = [port for port, _ in made]
         # Where queries run apart, a port is always theirs: its thread launches nothing else.
-        apart = queries if self._facts.limits.queries_apart else 0
-        self._ports = PortPool(ports[apart:])
-        self._query_ports = PortPool(ports[:apart]) if apart else self._ports
+        apart = queries if self.limits.queries_apart else 0
+        self._ports = _pool_of(ports[apart:])
+        self._query_ports = _pool_of(ports[:apart]) if apart else self._ports
         self._order = threading.Lock() if len(ranks) > 1 else None
         self._numbers = itertools.count()  # of launches; with the lock where order matters
 
@@ -109,39 +87,6 @@ class RemoteRunner:
             for group, _ in loaded:
                 group.end()
             raise
-
-    @property
-    def facts(self) -> RunnerFacts:
-        """What rank 0 said of itself."""
-        return self._facts
-
-    @property
-    def pids(self) -> tuple[int, ...]:
-        return self._group.pids
-
-    @property
-    def device_name(self) -> str:
-        return self._facts.device_name
-
-    @property
-    def dtype_name(self) -> str:
-        return self._facts.dtype_name
-
-    @property
-    def limits(self) -> Limits:
-        return self._facts.limits
-
-    @property
-    def routes(self) -> Sequence[RouteInfo]:
-        return self._facts.routes
-
-    @property
-    def shapes(self) -> Sequence[BatchShape]:
-        return self._facts.shapes
-
-    @property
-    def prefix_cache_config(self) -> PrefixCacheConfig | None:
-        return self._facts.prefix_cache_config
 
     def can_run_inline(self, batch: Batch) -> bool:
         """A caller may be interrupted while the children answer."""
@@ -164,20 +109,22 @@ class RemoteRunner:
             assert answer.kind == GAVE_ROWS
             rows, handle.padded_tokens = rows_of(answer.arrays)
         finally:
-            self._pool(handle.is_query).give(handle.port)
+            self._pool(handle.is_query).put(handle.port)
         return rows
 
     def _send(self, kind: int, arrays: Sequence[Any] = (), *, is_query: bool = False) -> Port:
+        """A free port, waited for, after a command went to it. Raises `ProcessDied`."""
         pool = self._pool(is_query)
+        port = pool.get()
+        if port is None:
+            raise self._lost()
         try:
-            port = pool.take()
-            try:
-                self._send_to(port, kind, arrays)
-            except BaseException:
-                pool.give(port)
-                raise
-        except ConnectionEnded:
-            raise self._lost() from None
+            self._send_to(port, kind, arrays)
+        except BaseException as error:
+            pool.put(port)
+            if isinstance(error, ConnectionEnded):
+                raise self._lost() from None
+            raise
         return port
 
     def _send_to(self, port: Port, kind: int, arrays: Sequence[Any]) -> None:
@@ -201,7 +148,7 @@ class RemoteRunner:
 
     def _lost(self) -> Exception:
         for pool in {self._ports, self._query_ports}:
-            pool.end()
+            pool.put(None)  # for those who wait, and after them for the next
         return ProcessDied(str(self._group.lost()))  # each time another: it may be raised anew
 
     def is_out_of_memory(self, error: BaseException) -> bool:
@@ -220,7 +167,7 @@ class RemoteRunner:
         try:
             self._receive(port)
         finally:
-            self._ports.give(port)
+            self._ports.put(port)
 
     def tell_when_lost(self, tell: Callable[[Exception], object]) -> None:
         """Call `tell` with a `ProcessDied` when a child ends by itself; on another thread, or
@@ -236,3 +183,10 @@ class RemoteRunner:
 
     def __repr__(self) -> str:
         return f"RemoteRunner({self.device_name!r}, pids={self.pids})"
+
+
+def _pool_of(ports: Sequence[Port]) -> PortPool:
+    pool = PortPool()
+    for port in ports:
+        pool.put(port)
+    return pool
