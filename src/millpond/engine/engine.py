@@ -36,7 +36,6 @@ from .params.embed import (
     TextInput,
     TextsInput,
     params_of,
-    require_embeddings,
     require_lists_of_ids,
 )
 from .tokenizer import Tokenizer
@@ -212,7 +211,7 @@ class Engine(ScoringCalls, AllCalls):
         all with the place in the corpus. Nothing is lost by that: called again it gives the
         chunk's other rows, and goes on.
         """
-        require_embeddings(self._instance.spec, "embed_iter")
+        EmbedParams.require(self._instance.spec, "embed_iter")
         require_stream_options(texts, chunk_size, progress, options.get("output_dtype"))
         params = replace(
             params_of({"priority": Priority.BULK, **options}),

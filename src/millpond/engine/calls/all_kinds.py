@@ -17,7 +17,7 @@ from ...model.info import RouteInfo
 from ...scheduler.request import Priority, Request, TruncateSide
 from ...sparse.vectors import Terms
 from ...stats import ProgressHook
-from ..params.embed import EmbedParams, TextsInput, require_known
+from ..params.embed import EmbedParams, TextsInput, require_known, unsupported
 from .progress import progress_hook
 from .sparse import SparseCalls
 from .token_vectors import TokenCalls
@@ -43,7 +43,8 @@ class AllParams(EmbedParams):
     dimensions_by_route: Mapping[str, int]
     terms: Terms
 
-    def require(self, spec: ModelSpec, call: str) -> None:
+    @staticmethod
+    def require(spec: ModelSpec, call: str) -> None:
         """It has been looked at."""
 
     def route(self, spec: ModelSpec) -> Route:
@@ -139,10 +140,7 @@ class AllCalls(TokenCalls, SparseCalls):
         if spec.multi_vector is not None:
             names["tokens"] = "embed_tokens"
         if not names:
-            answers = "score or rank with pairs" if spec.kind == "score" else "classify"
-            raise UnsupportedCall(
-                f"{spec.name} gives no embeddings, and embed_all needs some; call {answers}"
-            )
+            raise unsupported(spec, "embed_all", "embeddings")
         return {kind: getattr(self, prefix + name) for kind, name in names.items()}
 
     def _all_params(

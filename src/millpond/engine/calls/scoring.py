@@ -13,12 +13,11 @@ from ...errors import InvalidText
 from ...pair import Pair
 from ...scheduler.request import Priority, Request
 from ...scores import Ranked, Scores, TokenScores
-from ..params.embed import Texts, TextsInput
+from ..params.embed import Texts, TextsInput, require_count
 from ..params.score import (
     PairsInput,
     ScoreParams,
     TruncatePair,
-    require_count,
     require_one_score,
     require_scores,
     require_scores_of_texts,

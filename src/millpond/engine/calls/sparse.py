@@ -14,7 +14,7 @@ from ...sparse.embeddings import SparseEmbeddings
 from ...sparse.vectors import SparseVectors
 from ...stats import ProgressHook
 from ..params.embed import TextInput, TextsInput
-from ..params.sparse import SparseParams, require_sparse_vectors
+from ..params.sparse import SparseParams
 from .base import Calls
 from .progress import progress_hook
 from .stream import EmbeddingStream, require_stream_options
@@ -105,7 +105,7 @@ class SparseCalls(Calls):
         It reads ahead, and raises for texts of a chunk, as `embed_iter` does.
         """
         spec = self._instance.spec
-        require_sparse_vectors(spec, "embed_sparse_iter")
+        SparseParams.require(spec, "embed_sparse_iter")
         require_stream_options(texts, chunk_size, progress, None)
         bulk: SparseOptions = {"priority": Priority.BULK, **options}
         params = self._sparse_params(bulk, progress=progress, reported=progress is not None)

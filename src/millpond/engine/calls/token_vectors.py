@@ -14,7 +14,7 @@ from ...multi_vector.token_vectors import TokenVectors
 from ...scheduler.request import Priority, Request, TruncateSide
 from ...stats import ProgressHook
 from ..params.embed import TextInput, TextsInput, require_known
-from ..params.token import TokenParams, require_token_vectors
+from ..params.token import TokenParams
 from .base import Calls
 from .progress import progress_hook
 from .stream import EmbeddingStream, require_stream_options
@@ -102,7 +102,7 @@ class TokenCalls(Calls):
         It reads ahead, and raises for texts of a chunk, as `embed_iter` does.
         """
         spec = self._instance.spec
-        require_token_vectors(spec, "embed_tokens_iter")
+        TokenParams.require(spec, "embed_tokens_iter")
         require_stream_options(texts, chunk_size, progress, None)
         params = replace(
             _params(options),

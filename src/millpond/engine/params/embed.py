@@ -32,10 +32,12 @@ __all__ = [
     "TextInput",
     "Texts",
     "TextsInput",
+    "each_taken",
     "params_of",
-    "require_embeddings",
+    "require_count",
     "require_known",
     "require_lists_of_ids",
+    "unsupported",
 ]
 
 
@@ -51,6 +53,16 @@ NO_TEXTS = (bytes, bytearray, memoryview)  # sequences of integers, and no token
 
 
 NO_IDS = np.empty(0, dtype=np.int32)
+
+
+_KINDS = {
+    "embed": ("embeddings", "embed"),
+    "score": ("a score", "score or rank with pairs"),
+    "classify": ("classes", "classify"),
+    "sparse": ("sparse vectors", "embed_sparse"),
+    "multi_vector": ("a vector for each token", "embed_tokens, score or rank"),
+}
+"""What models of a kind give, and the calls for it."""
 
 
 class CallOptions(TypedDict, total=False):
@@ -114,9 +126,11 @@ class EmbedParams:
         if self.priority is not None:
             self.priority_of(1)
 
-    def require(self, spec: ModelSpec, call: str) -> None:
+    @staticmethod
+    def require(spec: ModelSpec, call: str) -> None:
         """Raise `UnsupportedCall` for a model that gives no embeddings."""
-        require_embeddings(spec, call)
+        if spec.kind != "embed":
+            raise unsupported(spec, call, "embeddings")
 
     def route(self, spec: ModelSpec) -> Route:
         """The route that the texts take. Raises `UnknownTask`."""
@@ -154,19 +168,14 @@ class EmbedParams:
             ) from None
 
 
-def require_embeddings(spec: ModelSpec, call: str) -> None:
-    """Raise `UnsupportedCall` for a model that gives no embeddings."""
-    answers = {
-        "score": ("a score", "score or rank with pairs"),
-        "classify": ("classes", "classify"),
-        "sparse": ("sparse vectors", "embed_sparse"),
-        "multi_vector": ("a vector for each token", "embed_tokens, or rank"),
-    }
-    if spec.kind in answers:
-        gives, instead = answers[spec.kind]
-        raise UnsupportedCall(
-            f"{spec.name} gives {gives}, and {call} needs embeddings; call {instead}"
-        )
+def unsupported(
+    spec: ModelSpec, call: str, needs: str, *, kind: str | None = None, then: str = ""
+) -> UnsupportedCall:
+    """The error of a call that the model, taken as one of that kind, does not give."""
+    gives, instead = _KINDS[kind or spec.kind]
+    return UnsupportedCall(
+        f"{spec.name} gives {gives}, and {call} needs {needs}; call {instead}{then}"
+    )
 
 
 def params_of(options: CallOptions, **added: Any) -> EmbedParams:
@@ -212,10 +221,11 @@ def take_texts(texts: TextsInput, *, several: bool) -> Texts:
     if {str}.issuperset(map(type, texts)):
         return Texts(list(texts))
     if not several and _is_integer(texts[0]):
-        items, refused = _each([texts], _token_ids, NO_IDS)
+        items, refused = each_taken([texts], _token_ids, NO_IDS)
         return Texts(items, is_single=True, are_ids=True, refused=refused)
     are_ids = next(filter(None, map(_kind, texts)), "") == "ids"
-    items, refused = _each(texts, _token_ids, NO_IDS) if are_ids else _each(texts, _string, "")
+    take, instead = (_token_ids, NO_IDS) if are_ids else (_string, "")
+    items, refused = each_taken(texts, take, instead)
     return Texts(items, are_ids=are_ids, refused=refused)
 
 
@@ -234,9 +244,10 @@ def _kind(text: object) -> str:
     return "ids" if _may_be_ids(text) else ""
 
 
-def _each(
+def each_taken(
     texts: Iterable[Any], take: Callable[[Any, int], Any], instead: Any
 ) -> tuple[list[Any], dict[int, InvalidInput]]:
+    """What `take` makes of each; in place of one that it refuses `instead`, and the error."""
     items, refused = [], {}
     for index, text in enumerate(texts):
         try:
@@ -290,6 +301,12 @@ def _may_be_ids(ids: object) -> bool:
     if isinstance(ids, np.ndarray):
         return ids.ndim > 0
     return isinstance(ids, Sequence) and not isinstance(ids, (str, *NO_TEXTS))
+
+
+def require_count(name: str, value: Any) -> None:
+    """Raise `InvalidOption` for what is neither None nor a whole number above 0."""
+    if value is not None and not (_is_integer(value) and value >= 1):
+        raise InvalidOption(f"{name}={value!r}: it must be a whole number above 0, or left out")
 
 
 def _is_integer(value: object) -> bool:

@@ -9,18 +9,17 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ...checkpoint.spec import ModelSpec
-from ...errors import InvalidInput, InvalidOption, InvalidText, UnsupportedCall
+from ...errors import InvalidOption, InvalidText, UnsupportedCall
 from ...pair import Pair
 from ...scheduler.request import Priority, TruncateSide
 from ...scores import ACTIVATIONS, ScoreOutput, TokenScoreOutput
-from .embed import EmbedParams, Texts, TextsInput, take_texts
+from .embed import EmbedParams, Texts, TextsInput, each_taken, take_texts, unsupported
 
 __all__ = [
     "PairInput",
     "PairsInput",
     "ScoreParams",
     "TruncatePair",
-    "require_count",
     "require_one_score",
     "require_scores",
     "require_scores_of_texts",
@@ -104,20 +103,11 @@ class ScoreParams:
 def require_scores(spec: ModelSpec, call: str) -> None:
     """Raise `UnsupportedCall` for a model that gives no scores."""
     if spec.multi_vector is not None:
-        raise UnsupportedCall(
-            f"{spec.name} gives a vector for each token, and {call} needs classes of a classifier; "
-            "call embed_tokens, score or rank"
-        )
-    if spec.kind == "sparse":
-        raise UnsupportedCall(
-            f"{spec.name} gives sparse vectors, and {call} needs scores of a reranker or classes "
-            "of a classifier; call embed_sparse, and compare the vectors by their dot"
-        )
+        raise unsupported(spec, call, "classes of a classifier", kind="multi_vector")
     if spec.scoring is None:
-        raise UnsupportedCall(
-            f"{spec.name} gives embeddings, and {call} needs scores of a reranker or classes of a "
-            "classifier; call embed, and compare the vectors"
-        )
+        needs = "scores of a reranker or classes of a classifier"
+        by_dot = " by their dot" if spec.kind == "sparse" else ""
+        raise unsupported(spec, call, needs, then=f", and compare the vectors{by_dot}")
 
 
 def require_scores_of_texts(spec: ModelSpec, call: str) -> None:
@@ -147,13 +137,6 @@ def require_one_score(spec: ModelSpec) -> None:
         )
 
 
-def require_count(name: str, value: Any) -> None:
-    """Raise `InvalidOption` for what is neither None nor a number above 0."""
-    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if value is not None and (not is_whole or value < 1):
-        raise InvalidOption(f"{name}={value!r}: it must be a whole number above 0, or left out")
-
-
 def take_pairs(pairs: Any) -> Texts:
     """Raises `InvalidText` for what holds no pairs."""
     if isinstance(pairs, np.ndarray):
@@ -165,14 +148,7 @@ def take_pairs(pairs: Any) -> Texts:
             f"expected a pair of strings or a list of pairs, not {type(pairs).__name__}; "
             "a pair is (query, document)"
         )
-    items: list[Pair] = []
-    refused: dict[int, InvalidInput] = {}
-    for index, pair in enumerate(pairs):
-        try:
-            items.append(_pair(pair, index))
-        except InvalidInput as error:
-            items.append(Pair("", ""))
-            refused[index] = error.with_traceback(None)
+    items, refused = each_taken(pairs, _pair, Pair("", ""))
     return Texts(items, refused=refused, are_pairs=True)
 
 

@@ -9,13 +9,13 @@ import numpy as np
 
 from ...checkpoint.routes import Route
 from ...checkpoint.spec import ModelSpec
-from ...errors import InvalidOption, UnsupportedCall
+from ...errors import InvalidOption
 from ...sparse.embeddings import SparseOutput
 from ...sparse.token_weights import TokenWeightsOutput
 from ...sparse.vectors import Terms
-from .embed import EmbedParams
+from .embed import EmbedParams, require_count, unsupported
 
-__all__ = ["SparseParams", "require_sparse_vectors"]
+__all__ = ["SparseParams"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +30,10 @@ class SparseParams(EmbedParams):
     def validate(self, spec: ModelSpec) -> None:
         """Raise `InvalidOption` or a subclass for an option that cannot be meant."""
         super().validate(spec)
-        most, least = self.max_active_dims, self.min_weight
-        if most is not None and not (_is_number(most, int, np.integer) and most >= 1):
-            raise InvalidOption(f"max_active_dims={most!r}: it must be a whole number above 0")
-        if not _is_number(least, int, float, np.integer, np.floating) or not 0 <= least < np.inf:
+        require_count("max_active_dims", self.max_active_dims)
+        least: Any = self.min_weight
+        is_number = isinstance(least, int | float | np.integer | np.floating)
+        if isinstance(least, bool) or not (is_number and 0 <= least < np.inf):
             raise InvalidOption(f"min_weight={least!r}: it must be a number, 0 or more")
 
     def route(self, spec: ModelSpec) -> Route:
@@ -52,24 +52,8 @@ class SparseParams(EmbedParams):
             terms=self.terms if spec.sparse.has_terms else None,
         )
 
-    def require(self, spec: ModelSpec, call: str) -> None:
+    @staticmethod
+    def require(spec: ModelSpec, call: str) -> None:
         """Raise `UnsupportedCall` for a model that gives no sparse vectors."""
-        require_sparse_vectors(spec, call)
-
-
-def _is_number(value: object, *kinds: Any) -> bool:
-    return isinstance(value, kinds) and not isinstance(value, bool)
-
-
-def require_sparse_vectors(spec: ModelSpec, call: str) -> None:
-    """Raise `UnsupportedCall` for a model that gives no sparse vectors."""
-    if spec.sparse is None:
-        answers = {
-            "score": "score or rank with pairs",
-            "classify": "classify",
-            "multi_vector": "embed_tokens, or rank",
-        }
-        raise UnsupportedCall(
-            f"{spec.name} gives no sparse vectors, and {call} needs a sparse model, such as a "
-            f"SPLADE; call {answers.get(spec.kind, 'embed')}"
-        )
+        if spec.sparse is None:
+            raise unsupported(spec, call, "a sparse model, such as a SPLADE")

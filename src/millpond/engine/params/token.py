@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from ...checkpoint.routes import Route
 from ...checkpoint.spec import ModelSpec
-from ...errors import InvalidOption, UnsupportedCall
+from ...errors import InvalidOption
 from ...multi_vector.token_embeddings import TokenVectorOutput
 from ...multi_vector.token_pooling import TokenPooling, require_clustering
-from .embed import EmbedParams
+from .embed import EmbedParams, unsupported
 
-__all__ = ["TokenParams", "require_token_vectors"]
+__all__ = ["TokenParams"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,20 +52,8 @@ class TokenParams(EmbedParams):
             pooling=TokenPooling(factor=self.pool_factor) if self.pool_factor > 1 else None,
         )
 
-    def require(self, spec: ModelSpec, call: str) -> None:
+    @staticmethod
+    def require(spec: ModelSpec, call: str) -> None:
         """Raise `UnsupportedCall` for a model that gives no token vectors."""
-        require_token_vectors(spec, call)
-
-
-def require_token_vectors(spec: ModelSpec, call: str) -> None:
-    """Raise `UnsupportedCall` for a model that gives no token vectors."""
-    if spec.multi_vector is None:
-        answers = {
-            "score": "score or rank with pairs",
-            "classify": "classify",
-            "sparse": "embed_sparse",
-        }
-        raise UnsupportedCall(
-            f"{spec.name} gives no vector for each token, and {call} needs a multi-vector model, "
-            f"such as a ColBERT; call {answers.get(spec.kind, 'embed')}"
-        )
+        if spec.multi_vector is None:
+            raise unsupported(spec, call, "a multi-vector model, such as a ColBERT")
