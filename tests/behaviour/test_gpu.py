@@ -286,7 +286,8 @@ def test_a_full_device_splits_batches_and_loses_nothing(
 
     monkeypatch.setattr(CudaModelRunner, "free_memory", noting)
     with Engine(folder, device="cuda:0") as engine:
-        engine.embed(MANY[0])  # the thread that multiplies queries takes a workspace and keeps it
+        engine.embed(MANY[0])  # each thread that multiplies takes a workspace and keeps it
+        engine.embed(MANY[:64], priority="bulk")
         torch.cuda.empty_cache()
         _, total = torch.cuda.mem_get_info()
         # What this process holds and a little more; what others hold does not count.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from child_models import ReloadableTokenizer, fails_to_load
-from fakes import PATIENCE_S, FakeRunner, FakeTokenizer, fake_spec
+from fakes import PATIENCE_S, FakeRunner, FakeTokenizer, fake_spec, vectors_for
 from left_behind import nothing_left_behind, wait_until_gone
 
 from millpond import Engine, TextTooLong
@@ -53,8 +53,7 @@ def process(tokenizer: ReloadableTokenizer) -> Iterator[TokenizerProcess]:
 
 def started(*tokenizers: ReloadableTokenizer) -> TokenizerProcess:
     """A process whose child has said that it is ready, or has ended."""
-    made = TokenizerProcess.of(tokenizers, "on", feeds_others=False)
-    assert made is not None
+    (made,) = TokenizerProcess.several(tokenizers, "on", to_feed=0)
     made.call(0, "encode", TEXTS, OPTIONS)
     wait_for(made)
     return made
@@ -170,8 +169,7 @@ def test_where_it_cannot_be_had_this_process_goes_on(
         tokenizer.load_again = fails_to_load
         expected = "the checkpoint is gone"
     with nothing_left_behind(), caplog.at_level(logging.WARNING, "millpond"):
-        process = TokenizerProcess.of([tokenizer], "on", feeds_others=False)
-        assert process is not None
+        (process,) = TokenizerProcess.several([tokenizer], "on", to_feed=0)
         process.call(0, "encode", TEXTS, OPTIONS)
         if what == "no checkpoint":
             wait_for(process)
@@ -186,29 +184,30 @@ def test_it_is_started_for_many_texts_only(
     tokenizer: ReloadableTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ChildProcess, "__init__", lambda *_, **__: pytest.fail("a process"))
-    process = TokenizerProcess.of([tokenizer], "on", feeds_others=False)
-    assert process is not None
+    (process,) = TokenizerProcess.several([tokenizer], "on", to_feed=0)
     process.call(0, "encode", TEXTS[:-1], OPTIONS)
     process.close()
     process.call(0, "encode", TEXTS, OPTIONS)
     assert tokenizer.texts == 2 * len(TEXTS) - 1
 
 
-def test_by_itself_it_is_for_feeding_others_where_processors_are_many(
+def test_by_itself_they_feed_others_where_processors_are_many(
     tokenizer: ReloadableTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def is_made(asked: Any, *, processors: int, feeds_others: bool) -> bool:
+    def made(asked: Any, *, processors: int, to_feed: int) -> int:
         monkeypatch.setattr(tokenizer_process, "_processors", lambda: processors)
-        made = TokenizerProcess.of([tokenizer], asked, feeds_others=feeds_others)
-        return made is not None
+        return len(TokenizerProcess.several([tokenizer], asked, to_feed=to_feed))
 
-    assert is_made("auto", processors=4, feeds_others=True)
-    assert not is_made("auto", processors=3, feeds_others=True)
-    assert not is_made("auto", processors=64, feeds_others=False)
-    assert is_made("on", processors=1, feeds_others=False)
-    assert not is_made("off", processors=64, feeds_others=True)
+    assert made("auto", processors=3, to_feed=1) == 0
+    assert made("auto", processors=4, to_feed=1) == 1
+    assert made("auto", processors=16, to_feed=1) == 2
+    assert made("auto", processors=16, to_feed=4) == 4
+    assert made("auto", processors=64, to_feed=0) == 0
+    assert made("on", processors=1, to_feed=0) == 1
+    assert made("on", processors=64, to_feed=2) == 4
+    assert made("off", processors=64, to_feed=1) == 0
     unknown = FakeTokenizer(FakeRunner())
-    assert TokenizerProcess.of([tokenizer, unknown], "on", feeds_others=True) is None
+    assert TokenizerProcess.several([tokenizer, unknown], "on", to_feed=1) == []
 
 
 def test_an_engine_tokenises_ingestion_there_and_queries_here(
@@ -218,10 +217,9 @@ def test_an_engine_tokenises_ingestion_there_and_queries_here(
     with nothing_left_behind():
         options: dict[str, Any] = {"tokenizers": [tokenizer], "tokenizer_process": "on"}
         with Engine.with_runner(runner, fake_spec(runner), **options) as engine:
-            assert engine.info().tokenizer_process
+            assert engine.info().tokenizer_processes == 1
             expected = engine.embed(TEXTS, priority="bulk")
-            process = engine._handle.instance._tokenizer_process
-            assert process is not None
+            (process,) = engine._instance._tokenizer_processes
             wait_for(process)
             pid = process.pid
             assert pid is not None
@@ -233,6 +231,27 @@ def test_an_engine_tokenises_ingestion_there_and_queries_here(
             assert tokenizer.texts == len(TEXTS)
         del engine, process
         wait_until_gone(pid)
+
+
+def test_with_several_every_text_has_its_vector(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_process, "_processors", lambda: 16)
+    runners = [FakeRunner(max_batch_tokens=512) for _ in range(2)]
+    tokenizer = ReloadableTokenizer()
+    many = [f"{text} {number}" for number in range(20) for text in TEXTS]
+    with (
+        nothing_left_behind(),
+        Engine.with_runner(runners, fake_spec(runners[0]), tokenizers=[tokenizer]) as engine,
+    ):
+        processes = engine._instance._tokenizer_processes
+        assert engine.info().tokenizer_processes == len(processes) == 4
+        for _ in range(3):
+            found = engine.embed(many, priority="bulk")
+            np.testing.assert_array_equal(found, vectors_for(many))
+        pids = [process.pid for process in processes if process.pid is not None]
+        assert pids
+        os.kill(pids[0], signal.SIGKILL)
+        found = engine.embed(many, priority="bulk")
+        np.testing.assert_array_equal(found, vectors_for(many))
 
 
 PROGRAM = """
@@ -247,14 +266,14 @@ engine = Engine.with_runner(
 )
 texts = [f"text {{number}}" for number in range(3000)]
 engine.embed(texts, priority="bulk")
-pid = engine._handle.instance._tokenizer_process.pid
+pid = engine._instance._tokenizer_processes[0].pid
 print(pid, flush=True)
 {then}
 """
 FORK = """
 if os.fork() == 0:
     engine.embed(texts, priority="bulk")
-    print(engine._handle.instance._tokenizer_process.pid, flush=True)
+    print(engine._instance._tokenizer_processes[0].pid, flush=True)
     sys.exit()
 os.wait()
 os.kill(pid, 0)

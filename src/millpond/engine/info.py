@@ -36,8 +36,8 @@ class EngineInfo:
     """Processes that each copy is split among."""
     processes: tuple[int, ...] = ()
     """The ids of the processes that run them; empty where that is this one."""
-    tokenizer_process: bool = False
-    """Whether texts of ingestion are tokenised in a process of its own, from some thousand on."""
+    tokenizer_processes: int = 0
+    """Processes that tokenise texts of ingestion, from some thousand on; 0 where this one does."""
 
     @property
     def kind(self) -> Kind:

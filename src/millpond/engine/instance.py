@@ -149,12 +149,11 @@ class ModelInstance:
         # Where an interrupt keeps the instance from its engine, no other code would stop it.
         close = partial(core.close, drain=True, wait=False)
         weakref.finalize(self, core.run_in_background, close).atexit = False
-        self._tokenizer_process = TokenizerProcess.of(
-            self._tokenizers,
-            config.tokenizer_process,
-            feeds_others=len(runners) > 1 or any("cuda" in r.device_name for r in runners),
+        is_fed = len(runners) > 1 or any("cuda" in runner.device_name for runner in runners)
+        self._tokenizer_processes = TokenizerProcess.several(
+            self._tokenizers, config.tokenizer_process, to_feed=len(runners) if is_fed else 0
         )
-        core.start(() if cause is not None else make_threads(core, self._tokenizer_process))
+        core.start(() if cause is not None else make_threads(core, self._tokenizer_processes))
         return core
 
     @property
@@ -242,7 +241,7 @@ class ModelInstance:
             replicas=len(self.runners),
             tensor_parallel_size=self.config.tensor_parallel_size,
             processes=tuple(pid for runner in self.runners for pid in runner.pids),
-            tokenizer_process=self._tokenizer_process is not None,
+            tokenizer_processes=len(self._tokenizer_processes),
         )
 
     def after_fork_in_child(self) -> None:

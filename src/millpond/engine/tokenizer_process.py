@@ -34,7 +34,7 @@ READY, ENCODED, RAISED = 1, 2, 3
 PROGRAM = "millpond.engine.tokenizer_child"
 FIRST_TEXTS = 2048  # are tokenised here; a start costs about as much processor time as 20,000
 FEWEST_TEXTS = 32  # of a call that is worth the way there and back
-MANY_PROCESSORS = 4  # of which one may be the child's
+PROCESSORS_EACH = 4  # of which one may be a child's
 
 logger = logging.getLogger("millpond")
 
@@ -56,19 +56,21 @@ class TokenizerProcess:
         """That the child has tokenised."""
 
     @classmethod
-    def of(
-        cls, tokenizers: Sequence[Tokenizer], asked: TokenizerOption, *, feeds_others: bool
-    ) -> TokenizerProcess | None:
-        """None where it is not to be, or one of the tokenizers cannot be loaded again.
+    def several(
+        cls, tokenizers: Sequence[Tokenizer], asked: TokenizerOption, *, to_feed: int
+    ) -> list[TokenizerProcess]:
+        """None where it is not to be, or where one of the tokenizers cannot be loaded again.
 
-        By itself it is where texts run on a GPU or in processes of their own (`feeds_others`) and
-        there are processors enough.
+        By itself there are some for GPUs or processes `to_feed`, two for each where there are
+        processors enough: while one tokenises, the texts of the other are handed over.
         """
-        pays = feeds_others and _processors() >= MANY_PROCESSORS
-        if not (asked == "on" or (asked == "auto" and pays)):
-            return None
         loaders = [getattr(tokenizer, "load_again", None) for tokenizer in tokenizers]
-        return None if None in loaders else cls(tokenizers, [load for load in loaders if load])
+        count = min(_processors() // PROCESSORS_EACH, 2 * to_feed)
+        if asked == "on":
+            count = max(count, 1)
+        if asked == "off" or None in loaders:
+            return []
+        return [cls(tokenizers, [load for load in loaders if load]) for _ in range(count)]
 
     @property
     def pid(self) -> int | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from ...errors import MillpondError
-from ...locks import this_thread_pauses
+from ...locks import Gate, this_thread_pauses
 from ...scheduler.request import Priority, Request
 from ...scheduler.request_future import this_thread
 from ...scheduler.scheduler import Claim
@@ -26,15 +26,21 @@ __all__ = ["make_threads"]
 
 
 def make_threads(
-    core: EngineCore, process: TokenizerProcess | None = None
+    core: EngineCore, processes: Sequence[TokenizerProcess] = ()
 ) -> Sequence[threading.Thread]:
-    """The threads that serve `core`, not started. Texts of ingestion are tokenised in `process`."""
+    """The threads that serve `core`, not started. Each of `processes` has one of its own, through
+    which texts of ingestion are tokenised."""
     roles: dict[str, Callable[[], None]] = {
         f"batch-{number}": partial(_run_batches, core, worker)
         for number, worker in enumerate(core.pool.workers)
     }
-    roles["tokenize-interactive"] = partial(_tokenize, core, Priority.INTERACTIVE, core.inputs)
-    roles["tokenize-bulk"] = partial(_tokenize_bulk, core, process)
+    gate = core.wakes.tokenizer_gate(Priority.INTERACTIVE)
+    roles["tokenize-interactive"] = partial(
+        _tokenize, core, Priority.INTERACTIVE, gate, core.inputs
+    )
+    for number, process in enumerate(processes or [None]):
+        gate = core.wakes.tokenizer_gate(Priority.BULK)
+        roles[f"tokenize-bulk-{number}"] = partial(_tokenize_bulk, core, gate, process)
     roles["background"] = partial(_run_background, core)
     return [
         threading.Thread(target=_guarded, args=(core, work), name=f"millpond-{role}", daemon=True)
@@ -59,24 +65,24 @@ def _run_batches(core: EngineCore, worker: Worker) -> None:
     core.end_worker()
 
 
-def _tokenize_bulk(core: EngineCore, process: TokenizerProcess | None) -> None:
+def _tokenize_bulk(core: EngineCore, gate: Gate, process: TokenizerProcess | None) -> None:
     this_thread_pauses.call = core.wakes.pause_for_queries
     if process is None:
-        _tokenize(core, Priority.BULK, core.inputs)
+        _tokenize(core, Priority.BULK, gate, core.inputs)
         return
     try:
-        _tokenize(core, Priority.BULK, core.inputs.calling(process.call))
+        _tokenize(core, Priority.BULK, gate, core.inputs.calling(process.call))
     finally:
         process.close()
 
 
-def _tokenize(core: EngineCore, priority: Priority, inputs: InputProcessor) -> None:
-    while claims := _next_to_tokenize(core, priority):
+def _tokenize(core: EngineCore, priority: Priority, gate: Gate, inputs: InputProcessor) -> None:
+    while claims := _next_to_tokenize(core, priority, gate):
         _tokenize_claimed(core, claims, inputs.tokenize_all(claims))
         del claims  # they would keep their requests while this thread waits
 
 
-def _next_to_tokenize(core: EngineCore, priority: Priority) -> Sequence[Claim]:
+def _next_to_tokenize(core: EngineCore, priority: Priority, gate: Gate) -> Sequence[Claim]:
     """Texts to tokenise, waited for; none when there will be no more."""
     while True:
         with core.lock:
@@ -87,7 +93,7 @@ def _next_to_tokenize(core: EngineCore, priority: Priority) -> Sequence[Claim]:
         del ended
         if claims or is_over:
             return claims
-        core.wakes.wait_to_tokenize(priority)
+        gate.wait()
 
 
 def _tokenize_claimed(

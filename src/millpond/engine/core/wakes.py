@@ -32,8 +32,14 @@ class Wakes:
         self._pending = pending
         self._pool = pool
         self._background = background
-        self._tokenizers = {priority: Gate() for priority in Priority}
+        self._tokenizers: dict[Priority, list[Gate]] = {priority: [] for priority in Priority}
         self._query_ended = Gate()
+
+    def tokenizer_gate(self, priority: Priority) -> Gate:
+        """Before the threads start: where one that tokenises texts of a priority waits for them."""
+        gate = Gate()
+        self._tokenizers[priority].append(gate)
+        return gate
 
     def arrived(self, request: Request, *, is_tokenized: bool) -> None:
         """Wake those that are to take a request further."""
@@ -41,7 +47,7 @@ class Wakes:
             is_query = request.priority is Priority.INTERACTIVE
             self._pool.wake_one(queries=is_query, bulk=not is_query)
         else:
-            self._tokenizers[request.priority].open()
+            self._wake_tokenizers(request.priority)
         is_late = self._background.is_late_for(request.deadline_s)
         if is_late or self._pending.arrivals > MOST_ARRIVALS:
             self._background.wake()
@@ -55,13 +61,17 @@ class Wakes:
         elif workers and (queries or bulk):
             self._pool.wake_one(queries=queries, bulk=bulk)
         for priority in self._scheduler.to_tokenize():
-            self._tokenizers[priority].open()
+            self._wake_tokenizers(priority)
+
+    def _wake_tokenizers(self, priority: Priority) -> None:
+        for gate in self._tokenizers[priority]:
+            gate.open()
 
     def all(self) -> None:
         """Wake all threads, to look again or to end."""
         self._pool.wake_all()
-        for gate in self._tokenizers.values():
-            gate.open()
+        for priority in Priority:
+            self._wake_tokenizers(priority)
         self._background.wake()
 
     def ended(self, request: Request) -> None:
@@ -70,10 +80,6 @@ class Wakes:
             self._query_ended.open()
 
     # Without the lock.
-
-    def wait_to_tokenize(self, priority: Priority) -> None:
-        """Wait for texts of the priority."""
-        self._tokenizers[priority].wait()
 
     def pause_for_queries(self) -> None:
         """While there are queries, leave the interpreter to their threads for a moment."""
