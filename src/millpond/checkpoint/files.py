@@ -9,7 +9,7 @@ import json
 import os
 import struct
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -31,6 +31,7 @@ __all__ = [
     "require_whole",
     "router_config",
     "safetensors_header",
+    "whole_number",
 ]
 
 TOKENIZER_FILES = (
@@ -157,6 +158,17 @@ def read_json_object(path: Path, *, required: bool = False) -> dict[str, Any]:
     value = read_json(path)
     if not isinstance(value, dict):
         raise InvalidCheckpoint(f"{path} holds a JSON {type(value).__name__}, not an object")
+    return value
+
+
+def whole_number(saved: Mapping[str, Any], key: str, path: Path, *, of: str) -> int | None:
+    """A number of at least 1 in what the file at `path` says; None where it says none.
+
+    Raises `InvalidCheckpoint` for anything else, which is to be a number `of` something.
+    """
+    value = saved.get(key)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise InvalidCheckpoint(f"{path}: {key} is {value!r}, not a number of {of}")
     return value
 
 

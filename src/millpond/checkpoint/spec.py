@@ -19,7 +19,7 @@ from ..errors import (
     UnknownTask,
     UnsupportedModel,
 )
-from .files import has_file, read_json, read_json_object
+from .files import has_file, read_json, read_json_object, whole_number
 from .kinds.bge_m3 import ALL, SPARSE, TOKENS, is_bge_m3, m3_chain, m3_routes
 from .kinds.multi_vector import (
     MultiVectorSpec,
@@ -193,7 +193,8 @@ def read_spec(
     root = checkpoint.path
     found = _read(checkpoint, pooling, trust_remote_code=trust_remote_code)
     saved = found.saved
-    all_prompts = _prompts(saved, prompts, root)
+    path = root / "config_sentence_transformers.json"
+    all_prompts = _prompts(saved, prompts, path)
     return ModelSpec(
         name=checkpoint.name,
         path=root,
@@ -201,9 +202,9 @@ def read_spec(
         revision=checkpoint.revision,
         routes=found.routes.routes,
         prompts=all_prompts,
-        default_prompt_name=_default_prompt_name(saved, all_prompts, root),
+        default_prompt_name=_default_prompt_name(saved, all_prompts, path),
         similarity_fn_name=_one_of(saved.get("similarity_fn_name"), _SIMILARITIES),
-        truncate_dim=_truncate_dim(saved, root),
+        truncate_dim=whole_number(saved, "truncate_dim", path, of="dimensions"),
         task_routes=found.routes.task_routes,
         other_route=found.routes.other_route,
         scoring=found.scoring,
@@ -326,9 +327,8 @@ def _late_interaction(
 
 
 def _prompts(
-    saved: Mapping[str, Any], given: Mapping[str, str] | None, root: Path
+    saved: Mapping[str, Any], given: Mapping[str, str] | None, path: Path
 ) -> dict[str, str]:
-    path = root / "config_sentence_transformers.json"
     prompts = saved.get("prompts") or {}
     if not isinstance(prompts, Mapping):
         raise InvalidCheckpoint(f"{path}: prompts is not an object")
@@ -339,25 +339,15 @@ def _prompts(
 
 
 def _default_prompt_name(
-    saved: Mapping[str, Any], prompts: Mapping[str, str], root: Path
+    saved: Mapping[str, Any], prompts: Mapping[str, str], path: Path
 ) -> str | None:
     name = saved.get("default_prompt_name")
     if name is None or name in prompts or name in ("query", "document"):
         return name
     raise InvalidCheckpoint(
-        f"{root / 'config_sentence_transformers.json'}: default_prompt_name is {name!r}, and the "
+        f"{path}: default_prompt_name is {name!r}, and the "
         f"prompts are {', '.join(map(repr, prompts)) or 'none'}; "
         f"give it in the engine's `prompts`"
-    )
-
-
-def _truncate_dim(saved: Mapping[str, Any], root: Path) -> int | None:
-    value = saved.get("truncate_dim")
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
-        return value
-    raise InvalidCheckpoint(
-        f"{root / 'config_sentence_transformers.json'}: truncate_dim is {value!r}, "
-        "not a number of dimensions"
     )
 
 

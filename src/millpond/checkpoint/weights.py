@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import InvalidCheckpoint
-from .files import find_weights, has_file, require_whole
+from .files import find_weights, require_whole
 
 __all__ = ["non_finite", "read_linear", "read_weights", "refuse_non_finite"]
 
@@ -36,16 +36,20 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     Raises `InvalidCheckpoint` when there is neither, it cannot be read, or not all of it is
     finite.
     """
-    require_whole(find_weights(folder))
-    try:
-        weights = _read(folder)
-    except Exception as error:  # both readers raise their own and plain exceptions
-        raise InvalidCheckpoint(f"{folder}: its weights cannot be read: {error}") from error
-    if weights is None:
+    files = find_weights(folder)
+    if not files:
         raise InvalidCheckpoint(
             f"{folder}: there is neither model.safetensors nor pytorch_model.bin; "
             "download the checkpoint again"
         )
+    require_whole(files)
+    weights: dict[str, Tensor] = {}
+    try:
+        for file in files:
+            is_safe = file.suffix == ".safetensors"
+            weights |= load_file(file) if is_safe else torch.load(file, "cpu", weights_only=True)
+    except Exception as error:  # both readers raise their own and plain exceptions
+        raise InvalidCheckpoint(f"{folder}: its weights cannot be read: {error}") from error
     refuse_non_finite(folder, weights.items())
     return weights
 
@@ -66,18 +70,6 @@ def read_linear(path: Path) -> tuple[Tensor, Tensor]:
         raise InvalidCheckpoint(f"{path}: its weight and bias do not belong to one linear layer")
     refuse_non_finite(path, [("weight", weight), ("bias", bias)])
     return weight, bias
-
-
-def _read(folder: Path) -> dict[str, torch.Tensor] | None:
-    safetensors, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
-    if has_file(safetensors):
-        return load_file(safetensors)
-    if has_file(pickled):
-        weights: dict[str, torch.Tensor] = torch.load(
-            pickled, map_location="cpu", weights_only=True
-        )
-        return weights
-    return None
 
 
 def non_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:

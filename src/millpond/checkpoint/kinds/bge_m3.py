@@ -36,11 +36,11 @@ def is_bge_m3(root: Path) -> bool:
 
 def m3_chain(root: Path) -> Chain:
     """What a folder without modules.json is run as: FlagEmbedding's first token, scaled."""
-    vector = dict.fromkeys(("module_input_name", "module_output_name"), "sentence_embedding")
+    vector = "sentence_embedding"
     return (
         transformer_of_folder(root),
         pooling_module(root, ("cls",)),
-        Module(kind="Normalize", path=root, options=vector, class_name="Normalize"),
+        Module.of("Normalize", root, module_input_name=vector, module_output_name=vector),
     )
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ...errors import InvalidCheckpoint, UnsupportedModel
-from ..files import read_json_object
+from ...errors import UnsupportedModel
+from ..files import read_json_object, whole_number
 from ..input_config import QueryExpansion, query_expansion
 from ..modules import Chain, Module, Router, chain_for
 from ..routes import Route, Routes
@@ -196,8 +196,8 @@ def pylate_chain(chain: Chain, saved: Mapping[str, Any], root: Path) -> Chain:
     options = dict(first.options)
     saved = {key: saved[key] for key in (*_PYLATE_KEYS,) if key in saved}
     for name in ("query_length", "document_length"):
-        if options[name] is None and saved.get(name) is not None:
-            options[name] = _length(saved, name, path)
+        if options[name] is None:
+            options[name] = whole_number(saved, name, path, of="tokens")
     if options["query_expansion"] is None and "query_expansion" not in saved and saved:
         if saved.get("do_query_expansion") is not False:
             attend = saved.get("attend_to_expansion_tokens", saved.get("attend_to_mask_tokens"))
@@ -214,7 +214,12 @@ def pylate_chain(chain: Chain, saved: Mapping[str, Any], root: Path) -> Chain:
     kinds = {m.kind for m in rest if isinstance(m, Module)}
     added = [] if "MultiVectorMask" in kinds else [_mask(root, words)]
     after = [m for m in rest if not (isinstance(m, Module) and m.kind == "Pooling")]
-    return (replace(first, options=options), *after, *added, _normalize(root))
+    return (
+        replace(first, options=options),
+        *after,
+        *added,
+        Module.of("Normalize", root, **_ON_TOKENS),
+    )
 
 
 def pylate_prompts(saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,23 +234,15 @@ def pylate_prompts(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 def _mask(root: Path, words: Sequence[str] | None) -> Module:
     """Of documents without the punctuation, unless other words are named."""
-    options = {
-        "skiplist_words": tuple(string.punctuation if words is None else words),
-        "skiplist_tasks": ("document",),
-        "keep_only_token_ids": None,
-    }
-    return Module(kind="MultiVectorMask", path=root, options=options, class_name="MultiVectorMask")
-
-
-def _normalize(root: Path) -> Module:
-    return Module(kind="Normalize", path=root, options=_ON_TOKENS, class_name="Normalize")
-
-
-def _length(saved: Mapping[str, Any], name: str, path: Path) -> int:
-    value = saved[name]
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidCheckpoint(f"{path}: {name} is {value!r}, not a number of tokens")
-    return value
+    skipped = tuple(string.punctuation if words is None else words)
+    tasks = ("document",)
+    return Module.of(
+        "MultiVectorMask",
+        root,
+        skiplist_words=skipped,
+        skiplist_tasks=tasks,
+        keep_only_token_ids=None,
+    )
 
 
 # Stanford.
@@ -267,8 +264,8 @@ def stanford_chain(root: Path, transformer: Module) -> tuple[Chain, dict[str, st
         "query": (saved.get("query_token_id") or "[unused0]") + " ",
         "document": (saved.get("doc_token_id") or "[unused1]") + " ",
     }
-    documents = _length(saved, "doc_maxlen", path) if saved.get("doc_maxlen") else None
-    queries = _length(saved, "query_maxlen", path) if saved.get("query_maxlen") else None
+    documents = whole_number(saved, "doc_maxlen", path, of="tokens")
+    queries = whole_number(saved, "query_maxlen", path, of="tokens")
     options = {
         **transformer.options,
         "chat": None,
@@ -281,7 +278,10 @@ def stanford_chain(root: Path, transformer: Module) -> tuple[Chain, dict[str, st
         "prefix_tokens": tuple(prompts.values()),
     }
     words = None if saved.get("mask_punctuation", True) else ()
-    inline = {"inline": True, **_ON_TOKENS}
-    projection = Module(kind="Dense", path=root, options=inline, class_name="Dense")
-    chain = (replace(transformer, options=options), projection, _mask(root, words))
-    return (*chain, _normalize(root)), prompts
+    chain = (
+        replace(transformer, options=options),
+        Module.of("Dense", root, inline=True, **_ON_TOKENS),
+        _mask(root, words),
+        Module.of("Normalize", root, **_ON_TOKENS),
+    )
+    return chain, prompts

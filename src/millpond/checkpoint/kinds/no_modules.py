@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...errors import UnsupportedModel
-from ..module_config import transformer_config, transformer_options
+from ..module_config import transformer_config
 from ..modules import Chain, Module
 from ..routes import pooling_module, transformer_of_folder
 from .answer_rerankers import AnswerReranker, answer_reranker
@@ -65,13 +66,13 @@ def _scoring_transformer(root: Path, name: str, config: Mapping[str, Any]) -> Mo
     if not endings and answers is None:
         return None
     task = _SCORING_TASKS[endings[0]] if endings else "text-generation"
-    path = root / "config.json"
-    options = transformer_options({"transformer_task": task}, path=path, whole=True)
-    if answers is not None:
-        options["chat"] = _answer_chat(answers)
-        if not endings:
-            options["answer_ids"] = answers.token_ids(root)
-    return Module(kind="Transformer", path=root, options=options, class_name="Transformer")
+    transformer = transformer_of_folder(root, task)
+    if answers is None:
+        return transformer
+    options = {**transformer.options, "chat": _answer_chat(answers)}
+    if not endings:
+        options["answer_ids"] = answers.token_ids(root)
+    return replace(transformer, options=options)
 
 
 def _answer_chat(answers: AnswerReranker) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import InvalidCheckpoint, UnsupportedModel
-from ..module_config import transformer_config, transformer_options
-from ..modules import Chain, Module, chain_for
-from ..routes import Route, Routes, read_task_routes
+from ...errors import UnsupportedModel
+from ..files import whole_number
+from ..module_config import transformer_config
+from ..modules import Chain, Module
+from ..routes import Route, Routes, read_task_routes, transformer_of_folder
 
 __all__ = ["MODEL_TYPE", "SparseSpec", "masked_language_route", "read_sparse", "sparse_routes"]
 
@@ -40,14 +41,10 @@ class SparseSpec:
 def read_sparse(saved: Mapping[str, Any], routes: Sequence[Route], root: Path) -> SparseSpec:
     """From config_sentence_transformers.json, else from a SparseAutoEncoder."""
     latent = [m for route in routes for m in route.modules if m.kind == "SparseAutoEncoder"]
-    most = saved.get("max_active_dims")
+    path = root / "config_sentence_transformers.json"
+    most = whole_number(saved, "max_active_dims", path, of="dimensions")
     if most is None and latent:
         most = latent[0].options["k"]
-    if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
-        raise InvalidCheckpoint(
-            f"{root / 'config_sentence_transformers.json'}: max_active_dims is {most!r}, not a "
-            "number of dimensions"
-        )
     return SparseSpec(max_active_dims=most, has_terms=not latent)
 
 
@@ -57,11 +54,7 @@ def sparse_routes(chain: Chain, root: Path) -> Routes:
     Raises `UnsupportedModel` or a subclass.
     """
 
-    def finished(task: str | None) -> tuple[tuple[str, ...], tuple[Module, ...]]:
-        names, modules = chain_for(chain, task)
-        return names, _finished(modules, root)
-
-    return read_task_routes(chain, root, finished)
+    return read_task_routes(chain, root, lambda modules: _finished(modules, root))
 
 
 def _finished(modules: tuple[Module, ...], root: Path) -> tuple[Module, ...]:
@@ -89,13 +82,5 @@ def masked_language_route(root: Path) -> Route | None:
     architectures = config.get("architectures") or ()
     if not any(str(name).endswith("ForMaskedLM") for name in architectures):
         return None
-    path = root / "config.json"
-    options = transformer_options({"transformer_task": "fill-mask"}, path=path, whole=True)
-    transformer = Module(kind="Transformer", path=root, options=options, class_name="Transformer")
-    pooling = Module(
-        kind="SpladePooling",
-        path=root,
-        options={"strategy": "max", "activation": "relu"},
-        class_name="SpladePooling",
-    )
-    return Route(name=BESIDE, modules=(transformer, pooling))
+    pooling = Module.of("SpladePooling", root, strategy="max", activation="relu")
+    return Route(name=BESIDE, modules=(transformer_of_folder(root, "fill-mask"), pooling))
