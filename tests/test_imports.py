@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "multi_vector": "outputs",
     "sparse": "outputs",
     "all_embeddings": "outputs multi_vector sparse",
+    "arrow": "sparse",
     "cpu": "",
     "checkpoint": "config",
     "scheduler": "pair outputs embeddings stats",
@@ -49,9 +50,9 @@ MAY_IMPORT = {
         "checkpoint scheduler tokenization model runner"
     ),
     "server": "config stats pair outputs embeddings scores multi_vector sparse engine",
-    "ray": "config outputs embeddings scores sparse engine server",
+    "ray": "config outputs embeddings scores sparse arrow engine server",
     "integrations": "config engine",
-    "cli": "config stats embeddings scores multi_vector sparse checkpoint engine server ray",
+    "cli": "config stats embeddings scores multi_vector sparse arrow checkpoint engine server ray",
     "__main__": "cli",
 }
 EVERYBODY_MAY_IMPORT = {"errors", "locks"}

@@ -18,6 +18,7 @@ import typer
 from ..config import EngineConfig
 from .embed_flags import OutputFlags, RayFlags, VectorFlags
 from .errors import INTERRUPTED, CommandError, is_terminal, say
+from .files.partial_output import changes
 from .flags import engine_options, read_flags
 from .text_flags import TextFlags
 
@@ -132,8 +133,13 @@ class PartsCommand:
         restart = self.written.restart
         finished = set() if restart else {each.name for each in files if each.name in done}
         has_files = any(not name.startswith((".", "_")) for name in done)
-        if not restart and has_files and (finished or MANIFEST in done):
-            _require_same(self.output, _manifest(target, done), fingerprint)
+        is_continued = not restart and has_files and (finished or MANIFEST in done)
+        before = _manifest(target, done) if is_continued else fingerprint
+        if changed := changes(before, fingerprint):
+            raise CommandError(
+                f"{self.output} was started differently: {changed}. Run it as before, name another "
+                "folder, or start again with --restart"
+            )
         finished = {
             each.name
             for each in files
@@ -238,17 +244,3 @@ def _manifest(target: Folder, done: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(manifest, dict):
         raise CommandError(f"{target.uri}/{MANIFEST} is damaged: start again with --restart")
     return manifest
-
-
-def _require_same(output: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
-    if changed:
-        raise CommandError(
-            f"{output} was started differently: "
-            + "; ".join(
-                f"{name.replace('_', ' ')} {json.dumps(before.get(name))}, now "
-                f"{json.dumps(now.get(name))}"
-                for name in changed
-            )
-            + ". Run it as before, name another folder, or start again with --restart"
-        )

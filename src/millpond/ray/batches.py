@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 
+from ..arrow import error_texts, numbers_column, sparse_column, values_of, vectors_column
 from ..config import EngineOptions
 from ..embeddings import Embeddings
 from ..engine.calls.scoring import ScoreOptions
@@ -32,14 +33,6 @@ from ..errors import (
 from ..outputs import CallResult
 from ..scores import Scores
 from ..sparse.embeddings import SparseEmbeddings
-from .columns import (
-    error_texts,
-    numbers_column,
-    require_columns,
-    sparse_column,
-    values_of,
-    vectors_column,
-)
 
 __all__ = [
     "Columns",
@@ -75,6 +68,19 @@ class Columns:
     def written(self) -> tuple[str, ...]:
         """The names of the new columns."""
         return (self.output, self.error) if self.on_error == "report" else (self.output,)
+
+    def require_in(self, names: Sequence[str]) -> None:
+        """Raise `InvalidOption` where one that is read is missing, or one written is there."""
+        for name in self.read:
+            if name not in names:
+                raise InvalidOption(
+                    f"the dataset has no column {name!r}, only {', '.join(map(repr, names))}"
+                )
+        for name in self.written:
+            if name in names or self.written.count(name) > 1:
+                raise InvalidOption(
+                    f"the dataset would have two columns {name!r}: give the new one another name"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +136,7 @@ class EngineBatch(ABC):
         it has finished tables ends the process: Ray starts another, and gives it the same tables.
         """
         self.require_model()
-        require_columns(table.column_names, self._columns.read, self._columns.written)
+        self._columns.require_in(table.column_names)
         try:
             computed = self._compute(table)
         except EngineFailed:

@@ -19,7 +19,6 @@ from ..engine.params.embed import CallOptions
 from ..errors import InvalidOption
 from .actors import BATCH_ROWS, ActorPool, ActorsOption, engine_options
 from .batches import Columns, EmbedBatch, EngineBatch, OnError, RankBatch, ScoreBatch, SparseBatch
-from .columns import require_columns
 
 __all__ = ["embed", "embed_sparse", "rank", "score"]
 
@@ -183,7 +182,7 @@ def _mapped(
     EngineConfig.of(model, engine)  # before the cluster is asked
     known = dataset.schema(fetch_if_missing=False)
     if known is not None:
-        require_columns(known.names, columns.read, columns.written)
+        columns.require_in(known.names)
     gpus = pool.gpus_each()
     if lack := pool.lack():
         logger.warning("%s now; Ray waits for one when rows are asked for", lack)

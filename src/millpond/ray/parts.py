@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 import ray
 from ray.data import DataContext, from_items
 
+from ..arrow import row_groups
 from ..config import EngineOptions
 from ..errors import EngineFailed, InvalidInput, MillpondError, TextFailed, summary
 from .actors import ActorPool, engine_options
@@ -35,8 +37,6 @@ __all__ = [
 
 UNFINISHED = ".millpond"
 """The folder in the output for what is not complete."""
-
-ROW_GROUP_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +156,7 @@ class _Part:
             self._spec.target.system.open_output_stream(path) as file,
             pq.ParquetWriter(file, first.schema) as writer,
         ):
-            for group in _groups(first, tables):
+            for group in row_groups(chain([first], tables)):
                 writer.write_table(group, row_group_size=max(1, len(group)))
 
     def done(self) -> PartDone:
@@ -211,18 +211,6 @@ _DONE = pa.schema(
         ("ends_all", pa.bool_()),
     ]
 )
-
-
-def _groups(first: Any, tables: Iterator[Any]) -> Iterator[Any]:
-    """The tables in some of about 64 MiB, which become row groups."""
-    waiting, size = [first], first.nbytes
-    for table in tables:
-        if size >= ROW_GROUP_BYTES:
-            yield pa.concat_tables(waiting).combine_chunks()
-            waiting, size = [], 0
-        waiting.append(table)
-        size += table.nbytes
-    yield pa.concat_tables(waiting).combine_chunks()
 
 
 @contextmanager

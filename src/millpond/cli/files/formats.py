@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..errors import CommandError
 from .streams import can_be_read_again, is_stream, name_of, require_encoding
@@ -64,14 +64,9 @@ class FileFormats:
         *,
         input_format: InputFormat | None,
         output_format: OutputFormat | None,
-        column: str,
-        output_column: str,
-        vectors_only: bool,
-        text_encoding: str = "utf-8",
-        delimiter: str | None = None,
-        has_header: bool = True,
+        **others: Any,
     ) -> FileFormats:
-        """Formats that are not given follow from the suffixes.
+        """Formats that are not given follow from the suffixes; the others are the fields.
 
         Standard input is text lines, and a stream gets JSON lines. Raises `CommandError` for an
         unknown suffix, and for a format that cannot be streamed.
@@ -86,20 +81,13 @@ class FileFormats:
             output_format = _by_suffix(output, _OUTPUT_SUFFIXES, "--output-format")
         if input_format == "parquet" and not can_be_read_again(path):
             raise CommandError(f"Parquet cannot be read from {name_of(path)}: name a file")
-        require_encoding(text_encoding)
-        _require_delimiter(delimiter)
-        if input_format not in _DELIMITERS and not (delimiter is None and has_header):
+        formats = cls(input_format=input_format, output_format=output_format, **others)
+        require_encoding(formats.text_encoding)
+        _require_delimiter(formats.delimiter)
+        is_plain = formats.delimiter is None and formats.has_header
+        if input_format not in _DELIMITERS and not is_plain:
             raise CommandError("--delimiter and --no-header are for CSV and TSV")
-        return cls(
-            input_format=input_format,
-            output_format=output_format,
-            column=column,
-            output_column=output_column,
-            vectors_only=vectors_only,
-            text_encoding=text_encoding,
-            delimiter=delimiter,
-            has_header=has_header,
-        )
+        return formats
 
     def source(self, path: Path | None) -> Source:
         """The rows of a file, or of standard input without a path."""

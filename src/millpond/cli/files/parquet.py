@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ...arrow import row_groups, sparse_column, vectors_column
 from ...multi_vector.token_vectors import TokenVectors
 from ...sparse.vectors import SparseVectors
 from ..errors import CommandError
@@ -23,8 +24,6 @@ from .rows import Rows, Vectors, require_column
 from .streams import named_error, sync
 
 __all__ = ["ParquetEncoding", "ParquetSource"]
-
-ROW_GROUP_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +150,7 @@ class ParquetEncoding:
             finished.open("wb") as file,
             pq.ParquetWriter(file, schema, store_schema=True) as writer,
         ):
-            for table in _row_groups(part, schema):
+            for table in row_groups(_fitted(chunk, schema) for chunk in _chunks(part)):
                 writer.write_table(table, row_group_size=max(1, len(table)))
             writer.close()  # writes the footer
             sync(file)
@@ -159,24 +158,11 @@ class ParquetEncoding:
 
 def _lists(vectors: Vectors) -> Any:
     if isinstance(vectors, SparseVectors):
-        return _sparse(vectors)
+        return sparse_column(vectors)
     if isinstance(vectors, TokenVectors):
-        offsets = pa.array(vectors.offsets.astype("int32"))
-        return pa.ListArray.from_arrays(offsets, _dense(vectors.vectors))
-    return _dense(vectors)
-
-
-def _dense(vectors: Any) -> Any:
-    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
-
-
-def _sparse(vectors: SparseVectors) -> Any:
-    offsets = pa.array(vectors.offsets.astype("int32"))
-    lists = {
-        name: pa.ListArray.from_arrays(offsets, pa.array(values))
-        for name, values in (("indices", vectors.indices), ("values", vectors.values))
-    }
-    return pa.StructArray.from_arrays(list(lists.values()), names=list(lists))
+        offsets = pa.array(vectors.offsets, pa.int32())
+        return pa.ListArray.from_arrays(offsets, vectors_column(vectors.vectors))
+    return vectors_column(vectors)
 
 
 def _columns(rows: Rows) -> Any:
@@ -239,20 +225,6 @@ def _mixed(error: Exception) -> CommandError:
         f"a column has values of several types, which Parquet does not support ({error}): write "
         "JSON lines, or leave the input's columns out with --vectors-only"
     )
-
-
-def _row_groups(part: Path, schema: Any) -> Iterator[Any]:
-    """The rows of a part file in tables of about 64 MiB."""
-    waiting: list[Any] = []
-    size = 0
-    for chunk in _chunks(part):
-        waiting.append(_fitted(chunk, schema))
-        size += chunk.nbytes
-        if size >= ROW_GROUP_BYTES:
-            yield pa.concat_tables(waiting).combine_chunks()
-            waiting, size = [], 0
-    if waiting:
-        yield pa.concat_tables(waiting).combine_chunks()
 
 
 def _fitted(table: Any, schema: Any) -> Any:

@@ -17,7 +17,7 @@ from typing import Self
 from ..errors import CommandError
 from .streams import named_error, sync
 
-__all__ = ["Fingerprint", "PartialOutput", "rows_written"]
+__all__ = ["Fingerprint", "PartialOutput", "changes", "rows_written"]
 
 Fingerprint = Mapping[str, object]
 """What the rows depend on, in JSON types."""
@@ -149,17 +149,20 @@ def _read_manifest(output: Path) -> Manifest:
 
 
 def _require_same(output: Path, before: Fingerprint, now: Fingerprint) -> None:
-    changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
-    if changed:
+    if changed := changes(before, now):
         raise CommandError(
-            f"{output} cannot be resumed, it was started differently: "
-            + "; ".join(_change(name, before.get(name), now.get(name)) for name in changed)
-            + ". Run it as before, or start again with --restart"
+            f"{output} cannot be resumed, it was started differently: {changed}. Run it as before, "
+            "or start again with --restart"
         )
 
 
-def _change(name: str, before: object, now: object) -> str:
-    return f"{name.replace('_', ' ')} {json.dumps(before)}, now {json.dumps(now)}"
+def changes(before: Fingerprint, now: Fingerprint) -> str:
+    """What differs, as a message says it; nothing where they are equal."""
+    return "; ".join(
+        f"{name.replace('_', ' ')} {json.dumps(before.get(name))}, now {json.dumps(now.get(name))}"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    )
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,42 +1,30 @@
-"""Columns of Arrow tables: texts out of them, vectors and errors into them.
+"""Tables of Arrow: texts out of their columns, vectors and errors into them, and groups of rows.
 
-Vectors are a `FixedSizeList`, which Parquet keeps and every reader of Parquet understands.
+Dense vectors are a `FixedSizeList`, which Parquet keeps and every reader of Parquet understands.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..errors import InvalidOption, MillpondError
-from ..sparse.vectors import SparseVectors
+from .errors import MillpondError
+from .sparse.vectors import SparseVectors
 
 __all__ = [
     "error_texts",
     "numbers_column",
-    "require_columns",
+    "row_groups",
     "sparse_column",
     "values_of",
     "vectors_column",
 ]
 
-
-def require_columns(names: Sequence[str], read: Sequence[str], written: Sequence[str]) -> None:
-    """Raise `InvalidOption` where a column that is read is missing, or one written is there."""
-    for name in read:
-        if name not in names:
-            raise InvalidOption(
-                f"the dataset has no column {name!r}, only {', '.join(map(repr, names))}"
-            )
-    for name in written:
-        if name in names or list(written).count(name) > 1:
-            raise InvalidOption(
-                f"the dataset would have two columns {name!r}: give the new one another name"
-            )
+ROW_GROUP_BYTES = 64 << 20
 
 
 def values_of(column: Any) -> list[Any]:
@@ -55,34 +43,51 @@ def _value(scalar: Any) -> Any:
         return None
 
 
-def vectors_column(vectors: npt.NDArray[Any], failed: Collection[int]) -> Any:
+def vectors_column(vectors: npt.NDArray[Any], failed: Collection[int] = ()) -> Any:
     """`[n, width]` as a fixed-size list of `width`; null in the rows of `failed`."""
     values = pa.array(np.ascontiguousarray(vectors).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(
-        values, vectors.shape[1], mask=pa.array(_mask(len(vectors), failed)) if failed else None
-    )
+    mask = _mask(len(vectors), failed)
+    return pa.FixedSizeListArray.from_arrays(values, vectors.shape[1], mask=mask)
 
 
-def numbers_column(numbers: npt.NDArray[Any], failed: Collection[int]) -> Any:
+def numbers_column(numbers: npt.NDArray[Any], failed: Collection[int] = ()) -> Any:
     """`[n]` as numbers; null in the rows of `failed`."""
-    return pa.array(numbers, mask=_mask(len(numbers), failed))
+    mask = _mask(len(numbers), failed)
+    return pa.array(numbers, mask=None if mask is None else mask.to_numpy(zero_copy_only=False))
 
 
-def sparse_column(vectors: SparseVectors, failed: Collection[int]) -> Any:
+def sparse_column(vectors: SparseVectors, failed: Collection[int] = ()) -> Any:
     """A struct of `indices` and `values`, lists of one length; null in the rows of `failed`."""
     offsets = pa.array(vectors.offsets, pa.int32())
     lists = [
         pa.ListArray.from_arrays(offsets, pa.array(values))
         for values in (vectors.indices, vectors.values)
     ]
-    mask = pa.array(_mask(len(vectors), failed))
+    mask = _mask(len(vectors), failed)
     return pa.StructArray.from_arrays(lists, ["indices", "values"], mask=mask)
 
 
-def _mask(rows: int, failed: Collection[int]) -> npt.NDArray[np.bool_]:
+def _mask(rows: int, failed: Collection[int]) -> Any:
+    """Of the rows that are null; None where none is."""
+    if not failed:
+        return None
     mask = np.zeros(rows, dtype=np.bool_)
     mask[list(failed)] = True
-    return mask
+    return pa.array(mask)
+
+
+def row_groups(tables: Iterable[Any]) -> Iterator[Any]:
+    """The rows of tables of one schema, in tables of about 64 MiB."""
+    waiting: list[Any] = []
+    size = 0
+    for table in tables:
+        waiting.append(table)
+        size += table.nbytes
+        if size >= ROW_GROUP_BYTES:
+            yield pa.concat_tables(waiting).combine_chunks()
+            waiting, size = [], 0
+    if waiting:
+        yield pa.concat_tables(waiting).combine_chunks()
 
 
 def error_texts(errors: Mapping[int, Exception], rows: int) -> Any:
