@@ -37,6 +37,8 @@ class KVCache:
         self.slots = slots
         self.dtype = dtype
         self.device = device
+        self.shapes: dict[int, LayerShape] = {}
+        """What is kept, by layer."""
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def like(self, slots: int) -> KVCache:
@@ -52,14 +54,6 @@ class KVCache:
         return self.slots
 
     @property
-    def shapes(self) -> dict[int, LayerShape]:
-        """What is kept, by layer."""
-        return {
-            layer: LayerShape(keys.shape[1], keys.shape[2], values.shape[2])
-            for layer, (keys, values) in self._layers.items()
-        }
-
-    @property
     def bytes_per_slot(self) -> int:
         """Memory of one token in all layers."""
         return sum(shape.elements for shape in self.shapes.values()) * self.dtype.itemsize
@@ -69,7 +63,7 @@ class KVCache:
             torch.empty(self.slots + 1, shape.heads, size, dtype=self.dtype, device=self.device)
             for size in (shape.key_size, shape.value_size)
         )
-        self._layers[layer] = (keys, values)
+        self._layers[layer], self.shapes[layer] = (keys, values), shape
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Keep `[n, heads, size]` keys and values in these slots, int64 `[n]`."""

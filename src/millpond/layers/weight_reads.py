@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from .classes import transformers_classes
-from .dispatch import OperatorMode
+from .dispatch import OperatorMode, running
 
 __all__ = ["layers_read_by_others"]
 
@@ -23,24 +23,9 @@ __all__ = ["layers_read_by_others"]
 def layers_read_by_others(model: nn.Module) -> Iterator[set[nn.Module]]:
     """While the model runs, its linear layers whose weight is read outside their own forward."""
     owners = _owners(model)
-    running: list[nn.Module] = []
-
-    def enter(layer: nn.Module, _: Any) -> None:
-        running.append(layer)
-
-    def leave(*_: Any) -> None:
-        running.pop()
-
-    handles = []
-    for layer in {layer for layers in owners.values() for layer in layers}:
-        handles.append(layer.register_forward_pre_hook(enter))
-        handles.append(layer.register_forward_hook(leave, always_call=True))
-    try:
-        with _Reads(owners, running) as reads:
-            yield reads.found
-    finally:
-        for handle in handles:
-            handle.remove()
+    layers = {layer: layer for shared in owners.values() for layer in shared}
+    with running(layers) as path, _Reads(owners, path) as reads:
+        yield reads.found
 
 
 def _owners(model: nn.Module) -> dict[int, set[nn.Module]]:
@@ -62,10 +47,10 @@ def _owners(model: nn.Module) -> dict[int, set[nn.Module]]:
 class _Reads(OperatorMode):  # type: ignore[no-untyped-call, unused-ignore]
     """Looks at what every operator takes."""
 
-    def __init__(self, owners: Mapping[int, set[nn.Module]], running: list[nn.Module]) -> None:
+    def __init__(self, owners: Mapping[int, set[nn.Module]], path: list[nn.Module]) -> None:
         super().__init__()
         self._owners = owners
-        self._running = running
+        self._running = path
         self.found: set[nn.Module] = set()
 
     def __torch_dispatch__(

@@ -6,9 +6,7 @@ load.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..errors import InvalidCheckpoint, UnsupportedModel
-from ..layers.dispatch import OperatorMode
+from ..layers.dispatch import OperatorMode, running
 
 __all__ = ["DoesNotFit", "refuse_overflow"]
 
@@ -38,7 +36,8 @@ def refuse_overflow(model: nn.Module, run: Callable[[], Tensor], *, folder: Path
 
     `DoesNotFit` in float16, whose range is small, and `InvalidCheckpoint` in any other precision.
     """
-    with _named_modules(model) as path, _Products(path) as products:
+    names = {module: name for name, module in model.named_modules() if name}
+    with running(names) as path, _Products(path) as products:
         try:
             hidden = run()
         except Exception:  # whatever stands in its way here is met again, and reported, without
@@ -84,26 +83,3 @@ def _is_moderate(tensor: Tensor) -> bool:
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     return bool(tensor.max() < _LARGEST)  # false for NaN
-
-
-@contextmanager
-def _named_modules(model: nn.Module) -> Iterator[list[str]]:
-    """The names of the modules whose forward is running, the innermost last."""
-    path: list[str] = []
-
-    def enter(name: str, *_: Any) -> None:
-        path.append(name)
-
-    def leave(*_: Any) -> None:
-        path.pop()
-
-    handles = []
-    for name, module in model.named_modules():
-        if name:
-            handles.append(module.register_forward_pre_hook(partial(enter, name)))
-            handles.append(module.register_forward_hook(leave, always_call=True))
-    try:
-        yield path
-    finally:
-        for handle in handles:
-            handle.remove()

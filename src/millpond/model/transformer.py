@@ -30,7 +30,7 @@ HiddenStates = Tensor | list[Tensor]
 class Transformer:
     """A loaded model and the state of its attention: stock, or Millpond's."""
 
-    def __init__(self, loaded: LoadedTransformer, *, all_layers: bool = False) -> None:
+    def __init__(self, loaded: LoadedTransformer) -> None:
         self.model = loaded.model
         self.width = loaded.hidden_size
         """Of a token's hidden state; some models' is not what their configuration calls so."""
@@ -41,7 +41,8 @@ class Transformer:
         """Whether the types of tokens are in their ids: see `tokenization.token_types`."""
         self.head = loaded.head
         self.vocabulary = loaded.vocabulary
-        self.all_layers = all_layers
+        self.all_layers = False
+        """Whether hidden states of all layers are given, by the model's own forward."""
         self.position_offset = 0
         self.quantisation_error = 0.0
         """How far int8 or float8 is off in the root mean square, relative to hidden states."""
@@ -49,7 +50,8 @@ class Transformer:
         any_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         self.takes_positions = "position_ids" in parameters or any_name
         self.takes_boundaries = any_name
-        self._fused: FusedEncoder | PackedEncoder | PackedDecoder | None = None
+        self.fused: FusedEncoder | PackedEncoder | PackedDecoder | None = None
+        """What runs packed rows in the place of the model's own forward."""
         self._stock_attention = self.model.config._attn_implementation
         self._rotary_state = RotaryState(self.model)
 
@@ -78,32 +80,15 @@ class Transformer:
         """Whether its linear layers run in int8."""
         return has_int8_layers(self.model)
 
-    def use_fused_encoder(self) -> None:
-        """Leave out the model's own forward. Raises `ValueError` where its layers are not fused."""
-        self._fused = FusedEncoder(self.model, needs_token_type_ids=self.needs_token_type_ids)
-
-    def use_packed_forward(self, forward: PackedEncoder | PackedDecoder) -> None:
-        """Leave out the model's own forward, on a GPU."""
-        self._fused = forward
-
     @property
     def packed_forward(self) -> PackedEncoder | PackedDecoder | None:
-        """What runs packed rows on a GPU in the place of the model's own forward."""
-        return None if isinstance(self._fused, FusedEncoder) else self._fused
+        """The same on a GPU."""
+        return None if isinstance(self.fused, FusedEncoder) else self.fused
 
     @property
     def is_float8(self) -> bool:
         """Whether some of its products run in float8."""
         return self.packed_forward is not None and self.packed_forward.layers.in_float8 > 0
-
-    @property
-    def runs_fused(self) -> bool:
-        """Whether packed rows go through fused layers and not the model's own forward."""
-        return self._fused is not None and not self.all_layers
-
-    def use_reference_forward(self) -> None:
-        """Back to the forward of the model."""
-        self._fused = None
 
     def packed(self, ids: Tensor, positions: Tensor, sequences: Sequences) -> HiddenStates:
         """Hidden states of a packed row: int64 `[total]` ids and positions, no padding.
@@ -111,7 +96,7 @@ class Transformer:
         Positions count from 0 in each text.
         """
         positions = positions + self.position_offset
-        fused = None if self.all_layers else self._fused
+        fused = None if self.all_layers else self.fused
         # Those of a CPU know no cached prefixes.
         if fused is not None and (
             isinstance(sequences, PackedSequences) or not isinstance(fused, FusedEncoder)

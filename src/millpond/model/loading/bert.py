@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -110,19 +110,15 @@ class BertConfig:
         is_known = "model_type" in saved and all(
             name in _KNOWN_VALUES and saved[name] == _KNOWN_VALUES[name] for name in others
         )
-        if not is_known or type(epsilon) is not float or not _are_counts(sizes):
+        are_counts = all(type(size) is int and size > 0 for size in sizes.values())
+        if not is_known or type(epsilon) is not float or not are_counts:
             return None
         if sizes["hidden_size"] % sizes["num_attention_heads"]:
             return None
         return cls(layer_norm_eps=epsilon, **sizes)
 
 
-def _are_counts(sizes: Mapping[str, Any]) -> bool:
-    return all(type(size) is int and size > 0 for size in sizes.values())
-
-
-@dataclass(frozen=True)
-class BertOutput:
+class BertOutput(NamedTuple):
     """What a forward pass gives, by the names that transformers has for it."""
 
     last_hidden_state: Tensor
@@ -189,45 +185,22 @@ class _AddAndNorm(nn.Module):
         return normed
 
 
-class _Attention(nn.Module):
-    def __init__(self, config: BertConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.self = _SelfAttention(config, layer_idx)
-        self.output = _AddAndNorm(config, config.hidden_size)
-
-    def forward(self, rows: Tensor, mask: Tensor | None, **options: Any) -> Tensor:
-        merged: Tensor = self.output(self.self(rows, mask, **options), rows)
-        return merged
-
-
-class _Intermediate(nn.Module):
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.intermediate_act_fn = nn.GELU()
-
-    def forward(self, rows: Tensor) -> Tensor:
-        activated: Tensor = self.intermediate_act_fn(self.dense(rows))
-        return activated
-
-
 class _Layer(nn.Module):
     def __init__(self, config: BertConfig, layer_idx: int) -> None:
         super().__init__()
-        self.attention = _Attention(config, layer_idx)
-        self.intermediate = _Intermediate(config)
-        self.output = _AddAndNorm(config, config.intermediate_size)
+        width, inner = config.hidden_size, config.intermediate_size
+        own = {"self": _SelfAttention(config, layer_idx), "output": _AddAndNorm(config, width)}
+        self.attention = nn.ModuleDict(own)
+        parts = {"dense": nn.Linear(width, inner), "intermediate_act_fn": nn.GELU()}
+        self.intermediate = nn.ModuleDict(parts)
+        self.output = _AddAndNorm(config, inner)
 
     def forward(self, rows: Tensor, mask: Tensor | None = None, **options: Any) -> Tensor:
-        attended = self.attention(rows, mask, **options)
-        out: Tensor = self.output(self.intermediate(attended), attended)
+        attended = self.attention["self"](rows, mask, **options)
+        merged = self.attention["output"](attended, rows)
+        up = self.intermediate["intermediate_act_fn"](self.intermediate["dense"](merged))
+        out: Tensor = self.output(up, merged)
         return out
-
-
-class _Layers(nn.Module):
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__()
-        self.layer = nn.ModuleList(_Layer(config, i) for i in range(config.num_hidden_layers))
 
 
 class Bert(nn.Module):
@@ -237,7 +210,8 @@ class Bert(nn.Module):
         super().__init__()
         self.config = config
         self.embeddings = _Embeddings(config)
-        self.encoder = _Layers(config)
+        layers = nn.ModuleList(_Layer(config, i) for i in range(config.num_hidden_layers))
+        self.encoder = nn.ModuleDict({"layer": layers})
 
     @property
     def device(self) -> torch.device:
@@ -274,7 +248,7 @@ class Bert(nn.Module):
         mask = _mask(attention_mask)
         rows = self.embeddings(input_ids, position_ids, token_type_ids)
         states = [rows]
-        for layer in self.encoder.layer:
+        for layer in self.encoder["layer"].children():
             rows = layer(rows, mask, **options)
             states.append(rows)
         return BertOutput(rows, tuple(states) if output_hidden_states else None)

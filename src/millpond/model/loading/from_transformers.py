@@ -146,10 +146,9 @@ def _with_head(whole: PreTrainedModel, module: Module) -> LoadedTransformer:
             f"{module.path}: {type(whole).__name__} has no base model that its head stands on"
         )
     described = _describe(base)
-    if module.options["task"] == "fill-mask":
-        with quiet_transformers():
-            return replace(described, vocabulary=MaskedLanguageHead.detach(whole))
     with quiet_transformers():
+        if module.options["task"] == "fill-mask":
+            return replace(described, vocabulary=MaskedLanguageHead.detach(whole))
         head = CheckpointHead.detach(
             whole,
             hidden_size=described.hidden_size,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...attention.packed import AttentionOptions, PackedSequences
+from ...attention.packed import AttentionOptions, PackedSequences, Sequences
 from ...attention.varlen import uses_varlen
 from ...attention.verify import AttentionShape
 from ...errors import first_line, summary
+from ...layers.cpu.encoder import FusedEncoder
 from ...layers.rotary import rotates_by_length
 from ..transformer import HiddenStates, Transformer
 
@@ -35,6 +36,7 @@ __all__ = [
     "last_layer",
     "run_alone",
     "run_packed",
+    "run_row",
     "verify_execution",
     "verify_fused",
 ]
@@ -49,6 +51,7 @@ MOST_NOISE = 0.5  # a wrong mask or position is further off
 MOST_POSITIONS_TRIED = 4096  # a batch has hardly more tokens
 LENGTHS = (9, 4, 13, 1, 9, 6)
 ROWS_BESIDE = (16, 17, 23, 31, 33, 64, 100, 257, 1000)  # rows beside a text; kernels have tails
+_Kind = Literal["packed", "padded", "equal_length"]
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 8e-2}
 
 
@@ -56,7 +59,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 8e-2}
 class ExecutionMode:
     """How a model runs, and why."""
 
-    kind: Literal["packed", "padded", "equal_length"]
+    kind: _Kind
     reason: str
     finite: bool = True
     """Whether every hidden state of the check was finite; float16 overflows in some models."""
@@ -80,32 +83,29 @@ def verify_execution(
     """
     texts = check_texts(transformer, token_ids)
     attention = _attention_shapes(transformer, texts[: len(LENGTHS)])
-    return replace(_choose_execution(transformer, texts, pad_id), attention=attention)
+    expected = [run_alone(transformer, text) for text in texts]
+    kind, reason = _choose_execution(transformer, texts, expected, pad_id)
+    finite = all(bool(rows.isfinite().all()) for rows in expected)
+    return ExecutionMode(kind=kind, reason=reason, finite=finite, attention=attention)
 
 
 def _choose_execution(
-    transformer: Transformer, texts: list[list[int]], pad_id: int
-) -> ExecutionMode:
-    expected = [run_alone(transformer, text) for text in texts]
-    finite = all(bool(rows.isfinite().all()) for rows in expected)
+    transformer: Transformer, texts: list[list[int]], expected: list[Tensor], pad_id: int
+) -> tuple[_Kind, str]:
     if rotates_by_length(transformer.model):
         # Only texts longer than the model was trained on would show it.
-        reason = "its rotary embedding depends on the longest text of a batch"
-        return ExecutionMode(kind="equal_length", reason=reason, finite=finite)
+        return "equal_length", "its rotary embedding depends on the longest text of a batch"
     try:
         packed_reason = _check_packed(transformer, texts, expected, pad_id)
     except Exception as error:  # whatever a model's code objects with, it can still run padded
         packed_reason = summary(error)
     if packed_reason is None:
-        reason = "hidden states equal the one-by-one run"
-        return ExecutionMode(kind="packed", reason=reason, finite=finite)
+        return "packed", "hidden states equal the one-by-one run"
     transformer.use_stock_attention()
     padded_reason = _check_padded(transformer, texts, expected, pad_id)
     if padded_reason is None:
-        reason = f"not packed: {packed_reason}"
-        return ExecutionMode(kind="padded", reason=reason, finite=finite)
-    reason = f"not packed: {packed_reason}; not padded: {padded_reason}"
-    return ExecutionMode(kind="equal_length", reason=reason, finite=finite)
+        return "padded", f"not packed: {packed_reason}"
+    return "equal_length", f"not packed: {packed_reason}; not padded: {padded_reason}"
 
 
 @torch.inference_mode()
@@ -136,7 +136,9 @@ def verify_fused(
     texts = check_texts(transformer, token_ids)
     expected = run_packed(transformer, texts)
     try:
-        transformer.use_fused_encoder()
+        transformer.fused = FusedEncoder(
+            transformer.model, needs_token_type_ids=transformer.needs_token_type_ids
+        )
         rows = run_packed(transformer, texts)
         if transformer.is_int8:  # which has an attention of its own
             longest = max(range(len(texts)), key=lambda i: len(texts[i]))
@@ -148,7 +150,7 @@ def verify_fused(
         reason, is_invariant = first_line(error), False
     if reason is not None or not is_invariant:
         logger.debug("the model's own forward stays: %s", reason or "other bits without it")
-        transformer.use_reference_forward()
+        transformer.fused = None
 
 
 def _is_batch_invariant(transformer: Transformer, text: list[int], rows: Tensor) -> bool:
@@ -290,12 +292,27 @@ def run_packed(
     if uses_varlen(device, transformer.dtype):
         edges = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
         boundaries = torch.from_numpy(edges).to(device)
-    ids = torch.tensor([token for text in texts for token in text], device=device)
-    positions = torch.cat([torch.arange(len(text), device=device) for text in texts])
     described = PackedSequences.of(lengths, boundaries=boundaries)
     sequences = kind(described.groups, described.longest, described.boundaries)
-    rows = transformer.packed(ids, positions, sequences)
-    return list(torch.split(last_layer(rows), lengths.tolist()))
+    return run_row(transformer, texts, sequences)
+
+
+def run_row(
+    transformer: Transformer,
+    texts: list[list[int]],
+    sequences: Sequences,
+    before: Sequence[int] | None = None,
+) -> list[Tensor]:
+    """The same of texts that attend as these sequences do, with tokens `before` each of them."""
+    device = transformer.device
+    ids = torch.tensor([token for text in texts for token in text], device=device)
+    starts, lengths = before or [0] * len(texts), [len(text) for text in texts]
+    positions = [
+        torch.arange(start, start + length, device=device)
+        for start, length in zip(starts, lengths, strict=True)
+    ]
+    rows = transformer.packed(ids, torch.cat(positions), sequences)
+    return list(torch.split(last_layer(rows), lengths))
 
 
 def _check_padded(

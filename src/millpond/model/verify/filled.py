@@ -16,7 +16,7 @@ import torch
 from ...attention.filled import FilledSequences
 from ...errors import summary
 from ..transformer import Transformer
-from .execution import ExecutionMode, disagreement, last_layer
+from .execution import ExecutionMode, disagreement, last_layer, run_row
 
 __all__ = ["verify_filled"]
 
@@ -36,7 +36,8 @@ def verify_filled(
     if execution.kind != "packed":
         return execution
     random = np.random.default_rng(22)
-    ids = torch.from_numpy(random.choice(token_ids, LENGTH)).to(transformer.device)
+    text = random.choice(token_ids, LENGTH).tolist()
+    ids = torch.tensor(text, device=transformer.device)
     hidden = np.arange(LENGTH) >= ATTENDED
     mask = torch.from_numpy(~hidden).to(ids).unsqueeze(0)
     transformer.use_stock_attention()
@@ -44,16 +45,13 @@ def verify_filled(
     transformer.use_packed_attention()
     sequences = FilledSequences(np.array([LENGTH]), hidden, alone=True)
     try:
-        positions = torch.arange(LENGTH, device=transformer.device)
-        found = last_layer(transformer.packed(ids, positions, sequences))
-        reason = disagreement(
-            [found], [expected], quantisation_error=transformer.quantisation_error
-        )
+        found = run_row(transformer, [text], sequences)
+        reason = disagreement(found, [expected], quantisation_error=transformer.quantisation_error)
     except Exception as error:  # whatever a model's code objects with
         reason = summary(error)
     if reason is None:
         return execution
     logger.info("with tokens that are not attended to it runs padded: %s", reason)
     transformer.use_stock_attention()
-    transformer.use_reference_forward()
+    transformer.fused = None
     return replace(execution, kind="padded", reason=f"not packed with hidden tokens: {reason}")

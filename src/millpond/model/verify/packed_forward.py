@@ -43,14 +43,13 @@ def verify_packed_forward(
     asked: list[AttentionOptions] = []
     expected = run_packed(transformer, texts, partial(WatchedSequences, asked=asked))
     try:
-        forward = packed_forward(
+        transformer.fused = packed_forward(
             transformer.model,
             kernels,
             asked,
             needs_token_type_ids=transformer.needs_token_type_ids,
             keep=keep,
         )
-        transformer.use_packed_forward(forward)
         reason = disagreement(run_packed(transformer, texts), expected)
     except torch.OutOfMemoryError:
         raise
@@ -58,4 +57,4 @@ def verify_packed_forward(
         reason = first_line(error)
     if reason is not None:
         logger.debug("the model's own forward stays: %s", reason)
-        transformer.use_reference_forward()
+        transformer.fused = None

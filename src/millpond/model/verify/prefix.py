@@ -13,13 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ...attention.kv_cache import KVCache
 from ...attention.prefix import PrefixedSequences, PrefixIndex, PrefixSlots
 from ...errors import summary
 from ..transformer import Transformer
-from .execution import check_texts, disagreement, last_layer, run_packed
+from .execution import check_texts, disagreement, run_packed, run_row
 
 __all__ = ["PrefixSupport", "verify_prefixes"]
 
@@ -54,26 +53,15 @@ def _compare(transformer: Transformer, texts: list[list[int]]) -> PrefixSupport:
     starts = np.cumsum(lengths) - lengths
     heads = [np.arange(a, a + p) for a, p in zip(starts, prefixes, strict=True)]
     kept = PrefixSlots(np.zeros_like(lengths), NO_INTEGERS, np.concatenate(heads), slots)
-    _run(transformer, texts, kept, cache)
+    sequences = PrefixedSequences.of(PrefixIndex.of(lengths, kept, cache), cache)
+    run_row(transformer, texts, sequences)
     whole = run_packed(transformer, texts)
     ends = [text[prefix:] for text, prefix in zip(texts, prefixes, strict=True)]
     used = PrefixSlots(prefixes, slots, NO_INTEGERS, NO_INTEGERS)
-    found = _run(transformer, ends, used, cache)
+    index = PrefixIndex.of(lengths - prefixes, used, cache)
+    found = run_row(transformer, ends, PrefixedSequences.of(index, cache), before=prefixes.tolist())
     expected = [rows[prefix:] for rows, prefix in zip(whole, prefixes, strict=True)]
     reason = disagreement(found, expected, quantisation_error=transformer.quantisation_error)
     if reason is not None:
         return PrefixSupport(reason=f"with a cached prefix {reason}")
     return PrefixSupport(reason="it agrees with the whole run", cache=cache)
-
-
-def _run(
-    transformer: Transformer, texts: list[list[int]], slots: PrefixSlots, cache: KVCache
-) -> list[Tensor]:
-    device = transformer.device
-    lengths = np.array([len(text) for text in texts])
-    ids = torch.tensor([token for text in texts for token in text], device=device)
-    places = [np.arange(p, p + n) for p, n in zip(slots.lengths, lengths, strict=True)]
-    positions = torch.from_numpy(np.concatenate(places)).to(device)
-    index = PrefixIndex.of(lengths, slots, cache)
-    rows = transformer.packed(ids, positions, PrefixedSequences.of(index, cache))
-    return list(torch.split(last_layer(rows), lengths.tolist()))

@@ -231,7 +231,7 @@ def test_the_real_model_in_int8_is_close_to_float32() -> None:
         found = engine.embed(texts)
         info = engine.info()
         encoder = engine._instance.runners[0].models[0].encoder  # type: ignore[attr-defined]
-        assert encoder.runs_fused
+        assert encoder.fused is not None
     assert info.dtype == "int8"
     assert info.execution == "packed"
     assert info.routes[0].batch_invariant
