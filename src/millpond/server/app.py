@@ -26,7 +26,6 @@ from .middleware.body_encoding import BodyEncodingMiddleware
 from .middleware.body_limit import BodyLimitMiddleware
 from .middleware.paths import PathMiddleware
 from .middleware.timeout import TimeoutMiddleware
-from .middleware.tracing import TracingMiddleware
 from .models import ServedModel, ServedModels
 from .page import PAGES, add_page
 from .routes.classify import classify, predict
@@ -245,11 +244,10 @@ def _add_middleware(app: FastAPI) -> None:
             expose_headers=_EXPOSED_HEADERS,
         )
     app.add_middleware(PathMiddleware)
-    if app.state.tracing is not None:
-        app.add_middleware(TracingMiddleware, tracing=app.state.tracing)
     app.add_middleware(
         AccessLogMiddleware,
         metrics=app.state.metrics,
         drain=drain,
+        tracing=app.state.tracing,
         root_path=settings.root_path,
     )

@@ -122,6 +122,11 @@ class ApiError(HTTPException):
         return cls.unexpected()
 
     @classmethod
+    def about(cls, param: str, why: str, *, code: str = "invalid_value") -> ApiError:
+        """The response for a value of a field that cannot be taken."""
+        return cls(400, f"{param}: {why}", param=param, code=code)
+
+    @classmethod
     def unexpected(cls) -> ApiError:
         """For a bug of ours; the details are in the log, not in the response."""
         return cls(500, "the server failed; its log has the details", code="internal_error")

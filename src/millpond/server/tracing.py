@@ -21,7 +21,7 @@ from .request_context import RequestContext
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
-__all__ = ["NOT_TRACED", "Tracing"]
+__all__ = ["Tracing"]
 
 logger = logging.getLogger("millpond.server")
 
@@ -82,7 +82,10 @@ class Tracing:
 
     @contextmanager
     def request(self, context: RequestContext) -> Iterator[None]:
-        """The span of a request, a child of the one that its headers name."""
+        """The span of a request, a child of the one that its headers name; none for some paths."""
+        if context.path.removeprefix(context.scope.get("root_path", "")) in NOT_TRACED:
+            yield
+            return
         headers = {
             name.decode("latin-1"): value.decode("latin-1")
             for name, value in context.scope["headers"]

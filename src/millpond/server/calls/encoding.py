@@ -23,6 +23,8 @@ __all__ = [
     "base64_of",
     "embedding_slices",
     "item_slices",
+    "json_bytes",
+    "matrix_parts",
     "string_parts",
 ]
 
@@ -48,10 +50,25 @@ def embedding_slices(
             }
             for index, row in enumerate(rows[start : start + length], start)
         ]
-        written = orjson.dumps(items, option=orjson.OPT_SERIALIZE_NUMPY)
+        written = json_bytes(items)
         is_last = start + length >= len(rows)
         before, after = b"," if start else opening, b"]," + closing[1:] if is_last else b""
         yield b"".join((before, memoryview(written)[1:-1], after))
+
+
+def json_bytes(value: Any) -> bytes:
+    """JSON of a value that may hold arrays, which are contiguous."""
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def matrix_parts(rows: npt.NDArray[Any]) -> Iterator[bytes]:
+    """A JSON array of arrays, in parts that do not hold the interpreter for long."""
+    step = max(1, SLICE_LENGTH // max(1, rows.shape[1]))
+    yield b"["
+    for start in range(0, len(rows), step):
+        written = json_bytes(np.ascontiguousarray(rows[start : start + step]))
+        yield (b"," if start else b"") + written[1:-1]
+    yield b"]"
 
 
 def array_slices(items: Sequence[Any]) -> Iterator[bytes]:

@@ -119,7 +119,7 @@ def _refusal(
         message = f"{param}: at most {most} {_UNITS[found]}; send a part of it"
         return ApiError(413, message, param=param)
     text = _INPUT_KINDS if found == "list_type" and kind is EmbeddingRequest else problem["msg"]
-    return ApiError(400, f"{param}: {text}", param=param, code="invalid_value")
+    return ApiError.about(param, text)
 
 
 def _named(place: Sequence[str | int]) -> str:

@@ -71,11 +71,9 @@ def _prompt_options(
         return {"prompt": ""}
     if model.prompt(task, prompt_name):
         asked = "input_type" if prompt_name is None else "prompt_name"
-        raise ApiError(
-            400,
-            f"{asked}: its prompt cannot be put in front of token ids, which are whole texts; "
-            "leave it out, or send texts",
-            param=asked,
-            code="invalid_value",
+        raise ApiError.about(
+            asked,
+            "its prompt cannot be put in front of token ids, which are whole texts; leave it out, "
+            "or send texts",
         )
     return {}

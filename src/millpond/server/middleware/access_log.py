@@ -1,8 +1,9 @@
-"""`AccessLogMiddleware`, the outermost: request ids, root path, access log and metrics."""
+"""`AccessLogMiddleware`, the outermost: request ids, root path, spans, access log and metrics."""
 
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -10,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..drain import DrainState
 from ..metrics import Metrics
 from ..request_context import RequestContext
+from ..tracing import Tracing
 
 __all__ = ["AccessLogMiddleware"]
 
@@ -20,9 +22,16 @@ class AccessLogMiddleware:
     """Pure ASGI, so that the application still sees a client that disconnects."""
 
     def __init__(
-        self, app: ASGIApp, *, metrics: Metrics, drain: DrainState, root_path: str = ""
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        drain: DrainState,
+        tracing: Tracing | None = None,
+        root_path: str = "",
     ) -> None:
         self._app = app
+        self._tracing = tracing
         self._root_path = root_path
         self._metrics = metrics
         self._drain = drain
@@ -41,7 +50,8 @@ class AccessLogMiddleware:
 
         self._metrics.in_progress.inc()
         try:
-            await self._app(scope, receive, send_with_id)
+            with nullcontext() if self._tracing is None else self._tracing.request(context):
+                await self._app(scope, receive, send_with_id)
         finally:
             self._metrics.in_progress.dec()
             self._record(context)

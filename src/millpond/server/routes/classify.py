@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import orjson
 from fastapi import Request, Response
 
 from ...engine.params.score import INTERACTIVE_PAIRS
 from ...scores import Scores
-from ..calls.encoding import SlicedResponse, item_slices
+from ..calls.encoding import SlicedResponse, item_slices, json_bytes
 from ..calls.engine_call import Answer, model_for
 from ..calls.pairs import ask_for_scores, list_slices
 from ..errors import ApiError
@@ -60,12 +59,8 @@ def _sequences(inputs: str | list[str] | list[list[str]]) -> tuple[list[list[str
     if isinstance(inputs[0], str):
         return [sequences], False
     if len({len(one) for one in sequences}) > 1:
-        raise ApiError(
-            400,
-            "inputs: some are pairs and some are single texts; send them in two requests",
-            param="inputs",
-            code="invalid_value",
-        )
+        why = "some are pairs and some are single texts; send them in two requests"
+        raise ApiError.about("inputs", why)
     return sequences, True
 
 
@@ -95,7 +90,7 @@ def _class_lists(result: Scores) -> Iterator[tuple[bytes]]:
     for row in result.rows:
         order = (-row).argsort(kind="stable")
         found = [{"label": result.labels[place], "score": row[place]} for place in order]
-        yield (orjson.dumps(found, option=orjson.OPT_SERIALIZE_NUMPY),)
+        yield (json_bytes(found),)
 
 
 def _probabilities(result: Scores) -> Iterator[tuple[bytes]]:
@@ -107,4 +102,4 @@ def _probabilities(result: Scores) -> Iterator[tuple[bytes]]:
             "probs": row,
             "num_classes": len(row),
         }
-        yield (orjson.dumps(found, option=orjson.OPT_SERIALIZE_NUMPY),)
+        yield (json_bytes(found),)

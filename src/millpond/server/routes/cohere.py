@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import orjson
 from fastapi import Request, Response
 
 from ...embeddings import quantize
-from ..calls.encoding import SlicedResponse, base64_of, item_slices, string_parts
+from ..calls.encoding import SlicedResponse, base64_of, item_slices, matrix_parts, string_parts
 from ..calls.engine_call import Answer, model_for
 from ..errors import ApiError
 from ..models import EMBEDS, ServedModel
@@ -78,12 +78,10 @@ def _require_whole(body: CohereEmbedRequest, model: ServedModel) -> None:
     """Raises `ApiError` 400 where fewer tokens are asked for than the model reads."""
     longest = model.engine.info().max_length
     if body.max_tokens is not None and (longest is None or body.max_tokens < longest):
-        raise ApiError(
-            400,
-            f"max_tokens: it cannot be fewer than the model reads, {longest or 'without a limit'}; "
-            "the server's flag --max-length sets fewer",
-            param="max_tokens",
-            code="invalid_value",
+        raise ApiError.about(
+            "max_tokens",
+            f"it cannot be fewer than the model reads, {longest or 'without a limit'}; the "
+            "server's flag --max-length sets fewer",
         )
 
 
@@ -97,11 +95,11 @@ def _answer_slices(
     vectors: Matrix = answer.result.vectors
     yield orjson.dumps(fields)[:-1] + b',"embeddings":'
     if kinds is None:
-        yield from item_slices(b"[", _rows(vectors), b"]")
+        yield from item_slices(b"", [matrix_parts(vectors)], b"")
     else:
         for place, kind in enumerate(dict.fromkeys(kinds)):
-            opening = b'%s"%s":[' % (b"," if place else b"{", kind.encode())
-            yield from item_slices(opening, _ROWS[kind](vectors), b"]")
+            opening = b'%s"%s":' % (b"," if place else b"{", kind.encode())
+            yield from item_slices(opening, [_ARRAYS[kind](vectors)], b"")
         yield b"}"
     meta = {
         "api_version": {"version": version},
@@ -111,14 +109,9 @@ def _answer_slices(
     yield from item_slices(b',"texts":[', map(string_parts, texts), closing)
 
 
-def _rows(matrix: Matrix) -> Iterator[Iterable[bytes]]:
-    for row in np.ascontiguousarray(matrix):
-        yield (orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY),)
-
-
-def _base64_rows(vectors: Matrix) -> Iterator[Iterable[bytes]]:
-    for row in np.ascontiguousarray(vectors, dtype="<f4"):
-        yield (orjson.dumps(base64_of(row)),)
+def _base64_array(vectors: Matrix) -> Iterator[bytes]:
+    rows = np.ascontiguousarray(vectors, dtype="<f4")
+    return item_slices(b"[", ((orjson.dumps(base64_of(row)),) for row in rows), b"]")
 
 
 def scaled_int8(vectors: Matrix) -> npt.NDArray[np.int8]:
@@ -133,11 +126,16 @@ def scaled_int8(vectors: Matrix) -> npt.NDArray[np.int8]:
     return rows
 
 
-_ROWS: Mapping[EmbeddingKind, Callable[[Matrix], Iterator[Iterable[bytes]]]] = {
-    "float": _rows,
-    "int8": lambda vectors: _rows(scaled_int8(vectors)),
-    "uint8": lambda vectors: _rows((scaled_int8(vectors).astype(np.int16) + 128).astype(np.uint8)),
-    "binary": lambda vectors: _rows(quantize(vectors, "binary")),
-    "ubinary": lambda vectors: _rows(quantize(vectors, "ubinary")),
-    "base64": _base64_rows,
+def _scaled_uint8(vectors: Matrix) -> Matrix:
+    return (scaled_int8(vectors).astype(np.int16) + 128).astype(np.uint8)
+
+
+# JSON of vectors, in parts.
+_ARRAYS: Mapping[EmbeddingKind, Callable[[Matrix], Iterator[bytes]]] = {
+    "float": matrix_parts,
+    "int8": lambda vectors: matrix_parts(scaled_int8(vectors)),
+    "uint8": lambda vectors: matrix_parts(_scaled_uint8(vectors)),
+    "binary": lambda vectors: matrix_parts(quantize(vectors, "binary")),
+    "ubinary": lambda vectors: matrix_parts(quantize(vectors, "ubinary")),
+    "base64": _base64_array,
 }

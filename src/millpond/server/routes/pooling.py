@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 from fastapi import Request, Response
 
-from ..calls.encoding import SLICE_LENGTH, SlicedResponse, item_slices
+from ..calls.encoding import SlicedResponse, item_slices, json_bytes, matrix_parts
 from ..calls.engine_call import Answer, model_for
 from ..calls.pairs import list_slices
 from ..calls.texts import ask_for_texts
@@ -53,7 +52,7 @@ async def embed_all(body: EmbedAllRequest, request: Request) -> Response:
         "truncate": body.truncate_option,
     }
     answer = await _ask(request, model, "token_embed", body, options)
-    items = (_matrix_parts(rows) for rows in answer.result.vectors)
+    items = (matrix_parts(rows) for rows in answer.result.vectors)
     return await SlicedResponse.of(item_slices(b"[", items, b"]"), answer.headers)
 
 
@@ -83,12 +82,7 @@ def _options(body: PoolingRequest, task: str) -> dict[str, Any]:
     every = {name for names in _OPTIONS.values() for name in names}
     for name in sorted((every - set(known)) | ({"input_type"} if scores else {"use_activation"})):
         if getattr(body, name) != usual[name].default:
-            raise ApiError(
-                400,
-                f"{name}: it has no meaning for the task {task!r}; leave it out",
-                param=name,
-                code="invalid_value",
-            )
+            raise ApiError.about(name, f"it has no meaning for the task {task!r}; leave it out")
     options = {name: getattr(body, name) for name in known}
     if scores:
         return {**options, "activation": "none" if body.use_activation is False else "auto"}
@@ -128,18 +122,7 @@ def _pooled_parts(index: int, rows: npt.NDArray[np.float32], as_base64: bool) ->
     if as_base64:
         yield b'"' + b2a_base64(np.ascontiguousarray(rows, "<f4").data, newline=False) + b'"'
     elif rows.ndim == 2:
-        yield from _matrix_parts(rows)
+        yield from matrix_parts(rows)
     else:
-        yield orjson.dumps(np.ascontiguousarray(rows), option=orjson.OPT_SERIALIZE_NUMPY)
+        yield json_bytes(np.ascontiguousarray(rows))
     yield b"}"
-
-
-def _matrix_parts(rows: npt.NDArray[np.float32]) -> Iterator[bytes]:
-    """A JSON array of arrays, in parts that do not hold the interpreter for long."""
-    step = max(1, SLICE_LENGTH // max(1, rows.shape[1]))
-    yield b"["
-    for start in range(0, len(rows), step):
-        part = np.ascontiguousarray(rows[start : start + step], dtype="<f4")
-        written = orjson.dumps(part, option=orjson.OPT_SERIALIZE_NUMPY)
-        yield (b"," if start else b"") + written[1:-1]
-    yield b"]"

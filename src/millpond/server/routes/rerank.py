@@ -12,7 +12,7 @@ from fastapi import Request, Response
 from ...engine.engine import Engine
 from ...pair import Pair
 from ...scores import Scores
-from ..calls.encoding import SlicedResponse, item_slices, string_parts
+from ..calls.encoding import SlicedResponse, item_slices, json_bytes, string_parts
 from ..calls.engine_call import Answer, model_for
 from ..calls.pairs import ask_for_scores, list_slices, opening, usage_of
 from ..errors import ApiError
@@ -67,7 +67,7 @@ async def score(body: ScoreRequest, request: Request) -> Response:
     lengths = [len(pair) for pair in pairs]
     answer = await _score_pairs(request, model, body, lambda: pairs, lengths)
     items = (
-        (_json({"index": index, "object": "score", "score": found}),)
+        (json_bytes({"index": index, "object": "score", "score": found}),)
         for index, found in enumerate(answer.result.scores)
     )
     slices = list_slices(request, "list", body.model or model.name, items, answer.tokens)
@@ -124,12 +124,10 @@ def _pairs(body: ScoreRequest) -> list[Pair]:
         [side] if isinstance(side, str) else side for side in (body.queries, body.documents)
     )
     if len(queries) not in (1, len(documents)):
-        raise ApiError(
-            400,
-            f"queries: there are {len(queries)} of them and {len(documents)} documents; send one "
-            "query, or as many as documents",
-            param="queries",
-            code="invalid_value",
+        raise ApiError.about(
+            "queries",
+            f"there are {len(queries)} of them and {len(documents)} documents; send one query, or "
+            "as many as documents",
         )
     queries = queries * len(documents) if len(queries) == 1 else queries
     return [Pair(*sides) for sides in zip(queries, documents, strict=True)]
@@ -138,10 +136,6 @@ def _pairs(body: ScoreRequest) -> list[Pair]:
 def _ranked(result: Scores, top_n: int | None) -> list[Row]:
     scores: npt.NDArray[Any] = result.scores
     return [(one.index, scores[one.index]) for one in result.ranked(top_n)]
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _result(row: Row, texts: Sequence[str] | None) -> Iterator[bytes]:
@@ -156,7 +150,7 @@ def _with_text(
     name: str, row: Row, texts: Sequence[str] | None, before: bytes, after: bytes
 ) -> Iterator[bytes]:
     """A JSON object of a document: its place, its score by this name, and its text."""
-    written = _json({"index": row[0], name: row[1]})
+    written = json_bytes({"index": row[0], name: row[1]})
     if texts is None:
         yield written
         return

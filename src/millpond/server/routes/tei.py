@@ -7,13 +7,17 @@ from importlib.metadata import version as installed_version
 from itertools import chain
 
 import numpy as np
-import numpy.typing as npt
-import orjson
 from fastapi import Request, Response
 
 from ...embeddings import similarity as cosines
 from ...errors import InvalidInput
-from ..calls.encoding import SLICE_LENGTH, SlicedResponse, array_slices
+from ..calls.encoding import (
+    SlicedResponse,
+    array_slices,
+    item_slices,
+    json_bytes,
+    matrix_parts,
+)
 from ..errors import ApiError
 from ..models import ServedModel
 from ..schemas.embeddings import EmbeddingRequest
@@ -48,11 +52,12 @@ async def embed(body: EmbedRequest, request: Request) -> Response:
         prompt_name=body.prompt_name,
         dimensions=body.dimensions,
         normalize=body.normalize,
-        truncate=body.truncate or body.truncation_direction,
+        truncate=body.truncate_option,
         priority=body.priority,
     )
     _, answer = await embeddings_for(request, call, field="inputs")
-    return await SlicedResponse.of(_matrix_slices(answer.result.vectors), answer.headers)
+    slices = item_slices(b"", [matrix_parts(answer.result.vectors)], b"")
+    return await SlicedResponse.of(slices, answer.headers)
 
 
 async def similarity(body: SimilarityRequest, request: Request) -> Response:
@@ -66,9 +71,7 @@ async def similarity(body: SimilarityRequest, request: Request) -> Response:
     )
     _, answer = await embeddings_for(request, call, field="sentences")
     source, *sentences = answer.result.vectors
-    content = orjson.dumps(
-        cosines(source, np.asarray(sentences)), option=orjson.OPT_SERIALIZE_NUMPY
-    )
+    content = json_bytes(cosines(source, np.asarray(sentences)))
     return await SlicedResponse.of([content], answer.headers)
 
 
@@ -132,17 +135,6 @@ def _pooling(model: ServedModel) -> str:
     return "+".join(modes or [module.kind for module in modules[-1:]])
 
 
-def _matrix_slices(rows: npt.NDArray[np.float32]) -> Iterator[bytes]:
-    """JSON of rows `[n, dim]`, `n` above 0."""
-    length = max(1, SLICE_LENGTH // rows.shape[1])
-    for start in range(0, len(rows), length):
-        part = np.ascontiguousarray(rows[start : start + length])
-        written = orjson.dumps(part, option=orjson.OPT_SERIALIZE_NUMPY)
-        is_last = start + length >= len(rows)
-        before, after = b"," if start else b"[", b"]" if is_last else b""
-        yield b"".join((before, memoryview(written)[1:-1], after))
-
-
 def _decoded(
     model: ServedModel, lists: list[list[int]], left_out: frozenset[int]
 ) -> Iterator[bytes]:
@@ -150,6 +142,4 @@ def _decoded(
     try:
         yield from array_slices(model.engine.detokenize(kept))
     except InvalidInput as error:
-        raise ApiError(
-            400, f"ids: {error.args[0]}", param="ids", code="invalid_token_ids"
-        ) from error
+        raise ApiError.about("ids", error.args[0], code="invalid_token_ids") from error

@@ -73,7 +73,7 @@ def _tokenized(model: ServedModel, body: TokenizeRequest) -> Iterator[bytes]:
             special_tokens=body.add_special_tokens,
         )
     except InvalidInput as error:
-        raise _refused("prompt", error, code="invalid_input") from error
+        raise ApiError.about("prompt", error.args[0], code="invalid_input") from error
     facts = {"count": len(ids), "max_model_len": engine.info().max_length}
     yield orjson.dumps(facts)[:-1] + b',"tokens":'
     yield from array_slices(ids)
@@ -89,10 +89,5 @@ def _detokenized(model: ServedModel, body: DetokenizeRequest) -> Iterator[bytes]
     try:
         (text,) = model.engine.detokenize([body.tokens])
     except InvalidInput as error:
-        raise _refused("tokens", error, code="invalid_token_ids") from error
+        raise ApiError.about("tokens", error.args[0], code="invalid_token_ids") from error
     yield orjson.dumps({"prompt": text})
-
-
-def _refused(param: str, error: InvalidInput, *, code: str) -> ApiError:
-    """The engine's message about its one text, as one about the field that holds it."""
-    return ApiError(400, f"{param}: {error.args[0]}", param=param, code=code)

@@ -140,6 +140,12 @@ class RequestBody(BaseModel):
         """Whether a body is one of these, where a route takes several: by its first large field."""
         return cls.LARGE_FIELDS[0] in body
 
+    @property
+    def truncate_option(self) -> Any:
+        """`truncate`, or else the side where another field names it; None where neither is."""
+        sides = (getattr(self, name, None) for name in ("truncate", "truncation_direction"))
+        return next(filter(None, sides), None)
+
     @model_validator(mode="before")
     @classmethod
     def _stop_at_an_unknown_field(cls, body: Any) -> Any:

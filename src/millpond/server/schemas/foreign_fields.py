@@ -132,17 +132,13 @@ def translate(body: Mapping[str, Any], foreign: ForeignFields = OF_EMBEDDINGS) -
             meant = foreign.renamed[name]
             if meant in client_names or body.get(meant) is not None:
                 other = client_names.get(meant, meant)
-                raise ApiError(
-                    400, f"{other} and {name} mean the same; send one", param=name, code=_CODE
-                )
+                message = f"{other} and {name} mean the same; send one"
+                raise ApiError(400, message, param=name, code="invalid_value")
             client_names[meant] = name
             ours[meant] = value
         elif name not in foreign.ignored:
             ours.setdefault(name, value)
     return Translated(ours, client_names)
-
-
-_CODE = "invalid_value"
 
 
 def _require_default(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
@@ -151,7 +147,7 @@ def _require_default(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
         hint = ""
         if name == "truncate_prompt_tokens":
             hint = ", which is as many as the model reads; --max-model-len sets fewer"
-        raise ApiError(400, f"{name}: it can only be {choices}{hint}", param=name, code=_CODE)
+        raise ApiError.about(name, f"it can only be {choices}{hint}")
 
 
 def _as_json(value: Any) -> str:

@@ -98,21 +98,11 @@ class ScoringBody(RequestBody):
         ),
     ] = None
 
-    @property
-    def truncate_option(self) -> Any:
-        """What the engine is told."""
-        return self.truncate
-
 
 class TruncatedAsInTei(ScoringBody):
     """With the field by which Text Embeddings Inference names the side."""
 
     truncation_direction: Direction = None
-
-    @property
-    def truncate_option(self) -> Any:
-        """`truncate`, or else the side."""
-        return self.truncate or self.truncation_direction
 
 
 class RerankRequest(ScoringBody):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
@@ -55,11 +55,6 @@ class _TextsRequest(RequestBody):
     prompt_name: PromptName = None
     input_type: InputType = None
     priority: TextPriority = None
-
-    @property
-    def truncate_option(self) -> Any:
-        """`truncate`, or else the side."""
-        return self.truncate or self.truncation_direction
 
 
 class EmbedAllRequest(_TextsRequest):
