@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from millpond.outputs import RaggedRows, finite_texts
+from millpond.outputs import RaggedRows
 from millpond.scores import TokenLabel, TokenScoreOutput, TokenScores
 
 TEXTS = [
@@ -29,14 +29,6 @@ def test_rows_are_found_by_text() -> None:
     assert_rows(ROWS[np.array([True, False, False, True])], [0, 3])
     assert_rows(ROWS.at(np.array([3, 0])), [3, 0])
     assert_rows(ROWS[4:], [])
-
-
-def test_a_text_is_finite_if_all_of_its_rows_are() -> None:
-    assert finite_texts(ROWS).tolist() == [True] * 4
-    spoilt = RaggedRows(ROWS.values.copy(), ROWS.offsets)
-    spoilt.values[3, 1] = np.inf
-    assert finite_texts(spoilt).tolist() == [True, False, True, True]
-    assert finite_texts(np.array([[1.0, np.nan], [1.0, 2.0]])).tolist() == [False, True]
 
 
 def test_scores_of_tokens_are_stored_by_text_and_named() -> None:

@@ -76,7 +76,8 @@ class OutputSpec:
     def rows(self, vectors: FloatArray) -> npt.NDArray[Any]:
         """The model's vectors `[n, dimension]` as rows for `allocate`'s array."""
         cut = self.dimensions is not None and self.width < self.dimension
-        vectors = vectors[:, : self.width]
+        if self.width < self.dimension:
+            vectors = vectors[:, : self.width]
         if self.normalize or (cut and self.normalize is None):
             vectors = unit_length(vectors)
         return vectors if self.calibrated else quantize(vectors, self.dtype)

@@ -22,7 +22,6 @@ __all__ = [
     "RaggedRows",
     "Rows",
     "Timings",
-    "finite_texts",
     "require_dimensions",
     "unit_length",
 ]
@@ -73,13 +72,6 @@ class RaggedRows:
 
 Rows = npt.NDArray[Any] | RaggedRows
 """What a model gives for texts, or what becomes of it: a row for each, or several."""
-
-
-def finite_texts(rows: Rows) -> npt.NDArray[np.bool_]:
-    """Whether all numbers of each text are finite, bool `[texts]`."""
-    if isinstance(rows, RaggedRows):
-        return np.array([bool(np.isfinite(each).all()) for each in rows], dtype=np.bool_)
-    return np.asarray(np.isfinite(rows).all(axis=1))
 
 
 def require_dimensions(wanted: object, dimension: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 from .errors import InvalidOption
@@ -22,7 +22,6 @@ __all__ = [
     "ProgressHook",
     "StatsHook",
     "StatsHooks",
-    "Totals",
 ]
 
 logger = logging.getLogger("millpond")
@@ -116,50 +115,6 @@ class EngineStats:
         return self.padded_tokens / computed if computed else 0.0
 
 
-@dataclass(slots=True)
-class Totals:
-    """The sums behind `EngineStats`. Its owner locks."""
-
-    batches: int = 0
-    texts: int = 0
-    deduplicated_texts: int = 0
-    tokens: int = 0
-    cached_tokens: int = 0
-    padded_tokens: int = 0
-    truncated_texts: int = 0
-    failed_texts: int = 0
-    forward_s: float = 0.0
-
-    def add(self, batch: BatchStats) -> None:
-        """Count a batch that ran."""
-        self.batches += 1
-        self.texts += batch.texts + batch.deduplicated_texts - batch.failed_texts
-        self.deduplicated_texts += batch.deduplicated_texts
-        self.tokens += batch.tokens
-        self.cached_tokens += batch.cached_tokens
-        self.padded_tokens += batch.padded_tokens
-        self.forward_s += batch.forward_s
-
-    def snapshot(
-        self,
-        *,
-        cancelled_texts: int,
-        waiting_interactive_tokens: int,
-        waiting_bulk_tokens: int,
-        replicas: int,
-        prefix_cache: PrefixCacheStats | None,
-    ) -> EngineStats:
-        """The sums so far, with what was cancelled, and what is waiting and cached now."""
-        return EngineStats(
-            **asdict(self),
-            cancelled_texts=cancelled_texts,
-            waiting_interactive_tokens=waiting_interactive_tokens,
-            waiting_bulk_tokens=waiting_bulk_tokens,
-            replicas=replicas,
-            prefix_cache=prefix_cache,
-        )
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CallProgress:
     """How far a batch has brought one call."""
@@ -191,7 +146,7 @@ class StatsHooks:
     """Any thread may add, remove and call hooks; one that raises stops no other."""
 
     def __init__(self) -> None:
-        self._hooks: tuple[StatsHook, ...] = ()
+        self.registered: tuple[StatsHook, ...] = ()
         self._lock = fork_safe(threading.RLock())
 
     def add(self, hook: StatsHook) -> None:
@@ -199,16 +154,16 @@ class StatsHooks:
         if not callable(hook):
             raise InvalidOption(f"hook={hook!r}: it must be a function of a BatchStats")
         with self._lock:
-            self._hooks = (*self._hooks, hook)
+            self.registered = (*self.registered, hook)
 
     def remove(self, hook: StatsHook) -> None:
         """Call it no more. Nothing happens if it was not there."""
         with self._lock:
-            self._hooks = tuple(known for known in self._hooks if known is not hook)
+            self.registered = tuple(known for known in self.registered if known is not hook)
 
     def call(self, stats: BatchStats) -> None:
         """Call them all, on this thread and with no lock held, so several threads may be at it."""
-        for hook in self._hooks:
+        for hook in self.registered:
             try:
                 hook(stats)
             except BaseException as error:
@@ -217,7 +172,7 @@ class StatsHooks:
                 logger.exception("a stats hook raised; the engine goes on")
 
     def __repr__(self) -> str:
-        return f"StatsHooks({len(self._hooks)})"
+        return f"StatsHooks({len(self.registered)})"
 
 
 def _is_main_thread() -> bool:

@@ -16,16 +16,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import NonFiniteVector, OutOfMemory, TextFailed
-from ...outputs import Output, Rows, finite_texts
+from ...outputs import Output, RaggedRows, Rows
 from ...scheduler.batch import Batch, Segment
 from ...scheduler.deduplication import Duplicate
 from ...scheduler.request import Priority, Request
-from ...stats import BatchStats, EngineStats, PrefixCacheStats, StatsHooks, Totals
+from ...stats import BatchStats, EngineStats, PrefixCacheStats, StatsHooks
 from .executor import BatchResult, ForwardPass
 
-__all__ = ["Counts", "Delivery", "delivered"]
+__all__ = ["Counts", "Delivery", "delivered", "finite_texts"]
 
 logger = logging.getLogger("millpond")
+
+SUMMED = ("deduplicated_texts", "tokens", "cached_tokens", "padded_tokens", "forward_s")
 
 Duplicates = Mapping[int, Sequence[Duplicate]]
 
@@ -144,29 +146,37 @@ class Counts:
 
     def __init__(self, hooks: StatsHooks) -> None:
         self._hooks = hooks
-        self._totals = Totals()
+        self._sums: dict[str, Any] = dict.fromkeys(
+            ("batches", "texts", "failed_texts", "truncated_texts", *SUMMED), 0
+        )
         self._warned_of: int | None = None  # the first request to be truncated, by its id
 
     def add(self, deliveries: Iterable[Delivery]) -> None:
         """Under the lock: count what forward passes gave."""
+        sums = self._sums
         for delivery in deliveries:
-            if delivery.stats is not None:
-                self._totals.add(delivery.stats)
+            if (one := delivery.stats) is not None:
+                computed = one.interactive_texts + one.bulk_texts
+                sums["batches"] += 1
+                sums["texts"] += computed + one.deduplicated_texts - one.failed_texts
+                for name in SUMMED:
+                    sums[name] += getattr(one, name)
 
     def add_request(self, request: Request) -> None:
         """Under the lock: count a request that is complete."""
         truncated = int(np.count_nonzero(request.truncated))
         if truncated and not request.reports_truncation and self._warned_of is None:
             self._warned_of = request.id
-        self._totals.truncated_texts += truncated
+        self._sums["truncated_texts"] += truncated
         for error in request.errors.values():
-            self._totals.failed_texts += isinstance(error, TextFailed)
+            self._sums["failed_texts"] += isinstance(error, TextFailed)
 
     def call_hooks(self, deliveries: Iterable[Delivery]) -> None:
         """Tell of every pass that did not fail."""
-        for delivery in deliveries:
-            if delivery.stats is not None:
-                self._hooks.call(delivery.stats)
+        if self._hooks.registered:
+            for delivery in deliveries:
+                if delivery.stats is not None:
+                    self._hooks.call(delivery.stats)
 
     def warn_of_truncation(self, request: Request) -> None:
         """Log that its texts were truncated, if it is the engine's first."""
@@ -188,7 +198,8 @@ class Counts:
         prefix_cache: PrefixCacheStats | None,
     ) -> EngineStats:
         """Under the lock: the sums, with what is waiting now."""
-        return self._totals.snapshot(
+        return EngineStats(
+            **self._sums,
             cancelled_texts=cancelled_texts,
             waiting_interactive_tokens=waiting_tokens[Priority.INTERACTIVE],
             waiting_bulk_tokens=waiting_tokens[Priority.BULK],
@@ -224,6 +235,13 @@ def _failure(row: int, tokens: int, forward: ForwardPass) -> TextFailed:
     return failure
 
 
+def finite_texts(rows: Rows) -> npt.NDArray[np.bool_]:
+    """Whether all numbers of each text are finite, bool `[texts]`."""
+    if isinstance(rows, RaggedRows):
+        return np.array([bool(np.isfinite(each).all()) for each in rows], dtype=np.bool_)
+    return np.asarray(np.isfinite(rows).all(axis=1))
+
+
 def _output_id(segment: Segment) -> int:
     return id(segment.request.output)
 
@@ -243,7 +261,7 @@ class _MadeRows:
     def of(cls, output: Output, vectors: Rows, computed: npt.NDArray[np.bool_]) -> _MadeRows:
         with np.errstate(all="ignore"):  # what comes of it is looked at below
             rows = output.rows(vectors)
-        finite = finite_texts(rows) & computed
+        finite = computed if rows is vectors else finite_texts(rows) & computed
         return cls(rows, computed, finite, bool(finite.all()))
 
     def write(self, segment: Segment, place: int) -> int:
