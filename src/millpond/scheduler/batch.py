@@ -91,6 +91,26 @@ class Batch:
     padded_length: int | None = None
     queue_s: float = 0.0
 
+    @classmethod
+    def of_request(
+        cls, request: Request, chunk: TokenChunk, shape: BatchShape, *, most_tokens: int
+    ) -> Batch | None:
+        """All of a request as the batch that it is when nothing else waits, without prefixes.
+
+        None where several texts are more than `most_tokens`, would be divided otherwise, or where
+        one is there twice.
+        """
+        lengths = chunk.lengths
+        padded = shape.padded_length(int(lengths[0]))
+        batch = cls(request.route, (Segment(request, chunk, 0, len(lengths)),), padded)
+        if len(lengths) > 1 and (
+            batch.computed_tokens > most_tokens
+            or padded != shape.padded_length(int(lengths[-1]))
+            or len(set(chunk.digests.tolist())) < len(lengths)
+        ):
+            return None
+        return batch
+
     @cached_property
     def texts(self) -> int:
         return sum(map(attrgetter("texts"), self.segments))

@@ -83,7 +83,7 @@ class Scheduler:
         self._short_batch_s = max_query_wait_s / (depth + 1)
         self._queries_have_workers = query_workers > 0
         self._ahead_batches = max(TOKENIZE_AHEAD_BATCHES, 2 * workers)
-        self._undivided_tokens = max(MIN_SHARE_TOKENS, min_short_batch_tokens)
+        self.undivided_tokens = max(MIN_SHARE_TOKENS, min_short_batch_tokens)
         self.caches = tuple(caches)
         self._lost_caches: set[PrefixCache] = set()
         self._min_saved_tokens = min_saved_tokens
@@ -231,23 +231,6 @@ class Scheduler:
                 priorities = [each for each in priorities if each is Priority.BULK]
         return None
 
-    def whole_batch(self, request: Request, chunk: TokenChunk) -> Batch | None:
-        """All of a request as the batch that it is when nothing else waits.
-
-        None where it would be divided, or where a text is there twice. It is registered nowhere.
-        Without prefixes.
-        """
-        shape, lengths = self.shapes[request.route], chunk.lengths
-        padded = shape.padded_length(int(lengths[0]))
-        batch = Batch(request.route, (Segment(request, chunk, 0, len(lengths)),), padded)
-        if len(lengths) > 1 and (
-            batch.computed_tokens > min(self._undivided_tokens, self.max_batch_tokens)
-            or padded != shape.padded_length(int(lengths[-1]))
-            or len(set(chunk.digests.tolist())) < len(lengths)
-        ):
-            return None
-        return batch
-
     def _filled(
         self,
         now_s: float,
@@ -298,7 +281,7 @@ class Scheduler:
         if shares <= 1:
             return self.max_batch_tokens
         even = -(-queue.waiting_tokens // shares)
-        return min(self.max_batch_tokens, max(self._undivided_tokens, even))
+        return min(self.max_batch_tokens, max(self.undivided_tokens, even))
 
     def _bulk_is_starved(self, now_s: float) -> bool:
         since_s = self._bulk_waits_since_s

@@ -168,7 +168,10 @@ def _tokenize_and_run(core: EngineCore, request: Request, *, inline: bool) -> To
         request.fail(row, error)
     chunk = tokenized.chunk
     if inline and chunk is not None and request.deadline_s is None:  # not kept here
-        batch = core.scheduler.whole_batch(request, chunk)
+        scheduler = core.scheduler
+        most = min(scheduler.undivided_tokens, scheduler.max_batch_tokens)
+        shape = scheduler.shapes[request.route]
+        batch = Batch.of_request(request, chunk, shape, most_tokens=most)
         if batch is not None and len(core.runners) == 1:
             _run(core, request, batch)
     return chunk

@@ -124,7 +124,7 @@ class EngineCore:
     @property
     def is_idle(self) -> bool:
         """Whether nothing is pending and no worker runs a batch. Without the lock, it is a hint."""
-        return not (self.pending or self.pool.in_flight)
+        return not (self.pending.by_id or self.pending.arrivals or self.pool.in_flight)
 
     def claim_inline(self, request: Request) -> bool:
         """Whether a caller may run its own request, because nothing else is pending or runs."""

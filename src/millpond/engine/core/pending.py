@@ -29,29 +29,24 @@ class PendingRequests:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._arrivals: deque[tuple[Request, TokenChunk | None]] = deque()  # appended by callers
+        self.arrivals: deque[tuple[Request, TokenChunk | None]] = deque()  # appended by callers
         self._cancelled: deque[int] = deque()  # ids of requests; appended by any thread
-        self._by_id: dict[int, Request] = {}  # that the scheduler has
+        self.by_id: dict[int, Request] = {}  # that the scheduler has
         self._queries = 0  # among those
         self._dropped_texts = 0
 
     def __len__(self) -> int:
         """Requests that have not ended."""
-        return len(self._by_id) + len(self._arrivals)
-
-    @property
-    def arrivals(self) -> int:
-        """Requests that the scheduler does not have yet."""
-        return len(self._arrivals)
+        return len(self.by_id) + len(self.arrivals)
 
     @property
     def queries(self) -> int:
         """Interactive requests that have not ended, and what has just arrived."""
-        return self._queries + len(self._arrivals)
+        return self._queries + len(self.arrivals)
 
     def add(self, request: Request, chunk: TokenChunk | None) -> None:
         """A request arrives; `chunk` has its texts if they are tokenised."""
-        self._arrivals.append((request, chunk))
+        self.arrivals.append((request, chunk))
 
     def cancel(self, request_id: int) -> None:
         """Have a request dropped. Any thread may call it at any time, a finalizer too."""
@@ -78,18 +73,18 @@ class PendingRequests:
 
     def _beside(self, priority: Priority) -> int:
         """Tokens of a priority that the scheduler is still to take in, less those it is to drop."""
-        if not self._arrivals and not self._cancelled:
+        if not self.arrivals and not self._cancelled:
             return 0
         leaving = [request for request in self._leaving() if request.priority is priority]
-        arriving = [request for request, _ in self._arrivals if request.priority is priority]
+        arriving = [request for request, _ in self.arrivals if request.priority is priority]
         more = sum(request.waiting_tokens for request in arriving if request not in leaving)
         return more - sum(request.waiting_tokens for request in leaving if request.admitted)
 
     def _leaving(self) -> Sequence[Request]:
         """Requests that are cancelled and have not been dropped."""
         ids = set(self._cancelled)
-        arriving = [request for request, _ in self._arrivals if request.id in ids]
-        return [*arriving, *(self._by_id[known] for known in ids & self._by_id.keys())]
+        arriving = [request for request, _ in self.arrivals if request.id in ids]
+        return [*arriving, *(self.by_id[known] for known in ids & self.by_id.keys())]
 
     @property
     def cancelled_texts(self) -> int:
@@ -103,21 +98,21 @@ class PendingRequests:
 
         Returned are the dropped requests, to be ended without the lock.
         """
-        while self._arrivals:
-            request, chunk = self._arrivals[0]
-            self._by_id[request.id] = request
+        while self.arrivals:
+            request, chunk = self.arrivals[0]
+            self.by_id[request.id] = request
             self._queries += request.priority is Priority.INTERACTIVE
             self._scheduler.submit(request, now_s, chunk)
-            self._arrivals.popleft()
+            self.arrivals.popleft()
         ended: list[tuple[Request, MillpondError | None]] = []
         while self._cancelled:
-            found = self._by_id.get(self._cancelled.popleft())
+            found = self.by_id.get(self._cancelled.popleft())
             if found is not None and self.drop(found):
                 ended.append((found, None))
         for request in self._scheduler.expired(now_s):
             if self.drop(request):
                 ended.append((request, request.deadline_error()))
-        for request in list(self._by_id.values()) if abandon else ():
+        for request in list(self.by_id.values()) if abandon else ():
             if self.drop(request):
                 closed = EngineClosed("the engine was closed before the call was finished")
                 ended.append((request, closed))
@@ -136,19 +131,19 @@ class PendingRequests:
         return [request for request in requests if not request.remaining and self._take(request)]
 
     def _take(self, request: Request) -> bool:
-        if self._by_id.pop(request.id, None) is None:
+        if self.by_id.pop(request.id, None) is None:
             return False
         self._queries -= request.priority is Priority.INTERACTIVE
         return True
 
     def take_all(self) -> Sequence[Request]:
         """Everything, without asking the scheduler, which may be why all of it fails."""
-        requests = self._by_id | {request.id: request for request, _ in self._arrivals}
-        self._by_id, self._queries = {}, 0
-        self._arrivals.clear()
+        requests = self.by_id | {request.id: request for request, _ in self.arrivals}
+        self.by_id, self._queries = {}, 0
+        self.arrivals.clear()
         for request in requests.values():
             request.dead = True
         return list(requests.values())
 
     def __repr__(self) -> str:
-        return f"PendingRequests({len(self)}, arrivals={self.arrivals})"
+        return f"PendingRequests({len(self)}, arrivals={len(self.arrivals)})"

@@ -49,7 +49,7 @@ class Wakes:
         else:
             self._wake_tokenizers(request.priority)
         is_late = self._background.is_late_for(request.deadline_s)
-        if is_late or self._pending.arrivals > MOST_ARRIVALS:
+        if is_late or len(self._pending.arrivals) > MOST_ARRIVALS:
             self._background.wake()
 
     def ready(self, *, workers: bool = True) -> None:
