@@ -64,8 +64,11 @@ def limited_threads(count: int) -> Iterator[None]:
     mkl_before = 0 if set_mkl_threads is None else set_mkl_threads(1)
     try:
         _set_own_threads(count)
-        with team.apart(openmp_library(), count):
+        if count == 1:
             yield
+        else:
+            with team.apart(openmp_library(), count):
+                yield
     finally:
         _set_own_threads(before)
         if set_mkl_threads is not None:

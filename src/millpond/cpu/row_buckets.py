@@ -8,12 +8,15 @@ few more where short ones may have less than 16 rows.
 
 from __future__ import annotations
 
+from functools import cache
+
 __all__ = ["FEWEST_ROWS", "FEW_ROWS", "whole_rows"]
 
 FEWEST_ROWS = 16  # from this many on, products are batch-invariant
 FEW_ROWS = 4  # on many processors from this many on, which is tried; a short query costs less
 
 
+@cache
 def whole_rows(rows: int, fewest: int = FEWEST_ROWS) -> int:
     """The next multiple of a step: `fewest`, or more where that fills up by an eighth at most.
 

@@ -68,6 +68,11 @@ class PoolingModel:
         return self.execution is None
 
     @cached_property
+    def tells_tokens_apart(self) -> bool:
+        """Whether some tokens attend, or have vectors in the result, and others do not."""
+        return self.tokenizer.query_fill is not None or self.head.keeps_rows
+
+    @cached_property
     def pad_to(self) -> int | None:
         """What texts of a batch are padded to a multiple of; None when packed."""
         if self.execution is None:

@@ -6,14 +6,16 @@ Longest texts first, so that neighbours are of equal length. It knows no tensors
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
+from ..model.pooling_model import PoolingModel
 from ..scheduler.batch import Batch, Segment
 from ..scheduler.prefix_cache import BlockAllocation
+from ..tokenization.query_fill import hidden_tokens, plain_ids
 
 __all__ = ["InputBatch", "PrefixInputBatch"]
 
@@ -27,6 +29,12 @@ class InputBatch:
     prompt_lengths: npt.NDArray[np.int64]
     order: npt.NDArray[np.int64]
     """Place in the batch of the *i*-th text here."""
+    hidden: npt.NDArray[np.bool_] | None = None
+    """Which tokens no other attends to; None where there are none."""
+    kept: npt.NDArray[np.int64] | None = None
+    """The places of the tokens that have a vector in the result; None for a model that pools."""
+    counts: npt.NDArray[np.int64] | None = None
+    """Vectors of each text; None for a model that gives one a text."""
 
     @classmethod
     def of(cls, batch: Batch) -> InputBatch:
@@ -48,6 +56,22 @@ class InputBatch:
         ids = chunk.ids[chunk.offsets[start] : chunk.offsets[stop]].astype(np.int64)
         prompts = np.full(stop - start, request.prompt_tokens, dtype=np.int64)
         return cls(ids, chunk.lengths[start:stop], prompts, np.arange(stop - start))
+
+    def read_by(self, model: PoolingModel) -> InputBatch:
+        """With what its token ids say beside the tokens, to a model that tells them apart."""
+        ids, hidden, kept, counts = self.ids, None, None, None
+        if model.tokenizer.query_fill is not None:
+            hidden, ids = hidden_tokens(ids), plain_ids(ids)
+        if model.head.keeps_rows:
+            kept, counts = model.kept_tokens.places(ids, self.lengths)
+        return replace(self, ids=ids, hidden=hidden, kept=kept, counts=counts)
+
+    def kept_from(self, starts: npt.NDArray[np.int64]) -> Sequence[npt.NDArray[np.int64]]:
+        """`kept` where texts begin at those rows; none where it is None."""
+        if self.kept is None:
+            return ()
+        before = np.repeat(starts - (np.cumsum(self.lengths) - self.lengths), self.lengths)
+        return (self.kept + before[self.kept],)
 
 
 @dataclass(frozen=True)

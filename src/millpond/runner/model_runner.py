@@ -36,7 +36,6 @@ from .input_batch import InputBatch, PrefixInputBatch
 from .kv_cache_config import KVCacheConfig
 from .limits import MPS_BATCH_TOKENS, MPS_MIN_BATCH_TOKENS, STATIC_BATCH_TOKENS, Limits
 from .memory import DeviceMemory, MemoryBudget, weight_bytes
-from .token_rows import TokenRows
 
 __all__ = ["LaunchedBatch", "TorchModelRunner", "wanted_batch_tokens"]
 
@@ -186,8 +185,10 @@ class TorchModelRunner:
             assert self.prefix_cache_config is not None
             block_tokens = self.prefix_cache_config.block_tokens
             return self._launch_prefixed(batch, PrefixInputBatch.of(batch, block_tokens))
-        layout = InputBatch.of(batch)
-        if self.models[batch.route].pad_to is None:
+        layout, model = InputBatch.of(batch), self.models[batch.route]
+        if model.tells_tokens_apart:
+            layout = layout.read_by(model)
+        if model.pad_to is None:
             return self._launch_packed(batch, layout)
         return self._launch_padded(batch, layout)
 
@@ -196,33 +197,28 @@ class TorchModelRunner:
         lengths, starts = layout.lengths, np.cumsum(layout.lengths) - layout.lengths
         positions = np.arange(batch.tokens) - np.repeat(starts, lengths)
         missing = 0 if pipeline.is_static else self._missing_rows(batch.tokens)
-        tokens = TokenRows.of(layout, pipeline)
-        ids = tokens.ids
+        ids, kept = layout.ids, () if layout.kept is None else layout.kept_from(starts)
         if missing:  # they belong to no sequence
             ids = np.append(ids, np.full(missing, pipeline.tokenizer.pad_id))
             positions = np.append(positions, np.zeros(missing, dtype=np.int64))
         texts = (starts, lengths, layout.prompt_lengths)
         staging, (device_ids, device_positions, *places) = self._stage(
-            ids, positions, *texts, *tokens.places_in(starts, lengths)
+            ids, positions, *texts, *kept
         )
         rows = PooledRows(*places)
-        sequences = None if pipeline.is_static else self._sequences(pipeline, rows, lengths, tokens)
+        sequences = None if pipeline.is_static else self._sequences(pipeline, rows, layout)
         found = pipeline.packed(device_ids, device_positions, sequences, rows)
-        vectors, counts = _with_counts(found, tokens.counts)
+        vectors, counts = _with_counts(found, layout.counts)
         return self._fetch(vectors, layout.order, missing, staging, counts)
 
     def _sequences(
-        self,
-        pipeline: PoolingModel,
-        rows: PooledRows,
-        lengths: npt.NDArray[np.int64],
-        tokens: TokenRows,
+        self, pipeline: PoolingModel, rows: PooledRows, layout: InputBatch
     ) -> PackedSequences | FilledSequences:
-        """How the texts of a packed row attend, on the host in `lengths` as in `rows`."""
-        if tokens.hidden is not None:
+        """How the texts of a packed row attend; where they stand is in `rows` on the device."""
+        if layout.hidden is not None:
             alone = self._is_deterministic or self.fills_one_by_one
-            return FilledSequences(lengths, tokens.hidden, alone=alone)
-        return PackedSequences.of(lengths, deterministic=self._is_deterministic)
+            return FilledSequences(layout.lengths, layout.hidden, alone=alone)
+        return PackedSequences.of(layout.lengths, deterministic=self._is_deterministic)
 
     def _launch_prefixed(self, batch: Batch, layout: PrefixInputBatch) -> LaunchedBatch:
         assert self._kv_cache is not None
@@ -255,20 +251,19 @@ class TorchModelRunner:
         rows = self._padded_rows(texts, width)
         lengths = np.append(layout.lengths, np.full(rows - texts, width))
         mask = np.arange(width) < lengths[:, None]
-        tokens = TokenRows.of(layout, pipeline)
         ids = np.full((rows, width), pipeline.tokenizer.pad_id, dtype=np.int64)
-        ids[:texts][mask[:texts]] = tokens.ids
-        if tokens.hidden is not None:
-            mask[:texts][mask[:texts]] = ~tokens.hidden
+        ids[:texts][mask[:texts]] = layout.ids
+        if layout.hidden is not None:
+            mask[:texts][mask[:texts]] = ~layout.hidden
         starts = np.arange(texts) * width
         flat_mask = mask.astype(np.int64).ravel()
         staging, (device_ids, device_mask, *places) = self._stage(
             *(ids.ravel(), flat_mask, starts, layout.lengths, layout.prompt_lengths),
-            *tokens.places_in(starts, layout.lengths),
+            *layout.kept_from(starts),
         )
         device_ids, device_mask = (each.view(rows, width) for each in (device_ids, device_mask))
         found = pipeline.padded(device_ids, device_mask, PooledRows(*places))
-        vectors, counts = _with_counts(found, tokens.counts)
+        vectors, counts = _with_counts(found, layout.counts)
         padding = rows * width - batch.tokens
         return self._fetch(vectors, layout.order, padding, staging, counts)
 

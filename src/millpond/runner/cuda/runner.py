@@ -37,7 +37,6 @@ from ..kv_cache_config import KVCacheConfig
 from ..limits import CUDA_BATCH_TOKENS, CUDA_MIN_BATCH_TOKENS, DETERMINISTIC_ROWS, Limits
 from ..memory import MemoryBudget
 from ..model_runner import LaunchedBatch, TorchModelRunner, wanted_batch_tokens
-from ..token_rows import TokenRows
 from .bucketed_forward import MOST_PREFIXED_ROWS
 from .buckets import longest_for
 from .graphs import Agree
@@ -222,14 +221,10 @@ class CudaModelRunner(TorchModelRunner):
         return self._fetch(run.vectors, layout.order, padding, run.staging)
 
     def _sequences(
-        self,
-        pipeline: PoolingModel,
-        rows: PooledRows,
-        lengths: npt.NDArray[np.int64],
-        tokens: TokenRows,
+        self, pipeline: PoolingModel, rows: PooledRows, layout: InputBatch
     ) -> PackedSequences | FilledSequences:
         """With boundaries where the variable-length kernel serves what runs in no bucket."""
-        found = super()._sequences(pipeline, rows, lengths, tokens)
+        found = super()._sequences(pipeline, rows, layout)
         if isinstance(found, FilledSequences) or not uses_varlen(self.device, pipeline.dtype):
             return found
         ends = rows.starts + rows.lengths
