@@ -8,8 +8,9 @@ import pytest
 from fakes import FakeRunner, FakeTokenizer, fake_spec
 
 from millpond import MillpondError
+from millpond.engine.inputs import InputProcessor
 from millpond.engine.params.embed import EmbedParams
-from millpond.engine.settings import KEPT, SettingsOfCalls
+from millpond.engine.settings import KEPT
 
 RUNNER = FakeRunner()
 
@@ -28,20 +29,22 @@ class CountingTokenizer(FakeTokenizer):
         return super().shared_prefix_length(prompt, task)
 
 
-def settings_of(tokenizer: FakeTokenizer) -> SettingsOfCalls:
-    return SettingsOfCalls(fake_spec(RUNNER), RUNNER.routes, [tokenizer], caches_prefixes=True)
+def inputs_of(tokenizer: FakeTokenizer) -> InputProcessor:
+    return InputProcessor(fake_spec(RUNNER), RUNNER.routes, [tokenizer], caches_prefixes=True)
 
 
 def test_calls_with_the_same_options_ask_once() -> None:
     tokenizer = CountingTokenizer(RUNNER)
-    settings = settings_of(tokenizer)
-    first = settings.of(EmbedParams(prompt="say this: "), are_ids=False)
+    inputs = inputs_of(tokenizer)
+    first = inputs.settings_of(EmbedParams(prompt="say this: "), are_ids=False)
     asked = tokenizer.asked
     assert asked
-    again = settings.of(EmbedParams(prompt="say this: ", timeout=3), are_ids=False)
+    again = inputs.settings_of(EmbedParams(prompt="say this: ", timeout=3), are_ids=False)
     assert again is first
     assert tokenizer.asked == asked
-    assert settings.of(EmbedParams(prompt="say that: "), are_ids=False).prompt == "say that: "
+    assert (
+        inputs.settings_of(EmbedParams(prompt="say that: "), are_ids=False).prompt == "say that: "
+    )
 
 
 @pytest.mark.parametrize(
@@ -61,22 +64,22 @@ def test_calls_with_the_same_options_ask_once() -> None:
 def test_a_bad_option_is_refused_however_like_a_good_one_it_is(
     good: dict[str, Any], bad: dict[str, Any]
 ) -> None:
-    settings = settings_of(FakeTokenizer(RUNNER))
-    settings.of(EmbedParams(**good), are_ids=False)
+    inputs = inputs_of(FakeTokenizer(RUNNER))
+    inputs.settings_of(EmbedParams(**good), are_ids=False)
     for _ in range(2):
         with pytest.raises(MillpondError):
-            settings.of(EmbedParams(**bad), are_ids=False)
+            inputs.settings_of(EmbedParams(**bad), are_ids=False)
 
 
 def test_a_prompt_before_token_ids_is_refused_after_it_stood_before_strings() -> None:
-    settings = settings_of(FakeTokenizer(RUNNER))
-    settings.of(EmbedParams(prompt="say this: "), are_ids=False)
+    inputs = inputs_of(FakeTokenizer(RUNNER))
+    inputs.settings_of(EmbedParams(prompt="say this: "), are_ids=False)
     with pytest.raises(MillpondError):
-        settings.of(EmbedParams(prompt="say this: "), are_ids=True)
+        inputs.settings_of(EmbedParams(prompt="say this: "), are_ids=True)
 
 
 def test_a_limited_number_is_remembered() -> None:
-    settings = settings_of(FakeTokenizer(RUNNER))
+    inputs = inputs_of(FakeTokenizer(RUNNER))
     for number in range(2 * KEPT + 3):
-        settings.of(EmbedParams(prompt=f"{number}: "), are_ids=False)
-    assert repr(settings) == "SettingsOfCalls(known=3)"
+        inputs.settings_of(EmbedParams(prompt=f"{number}: "), are_ids=False)
+    assert inputs._known_settings.cache_info().currsize == KEPT  # type: ignore[attr-defined]

@@ -25,15 +25,15 @@ from ..scheduler.request import Request
 from ..scheduler.token_chunk import TokenChunk
 from .params.embed import NO_TEXTS, EmbedParams, Texts, TextsInput, take_strings, take_texts
 from .params.score import ScoreParams
-from .settings import SettingsOfCalls, most_queue_tokens
-from .tokenizer import (
-    CallTokenizer,
-    PairReader,
-    TokenIds,
-    Tokenizer,
-    TokenNames,
-    call_tokenizer,
+from .settings import (
+    CallSettings,
+    find_settings,
+    most_queue_tokens,
+    options_of,
+    remembered,
+    route_of,
 )
+from .tokenizer import CallTokenizer, PairReader, TokenIds, Tokenizer, TokenNames
 
 __all__ = ["InputProcessor", "Tokenized"]
 
@@ -99,11 +99,14 @@ class InputProcessor:
         self._tokenizers = tuple(tokenizers)
         self._max_length = max_length
         self._caches_prefixes = caches_prefixes
-        self._settings = SettingsOfCalls(
-            spec, self._routes, self._tokenizers, caches_prefixes=caches_prefixes
+        self._find_settings = partial(
+            find_settings,
+            *(spec, self._routes, self._tokenizers),
+            caches_prefixes=caches_prefixes,
         )
+        self._known_settings = remembered(self._find_settings)
         self._clock = clock
-        self._call: CallTokenizer = partial(call_tokenizer, self._tokenizers)
+        self._call: CallTokenizer | None = None  # in place of its own tokenizers
 
     def calling(self, call: CallTokenizer) -> InputProcessor:
         """The same, whose texts and pairs are tokenised by `call`."""
@@ -130,7 +133,7 @@ class InputProcessor:
         """
         params.require(self.spec, call)
         taken = take_texts(texts, several=several)
-        settings = self._settings.of(params, are_ids=taken.are_ids)
+        settings = self.settings_of(params, are_ids=taken.are_ids)
         if strict and taken.refused:
             raise next(iter(taken.refused.values()))
         request = Request(
@@ -156,6 +159,17 @@ class InputProcessor:
             strict=strict,
         )
         return request, taken.is_single
+
+    def settings_of(self, params: EmbedParams, *, are_ids: bool) -> CallSettings:
+        """What the options of a call say of its request. Raises as `request` does."""
+        if type(params) is not EmbedParams:  # it may have options of its own
+            return self._find_settings(params, are_ids=are_ids)
+        if params.timeout is not None:
+            params.validate(self.spec)
+        try:
+            return self._known_settings(are_ids, *options_of(params))
+        except TypeError:  # an option without a hash, such as a list: it is refused
+            return self._find_settings(params, are_ids=are_ids)
 
     def score_request(
         self, taken: Texts, params: ScoreParams, *, now_s: float, strict: bool = True
@@ -219,7 +233,8 @@ class InputProcessor:
         if not isinstance(texts, Iterable) or isinstance(texts, NO_TEXTS):
             raise InvalidText(f"expected a list of strings, not {type(texts).__name__}")
         prompt = params.prompt_text(self.spec, tokenized=False)
-        return self._tokenizers[self._settings.route(params)].token_ids(
+        place = route_of(self.spec, self._routes, params)
+        return self._tokenizers[place].token_ids(
             take_strings(texts), prompt=prompt, task=params.task, special_tokens=special_tokens
         )
 
@@ -334,9 +349,13 @@ class InputProcessor:
         if request.tokenized:
             return self._tokenizers[route].fit_ids(texts, request.truncate, max_length=limit)
         options = {"prompt": request.prompt, "truncate": request.truncate, "max_length": limit}
-        if isinstance(texts[0], Pair):
-            return self._call(route, "encode_pairs", texts, options)
-        return self._call(route, "encode", texts, {"task": request.task, **options})
+        method = "encode_pairs"
+        if not isinstance(texts[0], Pair):
+            method, options["task"] = "encode", request.task
+        if self._call is not None:
+            return self._call(route, method, texts, options)
+        tokens: TokenIds = getattr(self._tokenizers[route], method)(texts, **options)
+        return tokens
 
     def _limit(self, request: Request) -> int | None:
         """The lowest limit of a call's texts beside the tokenizer's own."""

@@ -5,8 +5,10 @@ A query is a call of its own, and thousands a second have the same options.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 from ..checkpoint.spec import ModelSpec
@@ -15,10 +17,24 @@ from ..model.info import RouteInfo
 from .params.embed import EmbedParams
 from .tokenizer import Tokenizer
 
-__all__ = ["CallSettings", "SettingsOfCalls", "most_queue_tokens"]
+__all__ = [
+    "CallSettings",
+    "find_settings",
+    "most_queue_tokens",
+    "options_of",
+    "remembered",
+    "route_of",
+]
 
-KEPT = 256  # settings, before all of them are found anew
+KEPT = 256  # settings: those that were asked for last
 LONG_TEXT_TOKENS = 2**16  # that a longer text counts in the queue, if the model will not read it
+
+# All that settings depend on, but for whether the texts are token ids.
+OPTIONS = (
+    *("task", "prompt", "prompt_name", "dimensions", "normalize", "truncate"),
+    *("output_dtype", "priority"),
+)
+options_of: Callable[[EmbedParams], tuple[Any, ...]] = attrgetter(*OPTIONS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,93 +52,64 @@ class CallSettings:
     reads_tokens: int | None
 
 
-class SettingsOfCalls:
-    """Settings by options, for one model. Any thread may ask."""
+def find_settings(
+    spec: ModelSpec,
+    routes: Sequence[RouteInfo],
+    tokenizers: Sequence[Tokenizer],
+    params: EmbedParams,
+    *,
+    are_ids: bool,
+    caches_prefixes: bool,
+) -> CallSettings:
+    """The settings of a call whose texts are strings or, with `are_ids`, token ids.
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        routes: Sequence[RouteInfo],
-        tokenizers: Sequence[Tokenizer],
-        *,
-        caches_prefixes: bool,
-    ) -> None:
-        self._spec = spec
-        self._routes = routes
-        self._tokenizers = tokenizers
-        self._caches_prefixes = caches_prefixes
-        self._known: dict[Hashable, CallSettings] = {}  # changed by single operations
-
-    def of(self, params: EmbedParams, *, are_ids: bool) -> CallSettings:
-        """The settings of a call whose texts are strings or, with `are_ids`, token ids.
-
-        Raises `InvalidOption` or a subclass, `UnknownTask` and `UnsupportedCall`.
-        """
-        if type(params) is not EmbedParams:  # it may have options of its own
-            params.validate(self._spec)
-            return self._find(params, are_ids)
-        key = (are_ids, *_options(params))
-        try:
-            found = self._known.get(key)
-        except TypeError:  # a list, say, in place of a string: it is refused below
-            found = None
-        if found is None or params.timeout is not None:
-            params.validate(self._spec)
-        if found is None:
-            found = self._find(params, are_ids)
-            if len(self._known) >= KEPT:
-                self._known.clear()
-            self._known[key] = found
-        return found
-
-    def _find(self, params: EmbedParams, are_ids: bool) -> CallSettings:
-        spec, route = self._spec, self.route(params)
-        info, tokenizer = self._routes[route], self._tokenizers[route]
-        prompt = params.prompt_text(spec, are_ids)
-        excluded = tokenizer.prompt_length(prompt) if prompt and info.excludes_prompt else 0
-        shared = 0
-        if prompt and self._caches_prefixes:
-            shared = tokenizer.shared_prefix_length(prompt, params.task)
-        return CallSettings(
-            output=params.output(spec, info.dimension),
-            route=route,
-            prompt=prompt,
-            prompt_tokens=excluded,
-            shared_tokens=shared,
-            is_pinned=prompt in spec.prompts.values(),
-            max_length=spec.max_length_for(params.task),
-            most_tokens=most_queue_tokens(info.max_length),
-            reads_tokens=info.max_length,
-        )
-
-    def route(self, params: EmbedParams) -> int:
-        """The place of the route that the texts take."""
-        name = params.route(self._spec).name
-        for index, info in enumerate(self._routes):
-            if info.name == name:
-                return index
-        raise UnsupportedCall(
-            f"the weights of {self._spec.name} have not what its route {name!r} needs, though its "
-            "config.json names a model that has; call embed"
-        )
-
-    def __repr__(self) -> str:
-        return f"SettingsOfCalls(known={len(self._known)})"
+    Raises `InvalidOption` or a subclass, `UnknownTask` and `UnsupportedCall`.
+    """
+    params.validate(spec)
+    route = route_of(spec, routes, params)
+    info, tokenizer = routes[route], tokenizers[route]
+    prompt = params.prompt_text(spec, are_ids)
+    excluded = tokenizer.prompt_length(prompt) if prompt and info.excludes_prompt else 0
+    shared = 0
+    if prompt and caches_prefixes:
+        shared = tokenizer.shared_prefix_length(prompt, params.task)
+    return CallSettings(
+        output=params.output(spec, info.dimension),
+        route=route,
+        prompt=prompt,
+        prompt_tokens=excluded,
+        shared_tokens=shared,
+        is_pinned=prompt in spec.prompts.values(),
+        max_length=spec.max_length_for(params.task),
+        most_tokens=most_queue_tokens(info.max_length),
+        reads_tokens=info.max_length,
+    )
 
 
-def _options(params: EmbedParams) -> tuple[Any, ...]:
-    """All that settings depend on, told apart by type too: True is no number, though it is 1."""
-    return (
-        params.task,
-        params.prompt,
-        params.prompt_name,
-        params.dimensions,
-        type(params.dimensions),
-        params.normalize,
-        type(params.normalize),
-        params.truncate,
-        params.output_dtype,
-        params.priority,
+def remembered(find: Callable[..., CallSettings]) -> Callable[..., CallSettings]:
+    """`find`, by `are_ids` and `options_of` an `EmbedParams`. Any thread may ask.
+
+    They are told apart by type too: True is no number, though it is 1. Raises `TypeError` for what
+    has no hash, such as a list in place of a string.
+    """
+
+    @lru_cache(KEPT, typed=True)
+    def found(are_ids: bool, *options: Any) -> CallSettings:
+        params = EmbedParams(**dict(zip(OPTIONS, options, strict=True)))
+        return find(params, are_ids=are_ids)
+
+    return found
+
+
+def route_of(spec: ModelSpec, routes: Sequence[RouteInfo], params: EmbedParams) -> int:
+    """The place of the route that the texts take."""
+    name = params.route(spec).name
+    for index, info in enumerate(routes):
+        if info.name == name:
+            return index
+    raise UnsupportedCall(
+        f"the weights of {spec.name} have not what its route {name!r} needs, though its "
+        "config.json names a model that has; call embed"
     )
 
 
