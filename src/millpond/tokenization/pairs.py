@@ -243,7 +243,7 @@ class PairTokenizer(TextTokenizer):
         chat = self._source.chat
         assert chat is not None
         self._require_renders(chat.pair_failure, "pairs")
-        rows = self._source.tokenized(chat.render_pairs(pairs, prompt=prompt), False)
+        rows = self._tokenized(chat.render_pairs(pairs, prompt=prompt), False)
         found = []
         for index, (pair, row) in enumerate(zip(pairs, rows, strict=True)):
             ids, length = ids_of(row), len(ids_of(row))
@@ -261,7 +261,7 @@ class PairTokenizer(TextTokenizer):
         chat = self._source.chat
         assert chat is not None
         skeletons = [Pair(filler, filler) for filler in ("0", "1 2 3 4")]
-        rows = self._source.tokenized(chat.render_pairs(skeletons, prompt=prompt), False)
+        rows = self._tokenized(chat.render_pairs(skeletons, prompt=prompt), False)
         restored = chat.restores_suffix
         suffix = common_suffix(*map(ids_of, rows)) if restored else []
         return SpecialTokens([], suffix, restored=restored)
@@ -280,9 +280,7 @@ class PairTokenizer(TextTokenizer):
 
     def _rendered_ids(self, pair: Pair, prompt: str) -> list[int]:
         assert self._source.chat is not None
-        (row,) = self._source.tokenized(
-            self._source.chat.render_pairs([pair], prompt=prompt), False
-        )
+        (row,) = self._tokenized(self._source.chat.render_pairs([pair], prompt=prompt), False)
         return ids_of(row)
 
     def _require_renders(self, failure: str | None, what: str) -> None:

@@ -166,10 +166,10 @@ class TextTokenizer:
         """
         limit, side = self._limit(max_length), self._side(truncate)
         strings, special = self._strings(texts, prompt, task, True)
-        rows, partial = self._enough_of(strings, special, limit, side)
+        rows, incomplete = self._enough_of(strings, special, limit, side)
         lengths = np.fromiter(map(len, rows), np.int32, len(rows))
         if truncate == "error":
-            require_short(lengths, limit, partial)
+            require_short(lengths, limit, incomplete)
         kept = np.minimum(lengths, limit)
         kept[kept == 0] = len(self._source.empty_ids)
         ends = (
@@ -275,32 +275,37 @@ class TextTokenizer:
         except InvalidText:
             return []
 
-    def _rows(
-        self, texts: Sequence[str], prompt: str, task: str | None, special_tokens: bool
-    ) -> Sequence[Any]:
-        """What `ids_of` takes for each text with its prompt."""
-        return self._source.tokenized(*self._strings(texts, prompt, task, special_tokens))
+    def _tokenized(self, texts: Sequence[str], special_tokens: bool) -> Sequence[Any]:
+        """What `ids_of` takes for each text. Raises `InvalidText` with the index of the first one
+        that the tokenizer fails on."""
+        try:
+            return self._source.tokenize(list(texts), special_tokens)
+        except BaseException as error:
+            failure = self._source.failure(texts, error)
+            if failure is None:
+                raise
+            raise failure from error
+
+    def _part_ids(self, part: str, special_tokens: bool = False) -> list[int]:
+        (row,) = self._tokenized([part], special_tokens)
+        return ids_of(row)
 
     def _all_ids(self, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
         """All token ids of each text."""
         if max(map(len, texts), default=0) <= LONG_TEXT:
-            return [ids_of(row) for row in self._source.tokenized(texts, special_tokens)]
+            return [ids_of(row) for row in self._tokenized(texts, special_tokens)]
         return [self._ids_in_parts(text, special_tokens) for text in texts]
 
     def _ids_in_parts(self, text: str, special_tokens: bool) -> list[int]:
-        def token_ids(part: str, special_tokens: bool = False) -> list[int]:
-            (row,) = self._source.tokenized([part], special_tokens)
-            return ids_of(row)
-
         ends, beginning = self._special_tokens, text[:PROBE_CHARACTERS]
         before, after = (ends.prefix, ends.suffix) if special_tokens else ([], [])
-        if before + token_ids(beginning) + after == token_ids(beginning, special_tokens):
-            ids = all_ids(text, token_ids)
+        if before + self._part_ids(beginning) + after == self._part_ids(beginning, special_tokens):
+            ids = all_ids(text, self._part_ids)
             if ids is not None:
                 ids[:0] = before
                 ids += after
                 return ids
-        return token_ids(text, special_tokens)
+        return self._part_ids(text, special_tokens)
 
     def _strings(
         self, texts: Sequence[str], prompt: str, task: str | None, special_tokens: bool
@@ -323,12 +328,8 @@ class TextTokenizer:
         Cut to the limit, those are still the whole text's.
         """
         if max(map(len, texts), default=0) <= LONG_TEXT:
-            return list(self._source.tokenized(texts, special_tokens)), ()
-
-        def token_ids(part: str) -> list[int]:
-            (row,) = self._source.tokenized([part], special_tokens)
-            return ids_of(row)
-
+            return list(self._tokenized(texts, special_tokens)), ()
+        token_ids = partial(self._part_ids, special_tokens=special_tokens)
         found: dict[int, list[int]] = {}
         for index, text in enumerate(texts):
             if len(text) > LONG_TEXT and not is_broken_unicode(text):
@@ -338,7 +339,7 @@ class TextTokenizer:
                     if ids is not None:
                         found[index] = ids
         rest = ["" if index in found else text for index, text in enumerate(texts)]
-        rows = self._source.tokenized(rest, special_tokens)
+        rows = self._tokenized(rest, special_tokens)
         return [found.get(index, row) for index, row in enumerate(rows)], found
 
     def _joined(self, rows: list[Any], ends: SpecialTokens, limit: int, side: Side) -> Ids:
@@ -351,7 +352,7 @@ class TextTokenizer:
             if not isinstance(row, array) or not 0 < len(row) < limit:
                 row = array("i", ends.fit(ids_of(row), limit, side) or self._source.empty_ids)
             joined += row
-            if len(rows) % ROWS_BETWEEN_PAUSES == 0:
+            if rows and len(rows) % ROWS_BETWEEN_PAUSES == 0:
                 this_thread_pauses()
         return np.frombuffer(joined, np.int32)
 
@@ -365,7 +366,8 @@ class TextTokenizer:
 
     def _template_suffix(self, prompt: str, task: str | None) -> SpecialTokens:
         # As the reference finds it: what two texts that share nothing have in common at the end.
-        one, other = map(ids_of, self._rows(["0", "1 2 3 4"], prompt, task, True))
+        strings, special = self._strings(["0", "1 2 3 4"], prompt, task, True)
+        one, other = map(ids_of, self._tokenized(strings, special))
         chat = self._source.chat
         assert chat is not None
         restored = chat.restores_suffix

@@ -82,16 +82,16 @@ def common_suffix(one: Sequence[int], other: Sequence[int]) -> list[int]:
 
 
 def require_short(
-    lengths: npt.NDArray[np.int32], limit: int, partial: Collection[int] = ()
+    lengths: npt.NDArray[np.int32], limit: int, incomplete: Collection[int] = ()
 ) -> None:
     """Raises `TextTooLong`, with its index, for the first text longer than `limit`.
 
-    Of the texts that are `partial` not all tokens were counted.
+    Of the texts that are `incomplete` not all tokens were counted.
     """
     too_long = lengths > limit
     if too_long.any():
         index = int(too_long.argmax())
-        at_least = "more than " if index in partial else ""
+        at_least = "more than " if index in incomplete else ""
         raise TextTooLong(
             f"it has {at_least}{lengths[index]} tokens, the model reads {limit}; "
             'shorten it, or cut it with truncate="end" or truncate="start"',

@@ -79,23 +79,18 @@ class TokenizerBackend:
     names: Callable[[Sequence[int]], Sequence[str]] = _names_none
     """The tokens of these ids."""
 
-    def tokenized(self, texts: Sequence[str], add_special_tokens: bool) -> Sequence[Any]:
-        """What `ids_of` takes for each text. Raises `InvalidText` with the index of the first one
-        that the tokenizer fails on."""
-        try:
-            return self.tokenize(list(texts), add_special_tokens)
-        except BaseException as error:
-            if not isinstance(error, Exception) and type(error).__name__ != _RUST_PANIC:
-                raise
-            raise self._error(texts, error) from error
-
-    def _error(self, texts: Sequence[str], error: BaseException) -> InvalidText:
-        if len(texts) > 1:
-            for index, text in enumerate(texts):
-                try:
-                    self.tokenized([text], True)
-                except InvalidText as found:
-                    return found.at(index)
+    def failure(self, texts: Sequence[str], error: BaseException) -> InvalidText | None:
+        """What to say of an error that it failed with on some of the texts: of the first of them,
+        by its index. None for an interrupt, which is no failure of its own."""
+        if not isinstance(error, Exception) and type(error).__name__ != _RUST_PANIC:
+            return None
+        for index, text in enumerate(texts) if len(texts) > 1 else ():
+            try:
+                self.tokenize([text], True)
+            except BaseException as one:
+                if (found := self.failure([text], one)) is None:
+                    raise
+                return found.at(index)
         if is_broken_unicode(texts[0]):
             return InvalidText(
                 "it holds half of a surrogate pair, which is no Unicode text; replace it, for "

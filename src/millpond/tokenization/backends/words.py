@@ -231,7 +231,7 @@ class WordCache:
         return array("i", before + ids + after)
 
     def _holds_special_token(self, text: str) -> bool:
-        return any(token in text for token in self._special)
+        return any(map(text.__contains__, self._special))
 
     def _learn(self, texts: Sequence[str]) -> None:
         """Take in the words of texts that are not known, where each stands for itself."""
