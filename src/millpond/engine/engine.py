@@ -22,8 +22,8 @@ from ..embeddings import Embeddings, OutputDType
 from ..runner.base import ModelRunner
 from ..scheduler.request import Priority, Request, TruncateSide
 from ..stats import EngineStats, ProgressHook, StatsHook
-from . import process
 from .calls.all_kinds import AllCalls
+from .calls.base import while_running
 from .calls.progress import NO_HOOK, progress_hook
 from .calls.scoring import ScoringCalls
 from .calls.stream import EmbeddingStream, require_stream_options
@@ -244,7 +244,7 @@ class Engine(ScoringCalls, AllCalls):
         """
         require_bool("special_tokens", special_tokens)
         params = EmbedParams(task=task, prompt=prompt, prompt_name=prompt_name)
-        return process.while_running(
+        return while_running(
             lambda: self._instance.inputs.token_ids(texts, params, special_tokens=special_tokens)
         )
 
@@ -254,7 +254,7 @@ class Engine(ScoringCalls, AllCalls):
         Raises `InvalidTokenIds` for an id that the model does not know.
         """
         require_lists_of_ids(ids)
-        return process.while_running(lambda: self._instance.inputs.detokenize(ids))
+        return while_running(lambda: self._instance.inputs.detokenize(ids))
 
     # About it.
 

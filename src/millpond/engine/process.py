@@ -13,15 +13,13 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from ..config import EngineConfig
-from ..errors import EngineClosed, EngineError
+from ..errors import EngineError
 from ..locks import SteadyFuture, fork_safe
 
-__all__ = ["Instance", "add_instance", "register", "shared", "unshare", "while_running"]
-
-Result = TypeVar("Result")
+__all__ = ["Instance", "add_instance", "at_work", "ends", "register", "shared", "unshare"]
 
 
 class Stoppable(Protocol):
@@ -51,8 +49,10 @@ _shared_lock = fork_safe(threading.RLock())
 # Changed by single operations alone, for a fork, an interrupt or a collection may come at any time.
 _instances: weakref.WeakSet[Instance] = weakref.WeakSet()
 _threads: dict[threading.Thread, weakref.ref[Stoppable]] = {}
-_at_work: set[threading.Lock] = set()  # each held by a caller's thread while it computes
-_process_ends = threading.Event()
+at_work: set[threading.Lock] = set()
+"""Each is held by a caller's thread while it runs native code; the exit waits for them."""
+ends = threading.Event()
+"""Set when the process ends: a caller's thread that is not at work begins nothing any more."""
 
 
 # Shared instances.
@@ -129,42 +129,26 @@ def register(owner: Stoppable, threads: Iterable[threading.Thread]) -> None:
     _threads.update(dict.fromkeys(threads, weakref.ref(owner)))
 
 
-def while_running(work: Callable[[], Result]) -> Result:
-    """Do what runs native code on a caller's thread, which may be a daemon.
-
-    The exit waits for it, and from then on it raises `EngineClosed`.
-    """
-    held = threading.Lock()
-    _at_work.add(held)
-    try:
-        with held:
-            if _process_ends.is_set():
-                raise EngineClosed("the process is ending")
-            return work()
-    finally:
-        _at_work.discard(held)
-
-
 # The end of the process, and its copies.
 
 
 def _stop_all() -> None:
     """Close every owner, and wait until all the threads have ended."""
-    _process_ends.set()
+    ends.set()
     for found in list(_threads.values()):
         if (owner := found()) is not None:
             owner.close(drain=False, wait=False)
     for thread in list(_threads):
         thread.join()
-    for held in list(_at_work):
+    for held in list(at_work):
         held.acquire()  # by now its thread is through, or finds that the process ends
 
 
 def _after_fork_in_child() -> None:
     """The threads stayed behind. `locks` has freed what they held."""
     _threads.clear()
-    _at_work.clear()
-    _process_ends.clear()
+    at_work.clear()
+    ends.clear()
     for config, loading in list(_shared.items()):
         if not loading.is_done_in_child():  # its loading thread stayed behind
             del _shared[config]

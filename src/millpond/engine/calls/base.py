@@ -9,10 +9,12 @@ other text depends on its own.
 from __future__ import annotations
 
 import asyncio
+import threading
 import weakref
+from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeout
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -30,7 +32,9 @@ from ..instance import ModelInstance
 from ..params.embed import EmbedParams, TextsInput
 from .loop_results import awaitable
 
-__all__ = ["INLINE_TEXTS", "INLINE_TOKENS", "Calls"]
+__all__ = ["INLINE_TEXTS", "INLINE_TOKENS", "Calls", "while_running"]
+
+Result = TypeVar("Result")
 
 # Calls of at most N texts and tokens, by a guess, are tokenised by their caller, not the thread.
 INLINE_TEXTS, INLINE_TOKENS = 16, 2048
@@ -111,7 +115,7 @@ class Calls:
                 core.pending.require_room_for(request)
         chunk = None
         if _is_quickest_here(core, request, inline=inline):
-            chunk = process.while_running(partial(_tokenize_and_run, core, request, inline=inline))
+            chunk = while_running(partial(_tokenize_and_run, core, request, inline=inline))
         if request.remaining:
             _accept(core, request, chunk, wait=wait, block=block)
         else:
@@ -145,6 +149,22 @@ class Calls:
         except BaseException:
             request.future.cancel()
             raise
+
+
+def while_running(work: Callable[[], Result]) -> Result:
+    """Do what runs native code on this thread, which may be a daemon.
+
+    The process's exit waits for it, and from then on it raises `EngineClosed`.
+    """
+    held = threading.Lock()
+    process.at_work.add(held)
+    try:
+        with held:
+            if process.ends.is_set():
+                raise EngineClosed("the process is ending")
+            return work()
+    finally:
+        process.at_work.discard(held)
 
 
 def _is_quickest_here(core: EngineCore, request: Request, *, inline: bool) -> bool:
