@@ -10,7 +10,7 @@ import pytest
 from fakes import PATIENCE_S
 
 from millpond.cpu import preemption as right_of_way
-from millpond.cpu.preemption import Preemption, yield_to_queries
+from millpond.cpu.preemption import Preemption, here, yield_to_queries
 
 
 @pytest.fixture(autouse=True)
@@ -40,9 +40,19 @@ class Query:
 
 
 @contextmanager
+def ingestion(way: Preemption) -> Iterator[None]:
+    """A pass of ingestion on this thread, as a CPU's workers run it."""
+    here.yields_to, here.not_before_s = way, 0.0
+    try:
+        yield
+    finally:
+        here.yields_to = None
+
+
+@contextmanager
 def ingesting(way: Preemption, work: Callable[[], None]) -> Iterator[threading.Thread]:
     def run() -> None:
-        with way.ingestion():
+        with ingestion(way):
             work()
 
     thread = threading.Thread(target=run)
@@ -91,7 +101,7 @@ def test_no_more_wait_than_queries_run() -> None:
 
 def test_nobody_waits_without_a_query_or_outside_a_pass() -> None:
     way = Preemption()
-    with way.ingestion():
+    with ingestion(way):
         yield_to_queries()
     query = Query(way)
     yield_to_queries()  # this thread runs nothing
@@ -113,7 +123,7 @@ def test_who_has_waited_runs_for_as_long_before_it_waits_again(
 
     monkeypatch.setattr(way, "wait", wait)
     query = Query(way)
-    with way.ingestion():
+    with ingestion(way):
         for now[0] in (100.0, 104.0, 105.9, 106.0):
             yield_to_queries()
     query.end()
@@ -124,25 +134,12 @@ def test_a_pass_that_fails_lets_go() -> None:
     way = Preemption()
     with pytest.raises(ZeroDivisionError), way.query():
         raise ZeroDivisionError
-    with pytest.raises(ZeroDivisionError), way.ingestion():
+    with pytest.raises(ZeroDivisionError), ingestion(way):
         raise ZeroDivisionError
     assert len(way.running) == 0
     with way.query():
         yield_to_queries()  # the pass is over
         assert way.yielding == 0
-
-
-def test_in_a_forked_child_nobody_is_running(monkeypatch: pytest.MonkeyPatch) -> None:
-    way = Preemption()
-    query = Query(way)  # of the parent
-    before = way._changed
-    monkeypatch.setattr(right_of_way.os, "getpid", lambda: -1)
-    with way.ingestion():
-        yield_to_queries()
-        assert len(way.running) == 0
-        assert way._changed is not before
-    query.end()  # what the parent's thread lets go of
-    assert len(way.running) == 0
 
 
 def test_a_query_whose_caller_was_interrupted_keeps_nobody_waiting() -> None:

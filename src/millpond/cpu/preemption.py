@@ -11,7 +11,6 @@ waited: queries without a pause slow ingestion down and do not stop it.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import weakref
@@ -20,7 +19,7 @@ from contextlib import contextmanager
 
 from ..locks import SteadyCondition
 
-__all__ = ["Preemption", "may_yield", "yield_to_queries"]
+__all__ = ["Preemption", "here", "may_yield", "yield_to_queries"]
 
 MOST_S = 0.1  # longer than a query's pass takes; then it shares the cores after all
 
@@ -30,14 +29,9 @@ class _Query:
 
 
 class Preemption:
-    """The passes of one model that are running."""
+    """The passes of one model that are running, in one process."""
 
     def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
-        """In a forked child no pass is running, and no thread will release what was locked."""
-        self._process = os.getpid()
         self._changed = SteadyCondition()
         # Passes for queries. Weakly: a caller may be interrupted before it says that it is through.
         self.running: weakref.WeakSet[_Query] = weakref.WeakSet()
@@ -46,8 +40,6 @@ class Preemption:
     @contextmanager
     def query(self) -> Iterator[None]:
         """A pass for queries runs on this thread."""
-        if self._process != os.getpid():
-            self._reset()
         query = _Query()
         try:
             with self._changed:
@@ -57,17 +49,6 @@ class Preemption:
             with self._changed:
                 self.running.discard(query)
                 self._changed.notify_all()
-
-    @contextmanager
-    def ingestion(self) -> Iterator[None]:
-        """A pass of ingestion runs on this thread, and waits where `yield_to_queries` is called."""
-        if self._process != os.getpid():
-            self._reset()
-        _here.passes, _here.not_before_s = self, 0.0
-        try:
-            yield
-        finally:
-            _here.passes = None
 
     def wait(self) -> float:
         """Wait until a query is through, unless others wait for all of them; in seconds."""
@@ -81,23 +62,25 @@ class Preemption:
 
 
 class _Here(threading.local):
-    passes: Preemption | None = None
+    yields_to: Preemption | None = None
     not_before_s: float = 0.0
 
 
-_here = _Here()
+here = _Here()
+"""Of the calling thread: while it runs a pass of ingestion, whose queries it `yields_to`, and that
+it has just waited until some time."""
 
 
 def may_yield() -> bool:
     """Whether the pass on this thread is one of ingestion, which yields to queries."""
-    return _here.passes is not None
+    return here.yields_to is not None
 
 
 def yield_to_queries() -> None:
     """Called between operations of a pass: let a query go first, if this is ingestion."""
-    passes = _here.passes
+    passes = here.yields_to
     if passes is not None and len(passes.running) > passes.yielding:
         now_s = time.perf_counter()
-        if now_s >= _here.not_before_s:
+        if now_s >= here.not_before_s:
             waited_s = passes.wait()
-            _here.not_before_s = now_s + 2 * waited_s
+            here.not_before_s = now_s + 2 * waited_s

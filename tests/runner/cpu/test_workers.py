@@ -119,6 +119,17 @@ def test_a_query_beside_busy_workers_takes_what_is_free_and_at_most_half_of_the_
     assert "in_use=0" in repr(threads)
 
 
+def test_in_a_forked_child_no_pass_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = threads_for(4, LARGE)
+    with threads.running(512, queries=True):  # of the parent
+        before = threads._preemption
+        monkeypatch.setattr(cpu_workers.os, "getpid", lambda: -1)
+        with threads.running(1024, queries=False):
+            assert threads._preemption is not before
+            assert len(threads._preemption.running) == 0
+            assert "in_use=4" in repr(threads)
+
+
 @pytest.fixture
 def room_for_two(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_workers, "has_room_for", lambda _: True)

@@ -32,7 +32,7 @@ from ...cpu.openmp import (
     multiplied_parameters,
     openmp_library,
 )
-from ...cpu.preemption import Preemption
+from ...cpu.preemption import Preemption, here
 from ...layers.cpu.int8.linear import has_int8_layers
 from ...layers.rotary import rotates_by_length
 from ...layers.split import is_split
@@ -159,15 +159,21 @@ class CpuWorkers:
         It has the count back that it had before.
         """
         with self._lock:
-            if self._process != os.getpid():  # those in use stayed behind at the fork
+            if self._process != os.getpid():  # the passes stayed behind at the fork
                 self._in_use, self._process = 0, os.getpid()
+                self._preemption = Preemption()
             count = self.wanted(tokens, queries=queries, texts=texts)
             self._in_use += count
-        way = self._preemption
         try:
-            with limited_threads(count), way.query() if queries else way.ingestion():
-                yield count
+            if queries:
+                with limited_threads(count), self._preemption.query():
+                    yield count
+            else:
+                here.yields_to, here.not_before_s = self._preemption, 0.0
+                with limited_threads(count):
+                    yield count
         finally:
+            here.yields_to = None
             with self._lock:
                 self._in_use -= count
 
