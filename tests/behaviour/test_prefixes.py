@@ -266,7 +266,7 @@ def test_a_text_that_ends_between_its_parts_holds_no_blocks(how: str) -> None:
         runner.wait_for_batches(2)
         assert prefixes_of(engine).stats.blocks_in_use > 0
         core = engine._instance.core
-        (request,) = core.pending._by_id.values()
+        (request,) = core.pending.by_id.values()
         if how == "cancelled":
             future.cancel()
         elif how == "closed":

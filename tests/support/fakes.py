@@ -487,7 +487,7 @@ def wait_until_tokenized(engine: Engine, requests: int) -> None:
         with core.lock:
             queues = core.scheduler.queues.values()
             ready = sum(len(queue.ready_requests) for queue in queues)
-            arrived = [chunk is not None for _, chunk in core.pending._arrivals]
+            arrived = [chunk is not None for _, chunk in core.pending.arrivals]
             if ready + sum(arrived) == requests and not any(q.untokenized for q in queues):
                 return
 
