@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from child_models import ReloadableTokenizer, fails_to_load
+from child_models import TokenizerToSend, fails_to_load
 from fakes import PATIENCE_S, FakeRunner, FakeTokenizer, fake_spec, vectors_for
 from left_behind import nothing_left_behind, wait_until_gone
 
@@ -37,12 +37,12 @@ def few_first_texts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def tokenizer() -> ReloadableTokenizer:
-    return ReloadableTokenizer()
+def tokenizer() -> TokenizerToSend:
+    return TokenizerToSend()
 
 
 @pytest.fixture
-def process(tokenizer: ReloadableTokenizer) -> Iterator[TokenizerProcess]:
+def process(tokenizer: TokenizerToSend) -> Iterator[TokenizerProcess]:
     """Ready, and nothing was asked of this process's own tokenizer yet."""
     with nothing_left_behind():
         made = started(tokenizer)
@@ -51,7 +51,7 @@ def process(tokenizer: ReloadableTokenizer) -> Iterator[TokenizerProcess]:
         made.close()
 
 
-def started(*tokenizers: ReloadableTokenizer) -> TokenizerProcess:
+def started(*tokenizers: TokenizerToSend) -> TokenizerProcess:
     """A process whose child has said that it is ready, or has ended."""
     (made,) = TokenizerProcess.several(tokenizers, "on", to_feed=0)
     made.call(0, "encode", TEXTS, OPTIONS)
@@ -70,24 +70,24 @@ def rows(tokens: Any) -> list[list[int]]:
 
 
 def test_the_ids_are_the_tokenizers_own(
-    process: TokenizerProcess, tokenizer: ReloadableTokenizer
+    process: TokenizerProcess, tokenizer: TokenizerToSend
 ) -> None:
     long = ["one two three four five six seven eight nine", *TEXTS]
     for options in (OPTIONS, {**OPTIONS, "prompt": "query: "}, {**OPTIONS, "truncate": "start"}):
         found = process.call(0, "encode", long, options)
         assert tokenizer.texts == 0
-        expected = ReloadableTokenizer().encode(long, **options)
+        expected = TokenizerToSend().encode(long, **options)
         assert rows(found) == rows(expected)
         assert found.truncated.tolist() == expected.truncated.tolist()
     pairs = [Pair(text, text[::-1]) for text in TEXTS]
     found = process.call(0, "encode_pairs", pairs, PAIR_OPTIONS)
-    assert rows(found) == rows(ReloadableTokenizer().encode_pairs(pairs, **PAIR_OPTIONS))
+    assert rows(found) == rows(TokenizerToSend().encode_pairs(pairs, **PAIR_OPTIONS))
     assert process.texts == 3 * len(long) + len(pairs)
 
 
-def test_each_route_has_its_own(tokenizer: ReloadableTokenizer) -> None:
+def test_each_route_has_its_own(tokenizer: TokenizerToSend) -> None:
     with nothing_left_behind():
-        process = started(tokenizer, ReloadableTokenizer(most_tokens=3))
+        process = started(tokenizer, TokenizerToSend(most_tokens=3))
         assert max(process.call(0, "encode", TEXTS, OPTIONS).lengths) == 4
         assert max(process.call(1, "encode", TEXTS, OPTIONS).lengths) == 3
         assert process.texts == 2 * len(TEXTS)
@@ -95,7 +95,7 @@ def test_each_route_has_its_own(tokenizer: ReloadableTokenizer) -> None:
 
 
 def test_few_texts_and_what_cannot_be_sent_stay_here(
-    process: TokenizerProcess, tokenizer: ReloadableTokenizer
+    process: TokenizerProcess, tokenizer: TokenizerToSend
 ) -> None:
     class Local(str):
         """Of a class that another process cannot find."""
@@ -105,7 +105,7 @@ def test_few_texts_and_what_cannot_be_sent_stay_here(
     assert tokenizer.texts == len(few)
     local = [Local(text) for text in TEXTS]
     assert rows(process.call(0, "encode", local, OPTIONS)) == rows(
-        ReloadableTokenizer().encode(TEXTS, **OPTIONS)
+        TokenizerToSend().encode(TEXTS, **OPTIONS)
     )
     assert process.texts == 0
     process.call(0, "encode", TEXTS, OPTIONS)  # nor does it harm what comes next
@@ -113,12 +113,12 @@ def test_few_texts_and_what_cannot_be_sent_stay_here(
 
 
 def test_what_raises_there_is_read_here(
-    process: TokenizerProcess, tokenizer: ReloadableTokenizer
+    process: TokenizerProcess, tokenizer: TokenizerToSend
 ) -> None:
     unlike = [*TEXTS, "unlike"]
     assert (
         rows(process.call(0, "encode", unlike, OPTIONS))[-1]
-        == rows(ReloadableTokenizer().encode(["unlike"], **OPTIONS))[0]
+        == rows(TokenizerToSend().encode(["unlike"], **OPTIONS))[0]
     )
     assert tokenizer.texts == len(unlike)
     long = [*TEXTS, "one two three four five six seven eight nine"]
@@ -130,11 +130,11 @@ def test_what_raises_there_is_read_here(
 
 
 def test_a_killed_process_costs_no_text(
-    process: TokenizerProcess, tokenizer: ReloadableTokenizer, caplog: pytest.LogCaptureFixture
+    process: TokenizerProcess, tokenizer: TokenizerToSend, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "millpond"):
         found = process.call(0, "encode", [*TEXTS, "die"], OPTIONS)
-        assert rows(found)[:-1] == rows(ReloadableTokenizer().encode(TEXTS, **OPTIONS))
+        assert rows(found)[:-1] == rows(TokenizerToSend().encode(TEXTS, **OPTIONS))
         process.call(0, "encode", TEXTS, OPTIONS)
     assert tokenizer.texts == 2 * len(TEXTS) + 1
     (record,) = caplog.records
@@ -144,7 +144,7 @@ def test_a_killed_process_costs_no_text(
 
 
 def test_one_that_was_killed_while_it_waited_costs_no_text(
-    process: TokenizerProcess, tokenizer: ReloadableTokenizer
+    process: TokenizerProcess, tokenizer: TokenizerToSend
 ) -> None:
     pid = process.pid
     assert pid is not None
@@ -158,7 +158,7 @@ def test_one_that_was_killed_while_it_waited_costs_no_text(
 @pytest.mark.parametrize("what", ["no checkpoint", "no process"])
 def test_where_it_cannot_be_had_this_process_goes_on(
     what: str,
-    tokenizer: ReloadableTokenizer,
+    tokenizer: TokenizerToSend,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -166,7 +166,7 @@ def test_where_it_cannot_be_had_this_process_goes_on(
         monkeypatch.setattr("sys.frozen", True, raising=False)
         expected = "no process can be started"
     else:
-        tokenizer.load_again = fails_to_load
+        tokenizer.reader = lambda: fails_to_load
         expected = "the checkpoint is gone"
     with nothing_left_behind(), caplog.at_level(logging.WARNING, "millpond"):
         (process,) = TokenizerProcess.several([tokenizer], "on", to_feed=0)
@@ -181,7 +181,7 @@ def test_where_it_cannot_be_had_this_process_goes_on(
 
 
 def test_it_is_started_for_many_texts_only(
-    tokenizer: ReloadableTokenizer, monkeypatch: pytest.MonkeyPatch
+    tokenizer: TokenizerToSend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ChildProcess, "__init__", lambda *_, **__: pytest.fail("a process"))
     (process,) = TokenizerProcess.several([tokenizer], "on", to_feed=0)
@@ -192,7 +192,7 @@ def test_it_is_started_for_many_texts_only(
 
 
 def test_by_itself_they_feed_others_where_processors_are_many(
-    tokenizer: ReloadableTokenizer, monkeypatch: pytest.MonkeyPatch
+    tokenizer: TokenizerToSend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def made(asked: Any, *, processors: int, to_feed: int) -> int:
         monkeypatch.setattr(tokenizer_process, "_processors", lambda: processors)
@@ -211,7 +211,7 @@ def test_by_itself_they_feed_others_where_processors_are_many(
 
 
 def test_an_engine_tokenises_ingestion_there_and_queries_here(
-    tokenizer: ReloadableTokenizer,
+    tokenizer: TokenizerToSend,
 ) -> None:
     runner = FakeRunner(max_batch_tokens=4096)
     with nothing_left_behind():
@@ -236,7 +236,7 @@ def test_an_engine_tokenises_ingestion_there_and_queries_here(
 def test_with_several_every_text_has_its_vector(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer_process, "_processors", lambda: 16)
     runners = [FakeRunner(max_batch_tokens=512) for _ in range(2)]
-    tokenizer = ReloadableTokenizer()
+    tokenizer = TokenizerToSend()
     many = [f"{text} {number}" for number in range(20) for text in TEXTS]
     with (
         nothing_left_behind(),
@@ -257,12 +257,12 @@ def test_with_several_every_text_has_its_vector(monkeypatch: pytest.MonkeyPatch)
 PROGRAM = """
 import os, signal, sys
 sys.path[:0] = {paths!r}
-from child_models import ReloadableTokenizer
+from child_models import TokenizerToSend
 from fakes import FakeRunner, fake_spec
 from millpond import Engine
 runner = FakeRunner(max_batch_tokens=4096)
 engine = Engine.with_runner(
-    runner, fake_spec(runner), tokenizers=[ReloadableTokenizer()], tokenizer_process="on"
+    runner, fake_spec(runner), tokenizers=[TokenizerToSend()], tokenizer_process="on"
 )
 texts = [f"text {{number}}" for number in range(3000)]
 engine.embed(texts, priority="bulk")

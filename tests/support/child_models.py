@@ -60,12 +60,12 @@ class ChildRunner(FakeRunner):
         return super().collect(handle)
 
 
-class ReloadableTokenizer(FakeTokenizer):
-    """Loaded again by `load_again`, it dies of the word "die" and raises for the word "unlike"."""
+class TokenizerToSend(FakeTokenizer):
+    """What its `reader` makes dies of the word "die", and raises for the word "unlike"."""
 
     def __init__(self, *, most_tokens: int = 8, is_again: bool = False) -> None:
         super().__init__(FakeRunner(max_length=most_tokens))
-        self.load_again: Any = partial(ReloadableTokenizer, most_tokens=most_tokens, is_again=True)
+        self.reader: Any = lambda: partial(TokenizerToSend, most_tokens=most_tokens, is_again=True)
         self.texts = 0
         self._is_again = is_again
 

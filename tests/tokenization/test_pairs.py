@@ -81,11 +81,12 @@ def test_pairs_have_the_reference_s_ids_and_token_types(
 
 def test_another_process_can_load_the_same(tmp_path: Path) -> None:
     tokenizer = load(save(tmp_path), max_length=16)
-    again = pickle.loads(pickle.dumps(tokenizer.load_again))()
-    assert type(again) is PairTokenizer
-    assert (again.max_length, again.has_token_types) == (16, tokenizer.has_token_types)
-    expected, found = (rows_of(one, PAIRS) for one in (tokenizer, again))
-    assert [row.tolist() for row in found] == [row.tolist() for row in expected]
+    expected = rows_of(tokenizer, PAIRS)
+    for make in (tokenizer.load_again, tokenizer.reader()):
+        again = pickle.loads(pickle.dumps(make))()
+        assert type(again) is PairTokenizer
+        assert (again.max_length, again.has_token_types) == (16, tokenizer.has_token_types)
+        assert [row.tolist() for row in rows_of(again, PAIRS)] == [row.tolist() for row in expected]
 
 
 def test_a_tokenizer_that_joins_in_a_way_of_its_own_is_asked_for_whole_pairs(

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -216,6 +220,39 @@ def test_truncation_is_that_of_tokenizers(
     assert rows(found) == [ids or [tokenizer.pad_id] for ids in expected]
     assert found.truncated.tolist() == [len(ids) > LIMIT for ids in whole]
     assert found.lengths.max() == LIMIT
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_reader_in_another_process_gives_the_same_ids(
+    folders: dict[str, Path], family: str
+) -> None:
+    tokenizer = load(folders[family], max_length=LIMIT)
+    again = pickle.loads(pickle.dumps(tokenizer.reader()))()
+    assert type(again) is type(tokenizer)
+    options: list[dict[str, Any]] = [{}, {"truncate": "start"}, {"prompt": "query: "}]
+    for each in (*options, {"max_length": LIMIT - 2}):
+        expected, found = tokenizer.encode(TEXTS, **each), again.encode(TEXTS, **each)
+        assert rows(found) == rows(expected)
+        assert found.truncated.tolist() == expected.truncated.tolist()
+
+
+def test_a_reader_needs_no_transformers(folders: dict[str, Path]) -> None:
+    tokenizer = load(folders["byte_bpe_eos"])
+    program = """
+import pickle, sys
+read = pickle.load(sys.stdin.buffer)()
+print(read.encode(["a text"]).ids.tolist(), {"torch", "transformers"} & set(sys.modules))
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        input=pickle.dumps(tokenizer.reader()),
+        capture_output=True,
+        check=True,
+        env=environment,
+        timeout=60,
+    )
+    assert found.stdout.decode().strip() == f"{tokenizer.encode(['a text']).ids.tolist()} set()"
 
 
 def test_a_call_may_have_a_limit_of_its_own(folders: dict[str, Path]) -> None:

@@ -1,6 +1,6 @@
 """The program of a `TokenizerProcess`: `python -m millpond.engine.tokenizer_child DESCRIPTOR`.
 
-It loads tokenizers and answers calls, one after the other, for as long as there is a parent.
+It makes tokenizers and answers calls, one after the other, for as long as there is a parent.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ __all__ = ["serve"]
 
 
 def serve(connection: socket.socket) -> None:
-    """Load what the parent names and answer until the connection ends."""
-    (loaders, _), _ = receive_message(connection)
+    """Make the tokenizers that the parent sends and answer until the connection ends."""
+    (readers, _), _ = receive_message(connection)
     keep_to_words()
-    tokenizers = [load() for load in loaders]
+    tokenizers = [make() for make in readers]
     port = Port([connection])
     port.send(READY)
     while True:

@@ -32,7 +32,7 @@ TOKENIZE = 1
 READY, ENCODED, RAISED = 1, 2, 3
 """What a child answers: first that it is ready, then ids, lengths and truncated; or nothing."""
 PROGRAM = "millpond.engine.tokenizer_child"
-FIRST_TEXTS = 2048  # are tokenised here; a start costs about as much processor time as 20,000
+FIRST_TEXTS = 1024  # are tokenised here; a start costs about as much processor time as 10,000
 FEWEST_TEXTS = 32  # of a call that is worth the way there and back
 PROCESSORS_EACH = 4  # of which one may be a child's
 
@@ -43,10 +43,10 @@ class TokenizerProcess:
     """A child and its tokenizers. One thread uses and closes it, which no interrupt comes to."""
 
     def __init__(
-        self, tokenizers: Sequence[Tokenizer], loaders: Sequence[Callable[[], Any]]
+        self, tokenizers: Sequence[Tokenizer], readers: Sequence[Callable[[], Callable[[], Any]]]
     ) -> None:
-        """`loaders` load the same tokenizers again; they pickle."""
-        self._loaders = tuple(loaders)
+        """`readers` give what makes tokenizers that encode the same; it pickles."""
+        self._readers = tuple(readers)
         self._tokenizers = tuple(tokenizers)
         self._child: ChildProcess | None = None
         self._port: Port | None = None  # once the child is ready
@@ -59,18 +59,18 @@ class TokenizerProcess:
     def several(
         cls, tokenizers: Sequence[Tokenizer], asked: TokenizerOption, *, to_feed: int
     ) -> list[TokenizerProcess]:
-        """None where it is not to be, or where one of the tokenizers cannot be loaded again.
+        """None where it is not to be, or where one of the tokenizers cannot be made again.
 
         By itself there are some for GPUs or processes `to_feed`, two for each where there are
         processors enough: while one tokenises, the texts of the other are handed over.
         """
-        loaders = [getattr(tokenizer, "load_again", None) for tokenizer in tokenizers]
+        readers = [getattr(tokenizer, "reader", None) for tokenizer in tokenizers]
         count = min(_processors() // PROCESSORS_EACH, 2 * to_feed)
         if asked == "on":
             count = max(count, 1)
-        if asked == "off" or None in loaders:
+        if asked == "off" or None in readers:
             return []
-        return [cls(tokenizers, [load for load in loaders if load]) for _ in range(count)]
+        return [cls(tokenizers, [each for each in readers if each]) for _ in range(count)]
 
     @property
     def pid(self) -> int | None:
@@ -115,7 +115,7 @@ class TokenizerProcess:
         if self._child is None:
             self._texts_until_start -= texts
             if self._texts_until_start <= 0:
-                self._child = ChildProcess(PROGRAM, self._loaders)
+                self._child = ChildProcess(PROGRAM, [reader() for reader in self._readers])
             return False
         self._child.read_written()
         if self._port is None and self._child.has_said_more():

@@ -51,6 +51,7 @@ class TextTokenizer:
     reads_pairs = False
     load_again: Callable[[], TextTokenizer]
     """Loads the same once more, in this process or another: unlike a tokenizer it pickles."""
+    _make: Callable[[TokenizerBackend], TextTokenizer]
 
     def __init__(
         self,
@@ -118,14 +119,16 @@ class TextTokenizer:
         limits = [source.limit if max_length is None else max_length, max_positions]
         least = min((limit for limit in limits if limit is not None), default=None)
         options |= {"max_positions": max_positions, "hidden_vocab_size": hidden_vocab_size}
+        make: Any = partial(cls, max_length=least, **options)
         try:
-            tokenizer = cls(source, max_length=least, **options)
+            tokenizer: Self = make(source)
         except InvalidOption as error:
             if max_length is not None:
                 raise
             raise InvalidCheckpoint(
                 f"{module.path}: the checkpoint limits texts too far: {error}"
             ) from None
+        tokenizer._make = make
         tokenizer.load_again = partial(
             cls.load,
             module,
@@ -136,12 +139,16 @@ class TextTokenizer:
         )
         return tokenizer
 
+    def reader(self) -> Callable[[], TextTokenizer]:
+        """Pickles, and in another process makes what encodes as this does, and may do no more."""
+        return self._source.reader(self._make) or self.load_again
+
     def __repr__(self) -> str:
         prefix, suffix = self._special_tokens.prefix, self._special_tokens.suffix
         return (
             f"TextTokenizer(vocab_size={self.vocab_size}, max_length={self.max_length}, "
             f"special_tokens={len(prefix)}+{len(suffix)}, "
-            f"rust={self._source.rust}, chat={self._source.chat})"
+            f"rust={self._source.rust is not None}, chat={self._source.chat})"
         )
 
     def encode(

@@ -8,7 +8,8 @@ It knows no checkpoint's files. It cuts nothing and pads nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from tokenizers import Tokenizer
@@ -47,6 +48,15 @@ def _names_none(ids: Sequence[int]) -> Sequence[str]:
     return [str(token) for token in ids]
 
 
+def _unknown(*_: Any) -> Any:
+    raise AssertionError("it only tokenises texts")
+
+
+def _read(make: Callable[[Any], Any], tokenizer: str, facts: TokenizerBackend) -> Any:
+    rust = Tokenizer.from_str(tokenizer)
+    return make(replace(facts, tokenize=rust_tokenize(rust), rust=rust))
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenizerBackend:
     """A tokenizer as loaded: how to call it, and what it says about itself."""
@@ -63,7 +73,8 @@ class TokenizerBackend:
     """What a text without any token becomes."""
     side: Literal["end", "start"]
     limit: int | None
-    rust: bool
+    rust: Tokenizer | None = None
+    """What `tokenize` asks; None where that is code of transformers'."""
     chat: ChatTemplate | None = None
     """What texts are rendered through, and then take no special tokens of the tokenizer's own."""
     spans: Callable[[list[str]], list[Spans]] | None = None
@@ -78,6 +89,26 @@ class TokenizerBackend:
     """The id of a token by its name; None where there is none."""
     names: Callable[[Sequence[int]], Sequence[str]] = _names_none
     """The tokens of these ids."""
+
+    def reader(self, make: Callable[[TokenizerBackend], Any]) -> Callable[[], Any] | None:
+        """Calls `make` with one that tokenises as this does and knows nothing else, also in another
+        process: it pickles, and needs no transformers. None where that cannot be."""
+        if self.rust is None or self.chat is not None:
+            return None
+        pairs = self.pairs
+        if pairs is not None and pairs.frame is None:
+            return None
+        facts = replace(
+            self,
+            tokenize=_unknown,
+            detokenize=_unknown,
+            rust=None,
+            spans=None,
+            pairs=None if pairs is None else replace(pairs, tokenize=_unknown),
+            known_id=_knows_none,
+            names=_names_none,
+        )
+        return partial(_read, make, self.rust.to_str(), facts)
 
     def failure(self, texts: Sequence[str], error: BaseException) -> InvalidText | None:
         """What to say of an error that it failed with on some of the texts: of the first of them,

@@ -184,7 +184,7 @@ def _backend(tokenizer: Tokenizer, saved: Mapping[str, Any], limit: int | None) 
         empty_ids=(pad_id,),
         side="start" if saved.get("truncation_side") == "left" else "end",
         limit=limit,
-        rust=True,
+        rust=tokenizer,
         spans=partial(rust_spans, tokenizer),
         empty_of_meaning=frozenset(vocabulary[token] for token in ("[CLS]", "[PAD]", "[UNK]")),
         known_id=vocabulary.get,

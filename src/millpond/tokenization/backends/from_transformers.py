@@ -62,7 +62,7 @@ def transformers_source(
         empty_ids=(fallback,),
         side="start" if tokenizer.truncation_side == "left" else "end",
         limit=_limit(tokenizer, config, module),
-        rust=rust is not None,
+        rust=rust,
         chat=chat,
         spans=None if rust is None or chat is not None else partial(rust_spans, rust),
         pairs=pair_backend(tokenizer) if pairs and chat is None else None,

@@ -67,5 +67,5 @@ def _static_source(module: Module) -> TokenizerBackend:
         empty_ids=(),
         side="start" if truncation.get("direction") == "left" else "end",
         limit=truncation.get("max_length"),
-        rust=True,
+        rust=tokenizer,
     )
