@@ -110,23 +110,20 @@ __all__ = [
 ]
 
 _LAZY_NAMES = {
-    "Embeddings": "millpond.embeddings",
-    "Engine": "millpond.engine.engine",
-    "EngineInfo": "millpond.engine.info",
-    "Label": "millpond.scores",
-    "Priority": "millpond.scheduler.request",
-    "ProgressBar": "millpond.engine.calls.progress",
-    "TruncationLog": "millpond.engine.calls.progress",
-    "Ranked": "millpond.scores",
-    "Scores": "millpond.scores",
-    "TokenEmbeddings": "millpond.multi_vector.token_embeddings",
-    "TokenVectors": "millpond.multi_vector.token_vectors",
-    "maxsim": "millpond.multi_vector.token_vectors",
-    "SparseEmbeddings": "millpond.sparse.embeddings",
-    "SparseVector": "millpond.sparse.vectors",
-    "SparseVectors": "millpond.sparse.vectors",
-    "quantize": "millpond.embeddings",
-    "similarity": "millpond.embeddings",
+    name: f"{__name__}.{module}"
+    for module, names in {
+        "embeddings": ("Embeddings", "quantize", "similarity"),
+        "engine.calls.progress": ("ProgressBar", "TruncationLog"),
+        "engine.engine": ("Engine",),
+        "engine.info": ("EngineInfo",),
+        "multi_vector.token_embeddings": ("TokenEmbeddings",),
+        "multi_vector.token_vectors": ("TokenVectors", "maxsim"),
+        "scheduler.request": ("Priority",),
+        "scores": ("Label", "Ranked", "Scores"),
+        "sparse.embeddings": ("SparseEmbeddings",),
+        "sparse.vectors": ("SparseVector", "SparseVectors"),
+    }.items()
+    for name in names
 }
 
 

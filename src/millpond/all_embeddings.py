@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .multi_vector.token_vectors import TokenVectors
-from .outputs import CallResult, RaggedRows
+from .outputs import CallResult, RaggedOutput, RaggedRows
 from .sparse.token_weights import largest_weights
 from .sparse.vectors import SparseVectors, Terms
 
@@ -24,7 +24,7 @@ FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AllOutput:
+class AllOutput(RaggedOutput):
     """What becomes of rows that hold all that a model gives, one for each token:
 
     vector (of the first token: the dense one) | token id, weight
@@ -41,20 +41,11 @@ class AllOutput:
         """Nothing that is done to them makes them infinite."""
         return "one of its numbers is not finite"
 
-    def allocate(self, texts: int) -> list[tuple[FloatArray, ...] | None]:
-        """A place for what each text gives, empty for those that will fail."""
-        return [None] * texts
-
     def rows(self, computed: RaggedRows) -> RaggedRows:
         """They are taken apart when they are put away."""
         return computed
 
-    def store(
-        self,
-        room: list[tuple[FloatArray, ...] | None],
-        texts: npt.NDArray[np.int64],
-        rows: RaggedRows,
-    ) -> None:
+    def store(self, room: list[Any], texts: npt.NDArray[np.int64], rows: RaggedRows) -> None:
         """Put what these texts give into their places, as copies that hold no others."""
         for text, each in zip(texts.tolist(), rows, strict=True):
             room[text] = (

@@ -184,13 +184,11 @@ class Output(Protocol):
 class RaggedOutput:
     """The part of an `Output` that keeps several rows of each text, as an array of its own."""
 
-    def allocate(self, texts: int) -> list[FloatArray | None]:
+    def allocate(self, texts: int) -> list[Any]:
         """A place for the rows of each text, empty for those that will fail."""
         return [None] * texts
 
-    def store(
-        self, room: list[FloatArray | None], texts: npt.NDArray[np.int64], rows: RaggedRows
-    ) -> None:
+    def store(self, room: list[Any], texts: npt.NDArray[np.int64], rows: RaggedRows) -> None:
         """Put rows of these texts into their places, as copies that hold no others."""
         for text, each in zip(texts.tolist(), rows, strict=True):
             room[text] = each.copy()

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy.typing as npt
 
-from .messages import ConnectionEnded, receive_exactly
+from .messages import receive_exactly, send_exactly
 from .shared_memory import SharedMemory, array_bytes
 
 __all__ = ["Message", "Port", "port_pair"]
@@ -59,7 +59,7 @@ class Port:
         try:
             self._outgoing.write(arrays)
             for connection in self.connections:
-                _send(connection, _HEAD.pack(kind, number), descriptors)
+                send_exactly(connection, _HEAD.pack(kind, number), descriptors)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -75,7 +75,7 @@ class Port:
 
     def acknowledge(self, kind: int) -> None:
         """Tell the process at the other end that its arrays are done with, and no more."""
-        _send(self.connections[0], _HEAD.pack(kind, 0), [])
+        send_exactly(self.connections[0], _HEAD.pack(kind, 0))
 
     def acknowledgements(self) -> list[int]:
         """Wait until every process but the first has acknowledged, and with which kind."""
@@ -103,13 +103,3 @@ def port_pair(ranks: int) -> tuple[Port, list[socket.socket]]:
     """A port to N processes, and the socket that each of them gets."""
     pairs = [socket.socketpair() for _ in range(ranks)]
     return Port([own for own, _ in pairs]), [other for _, other in pairs]
-
-
-def _send(connection: socket.socket, data: bytes, descriptors: list[int]) -> None:
-    try:
-        if descriptors:
-            socket.send_fds(connection, [data], descriptors)
-        else:
-            connection.sendall(data)
-    except OSError as error:
-        raise ConnectionEnded from error

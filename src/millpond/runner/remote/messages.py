@@ -12,7 +12,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["ConnectionEnded", "receive_exactly", "receive_message", "send_message"]
+__all__ = ["ConnectionEnded", "receive_exactly", "receive_message", "send_exactly", "send_message"]
 
 _HEAD = struct.Struct("<Q")
 MOST_DESCRIPTORS = 250  # Linux lets 253 through at a time
@@ -25,9 +25,17 @@ class ConnectionEnded(Exception):
 def send_message(connection: socket.socket, message: Any, descriptors: Sequence[int] = ()) -> None:
     """Raises `ConnectionEnded`."""
     data = pickle.dumps(message)
+    send_exactly(connection, _HEAD.pack(len(data)), descriptors)
+    send_exactly(connection, data)
+
+
+def send_exactly(connection: socket.socket, data: bytes, descriptors: Sequence[int] = ()) -> None:
+    """These bytes, which are few where descriptors go with them. Raises `ConnectionEnded`."""
     try:
-        socket.send_fds(connection, [_HEAD.pack(len(data))], list(descriptors))
-        connection.sendall(data)
+        if descriptors:
+            socket.send_fds(connection, [data], list(descriptors))
+        else:
+            connection.sendall(data)
     except OSError as error:
         raise ConnectionEnded from error
 

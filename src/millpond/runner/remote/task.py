@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,8 +86,3 @@ class RunnerFacts:
 def slots_of(limits: Limits) -> tuple[int, int]:
     """Batches that may be with a runner at a time: any, and queries alone beside those."""
     return limits.workers * limits.depth, limits.query_workers
-
-
-def facts_agree(facts: Sequence[RunnerFacts]) -> bool:
-    """Whether children stand for one model, so that any of them may run any batch."""
-    return len({(one.dtype_name, one.shapes) for one in facts}) == 1

@@ -12,32 +12,42 @@ from ..models import ServedModel
 from ..schemas.embeddings import input_kind
 from .engine_call import LONGEST_QUERY, MANY_TEXTS, Answer, ask
 
-__all__ = ["ask_for_texts"]
+__all__ = ["ask_for_texts", "options_of"]
+
+
+def options_of(body: Any, *names: str) -> dict[str, Any]:
+    """The options of a call, as the fields of a request say: those of all routes, and these."""
+    return {
+        "task": body.input_type,
+        "prompt_name": body.prompt_name,
+        "truncate": body.truncate_option,
+        **{name: getattr(body, name) for name in names},
+    }
 
 
 async def ask_for_texts(
     request: Request,
     model: ServedModel,
     submit: Callable[..., Any],
-    texts: Any,
-    *,
-    field: str,
-    priority: str | None,
+    body: Any,
     options: dict[str, Any],
+    *,
+    field: str | None = None,
 ) -> Answer[Any]:
-    """The answer of a call of the model's engine, `submit`, with these options.
+    """The answer of a call of the model's engine, `submit`, with these options, for a body's texts.
 
-    `field` is the request's, of the texts, and `priority` what it says. Raises `ApiError`.
+    Raises `ApiError`, which names the field of the texts, or this one.
     """
-    task = options.get("task")
-    chosen = priority or _priority(texts, task)
+    (own_field,) = body.LARGE_FIELDS
+    texts, field = getattr(body, own_field), field or own_field
+    priority = body.priority or _priority(texts, options.get("task"))
 
     def call() -> Any:
         more = _prompt_options(request, model, texts, field, options)
-        return submit(texts, wait=False, priority=chosen, **options, **more)
+        return submit(texts, wait=False, priority=priority, **options, **more)
 
     has_much = isinstance(texts, list) and len(texts) > MANY_TEXTS
-    return await ask(request, model, call, priority=chosen, field=field, has_much=has_much)
+    return await ask(request, model, call, priority=priority, field=field, has_much=has_much)
 
 
 def _priority(texts: Any, task: str | None) -> str:

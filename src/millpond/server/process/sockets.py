@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import socket
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
@@ -73,12 +74,9 @@ class Listener:
 
 def _internet_socket(host: str, port: int) -> socket.socket:
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    try:
+    with _closed_on_error(sock, f"{host}:{port}"):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
-    except OSError as error:
-        sock.close()
-        raise _refusal(f"{host}:{port}", error.strerror or str(error)) from error
     return sock
 
 
@@ -86,17 +84,23 @@ def _unix_socket(path: str) -> socket.socket:
     if not hasattr(socket, "AF_UNIX"):
         raise _refusal(path, "this system has no Unix domain sockets")
     sock = socket.socket(socket.AF_UNIX)
-    try:
+    with _closed_on_error(sock, path):
         _clear(path)
         sock.bind(path)
         os.chmod(path, _MODE)
-    except OSError as error:
-        sock.close()
-        raise _refusal(path, error.strerror or str(error)) from error
-    except InvalidOption:
-        sock.close()
-        raise
     return sock
+
+
+@contextmanager
+def _closed_on_error(sock: socket.socket, address: str) -> Iterator[None]:
+    """An `OSError` becomes an `InvalidOption`."""
+    try:
+        yield
+    except BaseException as error:
+        sock.close()
+        if isinstance(error, OSError):
+            raise _refusal(address, error.strerror or str(error)) from error
+        raise
 
 
 def _clear(path: str) -> None:

@@ -7,7 +7,7 @@ from fastapi import Request, Response
 from ...embeddings import Embeddings
 from ..calls.encoding import SlicedResponse, embedding_slices
 from ..calls.engine_call import Answer, model_for
-from ..calls.texts import ask_for_texts
+from ..calls.texts import ask_for_texts, options_of
 from ..models import EMBEDS, ServedModel
 from ..schemas.embeddings import EmbeddingRequest
 
@@ -27,24 +27,10 @@ async def create_embedding(body: EmbeddingRequest, request: Request) -> Response
 
 
 async def embeddings_for(
-    request: Request, body: EmbeddingRequest, *, field: str = "input"
+    request: Request, body: EmbeddingRequest, *, field: str | None = None
 ) -> tuple[ServedModel, Answer[Embeddings]]:
     """The model that a request asks, and its answer. Raises `ApiError`, which names the field."""
     model = model_for(request, body.model, EMBEDS)
-    options = {
-        "task": body.input_type,
-        "prompt_name": body.prompt_name,
-        "dimensions": body.dimensions,
-        "normalize": body.normalize,
-        "truncate": body.truncate,
-    }
-    answer = await ask_for_texts(
-        request,
-        model,
-        model.engine.submit,
-        body.input,
-        field=field,
-        priority=body.priority,
-        options=options,
-    )
+    options = options_of(body, "dimensions", "normalize")
+    answer = await ask_for_texts(request, model, model.engine.submit, body, options, field=field)
     return model, answer

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from fastapi import Request, Response
 
 from ..calls.encoding import SlicedResponse, item_slices, json_bytes, matrix_parts
-from ..calls.engine_call import Answer, model_for
+from ..calls.engine_call import model_for
 from ..calls.pairs import list_slices
-from ..calls.texts import ask_for_texts
+from ..calls.texts import ask_for_texts, options_of
 from ..errors import ApiError
 from ..models import CLASSIFIES, EMBEDS, GIVES_TOKENS, ServedModel
 from ..schemas.token_vectors import EmbedAllRequest, PoolingRequest
@@ -33,25 +33,20 @@ _KINDS = {
     "score": ("score",),
     "classify": CLASSIFIES,
 }
-# The options of a call that a request may have, by task, with the fields' names.
-_OPTIONS = {
-    "embed": ("dimensions", "normalize", "truncate", "prompt_name"),
-    "token_embed": ("dimensions", "normalize", "truncate", "prompt_name", "pool_factor"),
-    "score": ("truncate", "prompt_name"),
-    "classify": ("truncate", "prompt_name"),
+# The options of a call that a request may have beside those of all, by task.
+_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "embed": ("dimensions", "normalize"),
+    "token_embed": ("dimensions", "normalize", "pool_factor"),
+    "score": (),
+    "classify": (),
 }
 
 
 async def embed_all(body: EmbedAllRequest, request: Request) -> Response:
     """A vector for each token of each text, as Text Embeddings Inference gives them."""
     model = model_for(request, body.model, GIVES_TOKENS)
-    options = {
-        "task": body.input_type,
-        "prompt_name": body.prompt_name,
-        "pool_factor": body.pool_factor,
-        "truncate": body.truncate_option,
-    }
-    answer = await _ask(request, model, "token_embed", body, options)
+    options = options_of(body, "pool_factor")
+    answer = await ask_for_texts(request, model, model.engine.submit_tokens, body, options)
     items = (matrix_parts(rows) for rows in answer.result.vectors)
     return await SlicedResponse.of(item_slices(b"[", items, b"]"), answer.headers)
 
@@ -60,7 +55,10 @@ async def pooling(body: PoolingRequest, request: Request) -> Response:
     """What a model gives of texts, as vLLM gives it."""
     model = _model(request, body)
     task = body.task or _TASKS[model.kind]
-    answer = await _ask(request, model, task, body, _options(body, task))
+    engine = model.engine
+    calls: Mapping[str, Any] = {"embed": engine.submit, "token_embed": engine.submit_tokens}
+    submit = calls.get(task, engine.submit_classify)
+    answer = await ask_for_texts(request, model, submit, body, _options(body, task))
     found = answer.result.rows if task in ("score", "classify") else answer.result.vectors
     items = _pooled(found, as_base64=body.encoding_format == "base64")
     slices = list_slices(request, "list", body.model or model.name, items, answer.tokens)
@@ -83,30 +81,11 @@ def _options(body: PoolingRequest, task: str) -> dict[str, Any]:
     for name in sorted((every - set(known)) | ({"input_type"} if scores else {"use_activation"})):
         if getattr(body, name) != usual[name].default:
             raise ApiError.about(name, f"it has no meaning for the task {task!r}; leave it out")
-    options = {name: getattr(body, name) for name in known}
+    options = options_of(body, *known)
     if scores:
-        return {**options, "activation": "none" if body.use_activation is False else "auto"}
-    return {**options, "task": body.input_type}
-
-
-async def _ask(
-    request: Request,
-    model: ServedModel,
-    task: str,
-    body: EmbedAllRequest | PoolingRequest,
-    options: dict[str, Any],
-) -> Answer[Any]:
-    engine, (field,) = model.engine, body.LARGE_FIELDS
-    calls: Mapping[str, Any] = {"embed": engine.submit, "token_embed": engine.submit_tokens}
-    return await ask_for_texts(
-        request,
-        model,
-        calls.get(task, engine.submit_classify),
-        getattr(body, field),
-        field=field,
-        priority=body.priority,
-        options=options,
-    )
+        del options["task"]
+        options["activation"] = "none" if body.use_activation is False else "auto"
+    return options
 
 
 def _pooled(

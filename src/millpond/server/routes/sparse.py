@@ -9,7 +9,7 @@ from fastapi import Request, Response
 from ...sparse.vectors import SparseVector
 from ..calls.encoding import SLICE_LENGTH, SlicedResponse, item_slices
 from ..calls.engine_call import model_for
-from ..calls.texts import ask_for_texts
+from ..calls.texts import ask_for_texts, options_of
 from ..models import GIVES_SPARSE
 from ..schemas.token_vectors import EmbedSparseRequest
 
@@ -19,22 +19,8 @@ __all__ = ["embed_sparse"]
 async def embed_sparse(body: EmbedSparseRequest, request: Request) -> Response:
     """Of each text its terms by their ids, as Text Embeddings Inference gives them."""
     model = model_for(request, body.model, GIVES_SPARSE)
-    options = {
-        "task": body.input_type,
-        "prompt_name": body.prompt_name,
-        "max_active_dims": body.max_active_dims,
-        "min_weight": body.min_weight,
-        "truncate": body.truncate_option,
-    }
-    answer = await ask_for_texts(
-        request,
-        model,
-        model.engine.submit_sparse,
-        body.inputs,
-        field="inputs",
-        priority=body.priority,
-        options=options,
-    )
+    options = options_of(body, "max_active_dims", "min_weight")
+    answer = await ask_for_texts(request, model, model.engine.submit_sparse, body, options)
     items = (_parts(vector) for vector in answer.result.vectors)
     return await SlicedResponse.of(item_slices(b"[", items, b"]"), answer.headers)
 
