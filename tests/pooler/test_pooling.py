@@ -23,7 +23,7 @@ from sentence_transformers.sentence_transformer.modules import (
 )
 from torch import Tensor
 
-from millpond.checkpoint.module_config import READ_OPTIONS
+from millpond.checkpoint.module_config import read_options
 from millpond.checkpoint.modules import Module
 from millpond.cpu import scripted
 from millpond.errors import InvalidCheckpoint, UnsupportedModel
@@ -58,9 +58,7 @@ def saved(official: Any, folder: Path) -> Module:
     folder.mkdir(parents=True, exist_ok=True)
     official.save(str(folder))
     kind = type(official).__name__
-    return Module(
-        kind=kind, path=folder, options=READ_OPTIONS[kind](folder, False), class_name=kind
-    )
+    return Module.of(kind, folder, **read_options(kind, folder, trust_remote_code=False))
 
 
 def head(

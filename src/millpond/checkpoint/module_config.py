@@ -1,7 +1,7 @@
 """The options of each kind of module, read from its config file, in their newest spelling.
 
-The formats are those that sentence-transformers 6 reads. One function for each kind, all in
-`READ_OPTIONS`; each takes the module's folder and knows nothing of the chain around it.
+The formats are those that sentence-transformers 6 reads. One function for each kind, which knows
+nothing of the chain around the module.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..errors import InvalidCheckpoint, UnsupportedModel
 from .files import has_file, has_tokenizer, read_json_object, whole_number
 from .input_config import chat_options, length_options, query_expansion
 
-__all__ = ["READ_OPTIONS", "transformer_config", "transformer_options"]
+__all__ = ["KINDS", "read_options", "transformer_config", "transformer_options"]
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ def transformer_options(
     }
 
 
-def _transformer(folder: Path, _trust: bool) -> dict[str, Any]:
+def _transformer(folder: Path) -> dict[str, Any]:
     transformer_config(folder)
     for name in _TRANSFORMER_FILES:
         saved = read_json_object(folder / name)
@@ -154,9 +154,7 @@ def _arguments(saved: Mapping[str, Any], key: str, old_key: str, path: Path) -> 
     return {name: item for name, item in value.items() if name not in _ENGINE_KEYS}
 
 
-def _pooling(folder: Path, _trust: bool) -> dict[str, Any]:
-    path = folder / "config.json"
-    saved = read_json_object(path, required=True)
+def _pooling(saved: Mapping[str, Any], path: Path, _trust: bool) -> dict[str, Any]:
     known = get_args(PoolingMode)
     modes = _pooling_modes(saved)
     if not modes or not all(isinstance(mode, str) and mode in known for mode in modes):
@@ -175,9 +173,7 @@ def _pooling_modes(saved: Mapping[str, Any]) -> tuple[Any, ...]:
     return modes or ("mean",)
 
 
-def _dense(folder: Path, trust: bool) -> dict[str, Any]:
-    path = folder / "config.json"
-    saved = read_json_object(path, required=True)
+def _dense(saved: Mapping[str, Any], path: Path, trust: bool) -> dict[str, Any]:
     return {
         "in_features": _size(saved, "in_features", path),
         "out_features": _size(saved, "out_features", path),
@@ -227,34 +223,20 @@ def _size(saved: Mapping[str, Any], key: str, path: Path) -> int:
     return value
 
 
-def _normalize(folder: Path, _trust: bool) -> dict[str, Any]:
-    # The file is younger than the module, and git keeps no empty folders: both may be absent.
-    path = folder / "config.json"
-    return _feature_names(read_json_object(path), path)
-
-
-def _layer_norm(folder: Path, _trust: bool) -> dict[str, Any]:
-    path = folder / "config.json"
-    return {"dimension": _size(read_json_object(path, required=True), "dimension", path)}
-
-
-def _weighted_layer_pooling(folder: Path, _trust: bool) -> dict[str, Any]:
-    saved = read_json_object(folder / "config.json", required=True)
+def _weighted_layer_pooling(saved: Mapping[str, Any], path: Path, _trust: bool) -> dict[str, Any]:
     return {
         "layer_start": int(saved.get("layer_start", 4)),
         "num_hidden_layers": int(saved.get("num_hidden_layers", 12)),
     }
 
 
-def _static_embedding(folder: Path, _trust: bool) -> dict[str, Any]:
+def _static_embedding(folder: Path) -> dict[str, Any]:
     if not has_file(folder / "tokenizer.json"):
         raise InvalidCheckpoint(f"{folder} is a StaticEmbedding and has no tokenizer.json")
     return {}
 
 
-def _logit_score(folder: Path, _trust: bool) -> dict[str, Any]:
-    path = folder / "config.json"
-    saved = read_json_object(path, required=True)
+def _logit_score(saved: Mapping[str, Any], path: Path, _trust: bool) -> dict[str, Any]:
     true_token, false_token = saved.get("true_token_id"), saved.get("false_token_id")
     for name, token in (("true_token_id", true_token), ("false_token_id", false_token)):
         is_id = isinstance(token, int) and not isinstance(token, bool) and token >= 0
@@ -263,9 +245,7 @@ def _logit_score(folder: Path, _trust: bool) -> dict[str, Any]:
     return {"true_token_id": true_token, "false_token_id": false_token}
 
 
-def _multi_vector_mask(folder: Path, _trust: bool) -> dict[str, Any]:
-    path = folder / "config.json"
-    saved = read_json_object(path, required=True)
+def _multi_vector_mask(saved: Mapping[str, Any], path: Path, _trust: bool) -> dict[str, Any]:
     words, tasks = saved.get("skiplist_words") or (), saved.get("skiplist_tasks", ("document",))
     kept = saved.get("keep_only_token_ids")
     are_words = all(isinstance(word, str) for word in (*words, *tasks))
@@ -280,10 +260,10 @@ def _multi_vector_mask(folder: Path, _trust: bool) -> dict[str, Any]:
     }
 
 
-def _hierarchical_token_pooling(folder: Path, _trust: bool) -> dict[str, Any]:
+def _hierarchical_token_pooling(
+    saved: Mapping[str, Any], path: Path, _trust: bool
+) -> dict[str, Any]:
     """Without `normalize_embeddings` it is of the time before that was the rule."""
-    path = folder / "config.json"
-    saved = read_json_object(path, required=True)
     factor, protected = saved.get("pool_factor", 1.0), saved.get("num_protected_tokens", 1)
     tasks = saved.get("tasks") or ("document",)
     if not isinstance(factor, int | float) or factor < 1 or not isinstance(protected, int):
@@ -299,14 +279,12 @@ def _hierarchical_token_pooling(folder: Path, _trust: bool) -> dict[str, Any]:
     }
 
 
-def _mlm_transformer(folder: Path, _trust: bool) -> dict[str, Any]:
+def _mlm_transformer(folder: Path) -> dict[str, Any]:
     """The older name of a Transformer for fill-mask."""
-    return {**_transformer(folder, _trust), "task": "fill-mask"}
+    return {**_transformer(folder), "task": "fill-mask"}
 
 
-def _splade_pooling(folder: Path, _trust: bool) -> dict[str, Any]:
-    path = folder / "config.json"
-    saved = read_json_object(path)
+def _splade_pooling(saved: Mapping[str, Any], path: Path, _trust: bool) -> dict[str, Any]:
     found = {
         "strategy": saved.get("pooling_strategy", "max"),
         "activation": saved.get("activation_function", "relu"),
@@ -319,9 +297,8 @@ def _splade_pooling(folder: Path, _trust: bool) -> dict[str, Any]:
     return found
 
 
-def _sparse_static_embedding(folder: Path, _trust: bool) -> dict[str, Any]:
-    path = folder / "config.json"
-    weights = read_json_object(path).get("path")
+def _sparse_static_embedding(saved: Mapping[str, Any], path: Path, _trust: bool) -> dict[str, Any]:
+    folder, weights = path.parent, saved.get("path")
     if not has_tokenizer(folder):
         raise InvalidCheckpoint(f"{folder} is a SparseStaticEmbedding and has no tokenizer.json")
     if weights is not None and (not isinstance(weights, str) or not has_file(folder / weights)):
@@ -329,9 +306,7 @@ def _sparse_static_embedding(folder: Path, _trust: bool) -> dict[str, Any]:
     return {"weights": weights}
 
 
-def _sparse_auto_encoder(folder: Path, _trust: bool) -> dict[str, Any]:
-    path = folder / "config.json"
-    saved = read_json_object(path, required=True)
+def _sparse_auto_encoder(saved: Mapping[str, Any], path: Path, _trust: bool) -> dict[str, Any]:
     return {
         "in_features": _size(saved, "input_dim", path),
         "out_features": _size({"hidden_dim": 512, **saved}, "hidden_dim", path),
@@ -340,30 +315,40 @@ def _sparse_auto_encoder(folder: Path, _trust: bool) -> dict[str, Any]:
     }
 
 
-def _dropout(_folder: Path, _trust: bool) -> dict[str, Any]:
-    return {}
-
-
-def _custom(folder: Path, _trust: bool) -> dict[str, Any]:
-    return read_json_object(folder / "config.json")
-
-
-READ_OPTIONS: Mapping[str, Callable[[Path, bool], dict[str, Any]]] = {
-    "Transformer": _transformer,
+_BY_FOLDER: Mapping[str, Callable[[Path], dict[str, Any]]] = {
+    "Dropout": lambda _folder: {},
+    "MLMTransformer": _mlm_transformer,
     "StaticEmbedding": _static_embedding,
+    "Transformer": _transformer,
+}
+_BY_CONFIG: Mapping[str, Callable[[Mapping[str, Any], Path, bool], dict[str, Any]]] = {
     "Pooling": _pooling,
     "Dense": _dense,
-    "LayerNorm": _layer_norm,
-    "Normalize": _normalize,
+    "LayerNorm": lambda saved, path, _trust: {"dimension": _size(saved, "dimension", path)},
+    "Normalize": lambda saved, path, _trust: _feature_names(saved, path),
     "WeightedLayerPooling": _weighted_layer_pooling,
-    "Dropout": _dropout,
     "LogitScore": _logit_score,
-    "MLMTransformer": _mlm_transformer,
     "SpladePooling": _splade_pooling,
     "SparseStaticEmbedding": _sparse_static_embedding,
     "SparseAutoEncoder": _sparse_auto_encoder,
     "MultiVectorMask": _multi_vector_mask,
     "HierarchicalTokenPooling": _hierarchical_token_pooling,
-    "custom": _custom,
+    "custom": lambda saved, _path, _trust: dict(saved),
 }
-"""For each kind of module: its folder, and whether its code is trusted, to its options."""
+"""By what a module's config.json says, its path, and whether the checkpoint's code is trusted."""
+# The file is younger than some modules, and git keeps no empty folders: both may be absent.
+_MAY_HAVE_NO_CONFIG = {"Normalize", "SpladePooling", "SparseStaticEmbedding", "custom"}
+KINDS = frozenset({*_BY_FOLDER, *_BY_CONFIG})
+"""The kinds of module that can be read, and `custom`: the checkpoint's own code."""
+
+
+def read_options(kind: str, folder: Path, *, trust_remote_code: bool) -> dict[str, Any]:
+    """The options of a module of one of `KINDS`, whose files are in the folder.
+
+    Raises `InvalidCheckpoint` or `UnsupportedModel`.
+    """
+    if kind in _BY_FOLDER:
+        return _BY_FOLDER[kind](folder)
+    path = folder / "config.json"
+    saved = read_json_object(path, required=kind not in _MAY_HAVE_NO_CONFIG)
+    return _BY_CONFIG[kind](saved, path, trust_remote_code)

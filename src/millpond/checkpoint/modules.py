@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import InvalidCheckpoint, UnknownTask, UnsupportedModel
 from .files import inside, module_kind, read_json, read_json_object, router_config
-from .module_config import READ_OPTIONS
+from .module_config import KINDS, read_options
 
 __all__ = ["Chain", "Module", "Router", "chain_for", "read_chain", "routers_of"]
 
@@ -136,9 +136,9 @@ def _read_module(folder: Path, class_name: str, *, trust_remote_code: bool) -> M
         )
     if kind is None:
         kind = "custom"
-    elif kind not in READ_OPTIONS or kind == "custom":
+    elif kind not in KINDS or kind == "custom":
         raise UnsupportedModel(f"{folder}: the module {class_name} is not supported")
-    options = READ_OPTIONS[kind](folder, trust_remote_code)
+    options = read_options(kind, folder, trust_remote_code=trust_remote_code)
     kind = "Transformer" if kind == "MLMTransformer" else kind
     return Module(kind=kind, path=folder, options=options, class_name=class_name)
 

@@ -11,8 +11,8 @@ import importlib.util
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
@@ -70,16 +70,20 @@ class _Lookup:
     """One call of `resolve_checkpoint`."""
 
     model: str
-    names: tuple[str, ...]
-    """What the hub may call it, best first."""
     revision: str | None
     cache_dir: str | None
     trust_remote_code: bool
     hub: Hub
     tried: list[str]
     """Owned by the call: one line for each place that did not have the model."""
-    advice: list[str]
+    advice: list[str] = field(default_factory=list)
     """Owned by the call: what the user can do, where a place suggests something."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the hub may call it, best first."""
+        model = self.model
+        return (model,) if "/" in model else (f"{_DEFAULT_ORGANISATION}/{model}", model)
 
 
 def resolve_checkpoint(
@@ -102,7 +106,24 @@ def resolve_checkpoint(
     `InvalidCheckpoint` when an installed package does not carry the weights it should.
     """
     cache_dir = None if cache_dir is None else os.path.expanduser(cache_dir)
-    checkpoint = _located(model, revision, cache_dir, trust_remote_code, hub)
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        checkpoint = Checkpoint(
+            name=model, path=folder, source="folder", revision=_commit_of(folder)
+        )
+    else:
+        _refuse_paths(model, folder)
+        hub = hub or _hugging_face()
+        checkpoint = _looked_up(
+            _Lookup(
+                model=model,
+                revision=revision,
+                cache_dir=cache_dir,
+                trust_remote_code=trust_remote_code,
+                hub=hub,
+                tried=[f"folder: {folder} does not exist"],
+            )
+        )
     if trust_remote_code:
         fetch_code(checkpoint.path, hub or _hugging_face(), cache_dir=cache_dir)
     return checkpoint
@@ -114,29 +135,8 @@ def _hugging_face() -> Hub:
     return Hub()
 
 
-def _located(
-    model: str,
-    revision: str | None,
-    cache_dir: str | None,
-    trust_remote_code: bool,
-    hub: Hub | None,
-) -> Checkpoint:
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return Checkpoint(name=model, path=folder, source="folder", revision=_commit_of(folder))
-    _refuse_paths(model, folder)
-    names = (model,) if "/" in model else (f"{_DEFAULT_ORGANISATION}/{model}", model)
-    request = _Lookup(
-        model=model,
-        names=names,
-        revision=revision,
-        cache_dir=cache_dir,
-        trust_remote_code=trust_remote_code,
-        hub=hub or _hugging_face(),
-        tried=[f"folder: {folder} does not exist"],
-        advice=[],
-    )
-    for place in _PLACES:
+def _looked_up(request: _Lookup) -> Checkpoint:
+    for place in (_from_cache, _from_hub, _from_package):
         checkpoint = place(request)
         if checkpoint is not None:
             return checkpoint
@@ -259,13 +259,6 @@ def _from_package(request: _Lookup) -> Checkpoint | None:
         return None
     _check_package(folder)
     return _found(request, folder, "package")
-
-
-_PLACES: tuple[Callable[[_Lookup], Checkpoint | None], ...] = (
-    _from_cache,
-    _from_hub,
-    _from_package,
-)
 
 
 def _found(

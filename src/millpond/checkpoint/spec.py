@@ -51,6 +51,7 @@ from .routes import (
 
 __all__ = ["ModelSpec", "read_spec"]
 
+_SAVED = "config_sentence_transformers.json"
 _MODEL_TYPES = ("SentenceTransformer", "CrossEncoder")
 _SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 # Their checkpoints do not say that the instruction stays out of the mean; their model cards do.
@@ -164,18 +165,6 @@ class ModelSpec:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Found:
-    """What a checkpoint gives of a text."""
-
-    routes: Routes
-    saved: Mapping[str, Any]
-    """What of config_sentence_transformers.json concerns it."""
-    scoring: ScoringSpec | None = None
-    multi_vector: MultiVectorSpec | None = None
-    sparse: SparseSpec | None = None
-
-
 def read_spec(
     checkpoint: Checkpoint,
     *,
@@ -191,76 +180,30 @@ def read_spec(
     nothing to act on.
     """
     root = checkpoint.path
-    found = _read(checkpoint, pooling, trust_remote_code=trust_remote_code)
-    saved = found.saved
-    path = root / "config_sentence_transformers.json"
-    all_prompts = _prompts(saved, prompts, path)
-    return ModelSpec(
-        name=checkpoint.name,
-        path=root,
-        source=checkpoint.source,
-        revision=checkpoint.revision,
-        routes=found.routes.routes,
-        prompts=all_prompts,
-        default_prompt_name=_default_prompt_name(saved, all_prompts, path),
-        similarity_fn_name=_one_of(saved.get("similarity_fn_name"), _SIMILARITIES),
-        truncate_dim=whole_number(saved, "truncate_dim", path, of="dimensions"),
-        task_routes=found.routes.task_routes,
-        other_route=found.routes.other_route,
-        scoring=found.scoring,
-        multi_vector=found.multi_vector,
-        sparse=found.sparse,
-    )
-
-
-def _read(
-    checkpoint: Checkpoint, pooling: tuple[str, ...] | None, *, trust_remote_code: bool
-) -> _Found:
-    root = checkpoint.path
-    saved = read_json_object(root / "config_sentence_transformers.json")
+    saved = read_json_object(root / _SAVED)
     late = _late_interaction(root, saved, trust_remote_code=trust_remote_code)
     if late is not None:
         _refuse_pooling(pooling, checkpoint, gives="a vector for each token")
-        return _found_multi_vector(root, *late, saved=saved)
+        chain, own = late
+        of_prompts = {"prompts": own, "default_prompt_name": saved.get("default_prompt_name")}
+        spec = _spec(checkpoint, of_prompts, prompts, read_multi_vector_routes(chain, root))
+        return replace(spec, multi_vector=read_multi_vector(saved))
     model_type = saved.get("model_type", "SentenceTransformer")
     if model_type == MODEL_TYPE and has_file(root / "modules.json"):
         _refuse_pooling(pooling, checkpoint, gives="sparse vectors")
-        return _found_sparse(root, saved, trust_remote_code=trust_remote_code)
+        routes = sparse_routes(read_chain(root, trust_remote_code=trust_remote_code), root)
+        sparse = read_sparse(saved, routes.routes, root)
+        spec = _spec(checkpoint, {**saved, "truncate_dim": None}, prompts, routes)
+        return replace(spec, sparse=sparse)
     if model_type not in _MODEL_TYPES:
         raise UnsupportedModel(
             f"{checkpoint.name} is a {model_type}; only {' and '.join(_MODEL_TYPES)} models, "
             "which give one vector or scores of a text, are supported"
         )
-    found = _found_dense(checkpoint, saved, pooling, trust_remote_code=trust_remote_code)
-    return found if found.scoring is not None else _with_other_kinds(found, root, pooling)
-
-
-def _refuse_pooling(pooling: tuple[str, ...] | None, checkpoint: Checkpoint, *, gives: str) -> None:
-    if pooling is not None:
-        raise InvalidOption(f"pooling={pooling!r}: {checkpoint.name} gives {gives}; leave it out")
-
-
-def _found_dense(
-    checkpoint: Checkpoint,
-    saved: Mapping[str, Any],
-    pooling: tuple[str, ...] | None,
-    *,
-    trust_remote_code: bool,
-) -> _Found:
-    """A vector of a text, or scores."""
-    root = checkpoint.path
-    model_type = saved.get("model_type", "SentenceTransformer")
-    if has_file(root / "modules.json"):
-        chain = read_chain(root, trust_remote_code=trust_remote_code)
-    else:
-        name = checkpoint.name.rstrip("/").rpartition("/")[2]
-        is_m3 = pooling is None and is_bge_m3(root)
-        chain = m3_chain(root) if is_m3 else default_chain(root, name=name, pooling=pooling)
-        saved = {}  # without modules.json the reference does not read it either
-    include_prompt = False if checkpoint.name in _INSTRUCTOR_MODELS else None
-    routes = read_routes(chain, root, pooling=pooling, include_prompt=include_prompt)
-    modules = routes.routes[0].modules
-    scoring = read_scoring(modules, saved, trust_remote_code=trust_remote_code)
+    if not has_file(root / "modules.json"):
+        saved = {}  # the reference does not read it either
+    routes = _dense_routes(checkpoint, pooling, trust_remote_code=trust_remote_code)
+    scoring = read_scoring(routes.routes[0].modules, saved, trust_remote_code=trust_remote_code)
     if scoring is not None and len(routes.routes) > 1:
         raise UnsupportedModel(f"{checkpoint.name} has a Router; one that scores has one route")
     if (scoring is None) == (model_type == "CrossEncoder") and saved:
@@ -268,44 +211,70 @@ def _found_dense(
             f"{checkpoint.name} is saved as a {model_type} and its modules give "
             f"{'no scores' if scoring is None else 'scores'}"
         )
-    return _Found(routes=routes, saved=saved, scoring=scoring)
+    spec = replace(_spec(checkpoint, saved, prompts, routes), scoring=scoring)
+    return spec if scoring is not None else _with_other_kinds(spec, pooling)
 
 
-def _with_other_kinds(found: _Found, root: Path, pooling: tuple[str, ...] | None) -> _Found:
+def _spec(
+    checkpoint: Checkpoint,
+    saved: Mapping[str, Any],
+    prompts: Mapping[str, str] | None,
+    routes: Routes,
+) -> ModelSpec:
+    """Of a checkpoint that gives embeddings; `saved` is what of its file concerns it."""
+    path = checkpoint.path / _SAVED
+    all_prompts = _prompts(saved, prompts, path)
+    similarity = saved.get("similarity_fn_name")
+    return ModelSpec(
+        name=checkpoint.name,
+        path=checkpoint.path,
+        source=checkpoint.source,
+        revision=checkpoint.revision,
+        prompts=all_prompts,
+        default_prompt_name=_default_prompt_name(saved, all_prompts, path),
+        similarity_fn_name=similarity if similarity in _SIMILARITIES else None,
+        truncate_dim=whole_number(saved, "truncate_dim", path, of="dimensions"),
+        **routes._asdict(),
+    )
+
+
+def _refuse_pooling(pooling: tuple[str, ...] | None, checkpoint: Checkpoint, *, gives: str) -> None:
+    if pooling is not None:
+        raise InvalidOption(f"pooling={pooling!r}: {checkpoint.name} gives {gives}; leave it out")
+
+
+def _dense_routes(
+    checkpoint: Checkpoint, pooling: tuple[str, ...] | None, *, trust_remote_code: bool
+) -> Routes:
+    """To a vector of a text, or to scores."""
+    root = checkpoint.path
+    if has_file(root / "modules.json"):
+        chain = read_chain(root, trust_remote_code=trust_remote_code)
+    elif pooling is None and is_bge_m3(root):
+        chain = m3_chain(root)
+    else:
+        name = checkpoint.name.rstrip("/").rpartition("/")[2]
+        chain = default_chain(root, name=name, pooling=pooling)
+    include_prompt = False if checkpoint.name in _INSTRUCTOR_MODELS else None
+    return read_routes(chain, root, pooling=pooling, include_prompt=include_prompt)
+
+
+def _with_other_kinds(spec: ModelSpec, pooling: tuple[str, ...] | None) -> ModelSpec:
     """With the sparse and token vectors that a model gives beside a dense one."""
-    dense, *others = found.routes.routes
+    root, (dense, *others) = spec.path, spec.routes
     if not others and is_bge_m3(root) and pooling is None:
         return replace(
-            found,
-            routes=found.routes._replace(routes=(dense, *m3_routes(dense, root))),
+            spec,
+            routes=(dense, *m3_routes(dense, root)),
             sparse=SparseSpec(route=SPARSE, by_token=True),
             # FlagEmbedding's `colbert_score` is the mean over the query.
             multi_vector=MultiVectorSpec(similarity="meanmaxsim", route=TOKENS, all_route=ALL),
         )
     beside = None if has_file(root / "modules.json") else masked_language_route(root)
     if beside is None:
-        return found
-    with_sparse = found.routes._replace(routes=(*found.routes.routes, beside))
-    return replace(found, routes=with_sparse, sparse=SparseSpec(route=beside.name))
-
-
-def _found_sparse(root: Path, saved: Mapping[str, Any], *, trust_remote_code: bool) -> _Found:
-    routes = sparse_routes(read_chain(root, trust_remote_code=trust_remote_code), root)
-    return _Found(
-        routes=routes,
-        saved={**saved, "truncate_dim": None},
-        sparse=read_sparse(saved, routes.routes, root),
-    )
-
-
-def _found_multi_vector(
-    root: Path, chain: Chain, prompts: Mapping[str, Any], *, saved: Mapping[str, Any]
-) -> _Found:
-    return _Found(
-        routes=read_multi_vector_routes(chain, root),
-        saved={"prompts": prompts, "default_prompt_name": saved.get("default_prompt_name")},
-        multi_vector=read_multi_vector(saved),
-    )
+        return spec
+    sparse = SparseSpec(route=beside.name)
+    return replace(spec, routes=(*spec.routes, beside), sparse=sparse)
 
 
 def _late_interaction(
@@ -349,7 +318,3 @@ def _default_prompt_name(
         f"prompts are {', '.join(map(repr, prompts)) or 'none'}; "
         f"give it in the engine's `prompts`"
     )
-
-
-def _one_of(value: object, known: tuple[str, ...]) -> str | None:
-    return value if isinstance(value, str) and value in known else None
