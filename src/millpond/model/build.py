@@ -31,6 +31,7 @@ from ..layers.cpu.linear import fuse_gelus, prepack_linears, use_huge_pages_for_
 from ..layers.cpu.quantize import quantize
 from ..layers.cuda.fusion import fuse_for_cuda
 from ..layers.weight_reads import layers_read_by_others
+from ..pooler.pooler import Pooler
 from ..tokenization.pairs import PairTokenizer
 from ..tokenization.tokenizer import TextTokenizer
 from .device import choose_dtype
@@ -52,6 +53,7 @@ from .verify.execution import (
     verify_fused,
 )
 from .verify.filled import verify_filled
+from .verify.firsts import verify_firsts
 from .verify.float8 import use_float8
 from .verify.ordinary import ordinary_ids, ordinary_texts
 from .verify.packed_forward import verify_packed_forward
@@ -360,6 +362,8 @@ def _load_model(route: Route, encoders: _Encoders) -> PoolingModel:
     all_layers = any(module.kind == "WeightedLayerPooling" for module in route.head)
     encoder, tokenizer, execution = encoders.get(route.encoder, all_layers=all_layers)
     head = encoders.heads.load(route, encoder, tokenizer)
+    if isinstance(encoder, Transformer) and isinstance(head, Pooler):
+        verify_firsts(encoder, head)
     return PoolingModel(
         name=route.name,
         tokenizer=tokenizer,

@@ -109,6 +109,10 @@ class PoolingModel:
             assert isinstance(self.head, Pooler)
             return self.head.finish(self.encoder(ids, texts.starts, texts.lengths))
         assert sequences is not None
+        if isinstance(self.head, Pooler) and self.head.reads_first_token_only:
+            firsts = self.encoder.firsts(ids, positions, sequences, texts.starts)
+            if firsts is not None:
+                return self.head.finish(firsts.float())
         return self._after(self.encoder.packed(ids, positions, sequences), ids, texts)
 
     def padded(self, ids: Tensor, mask: Tensor, texts: PooledRows) -> Tensor | SparseRows:

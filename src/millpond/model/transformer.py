@@ -43,6 +43,8 @@ class Transformer:
         self.vocabulary = loaded.vocabulary
         self.all_layers = False
         """Whether hidden states of all layers are given, by the model's own forward."""
+        self.gives_firsts = False
+        """Whether `firsts` gives what `packed` does."""
         self.position_offset = 0
         self.quantisation_error = 0.0
         """How far int8 or float8 is off in the root mean square, relative to hidden states."""
@@ -109,6 +111,21 @@ class Transformer:
             packed_sequences=sequences,
         )
         return self._rows(output)
+
+    def firsts(
+        self, ids: Tensor, positions: Tensor, sequences: Sequences, starts: Tensor
+    ) -> Tensor | None:
+        """Of a packed row's hidden states those of the first token of each text, `[n, hidden]`.
+
+        `starts`, int64 `[n]`, says where texts begin. None where `packed` is the way to them.
+        """
+        if not self.gives_firsts or self.all_layers:
+            return None
+        fused = self.fused
+        if not isinstance(fused, FusedEncoder) or not isinstance(sequences, PackedSequences):
+            return None
+        ids, types = split_token_types(ids) if self.reads_token_types else (ids, None)
+        return fused.firsts(ids, positions + self.position_offset, sequences, starts, types)
 
     def padded(self, ids: Tensor, mask: Tensor) -> HiddenStates:
         """Hidden states of padded texts, `[n, length]` in, `n × length` rows out."""

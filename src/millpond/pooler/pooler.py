@@ -119,6 +119,12 @@ class Pooler:
         """Whether a text's vector comes of the hidden state of its last token alone."""
         return self.layers is None and self.modes == ("lasttoken",)
 
+    @property
+    def reads_first_token_only(self) -> bool:
+        """Whether it comes of the hidden state of its first token alone, of the last layer."""
+        is_first = self.layers is None and self.modes == ("cls",)
+        return is_first and not self.token_steps and not self.excludes_prompt
+
     def __repr__(self) -> str:
         return (
             f"Pooler(dimension={self.dimension}, pooling={'+'.join(self.modes) or None}, "

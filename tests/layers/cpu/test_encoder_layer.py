@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
 from millpond import Engine
@@ -251,3 +252,66 @@ def test_hidden_states_of_all_layers_come_from_the_models_own_forward(
         states = encoder.packed(ids, positions, sequences)
         assert len(states) == 3
         assert torch.equal(states[-1], last)
+
+
+# The last layer for first tokens alone.
+
+WITH_MANY_ROWS = ([64], [40, 40, 12, 12, 3], [70, 23, 16, 9, 1], [25] * 9 + [7] * 9)
+
+
+class ProductRows(TorchDispatchMode):
+    """How many rows each prepacked product has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "_linear_pointwise" in str(func):
+            self.counts.append(len(args[0]))
+        return func(*args, **(kwargs or {}))
+
+
+def starts_of(lengths: list[int]) -> Tensor:
+    return torch.from_numpy(np.cumsum(lengths) - lengths)
+
+
+@pytest.mark.parametrize("make", [bert, distilbert])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lengths", WITH_MANY_ROWS)
+def test_first_tokens_alone_have_the_bits_they_have_among_all(
+    make: Any, dtype: torch.dtype, lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make(dtype)
+    if not fuse_layers(model):
+        pytest.skip("oneDNN takes no bfloat16 on this processor")
+    encoder = fused_encoder(model)
+    texts, starts = packed(np.array(lengths), whole_rows(sum(lengths))), starts_of(lengths)
+    expected = encoder(*texts)[starts]
+    found = encoder.firsts(*texts, starts)
+    assert found is not None
+    assert torch.equal(found, expected)
+    monkeypatch.setattr(here, "yields_to", Preemption())  # operator by operator
+    found = encoder.firsts(*texts, starts)
+    assert found is not None
+    assert torch.equal(found, expected)
+
+
+def test_for_first_tokens_three_products_of_the_last_layer_have_few_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = bert()
+    fuse_layers(model)
+    encoder, lengths = fused_encoder(model), [40] * 20
+    monkeypatch.setattr(here, "yields_to", Preemption())  # operator by operator
+    with ProductRows() as ran:
+        encoder.firsts(*packed(np.array(lengths)), starts_of(lengths))
+    assert ran.counts == [800] * 5 + [32] * 3
+
+
+@pytest.mark.parametrize("lengths", [[63], [9, 9, 5, 1], [3] * 40])
+def test_a_pass_of_which_they_are_many_runs_for_all_tokens(lengths: list[int]) -> None:
+    model = bert()
+    fuse_layers(model)
+    texts = packed(np.array(lengths))
+    assert fused_encoder(model).firsts(*texts, starts_of(lengths)) is None

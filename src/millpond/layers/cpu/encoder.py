@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from ...attention.packed import PackedSequences
 from ...cpu import scripted
 from ...cpu.preemption import may_yield
+from ...cpu.row_buckets import whole_rows
 from ..parts import leaves
 from . import encoder_functions
 from .encoder_layer import FusedForward, FusedLayer, attend_in_groups
@@ -25,6 +27,7 @@ __all__ = ["FusedEncoder"]
 TABLES = ("word_embeddings", "token_type_embeddings", "position_embeddings")
 
 SHORT_ROWS = 64  # a pass of so few is over as soon as a query is: it yields to none
+ROWS_A_FIRST = 4  # with fewer rows in all, those of first tokens alone are hardly less work
 
 
 class FusedEncoder:
@@ -37,6 +40,8 @@ class FusedEncoder:
         if len(lists) != 1 or embeddings is None:
             raise ValueError("not embeddings and layers alone")
         forwards = [vars(layer).get("forward") for layer in lists[0]]
+        if not forwards:
+            raise ValueError("no layers")
         self._layers = [each.fused for each in forwards if isinstance(each, FusedForward)]
         if len(self._layers) < len(forwards):
             raise ValueError("a layer that is not fused")
@@ -70,16 +75,48 @@ class FusedEncoder:
         """
         rows = self._embed(ids, positions, types)
         if self._stack is not None and (len(rows) <= SHORT_ROWS or not may_yield()):
-            return self._stack(rows, sequences)
+            return self._stack(rows, sequences, None)
         for layer in self._layers:
             rows = layer.packed(rows, sequences)
         return rows
 
+    def firsts(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        sequences: PackedSequences,
+        starts: Tensor,
+        types: Tensor | None = None,
+    ) -> Tensor | None:
+        """Of the hidden states those of the first token of each text, `[n, width]`.
+
+        `starts`, int64 `[n]`, says where texts begin. None where that is hardly less work than all.
+        """
+        texts = len(starts)
+        wanted = whole_rows(texts)
+        if len(ids) < ROWS_A_FIRST * wanted:
+            return None
+        places = pad(starts, (0, wanted - texts))
+        rows = self._embed(ids, positions, types)
+        if self._stack is not None and not may_yield():
+            return self._stack(rows, sequences, places)[:texts]
+        for layer in self._layers[:-1]:
+            rows = layer.packed(rows, sequences)
+        return self.last_layer(rows, sequences, places)[:texts]
+
+    def last_layer(
+        self, rows: Tensor, sequences: PackedSequences, places: Tensor | None = None
+    ) -> Tensor:
+        """Rows after the last layer, all `[total, width]`, or those at the `places` of `firsts`."""
+        if places is None:
+            return self._layers[-1].packed(rows, sequences)
+        return self._layers[-1].firsts(rows, sequences, places)
+
 
 def _stacked(
     layers: Sequence[FusedLayer],
-) -> Callable[[Tensor, PackedSequences], Tensor] | None:
-    """All layers in one call, which yields to nothing.
+) -> Callable[[Tensor, PackedSequences, Tensor | None], Tensor] | None:
+    """All layers in one call, which yields to nothing; with places, the last as `firsts` has it.
 
     None where a layer has other products or another attention, or its own sizes.
     """
@@ -97,12 +134,11 @@ def _stacked(
     scales = [each for _, weight, bias, _ in norms for each in (weight, bias)]
     epsilons = [epsilon for *_, epsilon in norms]
 
-    def run(rows: Tensor, sequences: PackedSequences) -> Tensor:
+    def run(rows: Tensor, sequences: PackedSequences, places: Tensor | None) -> Tensor:
         groups, keys = list(sequences.groups), sequences.key_lengths(rows)
         of_layers = weights, biases, scales, epsilons
-        out: Tensor = scripted.run(
-            encoder_functions.run_layers, rows, *of_layers, groups, keys, head_size, scaling
-        )
+        options = groups, keys, head_size, scaling, places
+        out: Tensor = scripted.run(encoder_functions.run_layers, rows, *of_layers, *options)
         return out
 
     return run

@@ -46,10 +46,13 @@ def attend_in_groups(
     masks: list[Tensor],
     head_size: int,
     scaling: float,
+    queries: int,
 ) -> Tensor:
     """Attention within each sequence, those of one length at a time.
 
-    Query, key and value `[n, 3 × heads × size]` in, `[n, heads × size]` out.
+    Query, key and value `[n, 3 × heads × size]` in, `[n, heads × size]` out. With `queries` that
+    number of tokens of each sequence attends, and the first of them is given: `[sequences, heads ×
+    size]`.
     """
     found: list[Tensor] = []
     width = joined.size(1) // 3
@@ -72,13 +75,36 @@ def attend_in_groups(
                 longer[:, :length].copy_(run[:, :, 1:])
             both = longer.permute(2, 0, 3, 1, 4)
             key, value = both[0], both[1]
+        if queries > 0:
+            query = query[:, :, :queries]
+            if mask is not None:
+                mask = mask[:queries]
         attended = torch._C._nn.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, scale=scaling
         )
-        found.append(attended.transpose(1, 2).reshape(stop - start, width))
-    if stop < joined.size(0):  # rows that belong to no sequence
+        if queries > 0:
+            found.append(attended[:, :, 0].reshape(count, width))
+        else:
+            found.append(attended.transpose(1, 2).reshape(stop - start, width))
+    if queries == 0 and stop < joined.size(0):  # rows that belong to no sequence
         found.append(joined.new_zeros([joined.size(0) - stop, width]))
     return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def attend_firsts(
+    joined: Tensor,
+    groups: list[tuple[int, int, int]],
+    masks: list[Tensor],
+    head_size: int,
+    scaling: float,
+    rows: int,
+) -> Tensor:
+    """Of the first token of each sequence, and zeros after them: `[rows, heads × size]`.
+
+    Among eight queries, since the kernel for one or two rounds otherwise than that for many.
+    """
+    found = attend_in_groups(joined, groups, masks, head_size, scaling, 8)
+    return torch.cat([found, found.new_zeros([rows - found.size(0), found.size(1)])])
 
 
 def run_layers(
@@ -91,9 +117,12 @@ def run_layers(
     key_lengths: list[int],
     head_size: int,
     scaling: float,
+    firsts: Tensor | None,
 ) -> Tensor:
     """All layers, `[total, width]` in and out. Of each in turn: the prepacked weights and biases of
-    its four products, and what its two norms multiply by and add."""
+    its four products, and what its two norms multiply by and add.
+
+    With `firsts`, the first row of each sequence and then others, the last layer gives those."""
     masks = masks_of_groups(rows, groups, key_lengths)
     width = [rows.size(1)]
     for layer in range(len(weights) // 4):
@@ -101,7 +130,11 @@ def run_layers(
         joined = torch.ops.mkldnn._linear_pointwise(
             rows, weights[product], biases[product], "none", [], "none"
         )
-        attended = attend_in_groups(joined, groups, masks, head_size, scaling)
+        if firsts is not None and layer == len(weights) // 4 - 1:
+            attended = attend_firsts(joined, groups, masks, head_size, scaling, firsts.size(0))
+            rows = rows.index_select(0, firsts)
+        else:
+            attended = attend_in_groups(joined, groups, masks, head_size, scaling, 0)
         merged = torch.ops.mkldnn._linear_pointwise(
             attended, rows, weights[product + 1], biases[product + 1], "add"
         )

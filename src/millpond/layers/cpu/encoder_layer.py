@@ -75,6 +75,17 @@ class FusedLayer:
         joined = self.joined.of(rows)
         return self._after(self.attend(joined, sequences, self.head_size, self.scaling), rows)
 
+    def firsts(self, rows: Tensor, sequences: PackedSequences, places: Tensor) -> Tensor:
+        """Of the rows after the layer those at `places`, int64: the first of each sequence, and
+        after them any, which are filled up with."""
+        joined = self.joined.of(rows)
+        given = joined, sequences, self.head_size, self.scaling
+        if self.attend is attend_in_groups:
+            attended = _attend_firsts(*given, len(places))
+        else:
+            attended = self.attend(*given).index_select(0, places)
+        return self._after(attended, rows.index_select(0, places))
+
     def with_attention(
         self, attend: Callable[[Tensor, Tensor, Tensor], Tensor], rows: Tensor
     ) -> Tensor:
@@ -94,12 +105,30 @@ def attend_in_groups(
     joined: Tensor, sequences: PackedSequences, size: int, scaling: float
 ) -> Tensor:
     """Attention within each sequence, those of one length at a time, by torch."""
-    groups, keys = list(sequences.groups), sequences.key_lengths(joined)
-    masks = scripted.run(encoder_functions.masks_of_groups, joined, groups, keys)
+    groups, masks = _groups(joined, sequences)
     attended: Tensor = scripted.run(
-        encoder_functions.attend_in_groups, joined, groups, masks, size, scaling
+        encoder_functions.attend_in_groups, joined, groups, masks, size, scaling, 0
     )
     return attended
+
+
+def _attend_firsts(
+    joined: Tensor, sequences: PackedSequences, size: int, scaling: float, rows: int
+) -> Tensor:
+    """Of the first token of each sequence: `[rows, heads × size]`, zeros after them."""
+    groups, masks = _groups(joined, sequences)
+    attended: Tensor = scripted.run(
+        encoder_functions.attend_firsts, joined, groups, masks, size, scaling, rows
+    )
+    return attended
+
+
+def _groups(
+    joined: Tensor, sequences: PackedSequences
+) -> tuple[list[tuple[int, int, int]], list[Tensor]]:
+    """Groups of sequences, and what hides the keys beyond the length of each."""
+    groups, keys = list(sequences.groups), sequences.key_lengths(joined)
+    return groups, scripted.run(encoder_functions.masks_of_groups, joined, groups, keys)
 
 
 @torch.no_grad()

@@ -1,0 +1,80 @@
+"""What reads first tokens alone has its last layer run for those, where the bits are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import TEXTS
+from rerankers import PAIRS, save_reranker
+from torch import Tensor
+
+from millpond import Engine
+from millpond.layers.cpu.encoder import FusedEncoder
+from millpond.model.transformer import Transformer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+MANY = [(query, f"{document} {i}") for i, (query, document) in enumerate(PAIRS * 3)]
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For each pass, whether its last layer ran for first tokens alone."""
+    seen: list[bool] = []
+    firsts = FusedEncoder.firsts
+
+    def watched(*arguments: Any) -> Tensor | None:
+        found = firsts(*arguments)
+        seen.append(found is not None)
+        return found
+
+    monkeypatch.setattr(FusedEncoder, "firsts", watched)
+    return seen
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_scores_have_the_bits_that_all_tokens_give(
+    dtype: Any, tmp_path: Path, runs: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if dtype == "int8":
+        pytest.importorskip("numba", reason="int8 needs it")
+    folder = save_reranker("bert", tmp_path)
+    with Engine(folder, device="cpu", dtype=dtype) as engine:
+        found = engine.score(MANY)
+        alone = engine.score(MANY[7])
+    assert any(runs)
+    assert alone == found[7]
+    monkeypatch.setattr(Transformer, "firsts", lambda *_: None)
+    with Engine(folder, device="cpu", dtype=dtype) as engine:
+        assert np.array_equal(engine.score(MANY), found)
+
+
+def test_where_bits_differ_all_tokens_run(
+    tmp_path: Path, runs: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_reranker("bert", tmp_path)
+    with Engine(folder, device="cpu", dtype="float32") as engine:
+        expected = engine.score(MANY)
+    last_layer = FusedEncoder.last_layer
+
+    def other(encoder: Any, rows: Tensor, sequences: Any, places: Any = None) -> Tensor:
+        found = last_layer(encoder, rows, sequences, places)
+        return found if places is None else torch.nextafter(found, found + 1)
+
+    runs.clear()
+    monkeypatch.setattr(FusedEncoder, "last_layer", other)
+    with Engine(folder, device="cpu", dtype="float32") as engine:
+        assert np.array_equal(engine.score(MANY), expected)
+    assert not runs
+
+
+def test_a_mean_of_tokens_needs_them_all(
+    checkpoint: Callable[[str], Path], runs: list[bool]
+) -> None:
+    with Engine(checkpoint("bert"), device="cpu", dtype="float32") as engine:
+        engine.embed(TEXTS)
+    assert not runs
