@@ -16,24 +16,18 @@ import numpy as np
 import pytest
 from child_models import TokenizerToSend, fails_to_load
 from fakes import PATIENCE_S, FakeRunner, FakeTokenizer, fake_spec, vectors_for
-from left_behind import nothing_left_behind, wait_until_gone
+from left_behind import is_alive, nothing_left_behind, wait_until_gone
 
 from millpond import Engine, TextTooLong
 from millpond.engine import tokenizer_process
 from millpond.engine.tokenizer_process import TokenizerProcess
 from millpond.pair import Pair
-from millpond.runner.remote.process import ChildProcess
 
 pytestmark = pytest.mark.slow
 
 TEXTS = [f"text {number} of {number % 7}" for number in range(200)]
 OPTIONS: dict[str, Any] = {"prompt": "", "task": None, "truncate": None, "max_length": None}
 PAIR_OPTIONS = {name: value for name, value in OPTIONS.items() if name != "task"}
-
-
-@pytest.fixture(autouse=True)
-def few_first_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizer_process, "FIRST_TEXTS", len(TEXTS))
 
 
 @pytest.fixture
@@ -46,7 +40,6 @@ def process(tokenizer: TokenizerToSend) -> Iterator[TokenizerProcess]:
     """Ready, and nothing was asked of this process's own tokenizer yet."""
     with nothing_left_behind():
         made = started(tokenizer)
-        tokenizer.texts = 0
         yield made
         made.close()
 
@@ -54,7 +47,7 @@ def process(tokenizer: TokenizerToSend) -> Iterator[TokenizerProcess]:
 def started(*tokenizers: TokenizerToSend) -> TokenizerProcess:
     """A process whose child has said that it is ready, or has ended."""
     (made,) = TokenizerProcess.several(tokenizers, "on", to_feed=0)
-    made.call(0, "encode", TEXTS, OPTIONS)
+    made.start()
     wait_for(made)
     return made
 
@@ -170,25 +163,30 @@ def test_where_it_cannot_be_had_this_process_goes_on(
         expected = "the checkpoint is gone"
     with nothing_left_behind(), caplog.at_level(logging.WARNING, "millpond"):
         (process,) = TokenizerProcess.several([tokenizer], "on", to_feed=0)
-        process.call(0, "encode", TEXTS, OPTIONS)
+        process.start()
         if what == "no checkpoint":
             wait_for(process)
         for _ in range(2):
             process.call(0, "encode", TEXTS, OPTIONS)
-        assert tokenizer.texts == 3 * len(TEXTS)
+        assert tokenizer.texts == 2 * len(TEXTS)
         (record,) = caplog.records
         assert expected in record.message
 
 
-def test_it_is_started_for_many_texts_only(
-    tokenizer: TokenizerToSend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ChildProcess, "__init__", lambda *_, **__: pytest.fail("a process"))
-    (process,) = TokenizerProcess.several([tokenizer], "on", to_feed=0)
-    process.call(0, "encode", TEXTS[:-1], OPTIONS)
-    process.close()
-    process.call(0, "encode", TEXTS, OPTIONS)
-    assert tokenizer.texts == 2 * len(TEXTS) - 1
+def test_it_is_not_waited_for(tokenizer: TokenizerToSend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_process, "PROGRAM", "child_that_never_is_ready")
+    with nothing_left_behind():
+        (process,) = TokenizerProcess.several([tokenizer], "on", to_feed=0)
+        process.start()
+        pid = process.pid
+        assert pid is not None
+        process.call(0, "encode", TEXTS, OPTIONS)
+        assert tokenizer.texts == len(TEXTS)
+        process.close()
+        process.close()
+        process.call(0, "encode", TEXTS, OPTIONS)
+        assert tokenizer.texts == 2 * len(TEXTS)
+        assert not is_alive(pid)
 
 
 def test_by_itself_they_feed_others_where_processors_are_many(

@@ -37,7 +37,7 @@ class EngineInfo:
     processes: tuple[int, ...] = ()
     """The ids of the processes that run them; empty where that is this one."""
     tokenizer_processes: int = 0
-    """Processes that tokenise texts of ingestion, from some thousand on; 0 where this one does."""
+    """Processes that tokenise texts of ingestion; 0 where this one does."""
 
     @property
     def kind(self) -> Kind:

@@ -4,8 +4,8 @@ lock of its own.
 A GPU is fed by a few threads of Python, and a thread that tokenises takes the lock from them for
 milliseconds at a time: queries wait, and so does the GPU. In another process it takes nothing.
 
-The process is started with the first few thousand texts. Until it is ready, and wherever it cannot
-answer, this process's own tokenizer does: a text is never refused for want of the other.
+It starts with the engine's threads. Until it is ready, and wherever it cannot answer, this
+process's own tokenizer does: a text is never refused for want of the other.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..config import TokenizerOption
+from ..locks import this_thread_pauses
 from ..runner.remote.channel import Port
 from ..runner.remote.messages import ConnectionEnded
 from ..runner.remote.process import ChildProcess
@@ -32,7 +33,6 @@ TOKENIZE = 1
 READY, ENCODED, RAISED = 1, 2, 3
 """What a child answers: first that it is ready, then ids, lengths and truncated; or nothing."""
 PROGRAM = "millpond.engine.tokenizer_child"
-FIRST_TEXTS = 1024  # are tokenised here; a start costs about as much processor time as 10,000
 FEWEST_TEXTS = 32  # of a call that is worth the way there and back
 PROCESSORS_EACH = 4  # of which one may be a child's
 
@@ -50,8 +50,6 @@ class TokenizerProcess:
         self._tokenizers = tuple(tokenizers)
         self._child: ChildProcess | None = None
         self._port: Port | None = None  # once the child is ready
-        self._texts_until_start = FIRST_TEXTS
-        self._is_lost = False
         self.texts = 0
         """That the child has tokenised."""
 
@@ -78,14 +76,22 @@ class TokenizerProcess:
         child = self._child
         return None if child is None else child.pid
 
+    def start(self) -> None:
+        """Start the child, without waiting for it. It raises nothing."""
+        try:
+            self._child = ChildProcess(PROGRAM, [reader() for reader in self._readers])
+        except Exception as error:  # the system lets no process be started
+            self._lose(error)
+
     def call(
         self, route: int, method: str, texts: Sequence[Any], options: Mapping[str, Any]
     ) -> TokenIds:
         """What `method` of a route's tokenizer gives. Raises what it raises."""
+        this_thread_pauses()
         answer = None
         if len(texts) >= FEWEST_TEXTS:
             try:
-                answer = self._ask(len(texts), (route, method, list(texts), options))
+                answer = self._ask((route, method, list(texts), options))
             except Exception as error:
                 self._lose(error)
         if answer is not None:
@@ -93,11 +99,15 @@ class TokenizerProcess:
             return answer
         return call_tokenizer(self._tokenizers, route, method, texts, options)
 
-    def _ask(self, texts: int, call: Any) -> TokenizedTexts | None:
+    def _ask(self, call: Any) -> TokenizedTexts | None:
         """The child's answer; None where it is not there, not ready, or raised."""
-        if not self._is_ready(texts):
+        if self._child is not None:
+            self._child.read_written()
+            if self._port is None and self._child.has_said_more():
+                self._port = Port([self._child.connection])
+                self._port.receive()
+        if self._port is None:
             return None
-        assert self._port is not None
         try:
             data = pickle.dumps(call, protocol=pickle.HIGHEST_PROTOCOL)
         except Exception:  # texts of a class that does not pickle
@@ -109,23 +119,7 @@ class TokenizerProcess:
         ids, lengths, truncated = (array.copy() for array in arrays)
         return TokenizedTexts(ids, lengths, truncated)
 
-    def _is_ready(self, texts: int) -> bool:
-        if self._is_lost:
-            return False
-        if self._child is None:
-            self._texts_until_start -= texts
-            if self._texts_until_start <= 0:
-                self._child = ChildProcess(PROGRAM, [reader() for reader in self._readers])
-            return False
-        self._child.read_written()
-        if self._port is None and self._child.has_said_more():
-            port = Port([self._child.connection])
-            port.receive()
-            self._port = port
-        return self._port is not None
-
     def _lose(self, error: Exception) -> None:
-        self._is_lost = True
         child = self._child
         self.close()
         if child is not None and isinstance(error, ConnectionEnded):
@@ -136,14 +130,15 @@ class TokenizerProcess:
 
     def close(self) -> None:
         """End the child, and wait for that."""
-        self._is_lost = True
-        child, self._child, self._port = self._child, None, None
+        child, port, self._child, self._port = self._child, self._port, None, None
         if child is not None:
+            if port is None:  # it is not ready, and would not see the connection's end
+                child.kill()
             child.wait()
             child.close()
 
     def __repr__(self) -> str:
-        return f"TokenizerProcess(pid={self.pid}, texts={self.texts}, lost={self._is_lost})"
+        return f"TokenizerProcess(pid={self.pid}, texts={self.texts})"
 
 
 def _processors() -> int:

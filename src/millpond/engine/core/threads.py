@@ -71,6 +71,7 @@ def _tokenize_bulk(core: EngineCore, gate: Gate, process: TokenizerProcess | Non
         _tokenize(core, Priority.BULK, gate, core.inputs)
         return
     try:
+        process.start()
         _tokenize(core, Priority.BULK, gate, core.inputs.calling(process.call))
     finally:
         process.close()

@@ -1,0 +1,5 @@
+"""In the place of a child's program."""
+
+import threading
+
+threading.Event().wait()
