@@ -42,6 +42,8 @@ class Priority(enum.Enum):
     INTERACTIVE = "interactive"
     BULK = "bulk"
 
+    __hash__ = object.__hash__  # that of enums is in Python, and each query asks six times
+
 
 @dataclass(slots=True, eq=False)
 class PendingSpan:
