@@ -15,6 +15,7 @@ import pytest
 from command_line import refusal, run
 
 from millpond import Engine
+from millpond.cli import embed_parts as command_of_parts
 from millpond.ray import parts
 from millpond.ray.actors import ActorPool
 from millpond.ray.batches import Columns
@@ -145,7 +146,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         for name in names:
             yield from embed_here(batch, name)
 
-    monkeypatch.setattr(parts, "embed_parts", embed_parts)
+    monkeypatch.setattr(command_of_parts, "embed_parts", embed_parts)
     monkeypatch.setattr(parts.ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ActorPool, "lack", lambda self: None)
     return runs

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,6 @@ import typer
 
 from ..config import EngineConfig
 from .embed_flags import OutputFlags, RayFlags, VectorFlags
-from .embed_parts import PartsCommand
 from .errors import INTERRUPTED, CommandError, is_terminal, say
 from .files.formats import FileFormats
 from .files.streams import can_be_read_again, is_same_file, is_stream, name_of
@@ -62,6 +62,8 @@ def embed(
     written, cluster = read_flags(OutputFlags, flags), read_flags(RayFlags, flags)
     if cluster.ray is not None:
         _require_for_ray(text, written, vectors)
+        from .embed_parts import PartsCommand  # which imports Ray
+
         PartsCommand(source, output, model, text, written, vectors, flags).run()
         return
     cluster.require_none()
@@ -110,6 +112,8 @@ def _file_run(
 
 
 def _require_for_ray(text: TextFlags, written: OutputFlags, vectors: VectorFlags) -> None:
+    if find_spec("ray") is None:
+        raise CommandError('ray is not installed: pip install "millpond[ray]"')
     for name in (text.input_format, written.output_format):
         if name not in (None, "parquet"):
             raise CommandError(f"--ray reads and writes Parquet files, not {name}")

@@ -10,22 +10,20 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from ..config import EngineConfig
+from ..ray.actors import ActorPool
+from ..ray.batches import Columns
+from ..ray.filesystems import File, Folder, matching
+from ..ray.parts import PartDone, PartsSpec, cluster, embed_parts, remove_unfinished
 from .embed_flags import OutputFlags, RayFlags, VectorFlags
 from .errors import INTERRUPTED, CommandError, is_terminal, say
 from .files.partial_output import changes
 from .flags import engine_options, read_flags
 from .text_flags import TextFlags
-
-if TYPE_CHECKING:
-    from ..ray.actors import ActorPool
-    from ..ray.filesystems import File, Folder
-    from ..ray.parts import PartDone, PartsSpec
 
 __all__ = ["PartsCommand"]
 
@@ -48,19 +46,14 @@ class PartsCommand:
 
     def run(self) -> None:
         """Embed what is not finished. Raises `CommandError`, and exits after an interrupt."""
-        if find_spec("ray") is None:
-            raise CommandError('ray is not installed: pip install "millpond[ray]"')
-        from ..ray.filesystems import Folder, matching
-        from ..ray.parts import PartsSpec, cluster, remove_unfinished
-
-        options = read_flags(RayFlags, self.flags)
-        EngineConfig.of(self.model, engine_options(self.flags))
+        options, of_engine = read_flags(RayFlags, self.flags), engine_options(self.flags)
+        config = EngineConfig.of(self.model, of_engine)
         pool = self._pool(options)
         source, files = matching(self.source)
         target = Folder.of(self.output)
         if source.contains(target) or target.contains(source):
             raise CommandError(f"{self.output} and {self.source} lie in each other: name another")
-        todo = self._unfinished(files, target, self._fingerprint(options))
+        todo = self._unfinished(files, target, self._fingerprint(options, config))
         before = len(files) - len(todo)
         if not todo:
             say(f"{self.output} is already complete")
@@ -68,7 +61,12 @@ class PartsCommand:
         spec = PartsSpec(
             source=source,
             target=target,
-            columns=self._columns(options),
+            columns=Columns(
+                read=(self.text.column,),
+                output=self.written.output_column,
+                error=f"{self.written.output_column}_error",
+                on_error=options.on_error,
+            ),
             vectors_only=self.written.vectors_only,
             chunk_rows=self.written.chunk_size,
         )
@@ -81,13 +79,15 @@ class PartsCommand:
                 raise CommandError(f"{lack}, and a local cluster gets no other")
             if lack:
                 say(f"{lack} now; Ray waits for one")
-            report.follow(self._parts(todo, spec, pool), show=show)
+            call = self.vectors.call_options()
+            parts = embed_parts(
+                todo, spec, model=self.model, options=of_engine, call=call, pool=pool
+            )
+            report.follow(parts, show=show)
         remove_unfinished(target)
         report.finish()
 
     def _pool(self, options: RayFlags) -> ActorPool:
-        from ..ray.actors import ActorPool
-
         least, colon, most = options.actors.partition(":")
         try:
             actors: Any = (int(least), int(most) if most else None) if colon else int(least)
@@ -97,19 +97,8 @@ class PartsCommand:
             ) from None
         return ActorPool(actors=actors, gpus=options.gpus_per_actor, cpus=options.cpus_per_actor)
 
-    def _columns(self, options: RayFlags) -> Any:
-        from ..ray.batches import Columns
-
-        return Columns(
-            read=(self.text.column,),
-            output=self.written.output_column,
-            error=f"{self.written.output_column}_error",
-            on_error=options.on_error,
-        )
-
-    def _fingerprint(self, options: RayFlags) -> dict[str, Any]:
+    def _fingerprint(self, options: RayFlags, config: EngineConfig) -> dict[str, Any]:
         """What the vectors depend on, as far as it is known here."""
-        config = EngineConfig.of(self.model, engine_options(self.flags))
         call = self.vectors.call_options()
         return {
             "model": self.model,
@@ -150,18 +139,6 @@ class PartsCommand:
             file.write(json.dumps(fingerprint, indent=2, sort_keys=True).encode())
         todo = [each for each in files if each.name not in finished]
         return [each.name for each in sorted(todo, key=lambda each: (-each.size, each.name))]
-
-    def _parts(self, names: Sequence[str], spec: PartsSpec, pool: ActorPool) -> Iterable[PartDone]:
-        from ..ray.parts import embed_parts
-
-        return embed_parts(
-            names,
-            spec,
-            model=self.model,
-            options=engine_options(self.flags),
-            call=self.vectors.call_options(),
-            pool=pool,
-        )
 
 
 class _Report:

@@ -22,8 +22,7 @@ from .errors import COHERE_PATHS, TEI_PATHS, register_handlers
 from .metrics import Metrics
 from .middleware.access_log import AccessLogMiddleware
 from .middleware.api_key import APIKeyMiddleware, declare_key
-from .middleware.body_encoding import BodyEncodingMiddleware
-from .middleware.body_limit import BodyLimitMiddleware
+from .middleware.body import BodyMiddleware
 from .middleware.paths import PathMiddleware
 from .middleware.timeout import TimeoutMiddleware
 from .models import ServedModel, ServedModels
@@ -225,8 +224,7 @@ def _responses(path: str, *statuses: int) -> dict[int | str, dict[str, Any]]:
 def _add_middleware(app: FastAPI) -> None:
     """The last one added is the outermost."""
     settings, drain = app.state.settings, app.state.drain
-    app.add_middleware(BodyEncodingMiddleware, max_bytes=settings.max_body_bytes)
-    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyMiddleware, max_bytes=settings.max_body_bytes)
     if settings.api_keys:
         app.add_middleware(
             APIKeyMiddleware,

@@ -187,20 +187,10 @@ class _EngineCollector(Collector):
         self._models = models
 
     def collect(self) -> Iterator[Metric]:
-        ready = GaugeMetricFamily(
-            "millpond_engine_ready", "1 while the engine takes requests.", labels=["model"]
-        )
-        waiting = GaugeMetricFamily(
-            "millpond_queue_tokens", "Tokens queued.", labels=["model", "priority"]
-        )
-        replicas = GaugeMetricFamily(
-            "millpond_replicas", "Copies of the model that run batches.", labels=["model"]
-        )
-        blocks = GaugeMetricFamily(
-            "millpond_prefix_cache_blocks",
-            "Blocks of the prefix cache by state.",
-            labels=["model", "state"],
-        )
+        ready = _gauge("engine_ready", "1 while the engine takes requests.")
+        waiting = _gauge("queue_tokens", "Tokens queued.", "priority")
+        replicas = _gauge("replicas", "Copies of the model that run batches.")
+        blocks = _gauge("prefix_cache_blocks", "Blocks of the prefix cache by state.", "state")
         totals = _counters("millpond", _TOTALS)
         cache_totals = _counters("millpond_prefix_cache", _CACHE_TOTALS)
         for model in self._models:
@@ -217,6 +207,10 @@ class _EngineCollector(Collector):
             blocks.add_metric([model.name, "cached"], cache.blocks_cached)
             blocks.add_metric([model.name, "empty"], empty)
         yield from (ready, replicas, waiting, *totals.values(), *cache_totals.values(), blocks)
+
+
+def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"millpond_{name}", text, labels=["model", *labels])
 
 
 def _counters(prefix: str, texts: Mapping[str, str]) -> dict[str, CounterMetricFamily]:

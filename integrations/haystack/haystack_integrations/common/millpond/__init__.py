@@ -1,5 +1,5 @@
 """What Millpond's components have in common."""
 
-from .component import MillpondComponent, require_string, texts_of
+from .component import MillpondComponent, require_string
 
-__all__ = ["MillpondComponent", "require_string", "texts_of"]
+__all__ = ["MillpondComponent", "require_string"]

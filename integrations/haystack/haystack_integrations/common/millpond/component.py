@@ -9,7 +9,7 @@ from haystack import Document, default_from_dict, default_to_dict
 
 from millpond import Engine, EngineConfig
 
-__all__ = ["MillpondComponent", "require_string", "texts_of"]
+__all__ = ["MillpondComponent", "require_string"]
 
 
 class MillpondComponent:
@@ -59,6 +59,17 @@ class MillpondComponent:
         """Arguments that are options of a call."""
         return {name: self.arguments[name] for name in names}
 
+    def texts(self, documents: Any) -> list[str]:
+        """Of each document the fields that are to be embedded, and its content.
+
+        Raises `TypeError` for what are no documents.
+        """
+        if not isinstance(documents, list) or not all(isinstance(d, Document) for d in documents):
+            raise TypeError("expected a list of documents; a text goes to a text embedder")
+        arguments = self.arguments
+        names, separator = arguments["meta_fields_to_embed"], arguments["embedding_separator"]
+        return [_text(document, names, separator) for document in documents]
+
 
 def require_string(text: Any) -> str:
     """The text. Raises `TypeError` for anything else."""
@@ -67,13 +78,6 @@ def require_string(text: Any) -> str:
             f"expected a string, not {type(text).__name__}; documents go to a document embedder"
         )
     return text
-
-
-def texts_of(documents: Any, names: Sequence[str], separator: str) -> list[str]:
-    """Of each document the fields of these names and its content. Raises `TypeError`."""
-    if not isinstance(documents, list) or not all(isinstance(d, Document) for d in documents):
-        raise TypeError("expected a list of documents; a text goes to a text embedder")
-    return [_text(document, names, separator) for document in documents]
 
 
 def _text(document: Document, names: Sequence[str], separator: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from haystack import Document, component
 
-from haystack_integrations.common.millpond import MillpondComponent, require_string, texts_of
+from haystack_integrations.common.millpond import MillpondComponent, require_string
 
 __all__ = ["MillpondDocumentEmbedder", "MillpondTextEmbedder"]
 
@@ -93,7 +93,7 @@ class MillpondDocumentEmbedder(MillpondComponent):
     @component.output_types(documents=list[Document], meta=dict[str, Any])
     def run(self, documents: list[Document]) -> dict[str, Any]:
         """`documents` are copies with vectors. Raises `TypeError` for what are no documents."""
-        texts = self._texts(documents)
+        texts = self.texts(documents)
         progress = bool(self.arguments["progress_bar"])
         options = self.options(*_EMBED)
         vectors = self.engine.embed(texts, task="document", progress=progress, **options)
@@ -102,16 +102,11 @@ class MillpondDocumentEmbedder(MillpondComponent):
     @component.output_types(documents=list[Document], meta=dict[str, Any])
     async def run_async(self, documents: list[Document]) -> dict[str, Any]:
         """`run` for an event loop."""
-        texts = self._texts(documents)
+        texts = self.texts(documents)
         progress = bool(self.arguments["progress_bar"])
         options = self.options(*_EMBED)
         vectors = await self.engine.aembed(texts, task="document", progress=progress, **options)
         return self._embedded(documents, vectors)
-
-    def _texts(self, documents: Sequence[Document]) -> list[str]:
-        arguments = self.arguments
-        names, separator = arguments["meta_fields_to_embed"], arguments["embedding_separator"]
-        return texts_of(documents, names, separator)
 
     def _embedded(self, documents: Sequence[Document], vectors: Any) -> dict[str, Any]:
         embedded = [

@@ -8,7 +8,7 @@ from typing import Any
 
 from haystack import Document, component
 
-from haystack_integrations.common.millpond import MillpondComponent, require_string, texts_of
+from haystack_integrations.common.millpond import MillpondComponent, require_string
 
 __all__ = ["MillpondRanker"]
 
@@ -78,10 +78,7 @@ class MillpondRanker(MillpondComponent):
         return self._ranked(documents, ranked, score_threshold)
 
     def _given(self, documents: Sequence[Document], top_k: int | None) -> tuple[list[str], Any]:
-        arguments = self.arguments
-        names, separator = arguments["meta_fields_to_embed"], arguments["embedding_separator"]
-        texts = texts_of(documents, names, separator)
-        return texts, arguments["top_k"] if top_k is None else top_k
+        return self.texts(documents), self.arguments["top_k"] if top_k is None else top_k
 
     def _ranked(
         self, documents: Sequence[Document], ranked: Any, threshold: float | None

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from serving import Call, error_of, fake_app, request
 
 from millpond.server.errors import ApiError
-from millpond.server.middleware.body_encoding import _Decoder
+from millpond.server.middleware.body import _Decoder
 from millpond.server.settings import AppSettings
 
 BODY = json.dumps({"input": ["a b", "c"]}).encode()

@@ -1,46 +1,64 @@
-"""`BodyEncodingMiddleware`: compressed request bodies, decoded up to the largest body."""
+"""`BodyMiddleware`: request bodies up to the largest size, compressed ones decoded."""
 
 from __future__ import annotations
 
+import re
 import zlib
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..errors import ApiError, shown
+from ..errors import ApiError, error_response, shown
 
-__all__ = ["BodyEncodingMiddleware"]
+__all__ = ["BodyMiddleware"]
 
 _GZIP, _ZLIB, _RAW = 31, 15, -15  # zlib's wbits
 _FORMATS = {"gzip": (_GZIP,), "x-gzip": (_GZIP,), "deflate": (_ZLIB, _RAW)}
 _MOST_MEMBERS = 100  # of one gzip body; each copies the rest of the body
+_LENGTH = re.compile("[0-9]{1,19}")  # int() refuses thousands of digits
+_CLOSE = {"connection": "close"}
 
 
-class BodyEncodingMiddleware:
-    """Decodes gzip and deflate. Raises `ApiError` from `receive`: 415 for another coding, 413 for a
-    body that is larger than the limit once decoded, 400 for an invalid one."""
+class BodyMiddleware:
+    """Decodes gzip and deflate. Raises `ApiError` from `receive`, for the application's error
+    handlers: 415 for another coding, 413 for a body that is larger than the limit, declared, sent
+    in chunks or once decoded, 400 for an invalid one.
+
+    Starlette's own replaces every response to a body whose declared length is too large by one in
+    plain text, so its 413 could not be an error of OpenAI's kind.
+    """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
         self._app = app
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        coding = _coding(scope)
-        if coding == "identity":
-            await self._app(scope, receive, send)
+        declared, coding = Headers(scope=scope).get("content-length", "0"), _coding(scope)
+        if not _LENGTH.fullmatch(declared):
+            message = "content-length is not a number of bytes"
+            refusal = ApiError(400, message, code="invalid_header", headers=_CLOSE)
+            await error_response(refusal)(scope, receive, send)
             return
         decoder = _Decoder(coding, self._max_bytes) if coding in _FORMATS else None
+        received = 0
 
-        async def receive_decoded() -> Message:
-            if decoder is None:
+        async def receive_body() -> Message:
+            nonlocal received
+            if decoder is None and coding != "identity":
                 raise _unknown(coding)
+            if int(declared) > self._max_bytes:
+                raise _too_large(self._max_bytes)
             message = await receive()
-            if message["type"] == "http.request":
-                is_last = not message.get("more_body", False)
-                return {**message, "body": decoder.decode(message.get("body", b""), last=is_last)}
-            return message
+            part = message.get("body", b"")
+            received += len(part)
+            if received > self._max_bytes:
+                raise _too_large(self._max_bytes)
+            if decoder is None or message["type"] != "http.request":
+                return message
+            is_last = not message.get("more_body", False)
+            return {**message, "body": decoder.decode(part, last=is_last)}
 
-        await self._app(scope, receive_decoded, send)
+        await self._app(scope, receive_body, send)
 
 
 def _coding(scope: Scope) -> str:
@@ -77,12 +95,7 @@ class _Decoder:
             decoded.append(self._inflate(part))
             self._decoded += len(decoded[-1])
             if self._decoded > self._max_bytes:
-                raise ApiError(
-                    413,
-                    f"the body is larger than {self._max_bytes} bytes once it is decoded; send "
-                    "fewer texts a request",
-                    headers={"connection": "close"},
-                )
+                raise _too_large(self._max_bytes, " once it is decoded")
             part = self._zlib.unused_data if self._zlib.eof else self._zlib.unconsumed_tail
         return decoded
 
@@ -115,5 +128,10 @@ def _unknown(coding: str) -> ApiError:
         415,
         f"content-encoding: {shown(coding)} is not supported; send gzip, deflate, or the body "
         "as it is without that header",
-        headers={"accept-encoding": "gzip, deflate", "connection": "close"},
+        headers={"accept-encoding": "gzip, deflate", **_CLOSE},
     )
+
+
+def _too_large(max_bytes: int, when: str = "") -> ApiError:
+    message = f"the body is larger than {max_bytes} bytes{when}; send fewer texts a request"
+    return ApiError(413, message, headers=_CLOSE)
