@@ -10,9 +10,7 @@ import asyncio
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
-from functools import partial
-from typing import Any, Self, Unpack, cast
+from typing import Any, Self, Unpack
 
 import numpy.typing as npt
 
@@ -20,13 +18,11 @@ from ..checkpoint.spec import ModelSpec
 from ..config import EngineConfig, EngineOptions, require_bool
 from ..embeddings import Embeddings, OutputDType
 from ..runner.base import ModelRunner
-from ..scheduler.request import Priority, Request, TruncateSide
+from ..scheduler.request import Priority, TruncateSide
 from ..stats import EngineStats, ProgressHook, StatsHook
 from .calls.all_kinds import AllCalls
 from .calls.base import while_running
-from .calls.progress import NO_HOOK, progress_hook
 from .calls.scoring import ScoringCalls
-from .calls.stream import EmbeddingStream, require_stream_options
 from .core.core import Health
 from .info import EngineInfo
 from .instance import Handle, ModelInstance
@@ -142,26 +138,20 @@ class Engine(ScoringCalls, AllCalls):
         failed on (`TextsFailed` for several), `EngineClosed` and `EngineFailed`. `submit` gives
         errors by text and the vectors of the others.
         """
-        with NO_HOOK if progress is False else progress_hook(texts, progress) as hook:
-            request, single = self._send_texts(
-                texts,
-                EmbedParams(
-                    task=task,
-                    prompt=prompt,
-                    prompt_name=prompt_name,
-                    dimensions=dimensions,
-                    normalize=normalize,
-                    truncate=truncate,
-                    output_dtype=output_dtype,
-                    priority=priority,
-                    timeout=timeout,
-                    progress=hook,
-                    reports_truncation=hook is progress,
-                ),
-                strict=True,
-                inline=True,
-            )
-            return _vectors(self._wait(request, timeout), single)
+        params = EmbedParams(
+            task=task,
+            prompt=prompt,
+            prompt_name=prompt_name,
+            dimensions=dimensions,
+            normalize=normalize,
+            truncate=truncate,
+            output_dtype=output_dtype,
+            priority=priority,
+            timeout=timeout,
+        )
+        result, single = self._run(texts, params, progress)
+        vectors: npt.NDArray[Any] = result.vectors[0] if single else result.vectors
+        return vectors
 
     async def aembed(
         self,
@@ -171,10 +161,9 @@ class Engine(ScoringCalls, AllCalls):
         **options: Unpack[CallOptions],
     ) -> npt.NDArray[Any]:
         """`embed` for any event loop. A cancelled call is taken out before its next forward."""
-        with progress_hook(texts, progress) as hook:
-            params = params_of(options, progress=hook, reports_truncation=hook is progress)
-            request, single = self._send_texts(texts, params, strict=True)
-            return _vectors(await self._await(request, options.get("timeout")), single)
+        result, single = await self._arun(texts, _params(options), progress)
+        vectors: npt.NDArray[Any] = result.vectors[0] if single else result.vectors
+        return vectors
 
     def submit(
         self, texts: TextsInput, *, wait: bool = True, **options: Unpack[CallOptions]
@@ -188,9 +177,7 @@ class Engine(ScoringCalls, AllCalls):
         Blocks while the queue of its priority is full, or raises `QueueFull` where `wait` is False.
         Cancelling the future takes out the texts that have not run.
         """
-        require_bool("wait", wait)
-        request, _ = self._send_texts(texts, params_of(options), wait=wait, block=wait)
-        return cast("Future[Embeddings]", request.future)
+        return self._submit(texts, _params(options), wait)
 
     def embed_iter(
         self,
@@ -211,20 +198,8 @@ class Engine(ScoringCalls, AllCalls):
         all with the place in the corpus. Nothing is lost by that: called again it gives the
         chunk's other rows, and goes on.
         """
-        EmbedParams.require(self._instance.spec, "embed_iter")
-        require_stream_options(texts, chunk_size, progress, options.get("output_dtype"))
-        params = replace(
-            params_of({"priority": Priority.BULK, **options}),
-            progress=progress,
-            reports_truncation=progress is not None,
-        )
-        params.validate(self._instance.spec)
-
-        def submit(chunk: list[TextInput]) -> Request:
-            return self._send_texts(chunk, params, several=True)[0]
-
-        wait = partial(self._wait, timeout=params.timeout)
-        return EmbeddingStream(iter(texts), chunk_size=chunk_size, submit=submit, wait=wait)
+        params = _params({"priority": Priority.BULK, **options})
+        return self._stream(texts, params, chunk_size, progress)
 
     # Tokens.
 
@@ -348,11 +323,8 @@ class Engine(ScoringCalls, AllCalls):
         )
 
 
-def _vectors(result: Embeddings, single: bool) -> npt.NDArray[Any]:
-    if result.errors:
-        result.raise_for_errors()
-    vectors: npt.NDArray[Any] = result.vectors[0] if single else result.vectors
-    return vectors
+def _params(options: CallOptions) -> EmbedParams:
+    return params_of(EmbedParams, CallOptions, options)
 
 
 def _unpickle(config: EngineConfig) -> Engine:

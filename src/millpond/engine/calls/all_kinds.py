@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from typing import Any, TypedDict, Unpack, cast
+from dataclasses import dataclass
+from typing import Any, Unpack
 
 from ...all_embeddings import AllEmbeddings, AllOutput
 from ...checkpoint.routes import Route
 from ...checkpoint.spec import ModelSpec
-from ...config import require_bool
 from ...errors import UnsupportedCall
-from ...model.info import RouteInfo
-from ...scheduler.request import Priority, Request, TruncateSide
 from ...sparse.vectors import Terms
 from ...stats import ProgressHook
-from ..params.embed import EmbedParams, TextsInput, require_known, unsupported
-from .progress import progress_hook
+from ..params.embed import (
+    EmbedParams,
+    TextOptions,
+    TextsInput,
+    params_of,
+    require_known,
+    unsupported,
+)
 from .sparse import SparseCalls
 from .token_vectors import TokenCalls
 
-__all__ = ["AllCalls", "AllOptions"]
-
-
-class AllOptions(TypedDict, total=False):
-    """The options of one call, as `Engine.embed` explains them."""
-
-    task: str | None
-    prompt: str | None
-    prompt_name: str | None
-    truncate: TruncateSide | None
-    priority: Priority | str | None
-    timeout: float | None
+__all__ = ["AllCalls"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +64,7 @@ class AllCalls(TokenCalls, SparseCalls):
         texts: TextsInput,
         *,
         progress: bool | ProgressHook = False,
-        **options: Unpack[AllOptions],
+        **options: Unpack[TextOptions],
     ) -> dict[str, Any]:
         """All kinds of embeddings that the model gives, by name: "dense", "sparse", "tokens".
 
@@ -85,11 +77,9 @@ class AllCalls(TokenCalls, SparseCalls):
         """
         spec = self._instance.spec
         if _one_pass(spec):
-            with progress_hook(texts, progress) as hook:
-                params = self._all_params(options, hook, reported=hook is progress)
-                request, single = self._submit_all(texts, params, strict=True)
-                return _by_kind(self._wait(request, params.timeout), single)
-        require_known(options, AllOptions)
+            params = self._all_params(options)
+            return _by_kind(*self._run(texts, params, progress, call="embed_all"))
+        require_known(options, TextOptions)
         calls = self._calls("")
         return {kind: call(texts, progress=progress, **options) for kind, call in calls.items()}
 
@@ -98,37 +88,32 @@ class AllCalls(TokenCalls, SparseCalls):
         texts: TextsInput,
         *,
         progress: bool | ProgressHook = False,
-        **options: Unpack[AllOptions],
+        **options: Unpack[TextOptions],
     ) -> dict[str, Any]:
         """`embed_all` for any event loop."""
         if _one_pass(self._instance.spec):
-            with progress_hook(texts, progress) as hook:
-                params = self._all_params(options, hook, reported=hook is progress)
-                request, single = self._submit_all(texts, params, strict=True)
-                return _by_kind(await self._await(request, params.timeout), single)
-        require_known(options, AllOptions)
+            params = self._all_params(options)
+            return _by_kind(*await self._arun(texts, params, progress, call="embed_all"))
+        require_known(options, TextOptions)
         calls = self._calls("a")
         found = (call(texts, progress=progress, **options) for call in calls.values())
         return dict(zip(calls, await asyncio.gather(*found), strict=True))
 
     def submit_all(
-        self, texts: TextsInput, *, wait: bool = True, **options: Unpack[AllOptions]
+        self, texts: TextsInput, *, wait: bool = True, **options: Unpack[TextOptions]
     ) -> Future[AllEmbeddings]:
         """Hand texts in and go on; the future gives `AllEmbeddings`, with an error per failed text.
 
         It raises, blocks and is cancelled as `submit` is. Raises `UnsupportedCall` where the model
         does not give all kinds of one pass, as bge-m3 does.
         """
-        require_bool("wait", wait)
         spec = self._instance.spec
         if not _one_pass(spec):
             raise UnsupportedCall(
                 f"{spec.name} does not give several kinds of embeddings of one pass; call "
                 f"{' or '.join(call.__name__ for call in self._calls('').values())}"
             )
-        params = self._all_params(options)
-        request, _ = self._submit_all(texts, params, wait=wait, block=wait)
-        return cast("Future[AllEmbeddings]", request.future)
+        return self._submit(texts, self._all_params(options), wait, call="embed_all")
 
     def _calls(self, prefix: str) -> dict[str, Callable[..., Any]]:
         """By kind the call for it, asynchronous with "a". Raises `UnsupportedCall`."""
@@ -143,22 +128,10 @@ class AllCalls(TokenCalls, SparseCalls):
             raise unsupported(spec, "embed_all", "embeddings")
         return {kind: getattr(self, prefix + name) for kind, name in names.items()}
 
-    def _all_params(
-        self, options: AllOptions, hook: ProgressHook | None = None, *, reported: bool = False
-    ) -> AllParams:
-        require_known(options, AllOptions)
-        routes: Sequence[RouteInfo] = self._instance.info().routes
-        params = AllParams(
-            **options,
-            dimensions_by_route={route.name: route.dimension for route in routes},
-            terms=self._instance.inputs.names,
-        )
-        return replace(params, progress=hook, reports_truncation=reported)
-
-    def _submit_all(
-        self, texts: TextsInput, params: AllParams, **how: bool
-    ) -> tuple[Request, bool]:
-        return self._send_texts(texts, params, call="embed_all", **how)
+    def _all_params(self, options: TextOptions) -> AllParams:
+        sizes = {route.name: route.dimension for route in self._instance.info().routes}
+        own = {"dimensions_by_route": sizes, "terms": self._inputs.names}
+        return params_of(AllParams, TextOptions, options, **own)
 
 
 def _one_pass(spec: ModelSpec) -> bool:
@@ -166,7 +139,6 @@ def _one_pass(spec: ModelSpec) -> bool:
 
 
 def _by_kind(result: AllEmbeddings, single: bool) -> dict[str, Any]:
-    result.raise_for_errors()
     found: dict[str, Any] = {
         "dense": result.dense,
         "sparse": result.sparse,

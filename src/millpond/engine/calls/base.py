@@ -11,28 +11,34 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from ...config import require_bool
 from ...errors import DeadlineExceeded, EngineClosed
 from ...outputs import CallResult
 from ...scheduler.batch import Batch
 from ...scheduler.request import Priority, Request
 from ...scheduler.request_future import this_thread
 from ...scheduler.token_chunk import TokenChunk
+from ...stats import ProgressHook
 from .. import process
 from ..core.core import EngineCore
 from ..core.executor import BatchExecutor, DeviceSlot
 from ..inputs import InputProcessor
 from ..instance import ModelInstance
-from ..params.embed import EmbedParams, TextsInput
+from ..params.embed import EmbedParams, TextInput, TextsInput
 from .loop_results import awaitable
+from .progress import NO_HOOK, progress_hook
+from .stream import EmbeddingStream, require_stream_options
 
-__all__ = ["INLINE_TEXTS", "INLINE_TOKENS", "Calls", "while_running"]
+__all__ = ["INLINE_TEXTS", "INLINE_TOKENS", "Calls", "checked", "while_running"]
 
 Result = TypeVar("Result")
 
@@ -121,6 +127,64 @@ class Calls:
         else:
             request.own_result = request.result(core.clock())
 
+    # Calls for texts: what the model gives of them, and whether it is of a single one.
+
+    def _run(
+        self,
+        texts: TextsInput,
+        params: EmbedParams,
+        progress: bool | ProgressHook,
+        *,
+        call: str = "embed",
+    ) -> tuple[Any, bool]:
+        """Waited for. With `progress` there is a bar, or a function is called; raises the errors of
+        the texts."""
+        with NO_HOOK if progress is False else progress_hook(texts, progress) as hook:
+            params = params if hook is None else _reporting(params, hook, progress)
+            request, single = self._send_texts(texts, params, call=call, strict=True, inline=True)
+            return checked(self._wait(request, params.timeout)), single
+
+    async def _arun(
+        self,
+        texts: TextsInput,
+        params: EmbedParams,
+        progress: bool | ProgressHook,
+        *,
+        call: str = "embed",
+    ) -> tuple[Any, bool]:
+        with progress_hook(texts, progress) as hook:
+            params = params if hook is None else _reporting(params, hook, progress)
+            request, single = self._send_texts(texts, params, call=call, strict=True)
+            return checked(await self._await(request, params.timeout)), single
+
+    def _submit(
+        self, texts: TextsInput, params: EmbedParams, wait: bool, *, call: str = "embed"
+    ) -> Future[Any]:
+        require_bool("wait", wait)
+        request, _ = self._send_texts(texts, params, call=call, wait=wait, block=wait)
+        return request.future
+
+    def _stream(
+        self,
+        texts: Iterable[TextInput],
+        params: EmbedParams,
+        chunk_size: int,
+        progress: ProgressHook | None,
+        *,
+        call: str = "embed",
+    ) -> EmbeddingStream:
+        params.require(self._instance.spec, f"{call}_iter")
+        require_stream_options(texts, chunk_size, progress, params.output_dtype)
+        if progress is not None:
+            params = _reporting(params, progress, progress)
+        params.validate(self._instance.spec)
+
+        def submit(chunk: list[TextInput]) -> Request:
+            return self._send_texts(chunk, params, call=call, several=True)[0]
+
+        wait = partial(self._wait, timeout=params.timeout)
+        return EmbeddingStream(iter(texts), chunk_size=chunk_size, submit=submit, wait=wait)
+
     def _wait(self, request: Waitable, timeout: float | None) -> Any:
         if request.own_result is not None:
             return request.own_result
@@ -149,6 +213,18 @@ class Calls:
         except BaseException:
             request.future.cancel()
             raise
+
+
+def checked(result: Any) -> Any:
+    """Raises the errors of its texts."""
+    if result.errors:
+        result.raise_for_errors()
+    return result
+
+
+def _reporting(params: EmbedParams, hook: ProgressHook, asked: object) -> EmbedParams:
+    """With a function to call, which is the caller's own or a bar's."""
+    return replace(params, progress=hook, reports_truncation=hook is asked)
 
 
 def while_running(work: Callable[[], Result]) -> Result:
@@ -193,11 +269,11 @@ def _tokenize_and_run(core: EngineCore, request: Request, *, inline: bool) -> To
         shape = scheduler.shapes[request.route]
         batch = Batch.of_request(request, chunk, shape, most_tokens=most)
         if batch is not None and len(core.runners) == 1:
-            _run(core, request, batch)
+            _run_here(core, request, batch)
     return chunk
 
 
-def _run(core: EngineCore, request: Request, batch: Batch) -> None:
+def _run_here(core: EngineCore, request: Request, batch: Batch) -> None:
     """Run a request on this thread if it may, which saves two thread switches.
 
     It may be interrupted anywhere, so nothing that others depend on is in its hands: its texts

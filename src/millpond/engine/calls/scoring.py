@@ -25,7 +25,7 @@ from ..params.score import (
     take_texts_or_pairs,
 )
 from ..params.token import TokenParams
-from .base import Calls
+from .base import Calls, checked
 from .late_interaction import LateRequest, submit_late
 
 __all__ = ["ScoreOptions", "ScoringCalls"]
@@ -67,12 +67,12 @@ class ScoringCalls(Calls):
         Raises `UnsupportedCall` where the model embeds, and else what `embed` raises.
         """
         request, single = self._submit_pairs(pairs, options, inline=True)
-        return _scores(_checked(self._wait(request, options.get("timeout"))), single)
+        return _scores(checked(self._wait(request, options.get("timeout"))), single)
 
     async def ascore(self, pairs: PairsInput, **options: Unpack[ScoreOptions]) -> Any:
         """`score` for any event loop. A cancelled call is taken out before its next forward."""
         request, single = self._submit_pairs(pairs, options)
-        return _scores(_checked(await self._await(request, options.get("timeout"))), single)
+        return _scores(checked(await self._await(request, options.get("timeout"))), single)
 
     def submit_score(
         self, pairs: PairsInput, *, wait: bool = True, **options: Unpack[ScoreOptions]
@@ -102,7 +102,7 @@ class ScoringCalls(Calls):
         """
         pairs = self._pairs_to_rank(query, documents, top_n)
         request, _ = self._submit_pairs(pairs, options, inline=True)
-        result: Scores = _checked(self._wait(request, options.get("timeout")))
+        result: Scores = checked(self._wait(request, options.get("timeout")))
         return result.ranked(top_n)
 
     async def arank(
@@ -116,7 +116,7 @@ class ScoringCalls(Calls):
         """`rank` for any event loop."""
         pairs = self._pairs_to_rank(query, documents, top_n)
         request, _ = self._submit_pairs(pairs, options)
-        result: Scores = _checked(await self._await(request, options.get("timeout")))
+        result: Scores = checked(await self._await(request, options.get("timeout")))
         return result.ranked(top_n)
 
     def classify(
@@ -139,7 +139,7 @@ class ScoringCalls(Calls):
         Raises `UnsupportedCall` where the model embeds, and else as `score`.
         """
         request, single = self._submit_classes(texts, top_k, options, inline=True)
-        result = _checked(self._wait(request, options.get("timeout")))
+        result = checked(self._wait(request, options.get("timeout")))
         return self._classes(request, result, top_k, single)
 
     async def aclassify(
@@ -151,7 +151,7 @@ class ScoringCalls(Calls):
     ) -> Any:
         """`classify` for any event loop."""
         request, single = self._submit_classes(texts, top_k, options)
-        result = _checked(await self._await(request, options.get("timeout")))
+        result = checked(await self._await(request, options.get("timeout")))
         return self._classes(request, result, top_k, single)
 
     def submit_classify(
@@ -238,12 +238,6 @@ class ScoringCalls(Calls):
         request = core.inputs.score_request(taken, params, now_s=core.clock(), strict=strict)
         self._send(core, request, **how)
         return request, taken.is_single
-
-
-def _checked(result: Any) -> Any:
-    """Raises the errors of its texts."""
-    result.raise_for_errors()
-    return result
 
 
 def _scores(result: Scores, single: bool) -> Any:

@@ -4,35 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import replace
-from functools import partial
-from typing import Any, TypedDict, Unpack, cast
+from typing import Any, Unpack
 
-from ...config import require_bool
-from ...scheduler.request import Priority, Request, TruncateSide
+from ...scheduler.request import Priority
 from ...sparse.embeddings import SparseEmbeddings
 from ...sparse.vectors import SparseVectors
 from ...stats import ProgressHook
-from ..params.embed import TextInput, TextsInput
+from ..params.embed import TextInput, TextOptions, TextsInput, params_of
 from ..params.sparse import SparseParams
 from .base import Calls
-from .progress import progress_hook
-from .stream import EmbeddingStream, require_stream_options
 
 __all__ = ["SparseCalls", "SparseOptions"]
 
 
-class SparseOptions(TypedDict, total=False):
+class SparseOptions(TextOptions, total=False):
     """The options of one call, as `Engine.embed_sparse` explains them."""
 
-    task: str | None
-    prompt: str | None
-    prompt_name: str | None
     max_active_dims: int | None
     min_weight: float
-    truncate: TruncateSide | None
-    priority: Priority | str | None
-    timeout: float | None
 
 
 class SparseCalls(Calls):
@@ -62,10 +51,8 @@ class SparseCalls(Calls):
 
         Raises `UnsupportedCall` where the model gives no sparse vectors, and else as `embed`.
         """
-        with progress_hook(texts, progress) as hook:
-            params = self._sparse_params(options, progress=hook, reported=hook is progress)
-            request, single = self._submit_sparse(texts, params, strict=True, inline=True)
-            return _sparse_vectors(self._wait(request, params.timeout), single)
+        result, single = self._run(texts, self._sparse(options), progress, call="embed_sparse")
+        return result.vectors[0] if single else result.vectors
 
     async def aembed_sparse(
         self,
@@ -75,10 +62,9 @@ class SparseCalls(Calls):
         **options: Unpack[SparseOptions],
     ) -> Any:
         """`embed_sparse` for any event loop. A cancelled call is taken out of the queue."""
-        with progress_hook(texts, progress) as hook:
-            params = self._sparse_params(options, progress=hook, reported=hook is progress)
-            request, single = self._submit_sparse(texts, params, strict=True)
-            return _sparse_vectors(await self._await(request, params.timeout), single)
+        params = self._sparse(options)
+        result, single = await self._arun(texts, params, progress, call="embed_sparse")
+        return result.vectors[0] if single else result.vectors
 
     def submit_sparse(
         self, texts: TextsInput, *, wait: bool = True, **options: Unpack[SparseOptions]
@@ -87,10 +73,7 @@ class SparseCalls(Calls):
 
         It raises, blocks and is cancelled as `submit` is.
         """
-        require_bool("wait", wait)
-        params = self._sparse_params(options)
-        request, _ = self._submit_sparse(texts, params, wait=wait, block=wait)
-        return cast("Future[SparseEmbeddings]", request.future)
+        return self._submit(texts, self._sparse(options), wait, call="embed_sparse")
 
     def embed_sparse_iter(
         self,
@@ -104,35 +87,8 @@ class SparseCalls(Calls):
 
         It reads ahead, and raises for texts of a chunk, as `embed_iter` does.
         """
-        spec = self._instance.spec
-        SparseParams.require(spec, "embed_sparse_iter")
-        require_stream_options(texts, chunk_size, progress, None)
-        bulk: SparseOptions = {"priority": Priority.BULK, **options}
-        params = self._sparse_params(bulk, progress=progress, reported=progress is not None)
-        params.validate(spec)
+        params = self._sparse({"priority": Priority.BULK, **options})
+        return self._stream(texts, params, chunk_size, progress, call="embed_sparse")
 
-        def submit(chunk: list[TextInput]) -> Request:
-            return self._submit_sparse(chunk, params, several=True)[0]
-
-        wait = partial(self._wait, timeout=params.timeout)
-        return EmbeddingStream(iter(texts), chunk_size=chunk_size, submit=submit, wait=wait)
-
-    def _sparse_params(
-        self,
-        options: SparseOptions,
-        *,
-        progress: ProgressHook | None = None,
-        reported: bool = False,
-    ) -> SparseParams:
-        own = {"progress": progress, "reports_truncation": reported, "terms": self._inputs.names}
-        return replace(SparseParams(**options), **own)  # type: ignore[arg-type]
-
-    def _submit_sparse(
-        self, texts: TextsInput, params: SparseParams, **how: bool
-    ) -> tuple[Request, bool]:
-        return self._send_texts(texts, params, call="embed_sparse", **how)
-
-
-def _sparse_vectors(result: SparseEmbeddings, single: bool) -> Any:
-    result.raise_for_errors()
-    return result.vectors[0] if single else result.vectors
+    def _sparse(self, options: SparseOptions) -> SparseParams:
+        return params_of(SparseParams, SparseOptions, options, terms=self._inputs.names)

@@ -4,36 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import replace
-from functools import partial
-from typing import Any, TypedDict, Unpack, cast
+from typing import Any, Unpack
 
-from ...config import require_bool
 from ...multi_vector.token_embeddings import TokenEmbeddings
 from ...multi_vector.token_vectors import TokenVectors
-from ...scheduler.request import Priority, Request, TruncateSide
+from ...scheduler.request import Priority
 from ...stats import ProgressHook
-from ..params.embed import TextInput, TextsInput, require_known
+from ..params.embed import TextInput, TextOptions, TextsInput, params_of
 from ..params.token import TokenParams
 from .base import Calls
-from .progress import progress_hook
-from .stream import EmbeddingStream, require_stream_options
 
 __all__ = ["TokenCalls", "TokenOptions"]
 
 
-class TokenOptions(TypedDict, total=False):
+class TokenOptions(TextOptions, total=False):
     """The options of one call, as `Engine.embed_tokens` explains them."""
 
-    task: str | None
-    prompt: str | None
-    prompt_name: str | None
     dimensions: int | None
     normalize: bool | None
     pool_factor: float
-    truncate: TruncateSide | None
-    priority: Priority | str | None
-    timeout: float | None
 
 
 class TokenCalls(Calls):
@@ -59,10 +48,8 @@ class TokenCalls(Calls):
 
         Raises `UnsupportedCall` where the model gives no token vectors, and else as `embed`.
         """
-        with progress_hook(texts, progress) as hook:
-            params = replace(_params(options), progress=hook, reports_truncation=hook is progress)
-            request, single = self._submit_tokens(texts, params, strict=True, inline=True)
-            return _token_vectors(self._wait(request, params.timeout), single)
+        result, single = self._run(texts, _params(options), progress, call="embed_tokens")
+        return result.vectors[0] if single else result.vectors
 
     async def aembed_tokens(
         self,
@@ -72,10 +59,8 @@ class TokenCalls(Calls):
         **options: Unpack[TokenOptions],
     ) -> Any:
         """`embed_tokens` for any event loop. A cancelled call is taken out of the queue."""
-        with progress_hook(texts, progress) as hook:
-            params = replace(_params(options), progress=hook, reports_truncation=hook is progress)
-            request, single = self._submit_tokens(texts, params, strict=True)
-            return _token_vectors(await self._await(request, params.timeout), single)
+        result, single = await self._arun(texts, _params(options), progress, call="embed_tokens")
+        return result.vectors[0] if single else result.vectors
 
     def submit_tokens(
         self, texts: TextsInput, *, wait: bool = True, **options: Unpack[TokenOptions]
@@ -85,9 +70,7 @@ class TokenCalls(Calls):
 
         It raises, blocks and is cancelled as `submit` is.
         """
-        require_bool("wait", wait)
-        request, _ = self._submit_tokens(texts, _params(options), wait=wait, block=wait)
-        return cast("Future[TokenEmbeddings]", request.future)
+        return self._submit(texts, _params(options), wait, call="embed_tokens")
 
     def embed_tokens_iter(
         self,
@@ -101,34 +84,9 @@ class TokenCalls(Calls):
 
         It reads ahead, and raises for texts of a chunk, as `embed_iter` does.
         """
-        spec = self._instance.spec
-        TokenParams.require(spec, "embed_tokens_iter")
-        require_stream_options(texts, chunk_size, progress, None)
-        params = replace(
-            _params(options),
-            priority=options.get("priority", Priority.BULK),
-            progress=progress,
-            reports_truncation=progress is not None,
-        )
-        params.validate(spec)
-
-        def submit(chunk: list[TextInput]) -> Request:
-            return self._submit_tokens(chunk, params, several=True)[0]
-
-        wait = partial(self._wait, timeout=params.timeout)
-        return EmbeddingStream(iter(texts), chunk_size=chunk_size, submit=submit, wait=wait)
-
-    def _submit_tokens(
-        self, texts: TextsInput, params: TokenParams, **how: bool
-    ) -> tuple[Request, bool]:
-        return self._send_texts(texts, params, call="embed_tokens", **how)
+        params = _params({"priority": Priority.BULK, **options})
+        return self._stream(texts, params, chunk_size, progress, call="embed_tokens")
 
 
 def _params(options: TokenOptions) -> TokenParams:
-    require_known(options, TokenOptions)
-    return TokenParams(**options)
-
-
-def _token_vectors(result: TokenEmbeddings, single: bool) -> Any:
-    result.raise_for_errors()
-    return result.vectors[0] if single else result.vectors
+    return params_of(TokenParams, TokenOptions, options)

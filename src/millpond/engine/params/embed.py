@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict, get_args
+from typing import Any, TypedDict, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ __all__ = [
     "CallOptions",
     "EmbedParams",
     "TextInput",
+    "TextOptions",
     "Texts",
     "TextsInput",
     "each_taken",
@@ -65,18 +66,23 @@ _KINDS = {
 """What models of a kind give, and the calls for it."""
 
 
-class CallOptions(TypedDict, total=False):
-    """The options of one call, as `Engine.embed` explains them."""
+class TextOptions(TypedDict, total=False):
+    """The options of any call for texts, as `Engine.embed` explains them."""
 
     task: str | None
     prompt: str | None
     prompt_name: str | None
-    dimensions: int | None
-    normalize: bool | None
     truncate: TruncateSide | None
-    output_dtype: OutputDType
     priority: Priority | str | None
     timeout: float | None
+
+
+class CallOptions(TextOptions, total=False):
+    """The options of one call, as `Engine.embed` explains them."""
+
+    dimensions: int | None
+    normalize: bool | None
+    output_dtype: OutputDType
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +174,9 @@ class EmbedParams:
             ) from None
 
 
+Params = TypeVar("Params", bound=EmbedParams)
+
+
 def unsupported(
     spec: ModelSpec, call: str, needs: str, *, kind: str | None = None, then: str = ""
 ) -> UnsupportedCall:
@@ -178,10 +187,13 @@ def unsupported(
     )
 
 
-def params_of(options: CallOptions, **added: Any) -> EmbedParams:
-    """With what the engine has added. Raises `TypeError` for an option that there is not."""
-    require_known(options, CallOptions)
-    return EmbedParams(**options, **added)
+def params_of(kind: type[Params], known: Any, options: Mapping[str, Any], **added: Any) -> Params:
+    """Options of a dictionary type that is `known`, with what the engine has added.
+
+    Raises `TypeError` for an option that there is not.
+    """
+    require_known(options, known)
+    return kind(**options, **added)
 
 
 def require_known(options: Mapping[str, Any], known: Any) -> None:
