@@ -674,7 +674,7 @@ def test_what_was_cancelled_is_not_run_again_when_its_batch_is_split() -> None:
         assert len(runner.batches[1]) == 4
         cancelled.cancel()
         taken_out = threading.Event()
-        engine._instance.core.run_in_background(taken_out.set)  # after what was cancelled
+        engine._instance.core.background.add(taken_out.set)  # after what was cancelled
         assert taken_out.wait(PATIENCE_S)
         runner.let()
         assert list(kept.result(PATIENCE_S).errors) == [0]

@@ -193,7 +193,7 @@ def test_texts_run_between_the_parts_of_a_long_one_of_their_priority(priority: s
         runner.wait_for_batches(1)
         others = [engine.submit(f"q{number} a b", priority=priority) for number in range(6)]
         waiting = engine._instance.core.scheduler.queues[Priority(priority)]
-        engine._instance.core.run_in_background(bool)  # so that it takes in what arrived
+        engine._instance.core.background.add(bool)  # so that it takes in what arrived
         while waiting.ready_tokens < 18:  # all six are tokenised and may go into a batch
             assert all(not other.done() for other in others)
         for number, other in enumerate(others):
@@ -274,7 +274,7 @@ def test_a_text_that_ends_between_its_parts_holds_no_blocks(how: str) -> None:
         else:
             with core.lock:
                 core.scheduler._deadlines._heap = [(0.0, 0, weakref.ref(request))]
-            core.run_in_background(bool)  # which makes it look at the clock
+            core.background.add(bool)  # which makes it look at the clock
         runner.let()
         with pytest.raises((CancelledError, EngineError)):
             future.result(PATIENCE_S)

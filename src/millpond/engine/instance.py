@@ -148,7 +148,7 @@ class ModelInstance:
         )
         # Where an interrupt keeps the instance from its engine, no other code would stop it.
         close = partial(core.close, drain=True, wait=False)
-        weakref.finalize(self, core.run_in_background, close).atexit = False
+        weakref.finalize(self, core.background.add, close).atexit = False
         is_fed = len(runners) > 1 or any("cuda" in runner.device_name for runner in runners)
         self._tokenizer_processes = TokenizerProcess.several(
             self._tokenizers, config.tokenizer_process, to_feed=len(runners) if is_fed else 0
@@ -220,7 +220,7 @@ class ModelInstance:
     def note_collected(self) -> None:
         """A handle was collected, amid anything: have it stopped if it was the last."""
         if self.own_core is not None:
-            self.own_core.run_in_background(self.release)
+            self.own_core.background.add(self.release)
 
     def stop(self, *, drain: bool, wait: bool) -> None:
         """Stop the core, if it is this process's own."""

@@ -1,4 +1,4 @@
-"""`Request`, one call and its progress, and `TokenChunk`, some of its texts as token ids.
+"""`Request`, one call and its progress.
 
 A request is one object with one future and one array of rows, however many texts it has.
 """

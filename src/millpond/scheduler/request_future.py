@@ -12,15 +12,17 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import EngineError
 from ..locks import Gate, SteadyFuture
 from ..outputs import CallResult
 
-__all__ = ["OwnThreads", "RequestFuture", "ending_several", "this_thread"]
+__all__ = ["GuardedFuture", "OwnThreads", "RequestFuture", "ending_several", "this_thread"]
 
 logger = logging.getLogger("millpond")
+
+Result = TypeVar("Result")
 
 
 class _ThisThread(threading.local):
@@ -106,7 +108,23 @@ class _Callback:
             logger.exception("a done-callback raised; the engine goes on")
 
 
-class RequestFuture(SteadyFuture[CallResult]):
+class GuardedFuture(SteadyFuture[Result]):
+    """Its result and its error are waited for where `require_may_wait` does not object."""
+
+    def require_may_wait(self) -> None:
+        """Raise `EngineError` where its engine's own thread would wait for it."""
+        raise NotImplementedError
+
+    def result(self, timeout: float | None = None) -> Result:
+        self.require_may_wait()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        self.require_may_wait()
+        return super().exception(timeout)
+
+
+class RequestFuture(GuardedFuture[CallResult]):
     """The future of a request. Cancelling it takes the texts that have not run out of the queue."""
 
     def __init__(self) -> None:
@@ -122,19 +140,8 @@ class RequestFuture(SteadyFuture[CallResult]):
         self._threads, self._on_cancel = threads, on_cancel
 
     def require_may_wait(self) -> None:
-        """Raise `EngineError` where its engine's own thread would wait for it."""
         if self._threads is not None and not self.done():
             self._threads.require_another()
-
-    def result(self, timeout: float | None = None) -> CallResult:
-        """The result, waited for. Raises `EngineError` on a thread of the engine's own."""
-        self.require_may_wait()
-        return super().result(timeout)
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """The error, waited for. Raises `EngineError` on a thread of the engine's own."""
-        self.require_may_wait()
-        return super().exception(timeout)
 
     def cancel(self) -> bool:
         """End it, unless it has ended. It may be called anywhere, in a finalizer too."""

@@ -14,13 +14,12 @@ import numpy as np
 
 from ...checkpoint.spec import ModelSpec
 from ...errors import DeadlineExceeded, InvalidInput, TextFailed
-from ...locks import SteadyFuture
 from ...multi_vector.late_scores import DocumentScores, LateScoreOutput
 from ...multi_vector.token_embeddings import TokenEmbeddings
 from ...outputs import Timings
 from ...pair import Pair
 from ...scheduler.request import Request, TruncateSide
-from ...scheduler.request_future import RequestFuture
+from ...scheduler.request_future import GuardedFuture, RequestFuture
 from ...scores import ACTIVATIONS, Scores
 from ..params.embed import Texts
 from ..params.score import ScoreParams
@@ -127,7 +126,7 @@ def _nothing() -> Scores:
     raise AssertionError("it has ended")
 
 
-class LateFuture(SteadyFuture[Scores]):
+class LateFuture(GuardedFuture[Scores]):
     """The future of such a call. Cancelling it takes out the texts that have not run."""
 
     def __init__(self, requests: Sequence[Request], combine: Callable[[], Scores]) -> None:
@@ -156,16 +155,6 @@ class LateFuture(SteadyFuture[Scores]):
         else:
             self.set_result(result)
 
-    def result(self, timeout: float | None = None) -> Scores:
-        """The scores, waited for. Raises `EngineError` on a thread of the engine's own."""
-        self._require_may_wait()
-        return super().result(timeout)
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """The error, waited for."""
-        self._require_may_wait()
-        return super().exception(timeout)
-
     def cancel(self) -> bool:
         """End it, unless it has ended."""
         cancelled = super().cancel()
@@ -173,7 +162,7 @@ class LateFuture(SteadyFuture[Scores]):
             future.cancel()
         return cancelled
 
-    def _require_may_wait(self) -> None:
+    def require_may_wait(self) -> None:
         for future in self._requests:
             future.require_may_wait()
 

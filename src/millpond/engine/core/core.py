@@ -72,12 +72,12 @@ class EngineCore:
         self.own_threads = OwnThreads(self.lock)  # held by futures, which do not hold this
         self.background = BackgroundTasks(is_running=cause is None)
         # Everything below is under the lock; callers change `_inline_request` and, by single
-        # assignments, `_health`, `_cause` and `_abandons`.
+        # assignments, `health`, `_cause` and `pending.abandons`.
         # What a caller runs. Weakly: it may be interrupted before it says that it is through.
         self._inline_request: weakref.ref[Request] | None = None
-        self._health: Health = "ready" if cause is None else "failed"
+        self.health: Health = "ready" if cause is None else "failed"
+        """`closing` becomes `closed` when the last accepted text is through."""
         self._cause = cause
-        self._abandons = False  # what is pending is to be ended, not run
         self.scheduler = scheduler
         self.pending = PendingRequests(scheduler)
         self.pool = WorkerPool(runners, clock=clock)
@@ -104,22 +104,15 @@ class EngineCore:
 
     def require_open(self) -> None:
         """Raise `EngineFailed` or `EngineClosed` where no request is accepted."""
-        if self._health == "failed":
+        if self.health == "failed":
             raise EngineFailed.by(self._cause)
-        if self._health != "ready":
+        if self.health != "ready":
             raise EngineClosed("the engine is closed; make a new one")
 
     def cancel(self, request_id: int) -> None:
         """Have a request dropped. A finalizer may call it, amid anything."""
         self.pending.cancel(request_id)
         self.background.wake()
-
-    def run_in_background(self, task: Callable[[], object]) -> bool:
-        """Have the background thread do something, without the lock; False once it has ended.
-
-        A finalizer may call it, amid anything.
-        """
-        return self.background.add(task)
 
     @property
     def is_idle(self) -> bool:
@@ -131,7 +124,7 @@ class EngineCore:
         with self.lock:
             other = self._inline_request
             is_free = other is None or other() is None
-            if not is_free or self._health != "ready" or not self.is_idle:
+            if not is_free or self.health != "ready" or not self.is_idle:
                 return False
             self._inline_request = weakref.ref(request)
             return True
@@ -151,31 +144,26 @@ class EngineCore:
 
     def fail_from_caller(self, cause: Exception) -> EngineFailed:
         """A caller's own batch showed that no other can run; what it is to raise."""
-        self.run_in_background(partial(self.fail, cause))  # first: an interrupt loses nothing
+        self.background.add(partial(self.fail, cause))  # first: an interrupt loses nothing
         self._note_failure(cause)
         return EngineFailed.by(cause)
 
     def close(self, *, drain: bool, wait: bool = True) -> None:
         """Stop: finish what was accepted (`drain`), or fail all of it but what is running."""
         with self.lock:
-            if self._health == "ready":
-                self._health = "closing"
+            if self.health == "ready":
+                self.health = "closing"
             if not drain:
-                self._abandons = True
+                self.pending.abandons = True
             self.wakes.all()
         if wait and not self.own_threads.include_this():
             for thread in self._threads:
                 thread.join()
 
-    @property
-    def health(self) -> Health:
-        """`closing` becomes `closed` when the last accepted text is through."""
-        return self._health
-
     def stats(self) -> EngineStats:
         """Totals since the start, and what is waiting now."""
         with self.lock:
-            waits = self._health != "failed"  # else all that waited has ended
+            waits = self.health != "failed"  # else all that waited has ended
             return self._counts.stats(
                 {p: self.pending.waiting_tokens(p) if waits else 0 for p in Priority},
                 cancelled_texts=self.pending.cancelled_texts,
@@ -226,8 +214,8 @@ class EngineCore:
         """A worker has seen its last batch."""
         with self.lock:
             self.pool.running_threads -= 1
-            if self._health == "closing" and not self.pool.running_threads:
-                self._health = "closed"
+            if self.health == "closing" and not self.pool.running_threads:
+                self.health = "closed"
             self.wakes.all()
 
     def next_batch(self, worker: Worker) -> Batch | None:
@@ -237,7 +225,7 @@ class EngineCore:
             with self.lock:
                 self.pool.look(worker)
                 now_s = self.clock()
-                ended = self.update(now_s)
+                ended = self.pending.update(now_s)
                 batch = self._plan(worker, now_s)
                 # All that was ready may have joined texts in flight. What is left to another
                 # replica, its workers were told by the thread that woke this one.
@@ -252,7 +240,7 @@ class EngineCore:
             was_woken = True
 
     def _plan(self, worker: Worker, now_s: float) -> Batch | None:
-        if self._health == "failed" or worker.retired:
+        if self.health == "failed" or worker.retired:
             return None
         batch = None
         if self.pool.can_start(worker):
@@ -330,10 +318,6 @@ class EngineCore:
 
     # All threads of the engine.
 
-    def update(self, now_s: float) -> Ended:
-        """Under the lock: act on what callers have appended, and on deadlines."""
-        return self.pending.update(now_s, abandon=self._abandons)
-
     def end(self, ended: Ended) -> None:
         for request, error in ended:
             if error is None:
@@ -353,9 +337,9 @@ class EngineCore:
         return is_over
 
     def _is_over(self) -> bool:
-        if self._health == "ready":
+        if self.health == "ready":
             return False
-        return self._health != "closing" or not self.pending
+        return self.health != "closing" or not self.pending
 
     def fail(self, cause: BaseException) -> None:
         """End everything, without asking those who may be why it failed."""
@@ -368,15 +352,15 @@ class EngineCore:
 
     def _note_failure(self, cause: BaseException) -> None:
         with self.lock:
-            if self._health == "failed":
+            if self.health == "failed":
                 return
-            self._health, self._cause = "failed", cause
+            self.health, self._cause = "failed", cause
         logger.error("the engine failed: %s: %s", type(cause).__name__, cause, exc_info=cause)
 
     def __repr__(self) -> str:
         with self.lock:
             return (
-                f"EngineCore(health={self._health!r}, pending_requests={len(self.pending)}, "
+                f"EngineCore(health={self.health!r}, pending_requests={len(self.pending)}, "
                 f"in_flight={self.pool.in_flight}, {self.scheduler!r})"
             )
 
@@ -387,4 +371,4 @@ def _note_lost(
     """Any thread: a runner has ended by itself. It holds neither of them."""
     found, lost = core(), runner()
     if found is not None and lost is not None:
-        found.run_in_background(partial(found.lose_idle, lost, error))
+        found.background.add(partial(found.lose_idle, lost, error))

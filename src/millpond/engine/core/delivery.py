@@ -79,7 +79,7 @@ class Delivery:
         if self._pass.vectors is None:
             self._fail(itertools.chain(*self.duplicates.values()))
             return
-        for request in {text[0].id: text[0] for text in self._waiting()}.values():
+        for request in self._waiting():
             if request not in self.batch.requests:
                 request.ran(self._pass.launched_s, self._pass.forward_s)
         assert self._finite is not None
@@ -90,8 +90,10 @@ class Delivery:
                 made = _MadeRows.of(request.output, vector, finite)
                 self._failed_texts += made.write(Segment(request, chunk, at, at + 1), 0)
 
-    def _waiting(self) -> Iterable[Duplicate]:
-        return itertools.chain(*self.duplicates.values())
+    def _waiting(self) -> Sequence[Request]:
+        """The requests of texts that wait for those of the batch, each once."""
+        texts = itertools.chain(*self.duplicates.values())
+        return list(dict.fromkeys(request for request, *_ in texts))
 
     def _fail(self, texts: Iterable[Duplicate]) -> None:
         assert self._pass.error is not None
@@ -107,8 +109,7 @@ class Delivery:
     @property
     def requests(self) -> Iterable[Request]:
         """Those that texts were delivered to, each once."""
-        waiting = {text[0].id: text[0] for text in self._waiting()} if self.duplicates else {}
-        return ({request.id: request for request in self.batch.requests} | waiting).values()
+        return dict.fromkeys((*self.batch.requests, *self._waiting()))
 
     @cached_property
     def stats(self) -> BatchStats | None:

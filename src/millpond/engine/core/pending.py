@@ -34,6 +34,7 @@ class PendingRequests:
         self.by_id: dict[int, Request] = {}  # that the scheduler has
         self._queries = 0  # among those
         self._dropped_texts = 0
+        self.abandons = False  # all that is here is to be ended, not run
 
     def __len__(self) -> int:
         """Requests that have not ended."""
@@ -93,8 +94,8 @@ class PendingRequests:
 
     # Out of the table.
 
-    def update(self, now_s: float, *, abandon: bool) -> Ended:
-        """Take in what arrived; drop what was cancelled or is late, or all of it (`abandon`).
+    def update(self, now_s: float) -> Ended:
+        """Take in what arrived; drop what was cancelled or is late, or all of it (`abandons`).
 
         Returned are the dropped requests, to be ended without the lock.
         """
@@ -112,7 +113,7 @@ class PendingRequests:
         for request in self._scheduler.expired(now_s):
             if self.drop(request):
                 ended.append((request, request.deadline_error()))
-        for request in list(self.by_id.values()) if abandon else ():
+        for request in list(self.by_id.values()) if self.abandons else ():
             if self.drop(request):
                 closed = EngineClosed("the engine was closed before the call was finished")
                 ended.append((request, closed))

@@ -87,7 +87,7 @@ def _next_to_tokenize(core: EngineCore, priority: Priority, gate: Gate) -> Seque
     """Texts to tokenise, waited for; none when there will be no more."""
     while True:
         with core.lock:
-            ended = core.update(core.clock())
+            ended = core.pending.update(core.clock())
             claims = core.scheduler.next_to_tokenize(priority)
             is_over = core.wake()
         core.end(ended)
@@ -122,7 +122,7 @@ def _run_background(core: EngineCore) -> None:
     while True:
         with core.lock:
             now_s = core.clock()
-            ended = core.update(now_s)
+            ended = core.pending.update(now_s)
             deadline_s = core.scheduler.next_deadline()
             is_over = core.wake()
             core.background.look(deadline_s, is_over=is_over)
