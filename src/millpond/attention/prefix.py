@@ -64,14 +64,6 @@ class JoinedKeys(NamedTuple):
     longest_key: int
 
 
-class KeyOrder(NamedTuple):
-    """`JoinedKeys` on the host, int64: the order of keys, and where queries and keys begin."""
-
-    order: IntArray
-    query_edges: IntArray
-    key_edges: IntArray
-
-
 @dataclass(frozen=True)
 class PrefixIndex:
     """Where everything is that a row of sequences takes or leaves in a cache, on the host.
@@ -85,8 +77,8 @@ class PrefixIndex:
     written: IntArray
     runs: tuple[_Run, ...]
     """Sequences that share a call; not for the variable-length kernel."""
-    joined: KeyOrder | None
-    """For the variable-length kernel only."""
+    joined: tuple[IntArray, IntArray, IntArray] | None
+    """The order of `JoinedKeys`, and where queries and keys begin; for that kernel only."""
     longest_query: int
     longest_key: int
 
@@ -104,7 +96,7 @@ class PrefixIndex:
         if uses_varlen(cache.device, cache.dtype):
             read, places = _distinct(slots.read)
             order = _key_order(lengths, slots.lengths, places, len(read))
-            joined = KeyOrder(order, _edges(lengths), _edges(keys))
+            joined = order, _edges(lengths), _edges(keys)
         else:
             runs = tuple(_runs(lengths, slots.lengths))
         longest = int(lengths.max()), int(keys.max())

@@ -42,6 +42,8 @@ _TEXT_SUFFIXES = (
 # Of Stanford's ColBERT what it says of itself; of bge-m3 the weights of its two other results.
 _BESIDE_WEIGHTS = frozenset({"artifact.metadata", "colbert_linear.pt", "sparse_linear.pt"})
 
+_EXPORTS = frozenset({"onnx", "openvino", "gguf", "coreml", "tflite"})
+
 _SAFETENSORS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 _TORCH_WEIGHTS = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
 
@@ -323,7 +325,8 @@ def _wanted(
     by_folder: dict[str, list[str]] = {}
     for file in files:
         folder, _, name = file.rpartition("/")
-        if (folders is None or folder in folders) and not _is_export(folder):
+        is_export = folder.split("/")[0].lower() in _EXPORTS
+        if (folders is None or folder in folders) and not is_export:
             by_folder.setdefault(folder, []).append(name)
     for folder, names in by_folder.items():
         has_safetensors = any(_SAFETENSORS.fullmatch(name) for name in names)
@@ -333,10 +336,6 @@ def _wanted(
             is_other = name in _BESIDE_WEIGHTS
             if name.endswith(_TEXT_SUFFIXES) or weights.fullmatch(name) or is_code or is_other:
                 yield f"{folder}/{name}" if folder else name
-
-
-def _is_export(folder: str) -> bool:
-    return folder.split("/")[0].lower() in {"onnx", "openvino", "gguf", "coreml", "tflite"}
 
 
 def _package_folder() -> Path | None:

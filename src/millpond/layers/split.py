@@ -7,7 +7,7 @@ inputs gives a part of a sum, and the ranks add their parts up. The scheme is Me
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,11 @@ class RowSplitLinear(nn.Module):
         """`[…, in / ranks]` to `[…, out]`, the same on every rank."""
         whole = self.ranks.add_up(self._part(rows), rows.dtype)
         return whole if self.bias is None else whole + self.bias
+
+    def of(self, rows: Any) -> Tensor:
+        """The same, as a product of a layer is called."""
+        whole: Tensor = self(rows)
+        return whole
 
     def _part(self, rows: Tensor) -> Tensor:
         """In float32 on a GPU, as the sums within one device's product are, and rounded once."""

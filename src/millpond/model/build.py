@@ -89,8 +89,9 @@ class _Encoders:
         self, module: Module, *, all_layers: bool
     ) -> tuple[_Encoder, TextTokenizer, ExecutionMode | None]:
         if module.path not in self.loaded:
-            load = _LOADS.get(module.kind, _Encoders._transformer)
-            self.loaded[module.path] = load(self, self.with_vocabulary.get(module.path, module))
+            tables = {"StaticEmbedding": self._static, "SparseStaticEmbedding": self._sparse_static}
+            load: Callable[[Module], Any] = tables.get(module.kind, self._transformer)
+            self.loaded[module.path] = load(self.with_vocabulary.get(module.path, module))
         found = self.loaded[module.path]
         if all_layers and isinstance(found[0], Transformer):
             found[0].all_layers = True
@@ -302,13 +303,6 @@ def _reason_against_prefixes(
     return None
 
 
-_LOADS: Mapping[str, Callable[[_Encoders, Module], Any]] = {
-    "StaticEmbedding": _Encoders._static,
-    "SparseStaticEmbedding": _Encoders._sparse_static,
-}
-"""Encoders that are no transformers."""
-
-
 def load_models(
     spec: ModelSpec, config: EngineConfig, device: torch.device, ranks: RankGroup | None = None
 ) -> tuple[PoolingModel, ...]:
@@ -317,11 +311,11 @@ def load_models(
     A route to sparse vectors beside dense ones is left out where its head does not load. Raises
     the `ModelError`s of its parts.
     """
-    if spec.sparse is None or spec.sparse.route is None:
-        return _load_routes(spec, spec.routes, config, device, ranks)
     try:
         return _load_routes(spec, spec.routes, config, device, ranks)
     except (InvalidCheckpoint, UnsupportedModel) as error:
+        if spec.sparse is None or spec.sparse.route is None:
+            raise
         reason = summary(error)
     others = [route for route in spec.routes if route.name != spec.sparse.route]
     models = _load_routes(spec, others, config, device, ranks)

@@ -33,8 +33,10 @@ class KeptTokens:
     def of(cls, modules: Sequence[Module], tokenizer: TextTokenizer) -> KeptTokens:
         """As a route's modules say."""
         heads = [module.options["gives"] for module in modules if module.kind == "M3Heads"]
-        if heads:
-            return cls._of_heads(heads[0], tokenizer)
+        if heads:  # with all that bge-m3 gives, every token has a vector or a weight
+            gives = tuple(heads[0])
+            empty = sorted(tokenizer.empty_of_meaning) if gives == (SPARSE,) else ()
+            return cls(skipped=_ids(empty), skips_first=gives == (TOKENS,))
         masks = [module.options for module in modules if module.kind == "MultiVectorMask"]
         if not masks:
             return cls()
@@ -44,15 +46,6 @@ class KeptTokens:
             logger.info("not skipped, since they are no tokens: %s", " ".join(unknown))
         skipped = [token for token in found.values() if token is not None]
         return cls(_ids(skipped), _ids(masks[0]["kept_ids"]))
-
-    @classmethod
-    def _of_heads(cls, gives: Sequence[str], tokenizer: TextTokenizer) -> KeptTokens:
-        """Those that have a vector, or a weight; with all that bge-m3 gives, every token."""
-        if tuple(gives) == (TOKENS,):
-            return cls(skips_first=True)
-        if tuple(gives) == (SPARSE,):
-            return cls(skipped=_ids(sorted(tokenizer.empty_of_meaning)))
-        return cls()
 
     def places(self, ids: Ids, lengths: Ids) -> tuple[Ids, Ids]:
         """Of texts end to end: the places of the tokens that are kept, and how many each keeps."""

@@ -158,7 +158,7 @@ class PoolingModel:
         ):
             return False
         vocabulary = self.encoder.vocabulary if self.head.is_sparse else None
-        if vocabulary is not None and not vocabulary.has_invariant_products(list(threads)):
+        if vocabulary is not None and not has_invariant_products(vocabulary, threads):
             return False
         if self.execution.kind != "packed":
             return fewest_padded_texts(self.dtype, tuple(threads)) is not None

@@ -30,9 +30,15 @@ def quiet_transformers() -> Iterator[None]:
     in place before is put back.
     """
     thread = threading.get_ident()
+    previous: Any = None
 
     def drop(record: logging.LogRecord) -> bool:
         return record.thread != thread
+
+    def make_bar(factory: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if threading.get_ident() == thread:
+            return DisabledProgressBar(*args, **kwargs)
+        return previous(factory, args, kwargs) if previous else factory(*args, **kwargs)
 
     library = logging.getLogger("transformers")
     # A logger's filters see only its own records, a handler's those of all loggers below it.
@@ -41,26 +47,13 @@ def quiet_transformers() -> Iterator[None]:
     for place in places:
         place.addFilter(drop)
     try:
-        with _no_progress_bar(thread):
-            yield
+        # Two at once would put each other's setting back in the wrong order.
+        with _LOCK:
+            previous = transformers_logging.set_tqdm_hook(make_bar)
+            try:
+                yield
+            finally:
+                transformers_logging.set_tqdm_hook(previous)
     finally:
         for place in places:
             place.removeFilter(drop)
-
-
-@contextmanager
-def _no_progress_bar(thread: int) -> Iterator[None]:
-    previous: Any = None
-
-    def make_bar(factory: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if threading.get_ident() == thread:
-            return DisabledProgressBar(*args, **kwargs)
-        return previous(factory, args, kwargs) if previous else factory(*args, **kwargs)
-
-    # Two at once would put each other's setting back in the wrong order.
-    with _LOCK:
-        previous = transformers_logging.set_tqdm_hook(make_bar)
-        try:
-            yield
-        finally:
-            transformers_logging.set_tqdm_hook(previous)

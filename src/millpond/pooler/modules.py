@@ -11,7 +11,6 @@ import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -152,10 +151,6 @@ def _load_layer_norm(module: Module, place: ModuleContext) -> tuple[Step, int]:
     return lambda rows: layer_norm(rows, (width,), scale, shift, _LAYER_NORM_EPSILON), width
 
 
-def _load_normalize(module: Module, place: ModuleContext) -> tuple[Step, int]:
-    return normalizer(place), place.width
-
-
 def _load_custom(module: Module, place: ModuleContext) -> tuple[Step, int]:
     """A module class that came with the checkpoint, called as sentence-transformers calls it."""
     if not place.trust_remote_code:
@@ -183,7 +178,7 @@ def _load_custom(module: Module, place: ModuleContext) -> tuple[Step, int]:
 LOADERS: dict[str, Callable[[Module, ModuleContext], tuple[Step, int]]] = {
     "Dense": _load_dense,
     "LayerNorm": _load_layer_norm,
-    "Normalize": _load_normalize,
+    "Normalize": lambda _, place: (normalizer(place), place.width),
     "custom": _load_custom,
 }
 """Module kind -> the function that loads it; it gives the step and the width of its rows."""
@@ -240,14 +235,8 @@ def _load_custom_module(module: Module) -> Any:
         loaded_class = getattr(importlib.import_module(parent), name)
     if len(inspect.signature(loaded_class.load).parameters) == 1:
         return loaded_class.load(str(module.path))
-    return loaded_class.load(
-        str(root), subfolder=_subfolder(module.path, root), local_files_only=True
-    )
-
-
-def _subfolder(path: Path, root: Path) -> str:
-    relative = path.relative_to(root).as_posix()
-    return "" if relative == "." else relative
+    subfolder = "" if module.path == root else module.path.relative_to(root).as_posix()
+    return loaded_class.load(str(root), subfolder=subfolder, local_files_only=True)
 
 
 def _float_weights(module: Module, device: torch.device) -> dict[str, Tensor]:

@@ -93,8 +93,8 @@ class SparseVectors(Sequence[SparseVector]):
         checked = [_checked(row, dimension, place) for place, row in enumerate(rows)]
         return cls(
             _offsets([len(indices) for indices, _ in checked]),
-            _joined([indices for indices, _ in checked], np.int32),
-            _joined([values for _, values in checked], np.float32),
+            np.concatenate([np.empty(0, np.int32), *(indices for indices, _ in checked)]),
+            np.concatenate([np.empty(0, np.float32), *(values for _, values in checked)]),
             dimension,
             terms,
         )
@@ -236,10 +236,6 @@ def _checked(
 
 def _offsets(lengths: Any) -> npt.NDArray[np.int64]:
     return np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
-
-
-def _joined(parts: Sequence[npt.NDArray[Any]], dtype: Any) -> npt.NDArray[Any]:
-    return np.concatenate(parts) if parts else np.empty(0, dtype=dtype)
 
 
 def _require_terms(terms: Terms | None) -> Terms:

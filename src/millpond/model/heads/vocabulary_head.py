@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 
 from ...errors import UnsupportedModel, summary
 from ...layers.cpu.activation import replace_activations
-from ...layers.cpu.linear import has_invariant_products, prepacked
+from ...layers.cpu.linear import prepacked
 from ...layers.parts import linear_of
 from .checkpoint_head import Stub, agree, probe_ids
 
@@ -91,10 +91,6 @@ class MaskedLanguageHead(nn.Module):
                 return
             pieces.append(piece)
         self.packed = nn.ModuleList(pieces)
-
-    def has_invariant_products(self, threads: list[int]) -> bool:
-        """Whether its products are batch-invariant on this CPU, on these numbers of threads."""
-        return has_invariant_products(self, threads)
 
     def slices(self, rows: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Where each slice of the vocabulary begins, and its logits `[rows, slice]`."""

@@ -123,7 +123,7 @@ def load_pretrained(
             len(left_out),
             min(left_out),
         )
-    has_head = _has_head(module)
+    has_head = module.options.get("task") in _WITH_HEAD
     _check_complete(
         path, model, missing, ignores_code=not code["trust_remote_code"], pooler=has_head
     )
@@ -132,10 +132,6 @@ def load_pretrained(
     refuse_non_finite(path, model.named_parameters())
     torch.nn.Module.to(model.train(False).requires_grad_(False), device)
     return _with_head(model, module) if has_head else _describe(model)
-
-
-def _has_head(module: Module) -> bool:
-    return bool(module.options.get("task", "feature-extraction") != "feature-extraction")
 
 
 def _with_head(whole: PreTrainedModel, module: Module) -> LoadedTransformer:

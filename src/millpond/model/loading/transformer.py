@@ -18,7 +18,7 @@ from ...checkpoint.modules import Module
 from ...checkpoint.weights import refuse_non_finite
 from ...errors import InvalidCheckpoint
 from ..device import DTYPES
-from .bert import Bert, load_bert
+from .bert import load_bert
 from .loaded import LoadedTransformer
 
 if TYPE_CHECKING:
@@ -55,22 +55,18 @@ def load_transformer(
     bert = load_bert(module, dtype) if device.type == "cpu" and ranks is None else None
     if bert is not None:
         refuse_non_finite(module.path, bert.named_parameters())
-        return _describe(bert)
+        return LoadedTransformer(
+            model=bert,
+            config=bert.config,
+            hidden_size=bert.config.hidden_size,
+            vocab_size=bert.config.vocab_size,
+            max_positions=bert.config.max_position_embeddings,
+            needs_token_type_ids=True,
+        )
     from .from_transformers import load_pretrained  # only now that it is needed
 
     code = {"trust_remote_code": trust_remote_code, "cache_dir": cache_dir}
     return load_pretrained(module, files, device=device, dtype=dtype, code=code, ranks=ranks)
-
-
-def _describe(bert: Bert) -> LoadedTransformer:
-    return LoadedTransformer(
-        model=bert,
-        config=bert.config,
-        hidden_size=bert.config.hidden_size,
-        vocab_size=bert.config.vocab_size,
-        max_positions=bert.config.max_position_embeddings,
-        needs_token_type_ids=True,
-    )
 
 
 def checkpoint_dtype(module: Module) -> torch.dtype | None:

@@ -7,7 +7,7 @@ config.json decides, so that nothing has to be loaded to refuse a model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,22 +73,15 @@ def split_plan(config: PretrainedConfig, ranks: int) -> Mapping[str, str]:
         )
     if kind == "modernbert" and (config.attention_bias or config.mlp_bias):
         raise UnsupportedModel(f"a {kind} with biases cannot be split; {REPLICAS}")
-    for name, number in _sizes(config):
-        if number % ranks:
+    inner = config.get_text_config()
+    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+        number = getattr(inner, name, None)
+        if isinstance(number, int) and number % ranks:
             raise UnsupportedModel(
                 f"a {kind} with {name}={number} cannot be split among {ranks}: choose a "
                 f"tensor_parallel_size that divides it, or {REPLICAS}"
             )
     return plan
-
-
-def _sizes(config: PretrainedConfig) -> Iterator[tuple[str, int]]:
-    """What has to divide by the number of ranks."""
-    inner = config.get_text_config()
-    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
-        number = getattr(inner, name, None)
-        if isinstance(number, int):
-            yield name, number
 
 
 def refuse_unsplittable(spec: ModelSpec, config: EngineConfig) -> None:

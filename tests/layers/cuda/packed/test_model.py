@@ -22,7 +22,6 @@ from millpond.layers.cuda.packed.layer_stack import Part
 from millpond.layers.cuda.packed.model import PackedDecoder, PackedEncoder, packed_forward
 from millpond.layers.cuda.packed.parts import (
     InputNorm,
-    SplitProduct,
     largest_output,
 )
 from millpond.layers.split import RowSplitLinear
@@ -262,7 +261,7 @@ def test_layers_of_a_split_model_add_up_twice(name: str) -> None:
     forward = packed(model)
     layers = forward.layers.current
     assert forward.layers.packed == len(layers)
-    assert all(isinstance(layer.attention.out, SplitProduct) for layer in layers)
+    assert all(isinstance(layer.attention.out, RowSplitLinear) for layer in layers)
     ranks.sums = 0
     torch.testing.assert_close(run_packed(forward), expected, rtol=1e-4, atol=1e-5)
     assert ranks.sums == 2 * len(layers)

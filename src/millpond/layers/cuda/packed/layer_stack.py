@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -136,9 +137,10 @@ class LayerStack:
         own = OwnLayer(layer, options.causal)
         for candidate in candidates(layer, options):
             rows, forward = self._probe(candidate)
-            run = [_bound(each, forward) for each in (own, candidate)]
+            run = partial(candidate.of, forward=forward)
             tolerance = ROUNDINGS * TOLERANCE[rows.dtype]
-            if first_equal(run[0], run[1:], rows, tolerance=tolerance) is not None:
+            expected = partial(own.of, forward=forward)
+            if first_equal(expected, [run], rows, tolerance=tolerance) is not None:
                 return candidate
         return own
 
@@ -158,10 +160,6 @@ class LayerStack:
             f"LayerStack(layers={len(self.current)}, packed={self.packed}, "
             f"float8_parts={self.in_float8})"
         )
-
-
-def _bound(layer: Layer, forward: Forward) -> Callable[[Tensor], Tensor]:
-    return lambda rows: layer.of(rows, forward)
 
 
 def _stays(layer: nn.Module, keep: Container[nn.Module]) -> bool:

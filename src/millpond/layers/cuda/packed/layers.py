@@ -7,7 +7,7 @@ part, and `PackedDecoderLayer` that of Llama, Mistral and Qwen, which normalise 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +25,6 @@ from .parts import (
     GeluFeedForward,
     HalfProduct,
     Rows,
-    SplitProduct,
     join,
 )
 
@@ -109,21 +108,11 @@ def encoder_layers(
         return
     parts: dict[str, Any] = {part: layer.get_submodule(name) for part, name in names.items()}
     own: Any = layer.get_submodule(names["query"].rpartition(".")[0])
-    heads = parts["query"].out_features // own.attention_head_size
     up = HalfProduct(parts["up"].weight, parts["up"].bias)
-    down, out = _product(parts["down"]), _product(parts["out"])
     made = PackedEncoderLayer(
-        attention=Attention(
-            joined=join([parts["query"], parts["key"], parts["value"]]),
-            out=out,
-            heads=(heads, heads),
-            size=own.attention_head_size,
-            options=options,
-            norms=None,
-            kernels=kernels,
-        ),
+        attention=_attention(parts, own.attention_head_size, options, kernels),
         norm=_layer_norm(parts["norm"]),
-        feed_forward=GeluFeedForward(up, down, kernels),
+        feed_forward=GeluFeedForward(up, _product(parts["down"]), kernels),
         last_norm=_layer_norm(parts["last_norm"]),
         kernels=kernels,
     )
@@ -169,18 +158,9 @@ def decoder_layers(
         return
     parts: dict[str, Any] = {name: layer.get_submodule(path) for name, path in DECODER.items()}
     own: Any = layer.get_submodule("self_attn")
-    size = own.head_dim
     yield PackedDecoderLayer(
         norm=_rms_norm(layer.get_submodule(DECODER_NORMS["norm"])),
-        attention=Attention(
-            joined=join([parts["query"], parts["key"], parts["value"]]),
-            out=_product(parts["out"]),
-            heads=(parts["query"].out_features // size, parts["key"].out_features // size),
-            size=size,
-            options=options,
-            norms=_head_norms(layer),
-            kernels=kernels,
-        ),
+        attention=_attention(parts, own.head_dim, options, kernels, _head_norms(layer)),
         last_norm=_rms_norm(layer.get_submodule(DECODER_NORMS["last_norm"])),
         feed_forward=GatedFeedForward(
             join([parts["gate"], parts["up"]]), _product(parts["down"]), kernels
@@ -219,7 +199,27 @@ def _layer_norm(norm: Any) -> LayerNorm:
     return LayerNorm(norm.weight, norm.bias, norm.eps)
 
 
-def _product(linear: Any) -> HalfProduct | SplitProduct:
+def _product(linear: Any) -> HalfProduct | RowSplitLinear:
     if isinstance(linear, RowSplitLinear):
-        return SplitProduct(linear)
+        return linear
     return HalfProduct(linear.weight, linear.bias)
+
+
+def _attention(
+    parts: Mapping[str, Any],
+    size: int,
+    options: AttentionOptions,
+    kernels: PackedKernels,
+    norms: tuple[Tensor, Tensor, float] | None = None,
+) -> Attention:
+    projections = [parts["query"], parts["key"], parts["value"]]
+    queries, keys, _ = (linear.out_features // size for linear in projections)
+    return Attention(
+        joined=join(projections),
+        out=_product(parts["out"]),
+        heads=(queries, keys),
+        size=size,
+        options=options,
+        norms=norms,
+        kernels=kernels,
+    )

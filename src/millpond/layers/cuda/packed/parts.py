@@ -30,7 +30,6 @@ __all__ = [
     "HalfProduct",
     "InputNorm",
     "Rows",
-    "SplitProduct",
     "join",
     "largest_output",
 ]
@@ -58,12 +57,12 @@ class InputNorm(NamedTuple):
     bias: Tensor | None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class HalfProduct:
     """A linear layer's product in half precision."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.weight = weight
-        self.bias = bias
+    weight: Tensor
+    bias: Tensor | None
 
     def of(self, rows: Rows) -> Tensor:
         """`[n, in]` rows to `[n, out]`."""
@@ -78,21 +77,8 @@ class HalfProduct:
         return out
 
 
-class SplitProduct:
-    """A product of which each rank of a split model has a part."""
-
-    def __init__(self, layer: RowSplitLinear) -> None:
-        self._layer = layer
-        self.weight = layer.weight
-
-    def of(self, rows: Rows) -> Tensor:
-        """`[n, in / ranks]` rows to `[n, out]`, the same on every rank."""
-        whole: Tensor = self._layer(rows)
-        return whole
-
-
 Product = HalfProduct | Float8Product
-LastProduct = Product | SplitProduct
+LastProduct = Product | RowSplitLinear
 """Of attention, or of a feed-forward layer."""
 
 
