@@ -193,7 +193,7 @@ def test_by_itself_they_feed_others_where_processors_are_many(
     tokenizer: TokenizerToSend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def made(asked: Any, *, processors: int, to_feed: int) -> int:
-        monkeypatch.setattr(tokenizer_process, "_processors", lambda: processors)
+        monkeypatch.setattr(tokenizer_process, "host_processors", lambda: processors)
         return len(TokenizerProcess.several([tokenizer], asked, to_feed=to_feed))
 
     assert made("auto", processors=3, to_feed=1) == 0
@@ -232,7 +232,7 @@ def test_an_engine_tokenises_ingestion_there_and_queries_here(
 
 
 def test_with_several_every_text_has_its_vector(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizer_process, "_processors", lambda: 16)
+    monkeypatch.setattr(tokenizer_process, "host_processors", lambda: 16)
     runners = [FakeRunner(max_batch_tokens=512) for _ in range(2)]
     tokenizer = TokenizerToSend()
     many = [f"{text} {number}" for number in range(20) for text in TEXTS]

@@ -11,7 +11,6 @@ process's own tokenizer does: a text is never refused for want of the other.
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 
 from ..config import TokenizerOption
 from ..locks import this_thread_pauses
+from ..runner.host import host_processors
 from ..runner.remote.channel import Port
 from ..runner.remote.messages import ConnectionEnded
 from ..runner.remote.process import ChildProcess
@@ -63,7 +63,7 @@ class TokenizerProcess:
         processors enough: while one tokenises, the texts of the other are handed over.
         """
         readers = [getattr(tokenizer, "reader", None) for tokenizer in tokenizers]
-        count = min(_processors() // PROCESSORS_EACH, 2 * to_feed)
+        count = min(host_processors() // PROCESSORS_EACH, 2 * to_feed)
         if asked == "on":
             count = max(count, 1)
         if asked == "off" or None in readers:
@@ -139,9 +139,3 @@ class TokenizerProcess:
 
     def __repr__(self) -> str:
         return f"TokenizerProcess(pid={self.pid}, texts={self.texts})"
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(os.getpid()))
-    return os.cpu_count() or 1

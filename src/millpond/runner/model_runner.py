@@ -31,7 +31,7 @@ from ..pooler.sparse import SparseRows
 from ..scheduler.batch import Batch, BatchShape
 from .base import BatchHandle
 from .batch_invariance import LENGTHS, is_batch_invariant
-from .host_memory import host_memory
+from .host import host_memory
 from .input_batch import InputBatch, PrefixInputBatch
 from .kv_cache_config import KVCacheConfig
 from .limits import MPS_BATCH_TOKENS, MPS_MIN_BATCH_TOKENS, STATIC_BATCH_TOKENS, Limits

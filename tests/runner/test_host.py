@@ -1,13 +1,15 @@
-"""A host's memory, with the files of Linux made up for it."""
+"""A host's memory and processors, with the files of Linux made up for it."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from millpond.runner.host_memory import host_memory
+from millpond.runner.host import host_memory, host_processors
 
 GIB = 1 << 30
 MEMINFO = f"MemTotal: {64 * GIB >> 10} kB\nMemFree: 5 kB\nMemAvailable: {48 * GIB >> 10} kB\n"
@@ -80,3 +82,39 @@ def test_the_first_version_of_groups(tmp_path: Path, path: str) -> None:
 def test_a_limit_beyond_the_host_is_none(tmp_path: Path) -> None:
     files = {"proc/self/cgroup": "0::/\n", **group("", 1 << 62, GIB)}
     assert host_memory(host(tmp_path, files)) == (48 * GIB, 64 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("files", "processors"),
+    [
+        ({}, 16),
+        ({"sys/fs/cgroup/cpu.max": "max 100000\n"}, 16),
+        ({"sys/fs/cgroup/cpu.max": "350000 100000\n"}, 3),
+        ({"sys/fs/cgroup/cpu.max": "10000 100000\n"}, 1),
+        ({"sys/fs/cgroup/a/cpu.max": "800000 100000", "sys/fs/cgroup/cpu.max": "max 100000"}, 8),
+        ({"sys/fs/cgroup/a/cpu.max": "max 100000", "sys/fs/cgroup/cpu.max": "400000 100000"}, 4),
+        ({"sys/fs/cgroup/cpu.max": "no number"}, 16),
+    ],
+)
+def test_processors_are_as_many_as_the_quota_is_worth(
+    files: dict[str, str], processors: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    assert host_processors(host(tmp_path, {"proc/self/cgroup": "0::/a\n", **files})) == processors
+
+
+def test_processors_of_the_first_version_of_groups(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    folder = "sys/fs/cgroup/cpu"
+    files = {
+        "proc/self/cgroup": "4:cpu,cpuacct:/docker/1\n",
+        f"{folder}/cpu.cfs_quota_us": "200000\n",
+        f"{folder}/cpu.cfs_period_us": "100000\n",
+        f"{folder}/docker/1/cpu.cfs_quota_us": "-1\n",
+        f"{folder}/docker/1/cpu.cfs_period_us": "100000\n",
+    }
+    assert host_processors(host(tmp_path, files)) == 2
+
+
+def test_processors_of_this_host() -> None:
+    assert 1 <= host_processors() <= (os.cpu_count() or 1)
