@@ -87,13 +87,14 @@ def test_each_route_has_its_own(tokenizer: TokenizerToSend) -> None:
         process.close()
 
 
-def test_few_texts_and_what_cannot_be_sent_stay_here(
+def test_short_calls_and_what_cannot_be_sent_stay_here(
     process: TokenizerProcess, tokenizer: TokenizerToSend
 ) -> None:
     class Local(str):
         """Of a class that another process cannot find."""
 
-    few = TEXTS[: tokenizer_process.FEWEST_TEXTS - 1]
+    few = TEXTS[:100]
+    assert sum(map(len, few)) < tokenizer_process.FEWEST_CHARACTERS
     process.call(0, "encode", few, OPTIONS)
     assert tokenizer.texts == len(few)
     local = [Local(text) for text in TEXTS]

@@ -33,7 +33,7 @@ TOKENIZE = 1
 READY, ENCODED, RAISED = 1, 2, 3
 """What a child answers: first that it is ready, then ids, lengths and truncated; or nothing."""
 PROGRAM = "millpond.engine.tokenizer_child"
-FEWEST_TEXTS = 32  # of a call that is worth the way there and back
+FEWEST_CHARACTERS = 2048  # of a call that is worth the way there and back
 PROCESSORS_EACH = 4  # of which one may be a child's
 
 logger = logging.getLogger("millpond")
@@ -89,7 +89,7 @@ class TokenizerProcess:
         """What `method` of a route's tokenizer gives. Raises what it raises."""
         this_thread_pauses()
         answer = None
-        if len(texts) >= FEWEST_TEXTS:
+        if sum(map(len, texts)) >= FEWEST_CHARACTERS:
             try:
                 answer = self._ask((route, method, list(texts), options))
             except Exception as error:
