@@ -69,12 +69,7 @@ class ServedModel:
         """Raises `ApiError` 400 where no route that needs one of these can answer with it."""
         if not set(kinds).intersection(self.kinds):
             gives, routes = _ROUTES[self.kind]
-            raise ApiError(
-                400,
-                f"{self.name} gives {gives}; send it to {routes}",
-                param="model",
-                code="unsupported_call",
-            )
+            raise self._unsupported(f"{gives}; send it to {routes}")
 
     def prompt(self, input_type: str | None, prompt_name: str | None) -> str:
         """What goes in front of a text. Raises `ApiError` 400 for a name the model did not save."""
@@ -95,13 +90,14 @@ class ServedModel:
         """Raises `ApiError` 400 where there are classes of tokens alone."""
         scoring = self.engine.info().model.scoring
         if scoring is not None and scoring.per_token:
-            raise ApiError(
-                400,
-                f"{self.name} gives a class for each token, which no route answers; call classify "
-                "of millpond.Engine in Python",
-                param="model",
-                code="unsupported_call",
+            raise self._unsupported(
+                "a class for each token, which no route answers; call classify of millpond.Engine "
+                "in Python"
             )
+
+    def _unsupported(self, gives: str) -> ApiError:
+        message = f"{self.name} gives {gives}"
+        return ApiError(400, message, param="model", code="unsupported_call")
 
     def require_special_tokens(self, texts: Sequence[Sequence[int]], field: str) -> None:
         """Raises `ApiError` 400 for token ids without the special tokens around them.
@@ -113,14 +109,12 @@ class ServedModel:
             has_room = len(ids) >= len(first) + len(last)
             start, end = list(ids[: len(first)]), list(ids[len(ids) - len(last) :])
             if not has_room or (start, end) != (first, last):
-                raise ApiError(
-                    400,
+                message = (
                     f"{field}[{index}]: these token ids are not from this model's tokenizer, which "
                     f"{self._special_tokens_described()}. {FOREIGN_IDS_HINT}. A server started "
-                    "with --allow-raw-token-ids takes any ids",
-                    param=field,
-                    code="invalid_token_ids",
+                    "with --allow-raw-token-ids takes any ids"
                 )
+                raise ApiError(400, message, param=field, code="invalid_token_ids")
 
     def _special_tokens_described(self) -> str:
         parts = [

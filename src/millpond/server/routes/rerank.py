@@ -34,9 +34,9 @@ async def rerank(body: RerankRequest | RerankTextsRequest, request: Request) -> 
     With `documents` as Cohere, Jina, vLLM and infinity do, with `texts` as Text Embeddings
     Inference does.
     """
-    if isinstance(body, RerankTextsRequest):
-        return await _rerank_texts(body, request)
     model = model_for(request, body.model, SCORES)
+    if isinstance(body, RerankTextsRequest):
+        return await _rerank_texts(body, request, model)
     engine, most = model.engine, body.max_tokens_per_doc
 
     def pairs() -> list[Pair]:
@@ -48,9 +48,11 @@ async def rerank(body: RerankRequest | RerankTextsRequest, request: Request) -> 
     lengths = [len(document) for document in body.documents]
     has_much = most is not None and max(lengths) > most
     answer = await _score_pairs(request, model, body, pairs, lengths, has_much=has_much)
-    rows = _ranked(answer.result, body.top_n)
     texts = body.documents if body.return_documents else None
-    items = (_result(row, texts) for row in rows)
+    items = (
+        _with_text("relevance_score", row, texts, b',"document":{"text":', b"}}")
+        for row in _ranked(answer.result, body.top_n)
+    )
     before = opening(request, "rerank", body.model or model.name) + b',"results":['
     meta = {
         "api_version": {"version": COHERE_VERSION},
@@ -74,16 +76,14 @@ async def score(body: ScoreRequest, request: Request) -> Response:
     return await SlicedResponse.of(slices, answer.headers)
 
 
-async def _rerank_texts(body: RerankTextsRequest, request: Request) -> Response:
-    model = model_for(request, body.model, SCORES)
-    lengths = [len(text) for text in body.texts]
-
-    def pairs() -> list[Pair]:
-        return [Pair(body.query, text) for text in body.texts]
-
-    answer = await _score_pairs(request, model, body, pairs, lengths)
+async def _rerank_texts(body: RerankTextsRequest, request: Request, model: ServedModel) -> Response:
+    pairs = [Pair(body.query, text) for text in body.texts]
+    answer = await _score_pairs(request, model, body, lambda: pairs, list(map(len, body.texts)))
     texts = body.texts if body.return_text else None
-    items = (_text_result(row, texts) for row in _ranked(answer.result, body.top_n))
+    items = (
+        _with_text("score", row, texts, b',"text":', b"}")
+        for row in _ranked(answer.result, body.top_n)
+    )
     return await SlicedResponse.of(item_slices(b"[", items, b"]"), answer.headers)
 
 
@@ -136,14 +136,6 @@ def _pairs(body: ScoreRequest) -> list[Pair]:
 def _ranked(result: Scores, top_n: int | None) -> list[Row]:
     scores: npt.NDArray[Any] = result.scores
     return [(one.index, scores[one.index]) for one in result.ranked(top_n)]
-
-
-def _result(row: Row, texts: Sequence[str] | None) -> Iterator[bytes]:
-    return _with_text("relevance_score", row, texts, b',"document":{"text":', b"}}")
-
-
-def _text_result(row: Row, texts: Sequence[str] | None) -> Iterator[bytes]:
-    return _with_text("score", row, texts, b',"text":', b"}")
 
 
 def _with_text(
