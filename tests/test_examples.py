@@ -131,3 +131,19 @@ def test_late_interaction_finds_the_bakery(capsys: pytest.CaptureFixture[str]) -
     assert "bakery" in best
     assert "bakery" in by_maxsim
     assert pooled.startswith("with 35 vectors for 69")
+
+
+def test_a_reranker_that_is_trained_on_the_spot_ranks_far_better_than_chance(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With a fifth of the training; with all of it, it ranks better than BM25."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    folder = tmp_path / "reranker"
+    ranks = load("train_reranker").main(
+        ["--pairs", "1200", "--limit", "100", "--folder", str(folder)]
+    )
+    assert ranks.chance == pytest.approx(0.18, abs=0.001)
+    assert ranks.reranker > 0.5
+    assert f"this reranker  {ranks.reranker:.3f}" in capsys.readouterr().out
+    with Engine(folder) as engine:
+        assert engine.info().kind == "score"

@@ -7,7 +7,8 @@
 The model has the shape of ms-marco-MiniLM-L6-v2 and random weights; a query has 100 passages.
 Scores are compared before anything is measured. CrossEncoder runs at its defaults, and in bfloat16
 with the batch size that is best here (it sorts by length itself). Every round measures all in turn,
-and the median of the rounds counts. Needs a machine that does nothing else.
+and the median of the rounds counts. `ceiling` says what the product of large matrices allows, with
+16 callers. Needs a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -29,6 +31,9 @@ from sentence_transformers import CrossEncoder
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from millpond import Engine
+from millpond.errors import MillpondError
+
+from ..matrix_rate import matrix_rate, operations
 
 TOKENIZER = "sentence-transformers/all-MiniLM-L6-v2"
 PASSAGES = 100  # of a query
@@ -39,7 +44,7 @@ BATCH_SIZES = (8, 16, 32, 64, 100)
 FLOAT32_TOLERANCE = 1e-5
 BFLOAT16_TOLERANCE = 2e-2
 IDLE_LOAD = 0.5
-FIGURES = ("one", "callers", "beside")  # each takes some two minutes
+FIGURES = ("one", "callers", "ceiling", "beside")  # each takes some two minutes
 
 Rank = Callable[[str, Sequence[str]], npt.NDArray[np.float32]]
 """The scores of the documents of a query."""
@@ -203,11 +208,12 @@ def report_throughput(
         for name, rank in contestants.items():
             rates[name].append(pairs_per_second(rank, queries, callers=callers))
     medians = {name: float(np.median(found)) for name, found in rates.items()}
-    ours = medians["Millpond"]
+    ours = {name: found for name, found in medians.items() if name.startswith("Millpond")}
     print(f"\n{callers} caller{'s' * (callers > 1)}, {PASSAGES} passages a query: pairs/s")
     for name, found in medians.items():
-        spread = f"{min(rates[name]):,.0f}-{max(rates[name]):,.0f}"
-        print(f"  {name:<32} {found:8,.0f}  ({spread})  Millpond is {ours / found:.2f} times it")
+        spread = f"({min(rates[name]):,.0f}-{max(rates[name]):,.0f})"
+        times = "  ".join(f"{one / found:.2f} × by {ours_name}" for ours_name, one in ours.items())
+        print(f"  {name:<32} {found:8,.0f}  {spread:<12} {times}")
 
 
 def report_latency(engine: Engine, queries: Sequence[Query], calls: int) -> None:
@@ -226,12 +232,51 @@ def report_latency(engine: Engine, queries: Sequence[Query], calls: int) -> None
     )
 
 
+def report_ceiling(engine: Engine, folder: Path, queries: Sequence[Query]) -> None:
+    """Where the time of many callers goes, and what products at their full rate would give."""
+    before, started = engine.stats(), time.perf_counter()
+    rate = pairs_per_second(ranking(engine), queries, callers=CALLERS)
+    seconds, after = time.perf_counter() - started, engine.stats()
+    passes = (after.forward_s - before.forward_s) / seconds
+    info = engine.info()
+    dtype = "float32" if info.dtype == "float32" else "bfloat16"
+    tokens = (after.tokens - before.tokens) / (after.texts - before.texts)
+    of_pair = operations(folder, [round(tokens)]) - left_out(folder, round(tokens))
+    most = matrix_rate(dtype) / of_pair
+    print(f"\nMillpond {info.dtype}, {CALLERS} callers: {rate:,.0f} pairs/s of {tokens:.0f} tokens")
+    side_by_side = max(1, round(passes))
+    print(f"  in forward passes {passes / side_by_side:.1%} of the time, {side_by_side} at a time")
+    print(
+        f"  products alone, at the rate of large ones in {dtype}: {most:,.0f} pairs/s at the most"
+    )
+
+
+def left_out(folder: Path, tokens: int) -> float:
+    """Operations of the last layer for tokens other than the first, which nobody reads."""
+    config = BertConfig.from_pretrained(folder)
+    after_attention = 2 * config.hidden_size**2 + 4 * config.hidden_size * config.intermediate_size
+    attention = 4 * tokens * config.hidden_size
+    return float((tokens - 1) * (after_attention + attention))
+
+
+def loaded(folder: Path, stack: ExitStack) -> dict[str, Engine]:
+    """An engine for each precision that this processor runs."""
+    engines = {"Millpond": stack.enter_context(Engine(folder))}
+    try:
+        engines["Millpond, int8"] = stack.enter_context(Engine(folder, dtype="int8"))
+    except MillpondError as error:
+        print(f"int8 is left out: {error}")
+    return engines
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="few queries and rounds")
+    parser.add_argument("--rounds", type=int, help="instead of 3")
     parser.add_argument("--figures", nargs="*", default=FIGURES, choices=FIGURES)
     options = parser.parse_args(arguments)
     rounds, count, calls = (1, 3, 10) if options.quick else (3, CALLERS, 100)
+    rounds = options.rounds or rounds
     load = os.getloadavg()[0]
     if load > IDLE_LOAD:
         print(f"The load is {load:.1f}: what follows says nothing about an idle machine.")
@@ -241,10 +286,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         half = cross_encoder(model, dtype="bfloat16")
         size = best_batch_size(half, queries[:3])
         best = predicting(half, batch_size=size)
-        with Engine(model) as engine:
+        with ExitStack() as stack:
+            engines = loaded(model, stack)
+            engine = engines["Millpond"]
             require_equal(model, queries[:2], engine, best)
             contestants = {
-                "Millpond": ranking(engine),
+                **{name: ranking(each) for name, each in engines.items()},
                 "CrossEncoder at its defaults": predicting(cross_encoder(model)),
                 f"CrossEncoder, bfloat16, {size} a batch": best,
             }
@@ -253,6 +300,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for figure, callers in (("one", 1), ("callers", CALLERS)):
                 if figure in options.figures:
                     report_throughput(contestants, queries, rounds, callers=callers)
+            if "ceiling" in options.figures:
+                for each in engines.values():
+                    report_ceiling(each, model, queries)
             if "beside" in options.figures:
                 report_latency(engine, queries, calls)
 
