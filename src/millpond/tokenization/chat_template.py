@@ -97,33 +97,12 @@ class ChatTemplate:
 
     def render(self, texts: Sequence[str], *, prompt: str, task: str | None) -> list[str]:
         """What the tokenizer reads for each text. Raises `InvalidText` with the index."""
-        try:
-            return self._rendered(texts, prompt, task)
-        except Exception:  # a template raises what it likes
-            for index, text in enumerate(texts):
-                try:
-                    self._rendered([text], prompt, task)
-                except Exception as error:
-                    prompted = " with its prompt as the system's message" if prompt else ""
-                    raise InvalidText(
-                        f"the chat template does not render it{prompted} ({summary(error)})",
-                        index=index,
-                    ) from error
-            raise
+        prompted = " with its prompt as the system's message" if prompt else ""
+        return _one_named(texts, lambda some: self._rendered(some, prompt, task), prompted)
 
     def render_pairs(self, pairs: Sequence[Pair], *, prompt: str) -> list[str]:
         """The same of each pair."""
-        try:
-            return self._rendered_pairs(pairs, prompt)
-        except Exception:
-            for index, pair in enumerate(pairs):
-                try:
-                    self._rendered_pairs([pair], prompt)
-                except Exception as error:
-                    raise InvalidText(
-                        f"the chat template does not render it ({summary(error)})", index=index
-                    ) from error
-            raise
+        return _one_named(pairs, lambda some: self._rendered_pairs(some, prompt))
 
     def _rendered_pairs(self, pairs: Sequence[Pair], prompt: str) -> list[str]:
         system = [self._message("system", prompt)] if prompt else []
@@ -157,6 +136,24 @@ class ChatTemplate:
     def _pair_probes(self) -> list[str]:
         pairs = [Pair("hello", "mill"), Pair("pond", "mill"), Pair("hello", "pond")]
         return self._rendered_pairs(pairs, "")
+
+
+def _one_named(
+    items: Sequence[Any], render: Callable[[Sequence[Any]], list[str]], prompted: str = ""
+) -> list[str]:
+    """What `render` makes of them; where it fails, the error names the first that it fails on."""
+    try:
+        return render(items)
+    except Exception:  # a template raises what it likes
+        for index, item in enumerate(items):
+            try:
+                render([item])
+            except Exception as error:
+                raise InvalidText(
+                    f"the chat template does not render it{prompted} ({summary(error)})",
+                    index=index,
+                ) from error
+        raise
 
 
 def _failure(render: Callable[[], list[str]]) -> str | None:

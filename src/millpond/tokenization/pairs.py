@@ -22,8 +22,8 @@ from .pair_frame import PairBackend, cut, kept_tokens
 from .shared_prefix import PROBE_TEXTS, common_prefix_length
 from .token_ids import TokenizedTexts
 from .token_types import typed_ids
-from .tokenizer import TextTokenizer
-from .truncation import Side, SpecialTokens, Truncate, common_suffix
+from .tokenizer import UNLIKE_TEXTS, TextTokenizer
+from .truncation import Side, SpecialTokens, Truncate
 
 __all__ = ["PairTokenizer", "TruncatePair"]
 
@@ -260,28 +260,22 @@ class PairTokenizer(TextTokenizer):
     def _pair_suffix(self, prompt: str) -> SpecialTokens:
         chat = self._source.chat
         assert chat is not None
-        skeletons = [Pair(filler, filler) for filler in ("0", "1 2 3 4")]
-        rows = self._tokenized(chat.render_pairs(skeletons, prompt=prompt), False)
-        restored = chat.restores_suffix
-        suffix = common_suffix(*map(ids_of, rows)) if restored else []
-        return SpecialTokens([], suffix, restored=restored)
+        skeletons = [Pair(filler, filler) for filler in UNLIKE_TEXTS]
+        return self._suffix_of(chat.render_pairs(skeletons, prompt=prompt))
 
     def _shortened(self, pair: Pair, prompt: str, limit: int, length: int, index: int) -> list[int]:
         """The ids of a pair with so much of its document that they are within the limit."""
-        characters, over = len(pair.document), length - limit
+        chat, characters, over = self._source.chat, len(pair.document), length - limit
+        assert chat is not None
         while characters:
             per_token = max(1.0, len(pair.document) / length)
             characters = max(0, characters - max(1, int(over * per_token)))
-            ids = self._rendered_ids(Pair(pair.query, pair.document[:characters]), prompt)
+            shorter = Pair(pair.query, pair.document[:characters])
+            ids = self._part_ids(chat.render_pairs([shorter], prompt=prompt)[0])
             over = len(ids) - limit
             if over <= 0:
                 return ids
         raise _query_too_long(limit + over, limit, index)
-
-    def _rendered_ids(self, pair: Pair, prompt: str) -> list[int]:
-        assert self._source.chat is not None
-        (row,) = self._tokenized(self._source.chat.render_pairs([pair], prompt=prompt), False)
-        return ids_of(row)
 
     def _require_renders(self, failure: str | None, what: str) -> None:
         if failure is not None:

@@ -38,6 +38,7 @@ __all__ = ["TextTokenizer"]
 
 ROWS_BETWEEN_PAUSES = 32
 PROBE_CHARACTERS = 1000  # of a long text, by which the special tokens at its ends are verified
+UNLIKE_TEXTS = ("0", "1 2 3 4")
 CACHED_PROMPTS = 256  # with what was found out for them, for each tokenizer
 
 
@@ -179,11 +180,9 @@ class TextTokenizer:
             require_short(lengths, limit, incomplete)
         kept = np.minimum(lengths, limit)
         kept[kept == 0] = len(self._source.empty_ids)
-        ends = (
-            self._special_tokens_for(prompt, task)
-            if (lengths >= limit).any()
-            else self._special_tokens
-        )
+        ends = self._special_tokens  # that a text keeps when it is cut
+        if self._source.chat is not None and (lengths >= limit).any():
+            ends = self._tokens_of_template(prompt, task)
         ids = self._joined(rows, ends, limit, side)
         if self._may_exceed_vocabulary:
             require_known(ids, kept, self.vocab_size)
@@ -363,22 +362,16 @@ class TextTokenizer:
                 this_thread_pauses()
         return np.frombuffer(joined, np.int32)
 
-    def _special_tokens_for(self, prompt: str, task: str | None) -> SpecialTokens:
-        """What a text keeps at its ends when it is cut."""
-        return (
-            self._special_tokens
-            if self._source.chat is None
-            else self._tokens_of_template(prompt, task)
-        )
-
     def _template_suffix(self, prompt: str, task: str | None) -> SpecialTokens:
-        # As the reference finds it: what two texts that share nothing have in common at the end.
-        strings, special = self._strings(["0", "1 2 3 4"], prompt, task, True)
-        one, other = map(ids_of, self._tokenized(strings, special))
+        return self._suffix_of(self._strings(UNLIKE_TEXTS, prompt, task, True)[0])
+
+    def _suffix_of(self, rendered: Sequence[str]) -> SpecialTokens:
+        """What a template puts at the end, of two that share nothing else: as in the reference."""
         chat = self._source.chat
         assert chat is not None
-        restored = chat.restores_suffix
-        return SpecialTokens([], common_suffix(one, other) if restored else [], restored=restored)
+        rows, restored = self._tokenized(rendered, False), chat.restores_suffix
+        suffix = common_suffix(*map(ids_of, rows)) if restored else []
+        return SpecialTokens([], suffix, restored=restored)
 
     def _limit(self, max_length: int | None) -> int:
         """The most tokens a text of this call keeps."""
