@@ -42,10 +42,10 @@ class FusedEncoder:
         forwards = [vars(layer).get("forward") for layer in lists[0]]
         if not forwards:
             raise ValueError("no layers")
-        self._layers = [each.fused for each in forwards if isinstance(each, FusedForward)]
-        if len(self._layers) < len(forwards):
+        self.layers = [each.fused for each in forwards if isinstance(each, FusedForward)]
+        if len(self.layers) < len(forwards):
             raise ValueError("a layer that is not fused")
-        self._stack = _stacked(self._layers)
+        self._stack = _stacked(self.layers)
         self._embeddings = embeddings
         self._needs_token_type_ids = needs_token_type_ids
         self._embed = _fused_embeddings(embeddings) or self._embed_by_module
@@ -76,7 +76,7 @@ class FusedEncoder:
         rows = self._embed(ids, positions, types)
         if self._stack is not None and (len(rows) <= SHORT_ROWS or not may_yield()):
             return self._stack(rows, sequences, None)
-        for layer in self._layers:
+        for layer in self.layers:
             rows = layer.packed(rows, sequences)
         return rows
 
@@ -100,17 +100,9 @@ class FusedEncoder:
         rows = self._embed(ids, positions, types)
         if self._stack is not None and not may_yield():
             return self._stack(rows, sequences, places)[:texts]
-        for layer in self._layers[:-1]:
+        for layer in self.layers[:-1]:
             rows = layer.packed(rows, sequences)
-        return self.last_layer(rows, sequences, places)[:texts]
-
-    def last_layer(
-        self, rows: Tensor, sequences: PackedSequences, places: Tensor | None = None
-    ) -> Tensor:
-        """Rows after the last layer, all `[total, width]`, or those at the `places` of `firsts`."""
-        if places is None:
-            return self._layers[-1].packed(rows, sequences)
-        return self._layers[-1].firsts(rows, sequences, places)
+        return self.layers[-1].firsts(rows, sequences, places)[:texts]
 
 
 def _stacked(

@@ -78,13 +78,15 @@ class FusedLayer:
     def firsts(self, rows: Tensor, sequences: PackedSequences, places: Tensor) -> Tensor:
         """Of the rows after the layer those at `places`, int64: the first of each sequence, and
         after them any, which are filled up with."""
-        joined = self.joined.of(rows)
+        attended = self.attend_firsts(self.joined.of(rows), sequences, places)
+        return self._after(attended, rows.index_select(0, places))
+
+    def attend_firsts(self, joined: Tensor, sequences: PackedSequences, places: Tensor) -> Tensor:
+        """What `attend` gives at these places, and any numbers after those of first tokens."""
         given = joined, sequences, self.head_size, self.scaling
         if self.attend is attend_in_groups:
-            attended = _attend_firsts(*given, len(places))
-        else:
-            attended = self.attend(*given).index_select(0, places)
-        return self._after(attended, rows.index_select(0, places))
+            return _attend_firsts(*given, len(places))
+        return self.attend(*given).index_select(0, places)
 
     def with_attention(
         self, attend: Callable[[Tensor, Tensor, Tensor], Tensor], rows: Tensor
