@@ -22,6 +22,7 @@ __all__ = [
     "ProgressHook",
     "StatsHook",
     "StatsHooks",
+    "is_callers_interrupt",
 ]
 
 logger = logging.getLogger("millpond")
@@ -167,13 +168,15 @@ class StatsHooks:
             try:
                 hook(stats)
             except BaseException as error:
-                if isinstance(error, KeyboardInterrupt) and _is_main_thread():
-                    raise  # Ctrl-C, during a query that its caller runs
+                if is_callers_interrupt(error):
+                    raise
                 logger.exception("a stats hook raised; the engine goes on")
 
     def __repr__(self) -> str:
         return f"StatsHooks({len(self.registered)})"
 
 
-def _is_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
+def is_callers_interrupt(error: BaseException) -> bool:
+    """Whether what a hook raised is Ctrl-C, during a query that its caller runs."""
+    here = threading.current_thread()
+    return isinstance(error, KeyboardInterrupt) and here is threading.main_thread()

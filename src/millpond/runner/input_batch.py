@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ..model.pooling_model import PoolingModel
 from ..scheduler.batch import Batch, Segment
 from ..scheduler.prefix_cache import BlockAllocation
+from ..scheduler.token_chunk import ranges
 from ..tokenization.query_fill import hidden_tokens, plain_ids
 
 __all__ = ["InputBatch", "PrefixInputBatch"]
@@ -47,7 +48,8 @@ class InputBatch:
             [s.request.prompt_tokens for s in batch.segments], [s.texts for s in batch.segments]
         )
         order = np.argsort(-lengths, kind="stable")
-        ids = _gather(ids, lengths, order)
+        starts = np.cumsum(lengths) - lengths
+        ids = ids[ranges(starts[order], lengths[order])]
         return cls(ids.astype(np.int64), lengths[order], prompts[order].astype(np.int64), order)
 
     @classmethod
@@ -108,10 +110,10 @@ class PrefixInputBatch:
         row_starts = np.cumsum(lengths) - lengths
         filled = slots.filled
         return cls(
-            ids=ids[_ranges(begins + cached, lengths)].astype(np.int64),
+            ids=ids[ranges(begins + cached, lengths)].astype(np.int64),
             lengths=lengths,
             prompt_lengths=np.clip(_excluded_prompt_tokens(batch)[order] - cached, 0, lengths),
-            positions=_ranges(cached, lengths),
+            positions=ranges(cached, lengths),
             prefixes=cached,
             read=slots.slots[slots.positions < cached[slots.texts]],
             rows=(row_starts - cached)[slots.texts[filled]] + slots.positions[filled],
@@ -137,11 +139,11 @@ class _Slots:
         sizes = np.fromiter(chain.from_iterable(c.sizes for c in claims), np.int64)
         tokens = np.array([claim.cached_so_far for claim in claims])
         reused = np.array([claim.reused for claim in claims])
-        is_new = _ranges(np.zeros_like(counts), counts) >= np.repeat(reused, counts)
+        is_new = ranges(np.zeros_like(counts), counts) >= np.repeat(reused, counts)
         return cls(
-            slots=_ranges(blocks * block_tokens, sizes),
+            slots=ranges(blocks * block_tokens, sizes),
             texts=np.repeat(np.arange(len(claims)), tokens),
-            positions=_ranges(np.zeros_like(tokens), tokens),
+            positions=ranges(np.zeros_like(tokens), tokens),
             filled=np.repeat(is_new, sizes),
         )
 
@@ -171,17 +173,3 @@ def _excluded_prompt_tokens(batch: Batch) -> npt.NDArray[np.int64]:
     segments = batch.segments
     tokens = [0 if s.is_unfinished else s.request.prompt_tokens for s in segments]
     return np.repeat(np.array(tokens, dtype=np.int64), [s.texts for s in segments])
-
-
-def _ranges(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """`start, start + 1, …` for each, end to end."""
-    before = np.cumsum(lengths) - lengths
-    ranges: npt.NDArray[np.int64] = np.repeat(starts - before, lengths)
-    return ranges + np.arange(int(lengths.sum()))
-
-
-def _gather(
-    ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], order: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int32]:
-    starts = np.cumsum(lengths) - lengths
-    return ids[_ranges(starts[order], lengths[order])]

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from ..errors import DeadlineExceeded, InvalidInput, MillpondError, TextFailed
 from ..outputs import CallResult, Output, Timings
 from ..pair import Pair
-from ..stats import CallProgress, ProgressHook
+from ..stats import CallProgress, ProgressHook, is_callers_interrupt
 from .prefix_cache import BlockAllocation
 from .request_future import RequestFuture
 from .token_chunk import TokenChunk
@@ -233,8 +233,7 @@ class Request:
 
     def _tell(self, rows: npt.NDArray[np.int64]) -> None:
         """Tell of texts that have ended, with no lock held."""
-        if self.progress is None:
-            return
+        assert self.progress is not None
         done = CallProgress(
             texts=len(rows),
             truncated=int(self.truncated[rows].sum()),
@@ -243,8 +242,8 @@ class Request:
         try:
             self.progress(done)
         except BaseException as error:  # a terminal that is gone stops no other's work
-            if isinstance(error, KeyboardInterrupt) and _is_main_thread():
-                raise  # Ctrl-C, during a query that its caller runs
+            if is_callers_interrupt(error):
+                raise
             logger.debug("a progress function raised; the engine goes on", exc_info=True)
 
     @functools.cached_property
@@ -299,7 +298,3 @@ class Request:
             f"Request(id={self.id}, priority={self.priority.value}, texts={len(self)}, "
             f"untokenized={self.untokenized}, remaining={self.remaining}, dead={self.dead})"
         )
-
-
-def _is_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from ..errors import EngineError
@@ -90,22 +91,18 @@ class _Waiters(list[Any]):
         super().append(waiter)
 
 
-class _Callback:
+def _call(
+    function: Callable[[Future[CallResult]], object],
+    threads: OwnThreads | None,
+    future: Future[CallResult],
+) -> None:
     """A done-callback. On an engine's thread nothing that it raises gets any further."""
-
-    def __init__(
-        self, call: Callable[[Future[CallResult]], object], threads: OwnThreads | None
-    ) -> None:
-        self._call = call
-        self._threads = threads
-
-    def __call__(self, future: Future[CallResult]) -> None:
-        try:
-            self._call(future)
-        except BaseException:  # SystemExit and CancelledError too: others wait for this thread
-            if self._threads is None or this_thread.works_for is not self._threads:
-                raise
-            logger.exception("a done-callback raised; the engine goes on")
+    try:
+        function(future)
+    except BaseException:  # SystemExit and CancelledError too: others wait for this thread
+        if threads is None or this_thread.works_for is not threads:
+            raise
+        logger.exception("a done-callback raised; the engine goes on")
 
 
 class GuardedFuture(SteadyFuture[Result]):
@@ -160,7 +157,7 @@ class RequestFuture(GuardedFuture[CallResult]):
 
     def add_done_callback(self, fn: Callable[[Future[CallResult]], object]) -> None:
         """Call `fn` with the future when it has ended. What it raises stops no other callback."""
-        super().add_done_callback(_Callback(fn, self._threads))
+        super().add_done_callback(partial(_call, fn, self._threads))
 
     def fail_in_child(self, error: BaseException) -> None:
         """End the copy that a forked child has, whose old lock a lost thread may hold."""

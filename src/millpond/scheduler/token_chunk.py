@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["TokenChunk"]
+__all__ = ["TokenChunk", "ranges"]
 
 IntArray = npt.NDArray[np.integer]
 
@@ -41,9 +41,8 @@ class TokenChunk:
         order = np.argsort(-lengths, kind="stable")
         sorted_lengths = lengths[order].astype(np.int64)
         offsets = np.concatenate(([0], np.cumsum(sorted_lengths)))
-        starts = (np.cumsum(lengths) - lengths)[order]
-        take = np.repeat(starts - offsets[:-1], sorted_lengths) + np.arange(offsets[-1])
-        sorted_ids = ids[take]
+        starts: npt.NDArray[np.int64] = np.cumsum(lengths) - lengths
+        sorted_ids = ids[ranges(starts[order], sorted_lengths)]
         return cls(
             rows=np.asarray(rows, dtype=np.int64)[order],
             lengths=sorted_lengths,
@@ -82,6 +81,13 @@ class TokenChunk:
     def ids_of(self, place: int) -> npt.NDArray[np.int32]:
         """The token ids of one text."""
         return self.ids[self.offsets[place] : self.offsets[place + 1]]
+
+
+def ranges(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """`start, start + 1, …` for each, end to end."""
+    before = np.cumsum(lengths) - lengths
+    found: npt.NDArray[np.int64] = np.repeat(starts - before, lengths)
+    return found + np.arange(int(lengths.sum()))
 
 
 def _digests(

@@ -7,6 +7,7 @@ threads as `CpuWorkers` gives it, and has one of few numbers of rows. Nothing is
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,16 +36,9 @@ class CpuModelRunner(TorchModelRunner):
     fills_one_by_one = True  # one call for several gives some heads other bits
 
     def __init__(
-        self,
-        models: Sequence[PoolingModel],
-        *,
-        device: torch.device,
-        max_batch_tokens: int,
-        prefixes: KVCacheConfig | None = None,
+        self, models: Sequence[PoolingModel], *, max_batch_tokens: int, **options: Any
     ) -> None:
-        super().__init__(
-            models, device=device, max_batch_tokens=max_batch_tokens, prefixes=prefixes
-        )
+        super().__init__(models, max_batch_tokens=max_batch_tokens, **options)
         encoders = [model.encoder for model in models]
         modules = [encoder.model for encoder in encoders if isinstance(encoder, Transformer)]
         self._workers = CpuWorkers.for_models(modules, max_batch_tokens=max_batch_tokens)
