@@ -34,7 +34,7 @@ class Module:
     path: Path
     """The folder that holds this module's files; the same for the same module in two routes."""
     options: Mapping[str, Any] = field(hash=False)
-    """Its config file in the newest spelling; `module_options` lists the keys of each kind."""
+    """Its config file in the newest spelling; `module_config` reads those of each kind."""
     class_name: str
     """Its type as modules.json spells it."""
 

@@ -67,7 +67,7 @@ class ChatTemplate:
     ) -> ChatTemplate | None:
         """The template that texts go through, or None where they are tokenised as they are.
 
-        `options` is what `input_options.chat_options` read. Raises `InvalidCheckpoint` where a
+        `options` is what `input_config.chat_options` read. Raises `InvalidCheckpoint` where a
         template is needed and missing, `UnsupportedModel` for one that renders no text and, if
         `pairs` are to be read, none of those either.
         """
