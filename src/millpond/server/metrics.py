@@ -187,10 +187,12 @@ class _EngineCollector(Collector):
         self._models = models
 
     def collect(self) -> Iterator[Metric]:
-        ready = _gauge("engine_ready", "1 while the engine takes requests.")
-        waiting = _gauge("queue_tokens", "Tokens queued.", "priority")
-        replicas = _gauge("replicas", "Copies of the model that run batches.")
-        blocks = _gauge("prefix_cache_blocks", "Blocks of the prefix cache by state.", "state")
+        ready = _gauge("millpond_engine_ready", "1 while the engine takes requests.")
+        waiting = _gauge("millpond_queue_tokens", "Tokens queued.", "priority")
+        replicas = _gauge("millpond_replicas", "Copies of the model that run batches.")
+        blocks = _gauge(
+            "millpond_prefix_cache_blocks", "Blocks of the prefix cache by state.", "state"
+        )
         totals = _counters("millpond", _TOTALS)
         cache_totals = _counters("millpond_prefix_cache", _CACHE_TOTALS)
         for model in self._models:
@@ -210,7 +212,7 @@ class _EngineCollector(Collector):
 
 
 def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"millpond_{name}", text, labels=["model", *labels])
+    return GaugeMetricFamily(name, text, labels=["model", *labels])
 
 
 def _counters(prefix: str, texts: Mapping[str, str]) -> dict[str, CounterMetricFamily]:
