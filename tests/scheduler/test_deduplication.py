@@ -113,8 +113,8 @@ def test_where_all_that_is_ready_follows_there_is_no_batch(scheduler: Scheduler)
     first = planned(scheduler)
     in_flight_texts = submit(scheduler, request_of([B, A, B]))
     assert scheduler.next_batch(0.0) is None
-    assert not scheduler.has_ready(Priority.BULK)
-    assert scheduler.waiting_tokens(Priority.BULK) == 0
+    assert not scheduler.queues[Priority.BULK].ready_requests
+    assert scheduler.queues[Priority.BULK].waiting_tokens == 0
     assert completed(scheduler, first) == {
         A: [in_flight_texts],
         B: [in_flight_texts, in_flight_texts],

@@ -176,12 +176,12 @@ class Machine(RuleBasedStateMachine):
         limit = self.scheduler.shapes[route].max_length or 30
         self.actual[request] = np.array([min(tokens, limit) for _, tokens in texts])
         self.delivered[request], self.taken[request] = set(), set()
-        waiting = self.scheduler.waiting_tokens(priority)
+        waiting = self.scheduler.queues[priority].waiting_tokens
         chunk = chunk_of(request, self.actual[request]) if tokenized else None
         if tokenized:
             self.adopted.add(request)
             self.delivered[request] = set(range(len(request)))
-        room = self.scheduler.has_room_for(request)
+        room = self.scheduler.queues[request.priority].has_room_for(request)
         self.scheduler.submit(request, self.now_s, chunk)
         self.requests.append(request)
         if not tokenized:
@@ -300,7 +300,6 @@ class Machine(RuleBasedStateMachine):
                 for request in admitted
                 for row in self.ready_rows(request)
             )
-            assert self.scheduler.waiting_tokens(priority) == queue.waiting_tokens
             # First come, first let in.
             assert admitted == alive[: len(admitted)]
 
@@ -554,7 +553,7 @@ def test_an_expired_request_is_in_no_later_batch() -> None:
     assert scheduler.expired(0.999) == []
     assert scheduler.expired(1.0) == [request]
     assert scheduler.next_batch(1.0) is None
-    assert scheduler.waiting_tokens(Priority.BULK) == 0
+    assert scheduler.queues[Priority.BULK].waiting_tokens == 0
 
 
 def test_texts_tokenised_after_their_request_ended_are_dropped() -> None:
@@ -565,7 +564,7 @@ def test_texts_tokenised_after_their_request_ended_are_dropped() -> None:
     scheduler.forget(request)
     scheduler.ready(request, chunk_of(request, np.array([5, 5])), 0.0)
     assert scheduler.next_batch(0.0) is None
-    assert scheduler.waiting_tokens(Priority.BULK) == 0
+    assert scheduler.queues[Priority.BULK].waiting_tokens == 0
 
 
 def test_a_finished_request_is_not_kept_until_its_deadline() -> None:
@@ -615,14 +614,14 @@ def test_room_that_an_ended_request_leaves_is_used_at_once() -> None:
     scheduler.forget(first)
     assert second.admitted
     scheduler.forget(first)  # a second time does nothing
-    assert scheduler.waiting_tokens(Priority.BULK) == 10
+    assert scheduler.queues[Priority.BULK].waiting_tokens == 10
 
 
 def test_the_queues_are_bounded_apart() -> None:
     scheduler = scheduler_of(max_queue_tokens=10)
     submit_ready(scheduler, request_of(10))
-    assert not scheduler.has_room_for(request_of(1))
-    assert scheduler.has_room_for(query_of(1))
+    assert not scheduler.queues[Priority.BULK].has_room_for(request_of(1))
+    assert scheduler.queues[Priority.INTERACTIVE].has_room_for(query_of(1))
 
 
 def test_a_scheduler_says_what_waits() -> None:

@@ -92,20 +92,13 @@ class Scheduler:
         self._parts_waiting = 0  # texts that are computed in part and hold blocks
         self._in_flight_texts = InFlightTexts()
         self.queues = {priority: RequestQueue(max_queue_tokens) for priority in Priority}
-        self._queues = (
-            self.queues[Priority.INTERACTIVE],
-            self.queues[Priority.BULK],
-        )  # queries first
+        self._queues = self.queues[Priority.INTERACTIVE], self.queues[Priority.BULK]
         self._deadlines = Deadlines()
         self._last_query_s = -float("inf")
         self._bulk_waits_since_s: float | None = None  # None while no bulk text is ready
         self._bulk_speed = BulkSpeed(min_short_batch_tokens)
 
     # Requests in.
-
-    def has_room_for(self, request: Request, *, beside: int = 0) -> bool:
-        """Whether the request would be admitted at once, with `beside` tokens more in its queue."""
-        return self.queues[request.priority].has_room_for(request, beside=beside)
 
     def submit(self, request: Request, now_s: float, chunk: TokenChunk | None = None) -> None:
         """Take a request in; `chunk` holds all of its texts when they are tokenised already."""
@@ -192,10 +185,6 @@ class Scheduler:
         return self._deadlines.earliest()
 
     # Batches.
-
-    def has_ready(self, priority: Priority) -> bool:
-        """Whether a text of the priority could go into a batch now."""
-        return bool(self.queues[priority].ready_requests)
 
     @property
     def holds_parts(self) -> bool:
@@ -369,10 +358,6 @@ class Scheduler:
     def shrink(self, max_batch_tokens: int) -> None:
         """A batch did not fit in memory: form no larger one than this, and grow back slowly."""
         self.max_batch_tokens = max(1, min(self.max_batch_tokens, max_batch_tokens))
-
-    def waiting_tokens(self, priority: Priority) -> int:
-        """Tokens admitted at a priority and in no batch yet; guessed until tokenised."""
-        return self.queues[priority].waiting_tokens
 
     def __repr__(self) -> str:
         interactive, bulk = self._queues

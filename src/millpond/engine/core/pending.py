@@ -66,11 +66,12 @@ class PendingRequests:
 
     def has_room_for(self, request: Request) -> bool:
         """Whether the request would be admitted at once."""
-        return self._scheduler.has_room_for(request, beside=self._beside(request.priority))
+        queue = self._scheduler.queues[request.priority]
+        return queue.has_room_for(request, beside=self._beside(request.priority))
 
     def waiting_tokens(self, priority: Priority) -> int:
         """Tokens of a priority that are accepted and in no batch yet."""
-        return self._scheduler.waiting_tokens(priority) + self._beside(priority)
+        return self._scheduler.queues[priority].waiting_tokens + self._beside(priority)
 
     def _beside(self, priority: Priority) -> int:
         """Tokens of a priority that the scheduler is still to take in, less those it is to drop."""

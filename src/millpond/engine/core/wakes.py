@@ -54,8 +54,9 @@ class Wakes:
 
     def ready(self, *, workers: bool = True) -> None:
         """Wake who has something to do now, and who wakes the next."""
-        queries = self._scheduler.has_ready(Priority.INTERACTIVE)
-        bulk = self._scheduler.has_ready(Priority.BULK)
+        queues = self._scheduler.queues
+        queries = bool(queues[Priority.INTERACTIVE].ready_requests)
+        bulk = bool(queues[Priority.BULK].ready_requests)
         if workers and self._scheduler.holds_parts:
             self._pool.wake_all()  # one replica alone goes on with a text
         elif workers and (queries or bulk):
