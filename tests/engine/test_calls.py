@@ -16,7 +16,7 @@ from millpond import Engine
 
 SOURCE = str(Path(millpond.__file__).parent)
 TEXTS = ["one short text", "another text"]
-MOST_CALLS, MOST_MODULES = 470, 56
+MOST_CALLS, MOST_MODULES = 250, 32
 
 
 @contextmanager
