@@ -295,9 +295,9 @@ def test_a_full_device_splits_batches_and_loses_nothing(
         engine.embed(MANY[:64], priority="bulk")
         torch.cuda.empty_cache()
         _, total = torch.cuda.mem_get_info()
-        # What this process holds and a few of the allocator's segments for tensors below a MiB;
+        # What this process holds and room for a text alone, and the capture of its graph;
         # what others hold does not count.
-        room = torch.cuda.memory_reserved() + 8 * 2**20
+        room = torch.cuda.memory_reserved() + 32 * 2**20
         torch.cuda.set_per_process_memory_fraction(room / total)
         try:
             found = engine.embed(MANY, normalize=True)
