@@ -59,6 +59,31 @@ def test_the_others_of_a_team_keep_off_the_callers_processor_during_a_pass(
     assert threading.get_native_id() not in (first, second)
 
 
+def test_a_pass_that_an_interrupt_ended_early_keeps_nobody_off_for_good(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted_pass() -> None:
+        with team.apart(openmp_library(), 3):
+            pass
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    allowed = os.sched_getaffinity(0)
+    with limited_threads(3):
+        found = list(members(3))
+    monkeypatch.setattr(team, "_libc", lambda: SimpleNamespace(sched_getcpu=lambda: min(allowed)))
+    with monkeypatch.context() as patch:
+        patch.setattr(team._Team, "end_pass", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            interrupted_pass()
+    if len(allowed) > 1:
+        assert [os.sched_getaffinity(member) for member in found] == [allowed - {min(allowed)}] * 2
+    with team.apart(openmp_library(), 3):
+        pass
+    assert [os.sched_getaffinity(member) for member in found] == [allowed] * 2
+
+
 def test_where_there_is_one_processor_nobody_is_kept_off_it() -> None:
     before = os.sched_getaffinity(0)
     one = min(before)

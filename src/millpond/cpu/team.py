@@ -28,7 +28,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, WeakValueDictionary
 
 __all__ = ["apart", "end", "has_room"]
 
@@ -46,23 +46,26 @@ class _Member:
     def __init__(self, thread_id: int) -> None:
         self.thread_id = thread_id  # the operating system's
         self.path = Path(f"/proc/self/task/{thread_id}")
-        self._processors: set[int] | None = None  # that it may run on, while it may not on all
+        self._processors: set[int] = set()  # that it may run on between passes
+        self._kept_to: set[int] | None = None  # where a pass has it run
         self._waited_s = 0.0  # before the pass
 
     def keep_off(self, processor: int) -> None:
         """For a pass, have it run on another of its processors, if it has more."""
         self._waited_s = self.waited_s()
         with suppress(OSError):  # the thread is gone, or the system does not allow it
-            self._processors = os.sched_getaffinity(self.thread_id)
-            rest = self._processors - {processor}
-            os.sched_setaffinity(self.thread_id, rest or self._processors)
+            processors = os.sched_getaffinity(self.thread_id)
+            if processors != self._kept_to:  # or an interrupt kept its last pass from letting it go
+                self._processors = processors
+            self._kept_to = (self._processors - {processor}) or self._processors
+            os.sched_setaffinity(self.thread_id, self._kept_to)
 
     def let_go(self) -> float:
         """Let it run where it did before. How long it waited for a processor in the pass."""
-        if self._processors is not None:
+        if self._kept_to is not None:
             with suppress(OSError):
                 os.sched_setaffinity(self.thread_id, self._processors)
-            self._processors = None
+            self._kept_to = None
         return self.waited_s() - self._waited_s
 
     def waited_s(self) -> float:
@@ -112,6 +115,7 @@ class _OfThread(threading.local):
 
 _own = _OfThread()
 _teams: WeakSet[_Team] = WeakSet()  # one ends with its thread
+_members: WeakValueDictionary[int, _Member] = WeakValueDictionary()  # of teams, by thread
 
 
 def _team() -> _Team:
@@ -189,4 +193,5 @@ def _ask_members(openmp: Any, count: int) -> Sequence[_Member]:
         lambda _: found.append(threading.get_native_id())
     )
     openmp.GOMP_parallel(function, None, count, 0)
-    return [_Member(thread_id) for thread_id in set(found) - {threading.get_native_id()}]
+    others = set(found) - {threading.get_native_id()}
+    return [_members.setdefault(thread_id, _Member(thread_id)) for thread_id in others]
