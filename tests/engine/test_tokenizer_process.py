@@ -207,6 +207,8 @@ def test_by_itself_they_feed_others_where_processors_are_many(
     assert made("off", processors=64, to_feed=1) == 0
     unknown = FakeTokenizer(FakeRunner())
     assert TokenizerProcess.several([tokenizer, unknown], "on", to_feed=1) == []
+    monkeypatch.setattr(tokenizer_process, "can_start_children", lambda: False)
+    assert made("on", processors=64, to_feed=1) == 0
 
 
 def test_an_engine_tokenises_ingestion_there_and_queries_here(

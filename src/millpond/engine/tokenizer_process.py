@@ -22,7 +22,7 @@ from ..locks import this_thread_pauses
 from ..runner.host import host_processors
 from ..runner.remote.channel import Port
 from ..runner.remote.messages import ConnectionEnded
-from ..runner.remote.process import ChildProcess
+from ..runner.remote.process import ChildProcess, can_start_children
 from ..tokenization.token_ids import TokenizedTexts
 from .tokenizer import TokenIds, Tokenizer, call_tokenizer
 
@@ -66,7 +66,7 @@ class TokenizerProcess:
         count = min(host_processors() // PROCESSORS_EACH, 2 * to_feed)
         if asked == "on":
             count = max(count, 1)
-        if asked == "off" or None in readers:
+        if asked == "off" or None in readers or not can_start_children():
             return []
         return [cls(tokenizers, [each for each in readers if each]) for _ in range(count)]
 

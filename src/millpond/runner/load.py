@@ -20,9 +20,10 @@ from .base import ModelRunner
 from .cpu.runner import CpuModelRunner, is_plain_thread
 from .cuda.runner import CudaModelRunner
 from .model_runner import TorchModelRunner
+from .remote.process import can_start_children
 from .remote.runner import RemoteRunner
 from .remote.task import Loaded, Rank
-from .replicas import can_start_children, replica_devices, replica_tasks
+from .replicas import replica_devices, replica_tasks
 from .split import RankRunner, load_ranks, rank_devices
 
 __all__ = ["LoadedModel", "load_in_child", "load_model", "on_plain_thread", "require_alike"]

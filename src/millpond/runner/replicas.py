@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -17,16 +16,12 @@ import torch
 from ..checkpoint.spec import ModelSpec
 from ..config import EngineConfig
 from ..errors import InvalidOption
+from .remote.process import can_start_children
 from .remote.task import ChildTask
 
-__all__ = ["can_start_children", "replica_devices", "replica_tasks"]
+__all__ = ["replica_devices", "replica_tasks"]
 
 logger = logging.getLogger("millpond")
-
-
-def can_start_children() -> bool:
-    """Whether this system has what a child is connected by."""
-    return os.name == "posix" and hasattr(socket, "send_fds")
 
 
 def replica_devices(

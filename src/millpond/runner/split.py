@@ -26,9 +26,10 @@ from ..outputs import Rows
 from ..scheduler.batch import Batch
 from .base import BatchHandle
 from .model_runner import LaunchedBatch, TorchModelRunner
+from .remote.process import can_start_children
 from .remote.runner import RemoteRunner
 from .remote.task import ChildTask, Rank
-from .replicas import can_start_children, visible_name
+from .replicas import visible_name
 
 __all__ = ["RankRunner", "load_ranks", "rank_devices"]
 

@@ -18,7 +18,7 @@ from typing import Any
 from ...errors import EngineError
 from .messages import ConnectionEnded, send_message
 
-__all__ = ["ChildProcess"]
+__all__ = ["ChildProcess", "can_start_children"]
 
 ENDS_WITHIN_S = 5.0  # once its connection is closed; it is killed then
 NO_VARIABLES: Mapping[str, str] = {}
@@ -27,6 +27,11 @@ MOST_LINES, LINE_BYTES = 20, 500  # of what it wrote last, for the message of it
 logger = logging.getLogger("millpond")
 
 _children: weakref.WeakSet[ChildProcess] = weakref.WeakSet()  # of this process; for a fork
+
+
+def can_start_children() -> bool:
+    """Whether this system has what a child is connected by."""
+    return os.name == "posix" and hasattr(socket, "send_fds")
 
 
 class ChildProcess:
