@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import random
 import signal
@@ -451,6 +452,7 @@ class Chaos:
         child = os.fork()
         if child == 0:
             sys.settrace(None)
+            logging.disable()  # a thread that is gone may hold the lock of the log's stream
             code = 1
             with suppress(BaseException):
                 signal.alarm(int(PATIENCE_S))

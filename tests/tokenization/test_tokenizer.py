@@ -236,6 +236,7 @@ def test_a_reader_in_another_process_gives_the_same_ids(
         assert found.truncated.tolist() == expected.truncated.tolist()
 
 
+@pytest.mark.slow
 def test_a_reader_needs_no_transformers(folders: dict[str, Path]) -> None:
     tokenizer = load(folders["byte_bpe_eos"])
     program = """

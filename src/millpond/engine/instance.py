@@ -10,6 +10,7 @@ that lets go by being collected, and letting go twice is as good as once.
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -76,12 +77,12 @@ class ModelInstance:
             caches_prefixes=self.runners[0].prefix_cache_config is not None,
         )
         self.hooks = StatsHooks()
-        # Under `_lock`: who holds the instance, and what serves it.
+        # Under `_lock`: who holds the instance, and which process the threads are in.
         self._lock = fork_safe(threading.RLock())
         self._handles: weakref.WeakSet[Handle] = weakref.WeakSet()
         self._is_let_go = False
-        self.own_core: EngineCore | None = self._start_core()
-        """This process's; None in a forked child, before its first call."""
+        self._process = os.getpid()
+        self._core = self._start_core()
         process.add_instance(self)
 
     @classmethod
@@ -167,20 +168,28 @@ class ModelInstance:
 
         That one has failed where the device does not survive a fork.
         """
-        if (core := self.own_core) is not None:
-            return core
-        with self._lock:
-            if self.own_core is None:
-                if self._renew is not None:
-                    self.runners = tuple(self._renew())
-                self.own_core = self._start_core(self._fork_failure())
-            return self.own_core
+        if self._process != os.getpid():
+            with self._lock:
+                if self._process != os.getpid():
+                    if self._renew is not None:
+                        self.runners = tuple(self._renew())
+                    self._core = self._start_core(self._fork_failure())
+                    self._process = os.getpid()
+        return self._core
+
+    @property
+    def own_core(self) -> EngineCore | None:
+        """This process's; None in a forked child before its first call.
+
+        It is asked for the process each time: an interrupt may end what is done at a fork.
+        """
+        return self._core if self._process == os.getpid() else None
 
     @property
     def health(self) -> Health:
         """The core's. Asking starts no thread, in a forked child either."""
-        if self.own_core is not None:
-            return self.own_core.health
+        if (core := self.own_core) is not None:
+            return core.health
         return "failed" if self._fork_failure() else "ready"
 
     def _fork_failure(self) -> BaseException | None:
@@ -219,13 +228,13 @@ class ModelInstance:
 
     def note_collected(self) -> None:
         """A handle was collected, amid anything: have it stopped if it was the last."""
-        if self.own_core is not None:
-            self.own_core.background.add(self.release)
+        if (core := self.own_core) is not None:
+            core.background.add(self.release)
 
     def stop(self, *, drain: bool, wait: bool) -> None:
         """Stop the core, if it is this process's own."""
-        if self.own_core is not None:
-            self.own_core.close(drain=drain, wait=wait)
+        if (core := self.own_core) is not None:
+            core.close(drain=drain, wait=wait)
 
     def info(self) -> EngineInfo:
         """What is served and how."""
@@ -246,9 +255,7 @@ class ModelInstance:
 
     def after_fork_in_child(self) -> None:
         """The threads stayed behind."""
-        if (left_behind := self.own_core) is not None:
-            self.own_core = None
-            left_behind.abandon_in_child()
+        self._core.abandon_in_child()
 
     def __repr__(self) -> str:
-        return f"ModelInstance({self.spec.name!r}, handles={len(self._handles)}, {self.own_core!r})"
+        return f"ModelInstance({self.spec.name!r}, handles={len(self._handles)}, {self._core!r})"

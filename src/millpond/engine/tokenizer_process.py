@@ -62,12 +62,14 @@ class TokenizerProcess:
         By itself there are some for GPUs or processes `to_feed`, two for each where there are
         processors enough: while one tokenises, the texts of the other are handed over.
         """
+        if asked == "off" or (asked == "auto" and not to_feed) or not can_start_children():
+            return []
         readers = [getattr(tokenizer, "reader", None) for tokenizer in tokenizers]
+        if None in readers:
+            return []
         count = min(host_processors() // PROCESSORS_EACH, 2 * to_feed)
         if asked == "on":
             count = max(count, 1)
-        if asked == "off" or None in readers or not can_start_children():
-            return []
         return [cls(tokenizers, [each for each in readers if each]) for _ in range(count)]
 
     @property

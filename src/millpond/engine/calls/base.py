@@ -98,7 +98,7 @@ class Calls:
     def _held_core(self) -> EngineCore:
         if not self._release.alive:
             raise EngineClosed("the engine is closed; make a new one")
-        return self._instance.own_core or self._instance.core
+        return self._instance.core
 
     def _send(
         self,
