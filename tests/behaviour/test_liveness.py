@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ALL_COMPLETED, CancelledError, Future, as_completed, wait
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -339,6 +339,9 @@ HOOKS: list[Callable[[Engine], Callable[[Any], None]]] = [
 EXPECTED = (MillpondError, CancelledError, asyncio.CancelledError, KeyboardInterrupt, SystemExit)
 
 
+FORKS = threading.Lock()  # one at a time, and nothing is logged meanwhile
+
+
 class Chaos:
     """Threads that do anything at all to one engine, by a seed."""
 
@@ -449,18 +452,15 @@ class Chaos:
         if chance.random() < 0.9:  # a process takes as long as many calls
             return
         use = chance.random() < 0.5
-        child = os.fork()
-        if child == 0:
-            sys.settrace(None)
-            logging.disable()  # a thread that is gone may hold the lock of the log's stream
-            code = 1
-            with suppress(BaseException):
-                signal.alarm(int(PATIENCE_S))
-                if use:
-                    assert self.engine.embed(["in the child"]).shape == (1, 8)
-                self.engine.close()
-                code = 0
-            os._exit(code)
+        with FORKS:
+            try:
+                logging.disable()  # a thread that the child has not may hold the lock of the stream
+                child = os.fork()
+                if child == 0:
+                    sys.settrace(None)
+                    self._live_in_child(use=use)
+            finally:
+                logging.disable(logging.NOTSET)
         while True:  # an interrupt leaves no child behind
             try:
                 status = os.waitpid(child, 0)[1]
@@ -468,6 +468,16 @@ class Chaos:
             except KeyboardInterrupt:
                 continue
         assert os.waitstatus_to_exitcode(status) == 0, "the child did not come to its end"
+
+    def _live_in_child(self, *, use: bool) -> NoReturn:
+        code = 1
+        with suppress(BaseException):
+            signal.alarm(int(PATIENCE_S))
+            if use:
+                assert self.engine.embed(["in the child"]).shape == (1, 8)
+            self.engine.close()
+            code = 0
+        os._exit(code)
 
     def look(self, chance: random.Random) -> None:
         assert self.engine.stats().batches >= 0
