@@ -25,6 +25,8 @@ TESTS = (
     "tests/behaviour/kinds/test_sparse.py",
     "tests/behaviour/kinds/test_multi_vector.py",
     "tests/behaviour/kinds/test_bge_m3.py",
+    "tests/model/verify/test_firsts.py",
+    "tests/layers/cpu/test_encoder_layer.py",
 )
 PROCESSORS: Mapping[str, Mapping[str, str]] = {
     "AVX2, 2 threads of MKL": {

@@ -13,6 +13,7 @@ import pytest
 import torch
 from agreement import TOLERANCE, VISIBLE, off
 from families import ENCODER, MAX_LENGTH
+from int8 import needs_int8
 from rerankers import (
     DOCUMENTS,
     PAIRS,
@@ -232,6 +233,7 @@ def test_scores_of_half_precision_come_near(dtype: str, tmp_path: Path) -> None:
     assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
 
 
+@needs_int8
 @pytest.mark.parametrize("kind", ["classifier", "answers"])
 def test_scores_of_int8_come_near(kind: str, tmp_path: Path) -> None:
     if kind == "classifier":

@@ -283,8 +283,8 @@ def test_first_tokens_alone_have_the_bits_they_have_among_all(
     make: Any, dtype: torch.dtype, lengths: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make(dtype)
-    if not fuse_layers(model):
-        pytest.skip("oneDNN takes no bfloat16 on this processor")
+    if not fuse_layers(model, batch_invariant=True):
+        pytest.skip("no products in bfloat16 here whose bits do not depend on the rows")
     encoder = fused_encoder(model)
     texts, starts = packed(np.array(lengths), whole_rows(sum(lengths))), starts_of(lengths)
     expected = encoder(*texts)[starts]
@@ -306,7 +306,7 @@ def test_for_first_tokens_three_products_of_the_last_layer_have_few_rows(
     monkeypatch.setattr(here, "yields_to", Preemption())  # operator by operator
     with ProductRows() as ran:
         encoder.firsts(*packed(np.array(lengths)), starts_of(lengths))
-    assert ran.counts == [800] * 5 + [32] * 3
+    assert ran.counts == [800] * 5 + [whole_rows(20)] * 3
 
 
 @pytest.mark.parametrize("lengths", [[63], [9, 9, 5, 1], [3] * 40])

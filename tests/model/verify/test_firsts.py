@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import TEXTS
+from int8 import needs_int8
 from rerankers import PAIRS, save_reranker
 from torch import Tensor
 
@@ -37,21 +38,23 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return seen
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", pytest.param("int8", marks=needs_int8)])
 def test_scores_have_the_bits_that_all_tokens_give(
     dtype: Any, tmp_path: Path, runs: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if dtype == "int8":
-        pytest.importorskip("numba", reason="int8 needs it")
     folder = save_reranker("bert", tmp_path)
     with Engine(folder, device="cpu", dtype=dtype) as engine:
         found = engine.score(MANY)
         alone = engine.score(MANY[7])
+        # Matrix units round by the number of rows, and then first tokens come near alone.
+        most = 0.0 if engine.info().batch_invariant else 0.02
+    if dtype == "bfloat16" and not any(runs):
+        pytest.skip("oneDNN takes no bfloat16 on this processor")
     assert any(runs)
-    assert alone == found[7]
+    assert abs(alone - found[7]) <= most
     monkeypatch.setattr(Transformer, "firsts", lambda *_: None)
     with Engine(folder, device="cpu", dtype=dtype) as engine:
-        assert np.array_equal(engine.score(MANY), found)
+        assert np.abs(engine.score(MANY) - found).max() <= most
 
 
 @pytest.mark.parametrize("name", ["firsts", "attend_firsts"])
