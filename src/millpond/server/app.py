@@ -16,7 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
 from .calls.body_parser import BodyParser
-from .calls.json_route import JsonRoute
+from .calls.json_route import DirectRoutes, JsonRoute
 from .drain import DrainState
 from .errors import COHERE_PATHS, TEI_PATHS, register_handlers
 from .metrics import Metrics
@@ -116,6 +116,8 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         strict_content_type=False,
+        # Spans are those of `Tracing`; FastAPI would ask for providers of its own at every request.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.settings = settings
     app.state.drain = drain or DrainState()
@@ -224,6 +226,7 @@ def _responses(path: str, *statuses: int) -> dict[int | str, dict[str, Any]]:
 def _add_middleware(app: FastAPI) -> None:
     """The last one added is the outermost."""
     settings, drain = app.state.settings, app.state.drain
+    app.add_middleware(DirectRoutes, routes=app.routes)
     app.add_middleware(BodyMiddleware, max_bytes=settings.max_body_bytes)
     if settings.api_keys:
         app.add_middleware(

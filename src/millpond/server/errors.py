@@ -38,9 +38,11 @@ from .path_hints import meant_path
 __all__ = [
     "COHERE_PATHS",
     "FOREIGN_IDS_HINT",
+    "REFUSALS",
     "TEI_PATHS",
     "ApiError",
     "error_response",
+    "refusal_response",
     "register_handlers",
     "shown",
 ]
@@ -190,15 +192,22 @@ _FORMATS: Mapping[str, Callable[[ApiError], dict[str, Any]]] = {
 }
 
 
+REFUSALS = (StarletteHTTPException, MillpondError)
+"""What a request may be refused with: `refusal_response` has the answer."""
+
+
 def register_handlers(app: Any) -> None:
     """Convert every error of the application."""
-    app.add_exception_handler(StarletteHTTPException, _on_http_exception)
-    app.add_exception_handler(MillpondError, _on_engine_error)
+    for kind in REFUSALS:
+        app.add_exception_handler(kind, refusal_response)
 
 
-async def _on_http_exception(request: Request, error: Exception) -> Response:
+async def refusal_response(request: Request, error: Exception) -> Response:
+    """The response for one of `REFUSALS`."""
     if isinstance(error, ApiError):
         return error_response(error)
+    if isinstance(error, MillpondError):
+        return _for_engine_error(error)
     assert isinstance(error, StarletteHTTPException)
     path = shown(request.url.path)
     meant = meant_path(request.url.path)
@@ -210,8 +219,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     return error_response(ApiError(error.status_code, message, headers=error.headers))
 
 
-async def _on_engine_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, MillpondError)
+def _for_engine_error(error: MillpondError) -> Response:
     answer = ApiError.of(error)
     if answer.status_code >= 500:
         logger.error("a request failed: %s: %s", type(error).__name__, error)

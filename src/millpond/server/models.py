@@ -142,21 +142,25 @@ class ServedModels:
     def __init__(self, models: Sequence[ServedModel]) -> None:
         self._models = tuple(models)
         self._by_name: dict[str, ServedModel] = {}
+        self._found: dict[tuple[str | None, tuple[str, ...] | None], ServedModel] = {}
         for model in self._models:
             for name in model.names:
                 if name in self._by_name:
                     raise InvalidOption(f"two models would be served as {name!r}")
                 self._by_name[name] = model
 
-    def find(self, name: str | None, kinds: Collection[str] | None = None) -> ServedModel:
+    def find(self, name: str | None, kinds: tuple[str, ...] | None = None) -> ServedModel:
         """The model of that name, or the only one, or the only one of these kinds.
 
         Raises `ApiError`: 404 for an unknown name, 400 where one is missing, or where its model
         is of another kind.
         """
+        if (known := self._found.get((name, kinds))) is not None:
+            return known
         found = self._only(kinds) if name is None else self._named(name)
         if kinds is not None:
             found.require_kind(kinds)
+        self._found[name, kinds] = found  # of names that there are, so it stays small
         return found
 
     def _only(self, kinds: Collection[str] | None) -> ServedModel:

@@ -30,6 +30,7 @@ __all__ = [
 
 SLICE_LENGTH = 2**15  # numbers, or strings
 SLICE_BYTES = 2**19  # of texts
+LITTLE_ENDIAN = np.dtype("<f4")
 
 
 def embedding_slices(
@@ -37,7 +38,7 @@ def embedding_slices(
 ) -> Iterator[bytes]:
     """The answer for vectors `[n, dim]`, `n` above 0: floats as short as float32 allows, or base64
     of the bytes."""
-    rows = np.ascontiguousarray(vectors, dtype="<f4")
+    rows = np.ascontiguousarray(vectors, dtype=LITTLE_ENDIAN)
     length = max(1, SLICE_LENGTH // rows.shape[1])
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     opening, closing = b'{"object":"list","data":[', orjson.dumps({"model": model, "usage": usage})
@@ -108,7 +109,13 @@ class SlicedResponse(Response):
     media_type = "application/json"
 
     def __init__(self, slices: Sequence[bytes], headers: Mapping[str, str]) -> None:
-        super().__init__(headers={"content-length": str(sum(map(len, slices))), **headers})
+        # Starlette's own would write a body first, and look for what is here.
+        self.status_code, self.background, self.body = 200, None, b""
+        length, kind = str(sum(map(len, slices))), self.media_type
+        all_headers = {"content-length": length, **headers, "content-type": kind}
+        self.raw_headers = [
+            (name.encode("latin-1"), value.encode("latin-1")) for name, value in all_headers.items()
+        ]
         self._slices = slices
 
     @classmethod

@@ -9,18 +9,21 @@ from __future__ import annotations
 import difflib
 import json
 import typing
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..errors import ApiError, shown
+from ..errors import REFUSALS, ApiError, refusal_response, shown
 from ..schemas.embeddings import MAX_INPUTS, UNKNOWN_FIELD, EmbeddingRequest, RequestBody
 from ..schemas.foreign_fields import translate
 
-__all__ = ["JsonRoute", "Kinds", "parsed_body"]
+__all__ = ["DirectRoutes", "JsonRoute", "Kinds", "parsed_body"]
 
 Kinds = tuple[type[RequestBody], ...]
 """The bodies that a route takes: the first that says it is meant, or else the first."""
@@ -35,22 +38,67 @@ class JsonRoute(APIRoute):
     """Its endpoint takes `body`, a `RequestBody` or a union of them, and `request`, and returns
     the `Response`."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        endpoint = self.endpoint
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
         hint = typing.get_type_hints(endpoint)["body"]
-        kinds: Kinds = typing.get_args(hint) or (hint,)
+        self._kinds: Kinds = typing.get_args(hint) or (hint,)
+        self.app = self.answer
 
-        async def handle(request: Request) -> Response:
-            body = await request.app.state.body_parser.parse(
-                kinds,
-                [chunk async for chunk in request.stream()],
-                content_type=request.headers.get("content-type", "application/json"),
-                ignore_unknown=request.app.state.settings.ignore_unknown_fields,
-            )
-            answer: Response = await endpoint(body=body, request=request)
-            return answer
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a POST to its path, also what is refused."""
+        request = Request(scope, receive, send)
+        try:
+            response = await self._response(request)
+        except REFUSALS as error:
+            response = await refusal_response(request, error)
+        await response(scope, receive, send)
 
-        return handle
+    async def _response(self, request: Request) -> Response:
+        state = request.app.state
+        body = await state.body_parser.parse(
+            self._kinds,
+            await _chunks(request.receive),
+            content_type=request.headers.get("content-type", "application/json"),
+            ignore_unknown=state.settings.ignore_unknown_fields,
+        )
+        response: Response = await self.endpoint(body=body, request=request)
+        return response
+
+
+async def _chunks(receive: Receive) -> Sequence[bytes]:
+    """The body as it comes. Raises `ClientDisconnect`."""
+    chunks = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunks.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return chunks
+
+
+class DirectRoutes:
+    """The innermost middleware: what is sent to the path of a `JsonRoute` goes there at once.
+
+    FastAPI compares its path with each route's, and gets ready for dependencies and files, which
+    these routes do not have.
+    """
+
+    def __init__(self, app: ASGIApp, *, routes: Iterable[BaseRoute]) -> None:
+        self._app = app
+        self._routes = {route.path: route for route in routes if isinstance(route, JsonRoute)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_post = scope["method"] == "POST" and not scope.get("root_path")
+        route = self._routes.get(scope["path"]) if is_post else None
+        if route is None:
+            await self._app(scope, receive, send)
+            return
+        scope["route"] = route
+        await route.answer(scope, receive, send)
+
+    def __repr__(self) -> str:
+        return f"DirectRoutes({sorted(self._routes)})"
 
 
 def parsed_body(

@@ -60,13 +60,14 @@ class AccessLogMiddleware:
         self._metrics.answered(context)
         if access_logger.isEnabledFor(logging.INFO):
             fields = context.fields()
-            access_logger.info(
-                "%s %s %s",
-                fields["method"],
-                quote(fields["path"], errors="backslashreplace"),  # as in the request line
-                fields["status"],
+            path = quote(fields["path"], errors="backslashreplace")  # as in the request line
+            message = (fields["method"], path, fields["status"])
+            # `info` would walk up the stack for the line of code that logs.
+            record = access_logger.makeRecord(
+                *(access_logger.name, logging.INFO, __file__, 0, "%s %s %s", message, None),
                 extra={"fields": fields},
             )
+            access_logger.handle(record)
 
     def __repr__(self) -> str:
         return f"AccessLogMiddleware(root_path={self._root_path!r}, drain={self._drain!r})"

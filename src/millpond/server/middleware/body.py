@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import zlib
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import ApiError, error_response, shown
@@ -33,7 +32,7 @@ class BodyMiddleware:
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        declared, coding = Headers(scope=scope).get("content-length", "0"), _coding(scope)
+        declared, coding = _declared(scope), _coding(scope)
         if not _LENGTH.fullmatch(declared):
             message = "content-length is not a number of bytes"
             refusal = ApiError(400, message, code="invalid_header", headers=_CLOSE)
@@ -61,9 +60,18 @@ class BodyMiddleware:
         await self._app(scope, receive_body, send)
 
 
+def _declared(scope: Scope) -> str:
+    """The length that the headers say, 0 where they say none."""
+    lengths = (value for name, value in scope["headers"] if name == b"content-length")
+    return next(lengths, b"0").decode("latin-1")
+
+
 def _coding(scope: Scope) -> str:
-    named = ",".join(Headers(scope=scope).getlist("content-encoding")).lower()
-    return ", ".join(part.strip() for part in named.split(",") if part.strip()) or "identity"
+    named = [value for name, value in scope["headers"] if name == b"content-encoding"]
+    if not named:
+        return "identity"
+    parts = b",".join(named).decode("latin-1").lower().split(",")
+    return ", ".join(part.strip() for part in parts if part.strip()) or "identity"
 
 
 class _Decoder:

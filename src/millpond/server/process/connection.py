@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Any, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from ..calls.disconnect import ON_DISCONNECT
 from ..errors import ApiError, error_response
 from .joined_writes import JoinedWrites
 
@@ -47,6 +49,7 @@ class HttpConnection(HttpToolsProtocol):
         self._stalled_bytes = 0  # received since it did
         self._replay: bytes | None = None  # headers with an upgrade, without it
         self._refused = False
+        self._watched: tuple[RequestResponseCycle, Callable[[], object]] | None = None
 
     # Callbacks of the transport.
 
@@ -58,6 +61,7 @@ class HttpConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
+        self._tell_of_disconnect()
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -105,6 +109,7 @@ class HttpConnection(HttpToolsProtocol):
             self._replay = self._head_without_upgrade()
         else:
             super().on_headers_complete()
+            self.scope[ON_DISCONNECT] = partial(self._watch, self.cycle)  # type: ignore[literal-required]
 
     def on_body(self, body: bytes) -> None:
         """The application is woken for large parts, as it contends with the engine's threads."""
@@ -167,6 +172,21 @@ class HttpConnection(HttpToolsProtocol):
                 lines.append(b"%s: %s" % (name, value))
         return b"\r\n".join([*lines, b"", b""])
 
+    # Disconnects.
+
+    def _watch(self, cycle: RequestResponseCycle, give_up: Callable[[], object] | None) -> None:
+        """Have `give_up` called once the client of a request is gone, as `ON_DISCONNECT` says."""
+        self._watched = None if give_up is None else (cycle, give_up)
+        if give_up is not None:
+            self.flow.resume_reading()  # or the end of the connection would not be read
+            self._tell_of_disconnect()
+
+    def _tell_of_disconnect(self) -> None:
+        if self._watched is not None:
+            cycle, give_up = self._watched
+            if cycle.disconnected:
+                give_up()
+
     # Limits.
 
     @property
@@ -228,6 +248,7 @@ class HttpConnection(HttpToolsProtocol):
                 return
             self.cycle.disconnected = True
             self.cycle.message_event.set()
+            self._tell_of_disconnect()
         self.transport.write(self._encoded(error))
         self.flow.resume_reading()
         if self.transport.can_write_eof():

@@ -21,6 +21,7 @@ __all__ = ["BatchedHandler", "JsonFormatter", "TextFormatter", "configure_loggin
 BATCHED_LOGGER = "millpond.access"
 BATCH_S = 0.05  # a line of the access log waits no longer
 MOST_LINES = 256
+IN_MESSAGE = ("method", "path", "status")  # fields of a line that its message has already
 
 
 def _time(record: logging.LogRecord) -> str:
@@ -42,10 +43,8 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = f"{_time(record)} {record.levelname} {record.name}: {record.getMessage()}"
         fields: dict[str, Any] = getattr(record, "fields", {})
-        # The message contains the others.
-        shown = {name: fields[name] for name in fields if name not in ("method", "path", "status")}
-        line += "".join(f" {name}={value}" for name, value in shown.items())
-        line = _printable(line)
+        shown = [f" {name}={fields[name]}" for name in fields if name not in IN_MESSAGE]
+        line = _printable("".join((line, *shown)))
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
@@ -120,6 +119,8 @@ class BatchedHandler(logging.StreamHandler[TextIO]):
 
 def configure_logging(level: str, log_format: LogFormat) -> None:
     """Send Millpond's and uvicorn's lines to stderr. uvicorn's own access log stays off."""
+    # Of every record, and no line has them.
+    logging.logThreads = logging.logMultiprocessing = logging.logProcesses = False
     formatter = {"text": TextFormatter, "json": JsonFormatter}[log_format]
     to_stderr = {"handlers": ["stderr"], "propagate": False}
     logging.config.dictConfig(
