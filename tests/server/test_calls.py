@@ -1,0 +1,61 @@
+"""What a request with one short text costs the event loop in Python: calls of functions."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import fastapi
+import starlette
+import uvicorn
+from fastapi import FastAPI
+from serving import connected, fake_app, listening, post_bytes, read_answer
+
+import millpond
+
+BODY = b'{"input": "one short text"}'
+OF_THE_SERVER = tuple(str(Path(each.__file__).parent) for each in (fastapi, starlette, uvicorn))
+OURS = str(Path(millpond.__file__).parent)
+MOST_CALLS, MOST_OF_OTHERS = 270, 70
+
+
+@contextmanager
+def counted() -> Iterator[Counter[str]]:
+    """Calls of functions on this thread, by file: ours, and those of the server's libraries."""
+    calls: Counter[str] = Counter()
+
+    def note(frame: FrameType, event: str, _: Any) -> None:
+        file = frame.f_code.co_filename
+        if event == "call" and file.startswith((OURS, *OF_THE_SERVER)):
+            calls[file] += 1
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(before)
+
+
+def test_a_request_costs_the_event_loop_few_calls() -> None:
+    async def run(app: FastAPI) -> Counter[str]:
+        async with listening(app) as port, connected(port) as (reader, writer):
+            for _ in range(2):  # the first finds out what later ones know
+                writer.write(post_bytes(BODY))
+                assert (await read_answer(reader))[0] == 200
+            with counted() as calls:
+                writer.write(post_bytes(BODY))
+                assert (await read_answer(reader))[0] == 200
+        return calls
+
+    with fake_app() as app:
+        calls = asyncio.run(run(app))
+    of_others = {file: calls[file] for file in calls if not file.startswith(OURS)}
+    assert 100 < calls.total() <= MOST_CALLS, calls.most_common()
+    assert sum(of_others.values()) <= MOST_OF_OTHERS, of_others
