@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -277,11 +278,13 @@ def test_a_budget_below_the_weights_is_refused(folder: Path) -> None:
 def test_a_full_device_splits_batches_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # So wide that a batch of all texts takes a hundred times what a text alone does.
-    wide = {"hidden_size": 256, "intermediate_size": 2048, "num_attention_heads": 4}
+    # A batch of all texts, no two alike, takes several times the room that is left below.
+    words, rng = " ".join(TEXTS).split(), random.Random(7)
+    texts = [" ".join(rng.choices(words, k=40)) for _ in range(300)]
+    wide = {"hidden_size": 256, "intermediate_size": 8192, "num_attention_heads": 4}
     folder = checkpoints.save_transformer(tmp_path, config={**ENCODER, **wide})
     with Engine(folder, device="cpu", dtype="float32") as engine:
-        expected = engine.embed(MANY, normalize=True)
+        expected = engine.embed(texts, normalize=True)
     freed = []
     free_memory = CudaModelRunner.free_memory
 
@@ -291,8 +294,8 @@ def test_a_full_device_splits_batches_and_loses_nothing(
 
     monkeypatch.setattr(CudaModelRunner, "free_memory", noting)
     with Engine(folder, device="cuda:0") as engine:
-        engine.embed(MANY[0])  # each thread that multiplies takes a workspace and keeps it
-        engine.embed(MANY[:64], priority="bulk")
+        engine.embed(texts[0])  # each thread that multiplies takes a workspace and keeps it
+        engine.embed(texts[:64], priority="bulk")
         torch.cuda.empty_cache()
         _, total = torch.cuda.mem_get_info()
         # What this process holds and room for a text alone, and the capture of its graph;
@@ -300,10 +303,10 @@ def test_a_full_device_splits_batches_and_loses_nothing(
         room = torch.cuda.memory_reserved() + 32 * 2**20
         torch.cuda.set_per_process_memory_fraction(room / total)
         try:
-            found = engine.embed(MANY, normalize=True)
+            found = engine.embed(texts, normalize=True)
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0)
         assert freed, "the device was never full"
-        again = engine.embed(MANY, normalize=True)
+        again = engine.embed(texts, normalize=True)
     assert np.abs(found - expected).max() < 2e-2
     assert np.abs(again - expected).max() < 2e-2

@@ -38,6 +38,8 @@ class EngineInfo:
     """The ids of the processes that run them; empty where that is this one."""
     tokenizer_processes: int = 0
     """Processes that tokenise texts of ingestion; 0 where this one does."""
+    bulk_multiprocessors: int | None = None
+    """How many of a GPU's bulk texts have while queries come in; None where they have all."""
 
     @property
     def kind(self) -> Kind:

@@ -251,6 +251,7 @@ class ModelInstance:
             tensor_parallel_size=self.config.tensor_parallel_size,
             processes=tuple(pid for runner in self.runners for pid in runner.pids),
             tokenizer_processes=len(self._tokenizer_processes),
+            bulk_multiprocessors=self.runners[0].limits.bulk_multiprocessors,
         )
 
     def after_fork_in_child(self) -> None:

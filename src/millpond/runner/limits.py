@@ -50,6 +50,8 @@ class Limits:
     """Batches of nothing but queries that run beside those."""
     queries_apart: bool = False
     """Whether queries run on the query workers alone, on the same device and in its order."""
+    bulk_multiprocessors: int | None = None
+    """How many of a GPU's bulk batches have while queries come in; None where they have all."""
 
 
 def cpu_batch_tokens(*, columns: int, in_int8: bool, threads: int) -> int:

@@ -203,6 +203,47 @@ def test_what_is_in_the_place_of_empty_texts_is_not_compared() -> None:
     assert len(forwards) == 1
 
 
+class Share(Capture):
+    """A part of a device that is made up, and whether it is on."""
+
+    is_on = False
+    capture = Capture.__call__
+
+
+def test_a_bucket_is_captured_for_a_share_too_and_replayed_there_while_it_is_on() -> None:
+    capture, share, integers = Capture(), Share(), torch.arange(64)
+    forwards = CudaGraphs(doubled, capture, share=share)
+    for _ in range(2):
+        run(forwards, SMALL, integers)
+    (whole,), (part,) = capture.captured, share.captured
+    assert (whole.replays, part.replays) == (1, 1), "both to be verified"
+    for is_on, replays in ((True, (1, 2)), (False, (2, 2)), (True, (2, 3))):
+        share.is_on = is_on
+        integers += 1
+        assert run(forwards, SMALL, integers) == doubled(SMALL, integers).tolist()
+        assert (whole.replays, part.replays) == replays
+    assert len(forwards) == 1
+
+
+@pytest.mark.parametrize(
+    "share",
+    [
+        Share(error=torch.OutOfMemoryError("CUDA out of memory")),
+        Share(error=RuntimeError("it is refused there")),
+        Share(wrong=True),
+    ],
+)
+def test_what_cannot_be_captured_for_a_share_is_replayed_on_the_whole_device(share: Share) -> None:
+    capture, integers = Capture(), torch.arange(64)
+    forwards = CudaGraphs(doubled, capture, share=share)
+    share.is_on = True
+    for _ in range(4):
+        assert run(forwards, SMALL, integers) == doubled(SMALL, integers).tolist()
+    (whole,) = capture.captured
+    assert whole.replays == 3, "once to be verified and then at each of two calls"
+    assert forwards.reason_against is None
+
+
 def test_clearing_forgets_everything() -> None:
     forwards, integers = CudaGraphs(doubled, Capture()), torch.arange(64)
     for _ in range(2):

@@ -64,7 +64,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """A GPU on which a row of any pipeline takes 1 kB; the models that were asked."""
     asked: list[Any] = []
 
-    def bytes_per_row(pipeline: Any, device: torch.device) -> float:
+    def bytes_per_row(pipeline: Any, device: torch.device, captures: int) -> float:
         asked.append(pipeline)
         return 1000.0
 

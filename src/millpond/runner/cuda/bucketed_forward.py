@@ -20,7 +20,7 @@ from ...attention.prefix import JoinedKeys, PrefixedSequences, PrefixIndex
 from ...attention.varlen import uses_varlen
 from ...model.pooling_model import PooledRows, PoolingModel
 from .buckets import Bucket, bucket_for, query_buckets
-from .graphs import Agree, AnyBucket, Capture, CudaGraphs, cuda_graph_capture
+from .graphs import Agree, AnyBucket, Capture, CudaGraphs, Share, cuda_graph_capture
 from .pinned_buffers import PinnedBuffers
 from .prefix_buckets import PrefixBucket, prefix_bucket_for
 
@@ -60,7 +60,8 @@ class BucketRun(NamedTuple):
 class BucketedForward:
     """Runs texts of one pipeline; `invariant_rows` makes them batch-invariant.
 
-    With a `cache` it also runs texts that continue from cached prefixes. Batches beyond
+    With a `cache` it also runs texts that continue from cached prefixes. What is captured runs on
+    the `share` of the device, where there is one, while that is on. Batches beyond
     `most_tokens`, or beyond `MOST_RECORDED_ROWS` that are not fixed, run plainly, in memory of
     their own. So graphs take no more than some thousand rows do.
     """
@@ -76,6 +77,7 @@ class BucketedForward:
         invariant_rows: int | None = None,
         cache: KVCache | None = None,
         agree: Agree | None = None,
+        share: Share | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._cache = cache
@@ -93,7 +95,7 @@ class BucketedForward:
         if cache is not None:
             integers += 2 * MOST_RECORDED_KEYS
         self._integers = torch.zeros(integers, dtype=torch.int64, device=device)
-        self._graphs = CudaGraphs(self._forward, capture, agree=agree)
+        self._graphs = CudaGraphs(self._forward, capture, agree=agree, share=share)
 
     def run(
         self, ids: npt.NDArray[np.integer], lengths: IntArray, prompt_lengths: IntArray

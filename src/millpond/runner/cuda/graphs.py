@@ -12,7 +12,7 @@ import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,7 +21,15 @@ from ...errors import first_line, summary
 from .buckets import Bucket
 from .prefix_buckets import PrefixBucket
 
-__all__ = ["Agree", "AnyBucket", "Capture", "CapturedGraph", "CudaGraphs", "cuda_graph_capture"]
+__all__ = [
+    "Agree",
+    "AnyBucket",
+    "Capture",
+    "CapturedGraph",
+    "CudaGraphs",
+    "Share",
+    "cuda_graph_capture",
+]
 
 AnyBucket = Bucket | PrefixBucket
 
@@ -45,8 +53,30 @@ class CapturedGraph(Protocol):
         """Do it again, on the same tensors."""
 
 
-Capture = Callable[[Callable[[], Tensor]], tuple[CapturedGraph, Tensor]]
-"""Captures work without doing it; gives the graph and the tensor that a replay fills."""
+Captured = tuple[CapturedGraph, Tensor]
+"""A graph and the tensor that a replay fills."""
+
+
+Capture = Callable[[Callable[[], Tensor]], Captured]
+"""Captures work without doing it."""
+
+
+class Share(Protocol):
+    """A part of the device, on which a replay may run instead."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether it is to run there now."""
+
+    def capture(self, work: Callable[[], Tensor]) -> Captured:
+        """Capture work for that part."""
+
+
+class CapturedBucket(NamedTuple):
+    """A bucket's forward pass, captured for the whole device and for a part of it."""
+
+    whole: Captured
+    part: Captured | None
 
 
 Agree = Callable[[bool], bool]
@@ -114,14 +144,19 @@ class CudaGraphs:
         *,
         most_graphs: int = MOST_GRAPHS,
         agree: Agree | None = None,
+        share: Share | None = None,
     ) -> None:
-        """With processes that replay together, `agree` lets none capture what another cannot."""
+        """With processes that replay together, `agree` lets none capture what another cannot.
+
+        With a `share` a bucket is captured for it too, and replayed there while it is on.
+        """
         self._forward = forward
         self._capture = capture
         self._most_graphs = most_graphs
         self._agree = agree or bool
+        self._share = share
         self._seen: set[AnyBucket] = set()
-        self._graphs: OrderedDict[AnyBucket, tuple[CapturedGraph, Tensor]] = OrderedDict()
+        self._graphs: OrderedDict[AnyBucket, CapturedBucket] = OrderedDict()
         self._pause = 0  # runs until capture is tried again
         self.reason_against: str | None = None
         """Why the model is not captured, once that is known."""
@@ -138,7 +173,7 @@ class CudaGraphs:
         found = self._graphs.get(bucket)
         if found is not None:
             self._graphs.move_to_end(bucket)
-            graph, vectors = found
+            graph, vectors = self._to_replay(found)
             graph.replay()
             return vectors
         plain = self._forward(bucket, integers)
@@ -149,6 +184,11 @@ class CudaGraphs:
         else:
             self._seen.add(bucket)
         return plain
+
+    def _to_replay(self, found: CapturedBucket) -> Captured:
+        if found.part is None or self._share is None or not self._share.is_on:
+            return found.whole
+        return found.part
 
     def _keep(self, bucket: AnyBucket, integers: Tensor, expected: Tensor) -> None:
         """Capture a bucket and verify it on the batch that was just run."""
@@ -162,10 +202,25 @@ class CudaGraphs:
         if not self._agree(close):
             self._disable("a replay gave other vectors than the run it was captured from")
             return
-        self._graphs[bucket] = (graph, vectors)
+        part = self._for_share(bucket, integers, expected)
+        self._graphs[bucket] = CapturedBucket((graph, vectors), part)
         if len(self._graphs) > self._most_graphs:
             oldest, _ = self._graphs.popitem(last=False)
             self._seen.discard(oldest)
+
+    def _for_share(self, bucket: AnyBucket, integers: Tensor, expected: Tensor) -> Captured | None:
+        """The same for the share; None where there is none, or it cannot be captured there."""
+        if self._share is None:
+            return None
+        try:
+            graph, vectors = self._share.capture(lambda: self._forward(bucket, integers))
+            if _replays(graph, vectors, expected):
+                return graph, vectors
+            reason = "a replay gave other vectors"
+        except Exception as error:  # no memory, perhaps; the whole device serves as well
+            reason = first_line(error)
+        logger.debug("%s is not captured for a part of the device: %s", bucket, reason)
+        return None
 
     def _attempt(self, work: Callable[[], Any]) -> Any:
         """What some work gives; None where it raises, here or in a process that does the same."""

@@ -29,9 +29,6 @@ logger = logging.getLogger("millpond")
 PROBE = Bucket(4096, 64, 512)
 
 
-COPIES = 2  # a captured forward pass keeps memory of its own beside that of a plain one
-
-
 FEWEST_ROWS, MOST_ROWS = 256, 1 << 30
 
 
@@ -43,16 +40,19 @@ def tokens_that_fit(
     wanted: int,
     is_fixed: bool,
     reserved: int,
+    captures: int = 1,
 ) -> int:
     """Tokens of the largest batch: those `wanted` or, of all routes, what memory has room for.
 
-    `reserved` bytes of it are for something else. With `is_fixed` they are cut only where the
-    memory is limited, too. Raises `InvalidOption` for a limit that the weights alone exceed.
+    What is captured keeps memory of its own beside that of a plain pass, as often as there are
+    `captures` of it, and `reserved` bytes are for something else. With `is_fixed` the tokens are
+    cut only where the memory is limited, too. Raises `InvalidOption` for a limit that the weights
+    alone exceed.
     """
     room = budget.room_for_batches() - reserved
     if is_fixed and not budget.is_limited:
         return wanted
-    needs = [_bytes_per_row(model, device) for model in models if not model.is_static]
+    needs = [_bytes_per_row(model, device, captures) for model in models if not model.is_static]
     fitting = rows_within(room, max(needs, default=0.0)) - 1
     if is_fixed and fitting < wanted:
         logger.info("max_batch_tokens=%d is more than memory allows: %d", wanted, fitting)
@@ -65,9 +65,9 @@ def rows_within(room: int, bytes_per_row: float) -> int:
 
 
 @torch.inference_mode()
-def _bytes_per_row(pipeline: PoolingModel, device: torch.device) -> float:
+def _bytes_per_row(pipeline: PoolingModel, device: torch.device, captures: int) -> float:
     forward, rows = probe_of(pipeline, device)
-    copies = COPIES if is_bucketed(pipeline, device) else 1
+    copies = 1 + captures if is_bucketed(pipeline, device) else 1
     try:
         forward()  # what is made once is made now
         needs = reserved_bytes(forward, device)

@@ -3,11 +3,13 @@
 A launch does not wait for the device: integers go there and vectors come back through pinned
 memory, and while one batch runs the next is launched behind it. What the variable-length kernel
 serves runs in buckets, most of them as CUDA graphs. The kernels of queries have a higher priority:
-they start as soon as blocks of others end, so a query does not wait for the batch that runs.
+they start as soon as blocks of others end, so a query does not wait for the batch that runs. And
+while queries come in, bulk batches leave a few multiprocessors to them.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +27,7 @@ from ...attention.prefix import PrefixIndex, PrefixSlots
 from ...attention.varlen import uses_varlen
 from ...checkpoint.spec import ModelSpec
 from ...config import EngineConfig
+from ...errors import summary
 from ...model.pooling_model import PooledRows, PoolingModel
 from ...model.split.ranks import RankGroup
 from ...model.transformer import Transformer
@@ -39,14 +42,18 @@ from ..memory import MemoryBudget
 from ..model_runner import LaunchedBatch, TorchModelRunner, wanted_batch_tokens
 from .bucketed_forward import MOST_PREFIXED_ROWS
 from .buckets import longest_for
+from .bulk_share import BulkShare
 from .graphs import Agree
 from .launch_thread import LaunchThread
 from .memory_profile import tokens_that_fit
 from .own_stream import OwnStream
+from .partial_stream import multiprocessors_for_bulk
 from .pinned_buffers import PinnedBuffers
 from .stream_forwards import StreamForwards, current
 
 __all__ = ["CudaModelRunner"]
+
+logger = logging.getLogger("millpond")
 
 # Saving fewer is not worth looking texts up and putting their keys in order: tokens of a model with
 # layers of 16 million weights (Qwen3-0.6B).
@@ -113,10 +120,24 @@ class CudaModelRunner(TorchModelRunner):
             cache=self._kv_cache,
             agree=agree,
         )
-        self._bulk = self._queries = forwards(stream=stream)
+        self._share = None if batch_invariant or agree is not None else self._share_of_bulk()
+        self._bulk = self._queries = forwards(stream=stream, share=self._share)
         if agree is None:
             self._queries = forwards(stream=OwnStream(device, priority=-1))
             self._queries.stream.wait_stream(stream.stream)  # weights are put into memory there
+
+    def _share_of_bulk(self) -> BulkShare | None:
+        """What bulk batches have beside queries; None where the device is not shared out."""
+        count = multiprocessors_for_bulk(self.device)
+        if count is None:
+            return None
+        try:
+            stream = OwnStream(self.device, multiprocessors=count)
+        except RuntimeError as error:
+            logger.info("bulk texts leave no multiprocessors to queries: %s", summary(error))
+            return None
+        self.limits = replace(self.limits, bulk_multiprocessors=count)
+        return BulkShare(stream)
 
     @classmethod
     def load(
@@ -167,6 +188,7 @@ class CudaModelRunner(TorchModelRunner):
             wanted=wanted_batch_tokens(models, config, CUDA_BATCH_TOKENS),
             is_fixed=config.max_batch_tokens != "auto",
             reserved=0 if prefixes is None else prefixes.reserved(CUDA_BATCH_TOKENS),
+            captures=2 if _shares_out(config, device) else 1,
         )
         return tokens, prefixes
 
@@ -183,6 +205,8 @@ class CudaModelRunner(TorchModelRunner):
         """Capture the graphs of queries, which the first of them would wait for."""
         self._queries.warm_up(most_texts=most_texts)
         self._launches.run(self._bulk.take_workspace)
+        if self._share is not None:
+            self._launches.run(self._share.take_workspace)
         self._launches.run(self._bulk.compile_for_long_texts)
 
     def _forwards_of(self, batch: Batch) -> StreamForwards:
@@ -199,6 +223,8 @@ class CudaModelRunner(TorchModelRunner):
         return launch() if own_thread else self._launches.run(launch)
 
     def _launch_here(self, batch: Batch) -> LaunchedBatch:
+        if self._share is not None and not batch.has_bulk:
+            self._share.note_query()
         with self._forwards_of(batch).current():
             return self._launch(batch)
 
@@ -292,3 +318,10 @@ class CudaModelRunner(TorchModelRunner):
         for forwards in (self._bulk, self._queries):
             forwards.free_memory()
         torch.cuda.empty_cache()
+
+
+def _shares_out(config: EngineConfig, device: torch.device) -> bool:
+    """Whether bulk batches are captured for a part of the device too."""
+    if config.batch_invariant or config.tensor_parallel_size > 1:
+        return False
+    return multiprocessors_for_bulk(device) is not None
