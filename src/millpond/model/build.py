@@ -54,10 +54,11 @@ from .verify.execution import (
 )
 from .verify.filled import verify_filled
 from .verify.firsts import verify_firsts
-from .verify.float8 import use_float8
+from .verify.float8 import Reads, use_float8
 from .verify.ordinary import ordinary_ids, ordinary_texts
 from .verify.packed_forward import verify_packed_forward
 from .verify.prefix import PrefixSupport, verify_prefixes
+from .verify.varied import varied_texts
 
 if TYPE_CHECKING:
     from .split.ranks import RankGroup
@@ -95,7 +96,7 @@ class _Encoders:
         found = self.loaded[module.path]
         if all_layers and isinstance(found[0], Transformer):
             found[0].all_layers = True
-            if found[0].is_float8:
+            if self.config.dtype == "fp8":
                 raise InvalidOption(
                     f"dtype='fp8': the head of {module.path} reads all layers, and float8 gives "
                     "the last; leave it at 'auto'"
@@ -241,8 +242,6 @@ class _Encoders:
             fill = tokenizer.query_fill
             if fill is not None and not fill.is_attended:
                 execution = verify_filled(transformer, execution, token_ids=ids)
-            if in_float8:
-                use_float8(transformer, ordinary_texts(tokenizer))
         return transformer, tokenizer, execution
 
     def _replace_layers(
@@ -267,6 +266,15 @@ class _Encoders:
         if self.device.type == "cuda":
             fuse_for_cuda(model)
 
+    def use_float8(self, route: Route, head: AnyPooler) -> None:
+        """With `dtype="fp8"`: as far as a route's vectors bear it, the first's where some share an
+        encoder."""
+        encoder, tokenizer, _ = self.loaded[route.encoder.path]
+        if self.config.dtype != "fp8" or not isinstance(encoder, Transformer):
+            return
+        if not encoder.is_float8:
+            use_float8(encoder, varied_texts(tokenizer), reads=_reads(head))
+
     def prefixes(self, route: Route, head: AnyPooler) -> PrefixSupport:
         """Whether the texts of a route can continue from cached prefixes."""
         encoder, tokenizer, execution = self.loaded[route.encoder.path]
@@ -277,6 +285,13 @@ class _Encoders:
         ids = ordinary_ids(encoder.vocab_size, tokenizer)
         with threads_for_check(encoder.model, sum(LENGTHS)):
             return verify_prefixes(encoder, token_ids=ids)
+
+
+def _reads(head: AnyPooler) -> Reads:
+    """Which hidden states a head's vectors come of."""
+    if head.reads_last_token_only:
+        return "last"
+    return "first" if isinstance(head, Pooler) and head.reads_first_token_only else "mean"
 
 
 def _does_not_run(module: Module, reason: str) -> UnsupportedModel:
@@ -356,6 +371,7 @@ def _load_model(route: Route, encoders: _Encoders) -> PoolingModel:
     all_layers = any(module.kind == "WeightedLayerPooling" for module in route.head)
     encoder, tokenizer, execution = encoders.get(route.encoder, all_layers=all_layers)
     head = encoders.heads.load(route, encoder, tokenizer)
+    encoders.use_float8(route, head)
     if isinstance(encoder, Transformer) and isinstance(head, Pooler):
         verify_firsts(encoder, head)
     return PoolingModel(
