@@ -18,6 +18,7 @@ import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
 from typing import Any, TypeVar
 
 __all__ = ["Gate", "SteadyCondition", "SteadyFuture", "fork_safe", "this_thread_pauses"]
@@ -25,6 +26,7 @@ __all__ = ["Gate", "SteadyCondition", "SteadyFuture", "fork_safe", "this_thread_
 Lock = TypeVar("Lock")
 Result = TypeVar("Result")
 
+_ENDED = (CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED)
 _fork_safe: weakref.WeakSet[Any] = weakref.WeakSet()  # all that live; changed by any thread
 
 
@@ -161,6 +163,22 @@ class SteadyFuture(Future[Result]):
         self._exception: BaseException | None = None
         self._waiters: Any = []
         self._done_callbacks: list[Callable[[Future[Result]], object]] = []
+
+    # What has ended stays as it is, so it is read without the lock: a query is asked several times.
+
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return self._state in _ENDED
+
+    def result(self, timeout: float | None = None) -> Result:
+        """As the standard library's."""
+        if self._state == FINISHED and self._exception is None:
+            return self._result  # type: ignore[return-value]
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """As the standard library's."""
+        return self._exception if self._state == FINISHED else super().exception(timeout)
 
     def is_done_in_child(self) -> bool:
         """In a forked child, where a lost thread may hold the old lock: whether it has ended."""

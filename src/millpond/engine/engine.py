@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from functools import lru_cache
 from typing import Any, Self, Unpack
 
 import numpy.typing as npt
@@ -34,6 +35,7 @@ from .params.embed import (
     params_of,
     require_lists_of_ids,
 )
+from .settings import KEPT
 from .tokenizer import Tokenizer
 
 __all__ = ["Engine"]
@@ -323,8 +325,17 @@ class Engine(ScoringCalls, AllCalls):
         )
 
 
-def _params(options: CallOptions) -> EmbedParams:
+@lru_cache(KEPT, typed=True)
+def _known_params(**options: Any) -> EmbedParams:
     return params_of(EmbedParams, CallOptions, options)
+
+
+def _params(options: CallOptions) -> EmbedParams:
+    """Thousands of queries a second have the same options."""
+    try:
+        return _known_params(**options)
+    except TypeError:  # an option without a hash, or one that there is not
+        return params_of(EmbedParams, CallOptions, options)
 
 
 def _unpickle(config: EngineConfig) -> Engine:

@@ -210,7 +210,7 @@ class Request:
     def let_in(self) -> None:
         """It is admitted to its queue."""
         self.admitted = True
-        self.future.admission.open()
+        self.future.admit()
 
     def fail(self, row: int, error: TextFailed | InvalidInput) -> None:
         """Keep a text's error in place of its vector."""
@@ -268,7 +268,7 @@ class Request:
                     future.set_result(self.result(result_s))
         except BaseException:
             logger.exception("the end of a call raised; the engine goes on")
-        future.admission.open()
+        future.admit()
 
     def deadline_error(self) -> DeadlineExceeded:
         """Its time is over."""

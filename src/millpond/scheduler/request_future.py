@@ -113,11 +113,13 @@ class GuardedFuture(SteadyFuture[Result]):
         raise NotImplementedError
 
     def result(self, timeout: float | None = None) -> Result:
-        self.require_may_wait()
+        if not self.done():
+            self.require_may_wait()
         return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        self.require_may_wait()
+        if not self.done():
+            self.require_may_wait()
         return super().exception(timeout)
 
 
@@ -126,8 +128,8 @@ class RequestFuture(GuardedFuture[CallResult]):
 
     def __init__(self) -> None:
         super().__init__()
-        self.admission = Gate()
-        """Open when the request has been admitted to its queue, or has ended."""
+        self.admission: Gate | None = None
+        """Of a caller that waits until its request is admitted to its queue, or has ended."""
         self._waiters = _Waiters(self)
         self._threads: OwnThreads | None = None
         self._on_cancel: Callable[[], object] | None = None
@@ -139,6 +141,11 @@ class RequestFuture(GuardedFuture[CallResult]):
     def require_may_wait(self) -> None:
         if self._threads is not None and not self.done():
             self._threads.require_another()
+
+    def admit(self) -> None:
+        """Its request has been admitted, or has ended."""
+        if self.admission is not None:
+            self.admission.open()
 
     def cancel(self) -> bool:
         """End it, unless it has ended. It may be called anywhere, in a finalizer too."""

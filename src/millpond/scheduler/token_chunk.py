@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,7 +49,7 @@ class TokenChunk:
             offsets=offsets,
             ids=sorted_ids,
             tokenize_s=tokenize_s,
-            digests=_digests(sorted_ids, sorted_lengths, offsets),
+            digests=_digests(sorted_ids, offsets),
         )
 
     @classmethod
@@ -63,7 +63,7 @@ class TokenChunk:
         """A chunk for each text, their ids end to end; `rows` has one index for each."""
         counts = lengths.astype(np.int64)
         ends = np.cumsum(counts)
-        digests = _digests(ids, counts, np.append(0, ends))
+        digests = _digests(ids, np.append(0, ends))
         offsets = np.stack((np.zeros_like(counts), counts), axis=1)
         chunks, start = [], 0
         for place, end in enumerate(ends.tolist()):
@@ -91,21 +91,10 @@ def ranges(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt
 
 
 def _digests(
-    ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]
+    ids: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.uint64]:
-    """A sum of ids, each times a number that depends on its position in its text."""
-    factors = _factors(1 << int(lengths.max(initial=0)).bit_length())
-    positions = np.arange(len(ids)) - np.repeat(offsets[:-1], lengths)
-    terms = (ids.astype(np.uint64) + np.uint64(1)) * factors[positions]
-    sums = np.concatenate((np.zeros(1, dtype=np.uint64), np.cumsum(terms)))
-    digests: npt.NDArray[np.uint64] = sums[offsets[1:]] - sums[offsets[:-1]]
-    return digests
-
-
-@functools.cache
-def _factors(count: int) -> npt.NDArray[np.uint64]:
-    """Odd and well mixed: the steps of Steele, Lea and Flood's SplitMix64 (2014)."""
-    mixed = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return (mixed ^ (mixed >> np.uint64(31))) | np.uint64(1)
+    """Python's own hashes of the ids of each text, whose key is another in every process."""
+    size, data = ids.itemsize, ids.tobytes()
+    ends = (offsets * size).tolist()
+    hashes = [hash(data[start:end]) for start, end in itertools.pairwise(ends)]
+    return np.array(hashes, dtype=np.int64).view(np.uint64)

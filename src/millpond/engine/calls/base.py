@@ -22,6 +22,7 @@ import numpy as np
 
 from ...config import require_bool
 from ...errors import DeadlineExceeded, EngineClosed
+from ...locks import Gate
 from ...outputs import CallResult
 from ...scheduler.batch import Batch
 from ...scheduler.request import Priority, Request
@@ -296,19 +297,22 @@ def _run_here(core: EngineCore, request: Request, batch: Batch) -> None:
 def _accept(
     core: EngineCore, request: Request, chunk: TokenChunk | None, *, wait: bool, block: bool
 ) -> None:
-    request.future.serve(core.own_threads, partial(_cancel, weakref.ref(core), request.id))
+    future = request.future
+    future.serve(core.own_threads, partial(_cancel, weakref.ref(core), request.id))
     try:
         with core.lock:
             core.require_open()
             if not wait:
                 core.pending.require_room_for(request)
             must_wait = block and not core.pending.has_room_for(request)
+            if must_wait and not core.own_threads.include_this():
+                future.admission = Gate()
             core.pending.add(request, chunk)
             core.wakes.arrived(request, is_tokenized=chunk is not None)
-        if must_wait and not core.own_threads.include_this():
-            request.future.admission.wait()
+        if future.admission is not None:
+            future.admission.wait()
     except BaseException:  # no caller will have the future
-        request.future.cancel()
+        future.cancel()
         raise
 
 
