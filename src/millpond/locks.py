@@ -164,21 +164,9 @@ class SteadyFuture(Future[Result]):
         self._waiters: Any = []
         self._done_callbacks: list[Callable[[Future[Result]], object]] = []
 
-    # What has ended stays as it is, so it is read without the lock: a query is asked several times.
-
     def done(self) -> bool:
-        """Whether it has ended."""
+        """Whether it has ended. That stays so, and is read without the lock: every query asks."""
         return self._state in _ENDED
-
-    def result(self, timeout: float | None = None) -> Result:
-        """As the standard library's."""
-        if self._state == FINISHED and self._exception is None:
-            return self._result  # type: ignore[return-value]
-        return super().result(timeout)
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """As the standard library's."""
-        return self._exception if self._state == FINISHED else super().exception(timeout)
 
     def is_done_in_child(self) -> bool:
         """In a forked child, where a lost thread may hold the old lock: whether it has ended."""

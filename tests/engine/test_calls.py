@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 from collections import Counter
@@ -11,12 +12,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from fakes import FakeRunner, start_engine
+
 import millpond
 from millpond import Engine
 
 SOURCE = str(Path(millpond.__file__).parent)
 TEXTS = ["one short text", "another text"]
 MOST_CALLS, MOST_MODULES = 250, 32
+QUERIES, MOST_CALLS_A_QUERY = 64, 135
 
 
 @contextmanager
@@ -69,3 +73,24 @@ def test_a_list_of_two_texts_costs_few_calls(bare_bert: Path) -> None:
         calls = min(rounds, key=Counter.total)
     assert 100 < sum(calls.values()) <= MOST_CALLS, calls.most_common()
     assert len(calls) <= MOST_MODULES
+
+
+def test_a_query_among_many_of_an_event_loop_costs_few_calls() -> None:
+    runner = FakeRunner(max_batch_tokens=4096)
+    queries = [f"query {number}" for number in range(QUERIES)]
+
+    async def ask_all(engine: Engine) -> None:
+        await asyncio.gather(*(engine.aembed(query, task="query") for query in queries))
+
+    with counted() as (calls, counts), start_engine(runner) as engine:
+        rounds = []
+        for _ in range(4):  # the first finds out what later ones know
+            calls.clear()
+            idle(engine)
+            counts.set()
+            asyncio.run(ask_all(engine))
+            idle(engine)
+            counts.clear()
+            rounds.append(Counter(calls))
+    calls = min(rounds, key=Counter.total)
+    assert 50 * QUERIES < calls.total() <= MOST_CALLS_A_QUERY * QUERIES, calls.most_common()

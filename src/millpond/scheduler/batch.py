@@ -58,9 +58,9 @@ class Segment(NamedTuple):
     @property
     def tokens(self) -> int:
         """Tokens that this batch brings into vectors, or computes of a text it does not finish."""
-        offsets = self.chunk.offsets
-        end = offsets[self.stop] if self.until is None else offsets[self.start] + self.until
-        return int(end - offsets[self.start]) - self.computed_before
+        until = self.until
+        whole = self.chunk.tokens(self.start, self.stop) if until is None else until
+        return whole - self.computed_before
 
     @property
     def cached_tokens(self) -> int:
@@ -113,7 +113,7 @@ class Batch:
 
     @cached_property
     def texts(self) -> int:
-        return sum(map(attrgetter("texts"), self.segments))
+        return sum([segment.stop - segment.start for segment in self.segments])
 
     @cached_property
     def tokens(self) -> int:

@@ -75,7 +75,9 @@ class BatchBuilder:
         shape = self.shapes[request.route]
         count = self._packed_fit(span) if shape.pad_to is None else self._padded_fit(span, shape)
         count = max(count, 0 if self.segments else 1)
-        padded = shape.padded_length(int(span.chunk.lengths[span.start]))
+        padded = None
+        if shape.pad_to is not None:
+            padded = shape.padded_length(int(span.chunk.lengths[span.start]))
         for start, stop in self.in_flight_texts.leading(
             request, span.chunk, span.start, span.start + count
         ):
@@ -91,10 +93,10 @@ class BatchBuilder:
         return self.may_skip_prefixes and not request.shared_tokens and bool(fits)
 
     def _packed_fit(self, span: PendingSpan) -> int:
+        if span.tokens <= self.tokens_left:
+            return span.stop - span.start
         offsets = span.chunk.offsets
         end = offsets[span.start] + self.tokens_left
-        if offsets[span.stop] <= end:
-            return span.stop - span.start
         return int(np.searchsorted(offsets[: span.stop + 1], end, side="right")) - 1 - span.start
 
     def _padded_fit(self, span: PendingSpan, shape: BatchShape) -> int:
@@ -242,8 +244,9 @@ def _joined(segments: Sequence[Segment]) -> Sequence[Segment]:
 
 
 def _continues(last: Segment, segment: Segment) -> bool:
-    parts = (last.until, segment.until, last.computed_before, segment.computed_before)
-    return last.chunk is segment.chunk and last.stop == segment.start and not any(parts)
+    if last.chunk is not segment.chunk or last.stop != segment.start:
+        return False
+    return not any((last.until, segment.until, last.computed_before, segment.computed_before))
 
 
 def _leading(lengths: npt.NDArray[np.int64], padded: int, shape: BatchShape) -> int:

@@ -12,6 +12,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import InvalidStateError
 from dataclasses import KW_ONLY, InitVar, dataclass
 from typing import Any, Literal
 
@@ -60,6 +61,11 @@ class PendingSpan:
     """Whether a part of its text was no good: then all of it goes into one batch."""
     is_rest: bool = False
     """Whether it is a text of which a batch was to compute a part."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of its texts, those of a text that is computed in part included."""
+        return self.chunk.tokens(self.start, self.stop)
 
     def release(self) -> None:
         """Let go of what holds the part that is computed."""
@@ -195,7 +201,7 @@ class Request:
     def adopt(self, chunk: TokenChunk, now_s: float) -> None:
         """Take in all texts at once, tokenised before the request was submitted."""
         self.cursor = len(self.order)
-        self.waiting_tokens = int(chunk.offsets[-1])
+        self.waiting_tokens = len(chunk.ids)
         self.spans.append(PendingSpan(chunk, 0, len(chunk), now_s))
 
     def write(
@@ -261,11 +267,12 @@ class Request:
         """
         future = self.future
         try:
-            if future.set_running_or_notify_cancel():
-                if error is not None:
-                    future.set_exception(error)
-                else:
-                    future.set_result(self.result(result_s))
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(self.result(result_s))
+        except InvalidStateError:  # its caller has cancelled it, and others may wait for that
+            future.set_running_or_notify_cancel()
         except BaseException:
             logger.exception("the end of a call raised; the engine goes on")
         future.admit()

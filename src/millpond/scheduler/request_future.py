@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from concurrent.futures._base import FINISHED
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -113,13 +114,15 @@ class GuardedFuture(SteadyFuture[Result]):
         raise NotImplementedError
 
     def result(self, timeout: float | None = None) -> Result:
-        if not self.done():
-            self.require_may_wait()
+        if self._state == FINISHED and self._exception is None:  # it stays so, without its lock
+            return self._result  # type: ignore[return-value]
+        self.require_may_wait()
         return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        if not self.done():
-            self.require_may_wait()
+        if self._state == FINISHED:
+            return self._exception
+        self.require_may_wait()
         return super().exception(timeout)
 
 

@@ -85,7 +85,7 @@ class RequestQueue:
 
     def ready(self, request: Request, chunk: TokenChunk, now_s: float) -> None:
         """A chunk of an admitted request is tokenised."""
-        tokens = int(chunk.offsets[-1])
+        tokens = len(chunk.ids)
         correction = tokens - request.guessed_tokens(chunk.rows)
         request.waiting_tokens += correction
         self.waiting_tokens += correction
@@ -125,10 +125,10 @@ class RequestQueue:
         took = False
         while request.spans:
             span = request.spans[0]
-            before = _tokens(span)
+            before = span.tokens
             if not builder.take(request, span):
                 break
-            self._count(request, _tokens(span) - before)
+            self._count(request, span.tokens - before)
             took = True
             if span.start == span.stop:
                 request.spans.popleft()
@@ -144,7 +144,7 @@ class RequestQueue:
         elif not request.spans:
             self.ready_requests.appendleft(request)
         request.spans.appendleft(span)
-        self._count(request, _tokens(span))
+        self._count(request, span.tokens)
 
     def _count(self, request: Request, tokens: int) -> None:
         request.waiting_tokens += tokens
@@ -189,10 +189,4 @@ class RequestQueue:
 
 
 def _span_tokens(request: Request) -> int:
-    return sum(map(_tokens, request.spans))
-
-
-def _tokens(span: PendingSpan) -> int:
-    """Tokens of texts in the span, those of a text that is computed in part included."""
-    offsets = span.chunk.offsets
-    return int(offsets[span.stop] - offsets[span.start])
+    return sum([span.tokens for span in request.spans])

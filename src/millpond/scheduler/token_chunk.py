@@ -78,6 +78,12 @@ class TokenChunk:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def tokens(self, start: int, stop: int) -> int:
+        """Tokens of the texts `start:stop`."""
+        if stop - start == len(self.rows):  # a query is all of its chunk
+            return len(self.ids)
+        return int(self.offsets[stop] - self.offsets[start])
+
     def ids_of(self, place: int) -> npt.NDArray[np.int32]:
         """The token ids of one text."""
         return self.ids[self.offsets[place] : self.offsets[place + 1]]
@@ -90,9 +96,7 @@ def ranges(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt
     return found + np.arange(int(lengths.sum()))
 
 
-def _digests(
-    ids: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64]
-) -> npt.NDArray[np.uint64]:
+def _digests(ids: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
     """Python's own hashes of the ids of each text, whose key is another in every process."""
     size, data = ids.itemsize, ids.tobytes()
     ends = (offsets * size).tolist()

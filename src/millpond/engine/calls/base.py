@@ -304,12 +304,11 @@ def _accept(
             core.require_open()
             if not wait:
                 core.pending.require_room_for(request)
-            must_wait = block and not core.pending.has_room_for(request)
-            if must_wait and not core.own_threads.include_this():
+            if block and not core.pending.has_room_for(request):
                 future.admission = Gate()
             core.pending.add(request, chunk)
             core.wakes.arrived(request, is_tokenized=chunk is not None)
-        if future.admission is not None:
+        if future.admission is not None and not core.own_threads.include_this():
             future.admission.wait()
     except BaseException:  # no caller will have the future
         future.cancel()

@@ -63,14 +63,14 @@ class Delivery:
         first = failed = 0
         for _, run in itertools.groupby(self.batch.segments, key=_output_id):
             segments = list(run)
-            stop = first + sum(segment.texts for segment in segments)
+            stop = first + sum([each.stop - each.start for each in segments])
             output = segments[0].request.output
             made = _MadeRows.of(output, vectors[first:stop], self._finite[first:stop])
             place = 0
             for segment in segments:
-                if not segment.is_unfinished:
+                if segment.until is None:
                     failed += made.write(segment, place)
-                place += segment.texts
+                place += segment.stop - segment.start
             first = stop
         return failed
 
@@ -165,7 +165,7 @@ class Counts:
 
     def add_request(self, request: Request) -> None:
         """Under the lock: count a request that is complete."""
-        truncated = int(np.count_nonzero(request.truncated))
+        truncated = request.truncated.tobytes().count(1)
         if truncated and not request.reports_truncation and self._warned_of is None:
             self._warned_of = request.id
         self._sums["truncated_texts"] += truncated
@@ -288,6 +288,5 @@ class _MadeRows:
 
 def _tokenize_s(segment: Segment) -> float:
     """The segment's share of the time its chunk took to tokenise."""
-    if segment.is_unfinished:
-        return 0.0
-    return segment.chunk.tokenize_s * segment.texts / len(segment.chunk)
+    _, chunk, start, stop, _, until, _ = segment
+    return chunk.tokenize_s * (stop - start) / len(chunk.rows) if until is None else 0.0
