@@ -82,7 +82,8 @@ class OutputSpec:
             vectors = vectors[:, : self.width]
         if self.normalize or (cut and self.normalize is None):
             vectors = unit_length(vectors)
-        return vectors if self.calibrated else quantize(vectors, self.dtype)
+        is_done = self.calibrated or (self.dtype == "float32" and vectors.dtype == np.float32)
+        return vectors if is_done else quantize(vectors, self.dtype)
 
     def store(
         self, room: npt.NDArray[Any], texts: npt.NDArray[np.int64], rows: npt.NDArray[Any]

@@ -49,7 +49,7 @@ class TokenChunk:
             offsets=offsets,
             ids=sorted_ids,
             tokenize_s=tokenize_s,
-            digests=_digests(sorted_ids, offsets),
+            digests=_digests(sorted_ids, offsets.tolist()),
         )
 
     @classmethod
@@ -61,18 +61,14 @@ class TokenChunk:
         tokenize_s: float = 0.0,
     ) -> list[TokenChunk]:
         """A chunk for each text, their ids end to end; `rows` has one index for each."""
-        counts = lengths.astype(np.int64)
-        ends = np.cumsum(counts)
-        digests = _digests(ids, np.append(0, ends))
-        offsets = np.stack((np.zeros_like(counts), counts), axis=1)
-        chunks, start = [], 0
-        for place, end in enumerate(ends.tolist()):
-            own = slice(place, place + 1)
-            chunk = cls(
-                rows[place], counts[own], offsets[place], ids[start:end], tokenize_s, digests[own]
-            )
-            chunks.append(chunk)
-            start = end
+        bounds = list(itertools.accumulate(lengths.tolist(), initial=0))
+        digests = _digests(ids, bounds)
+        offsets = np.zeros((len(rows), 2), dtype=np.int64)
+        offsets[:, 1] = lengths
+        chunks = []
+        for place, (start, stop) in enumerate(itertools.pairwise(bounds)):
+            own, digest = offsets[place], digests[place : place + 1]
+            chunks.append(cls(rows[place], own[1:], own, ids[start:stop], tokenize_s, digest))
         return chunks
 
     def __len__(self) -> int:
@@ -96,9 +92,8 @@ def ranges(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt
     return found + np.arange(int(lengths.sum()))
 
 
-def _digests(ids: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+def _digests(ids: npt.NDArray[np.int32], offsets: Sequence[int]) -> npt.NDArray[np.uint64]:
     """Python's own hashes of the ids of each text, whose key is another in every process."""
     size, data = ids.itemsize, ids.tobytes()
-    ends = (offsets * size).tolist()
-    hashes = [hash(data[start:end]) for start, end in itertools.pairwise(ends)]
+    hashes = [hash(data[size * start : size * end]) for start, end in itertools.pairwise(offsets)]
     return np.array(hashes, dtype=np.int64).view(np.uint64)

@@ -260,7 +260,8 @@ def _is_quickest_here(core: EngineCore, request: Request, *, inline: bool) -> bo
 
 def _tokenize_and_run(core: EngineCore, request: Request, *, inline: bool) -> TokenChunk | None:
     """Tokenise a request here and, with `inline`, run it if it may: the texts that are left."""
-    tokenized = core.inputs.tokenize(request, np.sort(request.order))
+    rows = request.order if len(request.order) == 1 else np.sort(request.order)
+    tokenized = core.inputs.tokenize(request, rows)
     for row, error in tokenized.refused.items():
         request.fail(row, error)
     chunk = tokenized.chunk
