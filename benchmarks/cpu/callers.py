@@ -85,6 +85,9 @@ class NullRunner:
     def free_memory(self) -> None:
         pass
 
+    def look_for_queries(self, has_waiting: Callable[[], bool]) -> None:
+        pass
+
     def tell_when_lost(self, tell: Callable[[Exception], object]) -> None:
         pass
 

@@ -256,3 +256,20 @@ def test_registering_twice_is_registering_once() -> None:
     register_attention()
     assert before == AttentionInterface._global_mapping
     assert before[attention.ATTENTION_NAME] is packed_attention
+
+
+@pytest.mark.parametrize("rows", [1, 7, 16, 20, 64, 1000])
+def test_blocks_hold_every_sequence_once(rows: int) -> None:
+    lengths = np.array([30, 16, 16, 16, 7, 7, 7, 7, 1])
+    found = []
+    for first, block in PackedSequences.of(lengths).in_blocks(rows):
+        spans = [
+            (first + start + place * length, length)
+            for start, count, length in block.groups
+            for place in range(count)
+        ]
+        assert spans[0][0] == first
+        assert all(count > 0 for _, count, _ in block.groups)
+        assert block.total <= rows or len(spans) == 1
+        found += spans
+    assert found == list(zip(np.cumsum(lengths) - lengths, lengths, strict=True))

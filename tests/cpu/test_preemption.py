@@ -87,6 +87,37 @@ def test_ingestion_waits_until_the_query_is_through() -> None:
     assert (len(way.running), way.yielding) == (0, 0)
 
 
+def test_ingestion_makes_room_for_a_query_that_has_arrived(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(right_of_way, "ARRIVAL_S", PATIENCE_S)
+    way, through = Preemption(), threading.Event()
+    way.has_waiting = lambda: not way.running
+
+    def work() -> None:
+        yield_to_queries()
+        through.set()
+
+    with ingesting(way, work):
+        wait_until(way, 1)
+        query = Query(way)
+        with ingesting(way, yield_to_queries) as other:  # one makes room, and one is enough
+            other.join(PATIENCE_S)
+        assert not through.is_set()
+        query.end()
+    assert through.is_set()
+    assert way.yielding == 0
+
+
+def test_a_query_that_gets_no_pass_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(right_of_way, "ARRIVAL_S", 0.0)
+    way = Preemption()
+    way.has_waiting = lambda: True
+    with ingestion(way):
+        yield_to_queries()
+    assert way.yielding == 0
+
+
 def test_no_more_wait_than_queries_run() -> None:
     way = Preemption()
     query = Query(way)

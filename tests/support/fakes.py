@@ -300,6 +300,9 @@ class FakeRunner:
     def pids(self) -> tuple[int, ...]:
         return ()
 
+    def look_for_queries(self, has_waiting: Callable[[], bool]) -> None:
+        pass
+
     def tell_when_lost(self, tell: Callable[[Exception], object]) -> None:
         self.lose = tell
 

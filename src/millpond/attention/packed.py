@@ -10,7 +10,7 @@ It knows which rows belong together and nothing of texts, requests or batches.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -66,6 +66,7 @@ class PackedSequences:
     deterministic: bool = False
     masks: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
     causal_masks: Masks = field(default_factory=dict, repr=False)
+    blocks: dict[int, list[tuple[int, PackedSequences]]] = field(default_factory=dict, repr=False)
 
     @functools.cached_property
     def total(self) -> int:
@@ -103,6 +104,13 @@ class PackedSequences:
             starts[firsts].tolist(), counts.tolist(), lengths[firsts].tolist(), strict=True
         )
         return cls(tuple(groups), int(lengths.max()), boundaries, deterministic)
+
+    def in_blocks(self, rows: int) -> list[tuple[int, PackedSequences]]:
+        """Neighbours of `rows` rows together at most, or a sequence that is longer: the first row
+        of each block, and its sequences."""
+        if rows not in self.blocks:
+            self.blocks[rows] = _blocks(self, rows)
+        return self.blocks[rows]
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions
@@ -225,6 +233,22 @@ def _grouped(
             )
         parts.append(attended.transpose(1, 2).flatten(0, 1))
     return end_to_end(parts, query.shape[1])
+
+
+def _blocks(sequences: PackedSequences, rows: int) -> list[tuple[int, PackedSequences]]:
+    found: list[tuple[int, PackedSequences]] = []
+    groups: list[tuple[int, int, int]] = []
+    first = taken = 0
+    for start, count, length in sequences.groups:
+        while count:
+            fits = min(count, max((rows - taken) // length, 0 if groups else 1))
+            if fits:
+                groups.append((start - first, fits, length))
+                start, count, taken = start + fits * length, count - fits, taken + fits * length
+            if count:  # the block is full
+                found.append((first, replace(sequences, groups=tuple(groups), blocks={})))
+                groups, first, taken = [], start, 0
+    return [*found, (first, replace(sequences, groups=tuple(groups), blocks={}))]
 
 
 def end_to_end(parts: list[Tensor], total: int) -> Tensor:

@@ -5,8 +5,10 @@ operating system, the query's thread takes turns with the others, a few millisec
 between two operations a pass of ingestion looks whether a query is running, and waits until it is
 through: the cores stay as busy as before, and the query has one for itself.
 
-No more passes wait than queries run, and none waits again before it has run for as long as it
-waited: queries without a pause slow ingestion down and do not stop it.
+One makes room as soon as a query has arrived, before its pass begins: else the threads that bring
+it there would take turns with the others too. No more passes wait than queries run, and none waits
+again before it has run for as long as it waited: queries without a pause slow ingestion down and do
+not stop it.
 """
 
 from __future__ import annotations
@@ -14,14 +16,16 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ..locks import SteadyCondition
 
-__all__ = ["Preemption", "here", "may_yield", "yield_to_queries"]
+__all__ = ["Preemption", "expects_queries", "here", "may_yield", "yield_to_queries"]
 
 MOST_S = 0.1  # longer than a query's pass takes; then it shares the cores after all
+EXPECTED_S = 5.0  # after a query, for the next one
+ARRIVAL_S = 0.005  # longer than one that has arrived takes to begin, if it has a pass of its own
 
 
 class _Query:
@@ -36,6 +40,13 @@ class Preemption:
         # Passes for queries. Weakly: a caller may be interrupted before it says that it is through.
         self.running: weakref.WeakSet[_Query] = weakref.WeakSet()
         self.yielding = 0  # passes of ingestion that wait for one of them
+        self.expected_until_s = -float("inf")  # that more queries come
+        self.has_waiting: Callable[[], bool] = bool
+        """Says whether a query has arrived that is in no pass yet."""
+
+    def has_room(self) -> bool:
+        """Whether no pass has to wait: as many do as there are queries to wait for."""
+        return self.yielding >= (len(self.running) or self.has_waiting())
 
     @contextmanager
     def query(self) -> Iterator[None]:
@@ -48,15 +59,18 @@ class Preemption:
         finally:
             with self._changed:
                 self.running.discard(query)
+                self.expected_until_s = time.perf_counter() + EXPECTED_S
                 self._changed.notify_all()
 
     def wait(self) -> float:
         """Wait until a query is through, unless others wait for all of them; in seconds."""
         since_s = time.perf_counter()
         with self._changed:
-            if len(self.running) > self.yielding:
+            if not self.has_room():
                 self.yielding += 1
-                self._changed.wait(MOST_S)
+                is_through = not self.running and self._changed.wait(ARRIVAL_S)
+                if self.running and not is_through:
+                    self._changed.wait(MOST_S)
                 self.yielding -= 1
         return time.perf_counter() - since_s
 
@@ -76,10 +90,16 @@ def may_yield() -> bool:
     return here.yields_to is not None
 
 
+def expects_queries() -> bool:
+    """Whether it is, and queries come in: then it does less at a time before it yields."""
+    passes = here.yields_to
+    return passes is not None and time.perf_counter() < passes.expected_until_s
+
+
 def yield_to_queries() -> None:
     """Called between operations of a pass: let a query go first, if this is ingestion."""
     passes = here.yields_to
-    if passes is not None and len(passes.running) > passes.yielding:
+    if passes is not None and not passes.has_room():
         now_s = time.perf_counter()
         if now_s >= here.not_before_s:
             waited_s = passes.wait()

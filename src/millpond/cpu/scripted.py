@@ -30,27 +30,40 @@ logger = logging.getLogger("millpond")
 
 def run(function: Callable[..., Any], *arguments: Any) -> Any:
     """What a function of a module of such functions returns."""
-    compiled = _compiled(function.__module__)
+    compiled = _compiled(function)
     if compiled is None:
         return function(*arguments)
-    # For this thread alone. Optimised, torch would make it anew for every shape it sees.
-    with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-        return getattr(compiled, function.__name__)(*arguments)
+    # For this thread alone. Optimised, torch would make it anew for every shape it sees. Without
+    # `torch.jit.optimized_execution`, whose steps take a third of a short function's time.
+    before = torch._C._get_graph_executor_optimize()
+    torch._C._set_graph_executor_optimize(False)
+    try:
+        return compiled(*arguments)
+    finally:
+        torch._C._set_graph_executor_optimize(before)
 
 
 def is_compiled(module: ModuleType) -> bool:
     """Whether a module's functions run as TorchScript."""
-    return _compiled(module.__name__) is not None
+    return all(_compiled(function) is not None for function in _functions(module))
 
 
 @cache
-def _compiled(name: str) -> Any:
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any] | None:
+    """The function as TorchScript, or None where it is Python."""
+    unit = _unit(function.__module__)
+    return None if unit is None else getattr(unit, function.__name__)
+
+
+@cache
+def _unit(module: str) -> torch.jit.CompilationUnit | None:
     """The functions of a module, or None where they cannot be compiled."""
     try:
-        source = "".join(inspect.getsource(each) for each in _functions(sys.modules[name]))
+        torch._C._set_graph_executor_optimize(torch._C._get_graph_executor_optimize())
+        source = "".join(inspect.getsource(each) for each in _functions(sys.modules[module]))
         return torch.jit.CompilationUnit(source)
     except Exception as error:  # no source, an operator that is not there, no TorchScript
-        logger.debug("the functions of %s run as Python: %s", name, first_line(error))
+        logger.debug("the functions of %s run as Python: %s", module, first_line(error))
         return None
 
 

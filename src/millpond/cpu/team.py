@@ -26,7 +26,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
-from pathlib import Path
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary
 
@@ -45,7 +44,7 @@ class _Member:
 
     def __init__(self, thread_id: int) -> None:
         self.thread_id = thread_id  # the operating system's
-        self.path = Path(f"/proc/self/task/{thread_id}")
+        self.path = f"/proc/self/task/{thread_id}"
         self._processors: set[int] = set()  # that it may run on between passes
         self._kept_to: set[int] | None = None  # where a pass has it run
         self._waited_s = 0.0  # before the pass
@@ -72,7 +71,7 @@ class _Member:
         """How long it has been ready to run and had no processor, in all; 0 if Linux keeps no
         account of it ("/proc/<pid>/schedstat" in proc(5))."""
         try:
-            return int((self.path / "schedstat").read_bytes().split()[1]) / 1e9
+            return int(_read(f"{self.path}/schedstat").split()[1]) / 1e9
         except (OSError, IndexError):
             return 0.0
 
@@ -88,7 +87,7 @@ class _Team:
     def members(self, openmp: Any, count: int) -> Sequence[_Member]:
         """The others of the first `count` threads."""
         found = self._members.get(count)
-        if found is None or not all(member.path.exists() for member in found):
+        if found is None or not all(os.path.exists(member.path) for member in found):
             found = self._members[count] = _ask_members(openmp, count)
         return found
 
@@ -182,9 +181,18 @@ def _processors() -> int:
 def _runnable() -> int:
     """Threads of the machine that run or want to, the calling one among them (proc(5))."""
     try:
-        return int(Path("/proc/loadavg").read_bytes().split()[3].partition(b"/")[0])
+        return int(_read("/proc/loadavg").split()[3].partition(b"/")[0])
     except (OSError, IndexError, ValueError):
         return 1
+
+
+def _read(path: str) -> bytes:
+    """A short file of the kernel's, for which `open` takes longer than reading it."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(file, 512)
+    finally:
+        os.close(file)
 
 
 def _ask_members(openmp: Any, count: int) -> Sequence[_Member]:

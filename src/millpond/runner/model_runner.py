@@ -194,13 +194,15 @@ class TorchModelRunner:
 
     def _launch_packed(self, batch: Batch, layout: InputBatch) -> LaunchedBatch:
         pipeline = self.models[batch.route]
-        lengths, starts = layout.lengths, np.cumsum(layout.lengths) - layout.lengths
-        positions = np.arange(batch.tokens) - np.repeat(starts, lengths)
-        missing = 0 if pipeline.is_static else self._missing_rows(batch.tokens)
-        ids, kept = layout.ids, () if layout.kept is None else layout.kept_from(starts)
-        if missing:  # they belong to no sequence
-            ids = np.append(ids, np.full(missing, pipeline.tokenizer.pad_id))
-            positions = np.append(positions, np.zeros(missing, dtype=np.int64))
+        lengths, tokens = layout.lengths, batch.tokens
+        starts = lengths.cumsum() - lengths
+        missing = 0 if pipeline.is_static else self._missing_rows(tokens)
+        ids = np.empty(tokens + missing, dtype=np.int64)
+        ids[:tokens], ids[tokens:] = layout.ids, pipeline.tokenizer.pad_id
+        positions = np.arange(tokens + missing)
+        positions[:tokens] -= starts.repeat(lengths)
+        positions[tokens:] = 0  # rows that belong to no sequence
+        kept = () if layout.kept is None else layout.kept_from(starts)
         texts = (starts, lengths, layout.prompt_lengths)
         staging, (device_ids, device_positions, *places) = self._stage(
             ids, positions, *texts, *kept
@@ -332,6 +334,9 @@ class TorchModelRunner:
     @property
     def pids(self) -> tuple[int, ...]:
         return ()
+
+    def look_for_queries(self, has_waiting: Callable[[], bool]) -> None:
+        """Nothing where ingestion does not yield to queries."""
 
     def tell_when_lost(self, tell: Callable[[Exception], object]) -> None:
         """A lost device shows in the next batch."""

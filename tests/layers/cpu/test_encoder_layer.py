@@ -22,7 +22,7 @@ from millpond.cpu.row_buckets import whole_rows
 from millpond.layers.cpu import encoder_functions, onednn
 from millpond.layers.cpu.encoder import FusedEncoder
 from millpond.layers.cpu.encoder_layer import fuse_layers
-from millpond.layers.cpu.linear import prepack_linears
+from millpond.layers.cpu.linear import has_invariant_products, prepack_linears
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN"
@@ -315,3 +315,25 @@ def test_a_pass_of_which_they_are_many_runs_for_all_tokens(lengths: list[int]) -
     fuse_layers(model)
     texts = packed(np.array(lengths))
     assert fused_encoder(model).firsts(*texts, starts_of(lengths)) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ingestion_gives_the_same_bits_in_blocks(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = np.array([70, 70, 70, 70, 70, 33, 33, 20, 1])
+    model = bert(dtype)
+    ids, positions, sequences = packed(lengths, rows=whole_rows(int(lengths.sum())))
+    if not fuse_layers(model, batch_invariant=True) or not has_invariant_products(model):
+        pytest.skip("no products here whose bits do not depend on the rows")
+    encoder = FusedEncoder(model, needs_token_type_ids=False)
+    whole = encoder(ids, positions, sequences)
+    passes = Preemption()
+    with passes.query():  # from now on it expects more
+        pass
+    monkeypatch.setattr(here, "yields_to", passes)
+    for rows in (128, 64, 16):
+        for layer in encoder.layers:
+            object.__setattr__(layer, "block_rows", rows)
+        assert len(sequences.in_blocks(rows)) > 1
+        assert torch.equal(encoder(ids, positions, sequences), whole)

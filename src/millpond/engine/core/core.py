@@ -92,6 +92,7 @@ class EngineCore:
         self._running_threads = len(threads)
         for runner in self.runners:
             runner.tell_when_lost(partial(_note_lost, weakref.ref(self), weakref.ref(runner)))
+            runner.look_for_queries(partial(_has_waiting_queries, weakref.ref(self.pending)))
         try:
             for thread in self._threads:
                 thread.start()
@@ -363,6 +364,11 @@ class EngineCore:
                 f"EngineCore(health={self.health!r}, pending_requests={len(self.pending)}, "
                 f"in_flight={self.pool.in_flight}, {self.scheduler!r})"
             )
+
+
+def _has_waiting_queries(pending: weakref.ref[PendingRequests]) -> bool:
+    found = pending()
+    return found is not None and found.has_waiting_queries
 
 
 def _note_lost(

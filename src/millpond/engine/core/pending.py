@@ -45,6 +45,12 @@ class PendingRequests:
         """Interactive requests that have not ended, and what has just arrived."""
         return self._queries + len(self.arrivals)
 
+    @property
+    def has_waiting_queries(self) -> bool:
+        """Whether one has arrived that is in no batch. Without the lock, it is a hint."""
+        queue = self._scheduler.queues[Priority.INTERACTIVE]
+        return bool(self.arrivals) or queue.waiting_tokens > 0
+
     def add(self, request: Request, chunk: TokenChunk | None) -> None:
         """A request arrives; `chunk` has its texts if they are tokenised."""
         self.arrivals.append((request, chunk))

@@ -5,7 +5,8 @@ Its layers are fused ones (`encoder_layer`), and its embeddings too where they a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -48,7 +49,14 @@ class FusedEncoder:
         self._stack = _stacked(self.layers)
         self._embeddings = embeddings
         self._needs_token_type_ids = needs_token_type_ids
-        self._embed = _fused_embeddings(embeddings) or self._embed_by_module
+        self._tables = _tables(embeddings)
+
+    def _embed(self, ids: Tensor, positions: Tensor, types: Tensor | None) -> Tensor:
+        if self._tables is None:
+            return self._embed_by_module(ids, positions, types)
+        taken = ids, positions, types, *self._tables
+        rows: Tensor = scripted.run(encoder_functions.embed_tokens, *taken)
+        return rows
 
     def _embed_by_module(self, ids: Tensor, positions: Tensor, types: Tensor | None) -> Tensor:
         ids = ids.unsqueeze(0)
@@ -73,11 +81,32 @@ class FusedEncoder:
 
         `types` are those of the tokens, the first one for all where they are left out.
         """
+        if self._stack is not None and (len(ids) <= SHORT_ROWS or not may_yield()):
+            return self._in_one_call(ids, positions, types, sequences, None)
         rows = self._embed(ids, positions, types)
-        if self._stack is not None and (len(rows) <= SHORT_ROWS or not may_yield()):
-            return self._stack(rows, sequences, None)
         for layer in self.layers:
             rows = layer.packed(rows, sequences)
+        return rows
+
+    def _in_one_call(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        types: Tensor | None,
+        sequences: PackedSequences,
+        places: Tensor | None,
+    ) -> Tensor:
+        """All layers, which yield to nothing; with places, the last as `firsts` has it."""
+        assert self._stack is not None
+        groups, keys = list(sequences.groups), sequences.key_lengths(self._stack.like)
+        of_layers = *self._stack.of_layers, groups, keys, *self._stack.of_heads, places
+        rows: Tensor
+        if self._tables is None:
+            rows = self._embed_by_module(ids, positions, types)
+            rows = scripted.run(encoder_functions.run_layers, rows, *of_layers)
+        else:
+            embedded = ids, positions, types, *self._tables
+            rows = scripted.run(encoder_functions.run_encoder, *embedded, *of_layers)
         return rows
 
     def firsts(
@@ -97,21 +126,26 @@ class FusedEncoder:
         if len(ids) < ROWS_A_FIRST * wanted:
             return None
         places = pad(starts, (0, wanted - texts))
-        rows = self._embed(ids, positions, types)
         if self._stack is not None and not may_yield():
-            return self._stack(rows, sequences, places)[:texts]
+            return self._in_one_call(ids, positions, types, sequences, places)[:texts]
+        rows = self._embed(ids, positions, types)
         for layer in self.layers[:-1]:
             rows = layer.packed(rows, sequences)
         return self.layers[-1].firsts(rows, sequences, places)[:texts]
 
 
-def _stacked(
-    layers: Sequence[FusedLayer],
-) -> Callable[[Tensor, PackedSequences, Tensor | None], Tensor] | None:
-    """All layers in one call, which yields to nothing; with places, the last as `firsts` has it.
+@dataclass(frozen=True, slots=True)
+class _Stack:
+    """What `encoder_functions.run_layers` takes of the layers, whatever the batch."""
 
-    None where a layer has other products or another attention, or its own sizes.
-    """
+    of_layers: tuple[list[Tensor], list[Tensor | None], list[Tensor | None], list[float]]
+    of_heads: tuple[int, float]
+    like: Tensor
+    """Of the dtype of the rows."""
+
+
+def _stacked(layers: Sequence[FusedLayer]) -> _Stack | None:
+    """None where a layer has other products or another attention, or its own sizes."""
     products = [each for one in layers for each in (one.joined, one.out, one.up, one.down)]
     whole = [each for each in products if isinstance(each, Product) and each.is_whole]
     kinds = {(layer.attend, layer.head_size, layer.scaling) for layer in layers}
@@ -125,21 +159,11 @@ def _stacked(
     biases = [product.bias for product in whole]
     scales = [each for _, weight, bias, _ in norms for each in (weight, bias)]
     epsilons = [epsilon for *_, epsilon in norms]
-
-    def run(rows: Tensor, sequences: PackedSequences, places: Tensor | None) -> Tensor:
-        groups, keys = list(sequences.groups), sequences.key_lengths(rows)
-        of_layers = weights, biases, scales, epsilons
-        options = groups, keys, head_size, scaling, places
-        out: Tensor = scripted.run(encoder_functions.run_layers, rows, *of_layers, *options)
-        return out
-
-    return run
+    return _Stack((weights, biases, scales, epsilons), (head_size, scaling), weights[0])
 
 
-def _fused_embeddings(
-    embeddings: nn.Module,
-) -> Callable[[Tensor, Tensor, Tensor | None], Tensor] | None:
-    """BERT-style embeddings without calls of modules; None for others.
+def _tables(embeddings: nn.Module) -> tuple[list[Tensor], list[Tensor | None], float] | None:
+    """What `encoder_functions.embed_tokens` takes of BERT-style embeddings; None for others.
 
     Whether they are called in this order, the encoder's comparison with the model shows.
     """
@@ -149,13 +173,5 @@ def _fused_embeddings(
     tables = [parts[name] for name in TABLES]
     if not all(type(table) is nn.Embedding and table.max_norm is None for table in tables):
         return None
-    weights = [table.weight for table in tables]
     _, weight, bias, epsilon = norm_options(parts["LayerNorm"])
-
-    def embed(ids: Tensor, positions: Tensor, types: Tensor | None) -> Tensor:
-        rows: Tensor = scripted.run(
-            encoder_functions.embed_tokens, ids, positions, types, weights, [weight, bias], epsilon
-        )
-        return rows
-
-    return embed
+    return [table.weight for table in tables], [weight, bias], epsilon

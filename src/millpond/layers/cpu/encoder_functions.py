@@ -107,6 +107,51 @@ def attend_firsts(
     return torch.cat([found, found.new_zeros([rows - found.size(0), found.size(1)])])
 
 
+def after_attention(
+    attended: Tensor,
+    rows: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    norms: list[Tensor | None],
+    epsilons: list[float],
+) -> Tensor:
+    """What a layer makes of its rows `[n, width]` and of what they attended to.
+
+    The prepacked weights and biases are those of three products, and of the two norms it takes what
+    each multiplies by and adds.
+    """
+    width = [rows.size(1)]
+    merged = torch.ops.mkldnn._linear_pointwise(attended, rows, weights[0], biases[0], "add")
+    rows = torch.layer_norm(merged, width, norms[0], norms[1], epsilons[0])
+    up = torch.ops.mkldnn._linear_pointwise(rows, weights[1], biases[1], "gelu", [], "none")
+    down = torch.ops.mkldnn._linear_pointwise(up, rows, weights[2], biases[2], "add")
+    return torch.layer_norm(down, width, norms[2], norms[3], epsilons[1])
+
+
+def run_encoder(
+    ids: Tensor,
+    positions: Tensor,
+    types: Tensor | None,
+    tables: list[Tensor],
+    norm: list[Tensor | None],
+    epsilon: float,
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    norms: list[Tensor | None],
+    epsilons: list[float],
+    groups: list[tuple[int, int, int]],
+    key_lengths: list[int],
+    head_size: int,
+    scaling: float,
+    firsts: Tensor | None,
+) -> Tensor:
+    """`embed_tokens`, and of what it gives `run_layers`."""
+    rows = embed_tokens(ids, positions, types, tables, norm, epsilon)
+    return run_layers(
+        rows, weights, biases, norms, epsilons, groups, key_lengths, head_size, scaling, firsts
+    )
+
+
 def run_layers(
     rows: Tensor,
     weights: list[Tensor],
@@ -124,7 +169,6 @@ def run_layers(
 
     With `firsts`, the first row of each sequence and then others, the last layer gives those."""
     masks = masks_of_groups(rows, groups, key_lengths)
-    width = [rows.size(1)]
     for layer in range(len(weights) // 4):
         product, norm = 4 * layer, 2 * layer
         joined = torch.ops.mkldnn._linear_pointwise(
@@ -135,17 +179,12 @@ def run_layers(
             rows = rows.index_select(0, firsts)
         else:
             attended = attend_in_groups(joined, groups, masks, head_size, scaling, 0)
-        merged = torch.ops.mkldnn._linear_pointwise(
-            attended, rows, weights[product + 1], biases[product + 1], "add"
-        )
-        rows = torch.layer_norm(merged, width, norms[2 * norm], norms[2 * norm + 1], epsilons[norm])
-        up = torch.ops.mkldnn._linear_pointwise(
-            rows, weights[product + 2], biases[product + 2], "gelu", [], "none"
-        )
-        down = torch.ops.mkldnn._linear_pointwise(
-            up, rows, weights[product + 3], biases[product + 3], "add"
-        )
-        rows = torch.layer_norm(
-            down, width, norms[2 * norm + 2], norms[2 * norm + 3], epsilons[norm + 1]
+        rows = after_attention(
+            attended,
+            rows,
+            weights[product + 1 : product + 4],
+            biases[product + 1 : product + 4],
+            norms[2 * norm : 2 * norm + 4],
+            epsilons[norm : norm + 2],
         )
     return rows

@@ -14,7 +14,7 @@ attention that the model is set to, stock or packed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from ...attention.implementations import attention_function
 from ...attention.packed import PackedSequences
 from ...cpu import scripted
+from ...cpu.preemption import expects_queries, yield_to_queries
+from ...cpu.row_buckets import block_rows
 from ..parts import BERT, DISTILBERT, is_encoder_layer, linear_of
 from ..replace import PROBE_ROWS, first_equal, probe_rows
 from . import encoder_functions
@@ -31,7 +33,7 @@ from .int8.attention import has_tile_attention, tile_attention
 from .int8.linear import Int8Linear
 from .int8.product import Int8Norm
 from .int8.smoothquant import Inputs, in_int8
-from .linear import NormOptions, PrepackedLinear, norm_options, prepacked
+from .linear import NormOptions, PrepackedLinear, Product, norm_options, prepacked
 
 __all__ = ["FusedForward", "FusedLayer", "attend_in_groups", "fuse_layers"]
 
@@ -40,6 +42,10 @@ INT8_TOLERANCE = 8e-2
 Attend = Callable[[Tensor, PackedSequences, int, float], Tensor]
 """Of query, key and value `[n, 3 × heads × size]`, the sequences, the size and the scaling, to
 `[n, heads × size]`: zeros for rows that belong to no sequence."""
+
+
+AfterAttention = tuple[list[Tensor], list[Tensor | None], list[Tensor | None], list[float]]
+"""What `encoder_functions.after_attention` takes of a layer."""
 
 
 class LayerProduct(Protocol):
@@ -69,17 +75,42 @@ class FusedLayer:
     attend: Attend
     head_size: int
     scaling: float
+    after: AfterAttention | None
+    """What follows attention as one call, where it can be."""
+    block_rows: int | None
+    """Rows that ingestion computes between two moments to yield; None for all at once."""
 
     def packed(self, rows: Tensor, sequences: PackedSequences) -> Tensor:
         """Rows of a packed row, `[total, width]` in and out."""
-        joined = self.joined.of(rows)
-        return self._after(self.attend(joined, sequences, self.head_size, self.scaling), rows)
+        most = self._rows_at_once(len(rows))
+        attended = self._attend(self._join(rows, most), sequences, most)
+        blocks = zip(torch.split(attended, most), torch.split(rows, most), strict=True)
+        return _together([self._after(*block) for block in blocks])
 
     def firsts(self, rows: Tensor, sequences: PackedSequences, places: Tensor) -> Tensor:
         """Of the rows after the layer those at `places`, int64: the first of each sequence, and
         after them any, which are filled up with."""
-        attended = self.attend_firsts(self.joined.of(rows), sequences, places)
+        joined = self._join(rows, self._rows_at_once(len(rows)))
+        attended = self.attend_firsts(joined, sequences, places)
         return self._after(attended, rows.index_select(0, places))
+
+    def _rows_at_once(self, rows: int) -> int:
+        """Before it yields, if queries may come."""
+        return rows if self.block_rows is None or not expects_queries() else self.block_rows
+
+    def _join(self, rows: Tensor, most: int) -> Tensor:
+        return _together([self.joined.of(block) for block in torch.split(rows, most)])
+
+    def _attend(self, joined: Tensor, sequences: PackedSequences, most: int) -> Tensor:
+        if most >= len(joined):
+            return self.attend(joined, sequences, self.head_size, self.scaling)
+        blocks = sequences.in_blocks(most)
+        stops = [first for first, _ in blocks[1:]] + [len(joined)]
+        found = []
+        for (first, part), stop in zip(blocks, stops, strict=True):
+            yield_to_queries()
+            found.append(self.attend(joined[first:stop], part, self.head_size, self.scaling))
+        return _together(found)
 
     def attend_firsts(self, joined: Tensor, sequences: PackedSequences, places: Tensor) -> Tensor:
         """What `attend` gives at these places, and any numbers after those of first tokens."""
@@ -99,8 +130,18 @@ class FusedLayer:
         return self._after(attended.reshape(len(rows_2d), -1), rows_2d).view(rows.shape)
 
     def _after(self, attended: Tensor, rows: Tensor) -> Tensor:
+        if self.after is not None:
+            yield_to_queries()
+            out: Tensor = scripted.run(
+                encoder_functions.after_attention, attended, rows, *self.after
+            )
+            return out
         rows = self.out.norm_of_sum(attended, rows, self.norm)
         return self.down.norm_of_sum(self.up.gelu_of(rows, self.down), rows, self.last_norm)
+
+
+def _together(blocks: Sequence[Tensor]) -> Tensor:
+    return blocks[0] if len(blocks) == 1 else torch.cat(list(blocks))
 
 
 def attend_in_groups(
@@ -208,6 +249,11 @@ class FusedForward:
             attend=attend,
             head_size=attention.attention_head_size,
             scaling=attention.scaling,
+            after=_after_attention(
+                [products[part] for part in ("out", "up", "down")],
+                [norm(parts[part]) for part in ("norm", "last_norm")],
+            ),
+            block_rows=_block_rows(linears.values()),
         )
         return cls(fused, attention, linears)
 
@@ -228,6 +274,25 @@ class FusedForward:
             return attended
 
         return self.fused.with_attention(attend, hidden_states)
+
+
+def _after_attention(
+    products: Sequence[LayerProduct], norms: Sequence[Any]
+) -> AfterAttention | None:
+    whole = [each for each in products if isinstance(each, Product) and each.is_whole]
+    if len(whole) < len(products):
+        return None
+    scales = [each for _, weight, bias, _ in norms for each in (weight, bias)]
+    epsilons = [epsilon for *_, epsilon in norms]
+    weights = [product.packed[0] for product in whole]
+    return weights, [product.bias for product in whole], scales, epsilons
+
+
+def _block_rows(linears: Iterable[nn.Linear]) -> int | None:
+    """For products in int8, which are quick, none."""
+    if not all(isinstance(linear, PrepackedLinear) for linear in linears):
+        return None
+    return block_rows(max(linear.in_features * linear.out_features for linear in linears))
 
 
 def _prepacked(

@@ -6,7 +6,7 @@ threads as `CpuWorkers` gives it, and has one of few numbers of rows. Nothing is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from ...model.pooling_model import PoolingModel
 from ...model.transformer import Transformer
 from ...outputs import Rows
 from ...scheduler.batch import Batch
+from ..base import BatchHandle
 from ..kv_cache_config import KVCacheConfig
 from ..limits import CPU_MIN_BATCH_TOKENS, Limits, cpu_batch_tokens
 from ..memory import MemoryBudget
@@ -114,6 +115,20 @@ class CpuModelRunner(TorchModelRunner):
         tokens, queries = batch.computed_tokens, not batch.has_bulk
         with self._workers.running(tokens, queries=queries, texts=batch.texts):
             return self._launch(batch)
+
+    def look_for_queries(self, has_waiting: Callable[[], bool]) -> None:
+        """Ingestion yields as soon as `has_waiting()`."""
+        if self._workers is not None:
+            self._workers.look_for_queries(has_waiting)
+
+    def collect(self, handle: BatchHandle) -> Rows:
+        """The vectors of a launched batch: float32 `[texts, dimension]`."""
+        assert isinstance(handle, LaunchedBatch)
+        if handle.lengths is None and len(handle.order) == 1:
+            # It is in its place, and in memory that no other pass gets.
+            only: npt.NDArray[np.float32] = handle.vectors.numpy()
+            return only
+        return super().collect(handle)
 
     def _missing_rows(self, tokens: int) -> int:
         return whole_rows(tokens, self.fewest_rows) - tokens

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -107,6 +107,7 @@ class CpuWorkers:
         self._in_use = 0  # under the lock; by passes of `_process`
         self._process = os.getpid()
         self._preemption = Preemption()
+        self._has_waiting: Callable[[], bool] = bool
 
     @classmethod
     def for_models(cls, models: Sequence[nn.Module], *, max_batch_tokens: int) -> CpuWorkers | None:
@@ -128,6 +129,11 @@ class CpuWorkers:
             matrix_units=_uses_matrix_units(models[0]),
             one_thread=has_int8_layers(models[0]),
         )
+
+    def look_for_queries(self, has_waiting: Callable[[], bool]) -> None:
+        """Passes of ingestion make room as soon as `has_waiting()`, where a query can then run."""
+        if self.query_workers:
+            self._has_waiting = self._preemption.has_waiting = has_waiting
 
     def wanted(self, tokens: int, *, queries: bool, texts: int = 1) -> int:
         """Threads for a batch, of those that are free and at least its share.
@@ -162,6 +168,7 @@ class CpuWorkers:
             if self._process != os.getpid():  # the passes stayed behind at the fork
                 self._in_use, self._process = 0, os.getpid()
                 self._preemption = Preemption()
+                self._preemption.has_waiting = self._has_waiting
             count = self.wanted(tokens, queries=queries, texts=texts)
             self._in_use += count
         try:

@@ -169,6 +169,9 @@ class RemoteRunner:
         finally:
             self._ports.put(port)
 
+    def look_for_queries(self, has_waiting: Callable[[], bool]) -> None:
+        """Nothing: a process is given one kind of batch or the other."""
+
     def tell_when_lost(self, tell: Callable[[Exception], object]) -> None:
         """Call `tell` with a `ProcessDied` when a child ends by itself; on another thread, or
         now."""
