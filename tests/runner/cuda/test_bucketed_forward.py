@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from millpond.attention.packed import PackedSequences
 from millpond.model.pooling_model import PooledRows
 from millpond.runner.cuda.bucketed_forward import (
-    LONG_TEXT_TOKENS,
+    LONG_TEXTS,
     MOST_RECORDED_ROWS,
     BucketedForward,
 )
@@ -157,15 +157,18 @@ def test_after_warming_up_a_query_is_not_run_in_python() -> None:
     assert "graphs=0" in repr(forward)
 
 
-@pytest.mark.parametrize(("max_length", "passes"), [(None, 1), (8192, 1), (512, 0)])
+@pytest.mark.parametrize(
+    ("max_length", "made"),
+    [(None, LONG_TEXTS), (8192, LONG_TEXTS), (2048, LONG_TEXTS[:1]), (512, ())],
+)
 def test_what_long_texts_need_is_made_where_the_model_reads_them(
-    max_length: int | None, passes: int
+    max_length: int | None, made: tuple[int, ...]
 ) -> None:
     pipeline = FakePipeline()
     pipeline.tokenizer.max_length = max_length
     forward, _ = forward_on(pipeline, most_tokens=8191)
     forward.compile_for_long_texts()
-    assert [sequences.longest for sequences in pipeline.sequences] == [LONG_TEXT_TOKENS] * passes
+    assert [sequences.longest for sequences in pipeline.sequences] == list(made)
     assert "graphs=0" in repr(forward)
 
 

@@ -28,7 +28,7 @@ __all__ = ["BucketedForward", "bucketed_forwards", "forward_bucket", "is_buckete
 
 WARM_UP_TOKENS = 8
 
-LONG_TEXT_TOKENS = 1024  # attention's kernels are others than of short texts
+LONG_TEXTS = (1024, 4096)  # tokens: attention's kernels are others than of short texts
 
 
 # The largest batch of "auto". Launched one by one, its kernels keep the interpreter from threads
@@ -148,11 +148,12 @@ class BucketedForward:
 
         It takes Triton a second, in which an ingestion would stand still. They are kept on disk.
         """
-        most = self._sizes["max_length"] or LONG_TEXT_TOKENS
-        bucket = bucket_for(LONG_TEXT_TOKENS, 1, LONG_TEXT_TOKENS, **self._sizes)
-        if most >= LONG_TEXT_TOKENS and bucket.rows <= self._most_rows:
-            self._put_a_text(bucket)
-            self._forward(bucket, self._integers)
+        most = self._sizes["max_length"] or max(LONG_TEXTS)
+        for tokens in (tokens for tokens in LONG_TEXTS if tokens <= most):
+            bucket = bucket_for(tokens, 1, tokens, **self._sizes)
+            if bucket.rows <= self._most_rows:
+                self._put_a_text(bucket)
+                self._forward(bucket, self._integers)
 
     def _put_a_text(self, bucket: Bucket) -> None:
         """Have the device's integers say a few tokens of one text."""

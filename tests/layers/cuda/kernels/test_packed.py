@@ -157,7 +157,7 @@ def test_a_product_in_float8(random: SimpleNamespace, has_bias: bool) -> None:
     assert (found - expected).norm() < 2 * ROUNDING * expected.norm()
 
 
-EDGES = (0, 130, 200, 201, 234, 234)
+EDGES = (0, 330, 400, 401, 434, 434)
 
 
 @pytest.mark.parametrize("window", [None, 20])
@@ -167,7 +167,7 @@ def test_attention_within_each_sequence(
     random: SimpleNamespace, heads: int, keys: int, size: int, causal: bool, window: int | None
 ) -> None:
     attend = importlib.import_module("millpond.attention.triton_varlen").attend
-    rows = random.rows(240, heads + 2 * keys, size, dtype=torch.float16)
+    rows = random.rows(440, heads + 2 * keys, size, dtype=torch.float16)
     parts = torch.split(rows, [heads, keys, keys], dim=1)
     bounds = torch.tensor(EDGES, dtype=torch.int32, device="cuda")
     options = {
@@ -177,7 +177,7 @@ def test_attention_within_each_sequence(
         "window": window,
         "causal": causal,
     }
-    for longest in (130, 1024):
+    for longest in (330, 1024, 4096):
         found = attend(*parts, longest_query=longest, **options)
         float8 = attend(*parts, longest_query=longest, **options, float8_scale=4.0)
         for start, stop in pairwise(EDGES):
