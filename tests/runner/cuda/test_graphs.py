@@ -210,19 +210,25 @@ class Share(Capture):
     capture = Capture.__call__
 
 
-def test_a_bucket_is_captured_for_a_share_too_and_replayed_there_while_it_is_on() -> None:
+def test_while_a_share_is_on_what_was_captured_is_captured_for_it_and_replayed_there() -> None:
     capture, share, integers = Capture(), Share(), torch.arange(64)
     forwards = CudaGraphs(doubled, capture, share=share)
     for _ in range(2):
         run(forwards, SMALL, integers)
-    (whole,), (part,) = capture.captured, share.captured
-    assert (whole.replays, part.replays) == (1, 1), "both to be verified"
-    for is_on, replays in ((True, (1, 2)), (False, (2, 2)), (True, (2, 3))):
+    assert not share.captured, "before it is needed"
+    counts = []
+    for is_on in (True, True, False, True):
         share.is_on = is_on
         integers += 1
         assert run(forwards, SMALL, integers) == doubled(SMALL, integers).tolist()
-        assert (whole.replays, part.replays) == replays
-    assert len(forwards) == 1
+        counts.append((capture.captured[0].replays, share.captured[0].replays))
+    assert counts == [(2, 1), (2, 2), (3, 2), (3, 3)], "the first of each to be verified"
+    forwards.clear()
+    run(forwards, SMALL, integers)
+    run(forwards, SMALL, integers)
+    assert len(share.captured) == 1, "not before it comes again"
+    run(forwards, SMALL, integers)
+    assert len(share.captured) == 2
 
 
 @pytest.mark.parametrize(
@@ -237,10 +243,11 @@ def test_what_cannot_be_captured_for_a_share_is_replayed_on_the_whole_device(sha
     capture, integers = Capture(), torch.arange(64)
     forwards = CudaGraphs(doubled, capture, share=share)
     share.is_on = True
-    for _ in range(4):
+    for _ in range(5):
         assert run(forwards, SMALL, integers) == doubled(SMALL, integers).tolist()
     (whole,) = capture.captured
-    assert whole.replays == 3, "once to be verified and then at each of two calls"
+    assert whole.replays == 4, "once to be verified and then at each of three calls"
+    assert len(share.captured) <= 1, "it is tried once"
     assert forwards.reason_against is None
 
 

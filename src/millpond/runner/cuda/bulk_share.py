@@ -1,7 +1,8 @@
 """`BulkShare`: the part of a GPU that bulk batches have while queries come in.
 
-Work is captured on a stream of that part as well as for the whole device, and a batch replays the
-one or the other. Both wait for what was launched before, so they read and write the same memory.
+While they do, work that was captured for the whole device is captured on a stream of that part too,
+and a batch replays the one or the other. Both wait for what was launched before, so they read and
+write the same memory.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from .own_stream import OwnStream
 
 __all__ = ["BulkShare"]
 
-QUERY_MEMORY_S = 2.0  # how long after a query others are expected
+QUERY_MEMORY_S = 0.5  # how long after a query others are expected
 
 
 class BulkShare:

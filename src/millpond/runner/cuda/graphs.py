@@ -12,7 +12,7 @@ import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -70,13 +70,6 @@ class Share(Protocol):
 
     def capture(self, work: Callable[[], Tensor]) -> Captured:
         """Capture work for that part."""
-
-
-class CapturedBucket(NamedTuple):
-    """A bucket's forward pass, captured for the whole device and for a part of it."""
-
-    whole: Captured
-    part: Captured | None
 
 
 Agree = Callable[[bool], bool]
@@ -148,7 +141,7 @@ class CudaGraphs:
     ) -> None:
         """With processes that replay together, `agree` lets none capture what another cannot.
 
-        With a `share` a bucket is captured for it too, and replayed there while it is on.
+        While a `share` is on, what was captured is captured for it too, and replayed there.
         """
         self._forward = forward
         self._capture = capture
@@ -156,7 +149,9 @@ class CudaGraphs:
         self._agree = agree or bool
         self._share = share
         self._seen: set[AnyBucket] = set()
-        self._graphs: OrderedDict[AnyBucket, CapturedBucket] = OrderedDict()
+        self._graphs: OrderedDict[AnyBucket, Captured] = OrderedDict()
+        # Of those, what was captured for the share too, or None where it cannot be.
+        self._shared: dict[AnyBucket, Captured | None] = {}
         self._pause = 0  # runs until capture is tried again
         self.reason_against: str | None = None
         """Why the model is not captured, once that is known."""
@@ -173,8 +168,13 @@ class CudaGraphs:
         found = self._graphs.get(bucket)
         if found is not None:
             self._graphs.move_to_end(bucket)
-            graph, vectors = self._to_replay(found)
+            is_shared = self._share is not None and self._share.is_on
+            if is_shared and (shared := self._shared.get(bucket)) is not None:
+                found = shared
+            graph, vectors = found
             graph.replay()
+            if is_shared and bucket not in self._shared:
+                self._shared[bucket] = self._for_share(bucket, integers, vectors[:texts])
             return vectors
         plain = self._forward(bucket, integers)
         if self._pause:
@@ -184,11 +184,6 @@ class CudaGraphs:
         else:
             self._seen.add(bucket)
         return plain
-
-    def _to_replay(self, found: CapturedBucket) -> Captured:
-        if found.part is None or self._share is None or not self._share.is_on:
-            return found.whole
-        return found.part
 
     def _keep(self, bucket: AnyBucket, integers: Tensor, expected: Tensor) -> None:
         """Capture a bucket and verify it on the batch that was just run."""
@@ -202,16 +197,15 @@ class CudaGraphs:
         if not self._agree(close):
             self._disable("a replay gave other vectors than the run it was captured from")
             return
-        part = self._for_share(bucket, integers, expected)
-        self._graphs[bucket] = CapturedBucket((graph, vectors), part)
+        self._graphs[bucket] = (graph, vectors)
         if len(self._graphs) > self._most_graphs:
             oldest, _ = self._graphs.popitem(last=False)
             self._seen.discard(oldest)
+            self._shared.pop(oldest, None)
 
     def _for_share(self, bucket: AnyBucket, integers: Tensor, expected: Tensor) -> Captured | None:
-        """The same for the share; None where there is none, or it cannot be captured there."""
-        if self._share is None:
-            return None
+        """The same for the share; None where it cannot be captured there."""
+        assert self._share is not None
         try:
             graph, vectors = self._share.capture(lambda: self._forward(bucket, integers))
             if _replays(graph, vectors, expected):
@@ -251,6 +245,7 @@ class CudaGraphs:
     def clear(self) -> None:
         """Let go of every graph and the memory it holds."""
         self._graphs.clear()
+        self._shared.clear()
         self._seen.clear()
 
     def __repr__(self) -> str:
