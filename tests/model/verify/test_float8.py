@@ -14,7 +14,13 @@ from millpond import Engine, InvalidOption
 from millpond.layers.cuda.packed.layer_stack import Part
 from millpond.model import device as devices
 from millpond.model.device import choose_dtype
-from millpond.model.verify.float8 import MOST_LOSS, _vectors, choose_parts
+from millpond.model.verify.float8 import (
+    LOSS_OF_A_LAYER,
+    MOST_LOSS,
+    _vectors,
+    choose_parts,
+    most_loss,
+)
 from millpond.model.verify.varied import varied_texts
 
 CUDA = torch.device("cuda", 0)
@@ -24,11 +30,11 @@ WEIGHTS = {"attention": 100, "feed_forward": 200}
 
 
 class Layers:
-    """Layers whose parts lose what they are told, in shares of `MOST_LOSS`, and it adds up."""
+    """Layers whose parts lose what they are told, in shares of the most, and it adds up."""
 
     def __init__(self, losses: list[tuple[float, float]]) -> None:
         self.losses = {
-            Part(i, name): MOST_LOSS * loss
+            Part(i, name): LOSS_OF_A_LAYER * len(losses) * loss
             for i, pair in enumerate(losses)
             for name, loss in zip(WEIGHTS, pair, strict=True)
         }
@@ -65,7 +71,7 @@ def test_as_many_parts_as_the_worst_text_bears_the_cheapest_first(
     found = choose_parts(layers, layers.loss)
     assert found == layers.chosen
     assert {f"{part.layer}{part.name[0]}" for part in found} == set(chosen.split())
-    assert layers.loss() <= MOST_LOSS
+    assert layers.loss() <= most_loss(layers)
 
 
 def test_all_parts_count_together_also_where_their_losses_do_not_add_up() -> None:
@@ -73,7 +79,13 @@ def test_all_parts_count_together_also_where_their_losses_do_not_add_up() -> Non
     loss = partial(lambda: 3 * layers.loss())
     found = choose_parts(layers, loss)
     assert len(found) == 3
-    assert loss() <= MOST_LOSS
+    assert loss() <= most_loss(layers)
+
+
+@pytest.mark.parametrize(("count", "most"), [(6, 0.0018), (24, 0.0072), (80, MOST_LOSS)])
+def test_every_layer_may_lose_its_share(count: int, most: float) -> None:
+    layers: Any = Layers([(0.1, 0.1)] * count)
+    assert most_loss(layers) == pytest.approx(most)
 
 
 @pytest.mark.parametrize(
