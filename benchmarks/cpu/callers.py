@@ -88,6 +88,9 @@ class NullRunner:
     def look_for_queries(self, has_waiting: Callable[[], bool]) -> None:
         pass
 
+    def delivered(self) -> None:
+        pass
+
     def tell_when_lost(self, tell: Callable[[Exception], object]) -> None:
         pass
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,19 +21,32 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Query:
-    """A pass for queries on a thread of its own, from now until `end`."""
+    """A pass for queries on a thread, a caller's or an engine's own, from now until `end`."""
 
-    def __init__(self, way: Preemption) -> None:
+    def __init__(self, way: Preemption, *, is_own: bool = False) -> None:
+        self.thread_id: int | None = None
         self._begun, self._may_end = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(way,))
+        run = self._run_on_own if is_own else self._run
+        self._thread = threading.Thread(target=run, args=(way,))
         self._thread.start()
         assert self._begun.wait(PATIENCE_S)
 
     def _run(self, way: Preemption) -> None:
         with way.query():
-            yield_to_queries()  # not for another query
-            self._begun.set()
-            assert self._may_end.wait(PATIENCE_S)
+            self._wait()
+
+    def _run_on_own(self, way: Preemption) -> None:
+        self.thread_id = threading.get_native_id()
+        for _ in range(2):  # a batch that was split: the second pass is of the same
+            way.begin_query()
+        self._wait()
+        way.end_query()
+        way.end_query()  # nothing is left to end
+
+    def _wait(self) -> None:
+        yield_to_queries()  # not for another query
+        self._begun.set()
+        assert self._may_end.wait(PATIENCE_S)
 
     def end(self) -> None:
         self._may_end.set()
@@ -107,6 +121,52 @@ def test_ingestion_makes_room_for_a_query_that_has_arrived(
         query.end()
     assert through.is_set()
     assert way.yielding == 0
+
+
+@pytest.fixture
+def moves(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, set[int]]]:
+    """What threads are kept to, of processors 4 to 6; all of them run on 5."""
+    found: list[tuple[int, set[int]]] = []
+    monkeypatch.setattr(right_of_way, "CAN_MOVE", True)
+    monkeypatch.setattr(right_of_way, "this_processor", lambda: 5)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4, 5, 6}, raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *move: found.append(move), raising=False)
+    return found
+
+
+def test_a_query_gets_the_processor_of_the_pass_that_waits_for_it(
+    moves: list[tuple[int, set[int]]],
+) -> None:
+    way = Preemption()
+    query = Query(way, is_own=True)
+    with ingesting(way, yield_to_queries):
+        wait_until(way, 1)
+        query.end()
+    assert moves == [(query.thread_id, {5}), (query.thread_id, {4, 5, 6})]
+
+
+def test_a_query_that_was_waited_for_begins_there(
+    moves: list[tuple[int, set[int]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(right_of_way, "ARRIVAL_S", PATIENCE_S)
+    way = Preemption()
+    way.has_waiting = lambda: not way.running
+    with ingesting(way, yield_to_queries):
+        wait_until(way, 1)
+        query = Query(way, is_own=True)
+        assert moves == [(query.thread_id, {5})]
+        query.end()
+    assert moves == [(query.thread_id, {5}), (query.thread_id, {4, 5, 6})]
+    assert way._free == []
+
+
+def test_the_thread_of_a_caller_is_left_where_it_is(moves: list[tuple[int, set[int]]]) -> None:
+    way = Preemption()
+    query = Query(way)
+    with ingesting(way, yield_to_queries):
+        wait_until(way, 1)
+        query.end()
+    assert moves == []
 
 
 def test_a_query_that_gets_no_pass_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from millpond.runner.model_runner import TorchModelRunner
 MEMBERS = (
     *("device_name", "dtype_name", "limits", "routes", "shapes", "prefix_cache_config"),
     *("can_run_inline", "launch", "collect", "is_out_of_memory", "is_fatal", "free_memory"),
+    *("look_for_queries", "delivered"),  # of a runner whose bulk batches yield to queries
     *("pids", "tell_when_lost", "close"),  # of a runner whose model is in other processes
 )
 
@@ -30,7 +31,7 @@ def test_the_protocol_has_few_members() -> None:
 @pytest.mark.parametrize("runner", [TorchModelRunner, CpuModelRunner, CudaModelRunner, FakeRunner])
 def test_methods_have_the_parameters_of_the_protocol(runner: type) -> None:
     methods = [name for name in MEMBERS if inspect.isfunction(vars(ModelRunner)[name])]
-    assert len(methods) == 8
+    assert len(methods) == 10
     for name in methods:
         expected = list(inspect.signature(getattr(ModelRunner, name)).parameters)
         assert list(inspect.signature(getattr(runner, name)).parameters) == expected, name

@@ -303,6 +303,9 @@ class FakeRunner:
     def look_for_queries(self, has_waiting: Callable[[], bool]) -> None:
         pass
 
+    def delivered(self) -> None:
+        pass
+
     def tell_when_lost(self, tell: Callable[[Exception], object]) -> None:
         self.lose = tell
 

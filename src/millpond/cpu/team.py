@@ -29,7 +29,7 @@ from functools import cache
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary
 
-__all__ = ["apart", "end", "has_room"]
+__all__ = ["apart", "end", "has_room", "this_processor"]
 
 
 # After a pass its threads spin for about 10 ms, and want to run: until then they count themselves.
@@ -134,7 +134,7 @@ def apart(openmp: Any, count: int) -> Iterator[None]:
     team = _team()
     team.size = max(team.size, count)
     members = team.members(openmp, count)
-    here = _libc().sched_getcpu()
+    here = this_processor()
     try:
         for member in members:
             member.keep_off(here)
@@ -166,6 +166,12 @@ def _is_gnu(openmp: Any) -> bool:
     needed = "GOMP_parallel", "omp_pause_resource_all"
     is_gnu = all(hasattr(openmp, name) for name in needed) and not hasattr(openmp, "kmp_malloc")
     return is_gnu and hasattr(os, "sched_setaffinity")
+
+
+def this_processor() -> int:
+    """The one that the calling thread runs on, by its number; -1 where nothing says so."""
+    found: int = _libc().sched_getcpu() if hasattr(os, "sched_setaffinity") else -1
+    return found
 
 
 @cache

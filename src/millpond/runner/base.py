@@ -85,6 +85,9 @@ class ModelRunner(Protocol):
     def look_for_queries(self, has_waiting: Callable[[], bool]) -> None:
         """`has_waiting()` says on any thread whether a query has arrived that is in no batch."""
 
+    def delivered(self) -> None:
+        """What came of the calling thread's last batch is with its callers."""
+
     def tell_when_lost(self, tell: Callable[[Exception], object]) -> None:
         """Call `tell` with an error that is fatal if there comes to be one while it runs nothing.
 

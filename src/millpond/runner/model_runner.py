@@ -338,6 +338,9 @@ class TorchModelRunner:
     def look_for_queries(self, has_waiting: Callable[[], bool]) -> None:
         """Nothing where ingestion does not yield to queries."""
 
+    def delivered(self) -> None:
+        """What came of the calling thread's last batch is with its callers."""
+
     def tell_when_lost(self, tell: Callable[[Exception], object]) -> None:
         """A lost device shows in the next batch."""
 

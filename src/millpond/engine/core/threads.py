@@ -61,6 +61,7 @@ def _guarded(core: EngineCore, work: Callable[[], None]) -> None:
 def _run_batches(core: EngineCore, worker: Worker) -> None:
     while (batch := core.next_batch(worker)) is not None:
         core.complete(worker.executor.run(batch, core.replacement))
+        worker.executor.runner.delivered()
         del batch  # it would keep its texts while this thread waits
     core.end_worker()
 

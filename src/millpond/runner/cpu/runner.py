@@ -121,6 +121,11 @@ class CpuModelRunner(TorchModelRunner):
         if self._workers is not None:
             self._workers.look_for_queries(has_waiting)
 
+    def delivered(self) -> None:
+        """What came of the calling thread's last batch is with its callers."""
+        if self._workers is not None:
+            self._workers.delivered()
+
     def collect(self, handle: BatchHandle) -> Rows:
         """The vectors of a launched batch: float32 `[texts, dimension]`."""
         assert isinstance(handle, LaunchedBatch)

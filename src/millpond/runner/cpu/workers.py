@@ -18,7 +18,7 @@ import os
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -38,6 +38,7 @@ from ...layers.rotary import rotates_by_length
 from ...layers.split import is_split
 from ...locks import fork_safe
 from ...model.loading.bert import Bert
+from ...scheduler.request_future import this_thread
 
 __all__ = ["CpuWorkers", "is_reentrant"]
 
@@ -173,7 +174,7 @@ class CpuWorkers:
             self._in_use += count
         try:
             if queries:
-                with limited_threads(count), self._preemption.query():
+                with self._ahead_of_bulk(), limited_threads(count):
                     yield count
             else:
                 here.yields_to, here.not_before_s = self._preemption, 0.0
@@ -183,6 +184,21 @@ class CpuWorkers:
             here.yields_to = None
             with self._lock:
                 self._in_use -= count
+
+    def _ahead_of_bulk(self) -> AbstractContextManager[None]:
+        """A pass for queries; on an engine's own thread until `delivered`.
+
+        Before that its callers would wait for the passes of ingestion that go on then: for the
+        interpreter, and for a processor.
+        """
+        if not this_thread.is_uninterrupted:
+            return self._preemption.query()
+        self._preemption.begin_query()
+        return nullcontext()
+
+    def delivered(self) -> None:
+        """What came of the calling thread's last pass is with its callers."""
+        self._preemption.end_query()
 
     def __repr__(self) -> str:
         return (

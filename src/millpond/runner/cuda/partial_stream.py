@@ -28,7 +28,7 @@ def multiprocessors_for_bulk(device: torch.device) -> int | None:
 
     None where its multiprocessors cannot be shared out.
     """
-    if device.type != "cuda" or not hasattr(torch._C, "_CUDAGreenContext"):
+    if device.index is None or not hasattr(torch._C, "_CUDAGreenContext"):  # a CPU, an older torch
         return None
     properties = torch.cuda.get_device_properties(device)
     unit = next(unit for major, unit in UNITS.items() if properties.major >= major)

@@ -172,6 +172,9 @@ class RemoteRunner:
     def look_for_queries(self, has_waiting: Callable[[], bool]) -> None:
         """Nothing: a process is given one kind of batch or the other."""
 
+    def delivered(self) -> None:
+        """What came of the calling thread's last batch is with its callers."""
+
     def tell_when_lost(self, tell: Callable[[Exception], object]) -> None:
         """Call `tell` with a `ProcessDied` when a child ends by itself; on another thread, or
         now."""
