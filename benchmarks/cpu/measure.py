@@ -164,7 +164,7 @@ def measure_round(run: Run, round_number: int, unit: float) -> None:
     behind: set[str] = set()
     is_first = round_number % run.sizes.rounds < run.sizes.mixed_rounds
     mixed = mixed_steps(run.sizes, unit, round_number) if is_first else ()
-    for step in (*steps(run.sizes), *mixed):
+    for step in (*steps(run.sizes, round_number), *mixed):
         left_out = behind if step.figure == "mixed" else ()
         for name, record in in_turn(run, step, round_number, without=left_out):
             too_slow = record.get("seconds", 0) > BEHIND * run.sizes.mixed_s

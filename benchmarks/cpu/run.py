@@ -20,7 +20,7 @@ from ..report import plots, tables
 from ..report.machine import default_folder, machine
 from . import workloads
 from .matrix_rate import operations
-from .measure import Peers, Record, Run, measure, peers_at_once
+from .measure import Peers, Record, Run, measure, peers_at_once, shifts
 from .plan import FULL, QUICK, texts
 
 STARTED = time.perf_counter()
@@ -29,9 +29,8 @@ MODEL = environments.FOLDER / "model"
 
 def results(run: Run, peers: Peers, lists: Record) -> Record:
     """Everything that is kept, as it is written to `results.json`."""
-    counts = {
-        name: workloads.token_counts(found) for name, found in lists.items() if name != "jobs"
-    }
+    plain = (*run.sizes.texts, *(f"length {length}" for length in run.sizes.lengths))
+    counts = {name: workloads.token_counts(lists[name]) for name in plain}
     return {
         "machine": machine(),
         "sizes": asdict(run.sizes),
@@ -84,7 +83,8 @@ def main() -> None:
     chosen = options()
     sizes = QUICK if chosen.quick else FULL
     sizes = sizes if chosen.rounds is None else sizes.with_rounds(chosen.rounds)
-    peers, lists = chosen_peers(chosen.only), texts(sizes)
+    peers, at_once = chosen_peers(chosen.only), chosen.at_once or peers_at_once()
+    lists = texts(sizes, sizes.rounds * len(shifts(peers, at_once)))
     folder = chosen.output or default_folder()
     model.prepare(MODEL)
     with tempfile.TemporaryDirectory() as temporary:
@@ -95,7 +95,7 @@ def main() -> None:
             run,
             peers,
             lambda: write(results(run, peers, lists), folder),
-            at_once=chosen.at_once or peers_at_once(),
+            at_once=at_once,
         )
     print(f"\n{(folder / 'results.md').read_text()}\nwritten to {folder}")
 

@@ -70,23 +70,28 @@ def token_counts(texts: list[str]) -> list[int]:
     return [min(LONGEST, len(encoding)) for encoding in tokenizer().encode_batch(texts)]
 
 
-def queries(count: int, seed: int = 1) -> list[str]:
+# With `words` other words come in the same lengths.
+
+
+def queries(count: int, seed: int = 1, *, words: int | None = None) -> list[str]:
     """Short texts: a median of 9 tokens, 25 at the 95th percentile."""
-    return _texts(_log_normal(count, 9, 25, random.Random(seed)), seed)
+    return _texts(_log_normal(count, 9, 25, random.Random(seed)), seed, words)
 
 
-def passages(count: int, seed: int = 2) -> list[str]:
+def passages(count: int, seed: int = 2, *, words: int | None = None) -> list[str]:
     """Paragraphs: a median of 70 tokens, 160 at the 95th percentile."""
-    return _texts(_log_normal(count, 70, 160, random.Random(seed)), seed)
+    return _texts(_log_normal(count, 70, 160, random.Random(seed)), seed, words)
 
 
-def chunks(count: int, seed: int = 3, *, longest: int = LONGEST) -> list[str]:
+def chunks(
+    count: int, seed: int = 3, *, longest: int = LONGEST, words: int | None = None
+) -> list[str]:
     """What a splitter leaves: 256 to 512 tokens, a tenth of them the short tail of a document.
 
     Where the model reads more than 2,000 tokens, 2 % are of 2,000 to 8,000.
     """
     rng = random.Random(seed)
-    return _texts((_chunk_length(rng, longest) for _ in range(count)), seed)
+    return _texts((_chunk_length(rng, longest) for _ in range(count)), seed, words)
 
 
 def between(shortest: int, longest: int, count: int, seed: int = 6) -> list[str]:
@@ -95,9 +100,9 @@ def between(shortest: int, longest: int, count: int, seed: int = 6) -> list[str]
     return _texts((rng.randint(shortest, longest) for _ in range(count)), seed)
 
 
-def of_length(tokens: int, count: int, seed: int = 4) -> list[str]:
+def of_length(tokens: int, count: int, seed: int = 4, *, words: int | None = None) -> list[str]:
     """Texts of one length."""
-    return _texts((tokens for _ in range(count)), seed)
+    return _texts((tokens for _ in range(count)), seed, words)
 
 
 class Arrival(NamedTuple):
@@ -135,8 +140,8 @@ def _chunk_length(rng: random.Random, longest: int) -> int:
     return rng.randint(256, 512)
 
 
-def _texts(lengths: Iterator[int], seed: int) -> list[str]:
+def _texts(lengths: Iterator[int], seed: int, words: int | None = None) -> list[str]:
     source = corpus()
-    rng = random.Random(f"starts {seed}")
+    rng = random.Random(f"starts {seed}" if words is None else f"starts {seed} {words}")
     last = len(source.words) - 10_000  # so that the longest text has words enough
     return [source.cut(length, rng.randrange(last)) for length in lengths]

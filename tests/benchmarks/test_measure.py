@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.cpu import measure
-from benchmarks.cpu.plan import Sizes, texts
+from benchmarks.cpu import measure, workloads
+from benchmarks.cpu.plan import FEWEST_QUERIES, Sizes, of_round, texts
 from benchmarks.peers import environments, peer
 from benchmarks.peers.workers import WorkerFailed
 
@@ -68,6 +68,7 @@ SIZES = Sizes(
     mixed_s=0.01,
     mixed_rounds=1,
 )
+LONGEST_WORD = 20  # in tokens: texts end with whole words
 AT_ONCE = 5  # the reference and four of the others
 SHIFTS = 2
 
@@ -77,7 +78,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("benchmark")
     (folder / "letters.py").write_text(PEERS)
     texts_file = folder / "texts.json"
-    texts_file.write_text(json.dumps(texts(SIZES)))
+    texts_file.write_text(json.dumps(texts(SIZES, SHIFTS * SIZES.rounds)))
     made = measure.Run(SIZES, folder, texts_file)
     kept = []
     with pytest.MonkeyPatch.context() as patch:
@@ -184,7 +185,7 @@ def test_the_order_is_reversed_every_other_round(run) -> None:
 def test_what_is_counted_comes_back(run) -> None:
     record = next(r for r in run.records if (r["peer"], r["setting"]) == ("right", "passages"))
     assert (record["texts"], record["tokens"], record["computed_tokens"]) == (8, 8, 16)
-    assert len(next(r for r in run.records if r["figure"] == "callers")["times"]) == 4
+    assert len(next(r for r in run.records if r["figure"] == "callers")["times"]) == FEWEST_QUERIES
     assert run.agreements["rough"]["difference"] == pytest.approx(1e-3)
 
 
@@ -194,3 +195,13 @@ def test_every_peer_in_the_folder_says_what_it_is() -> None:
     for name, (entry, _) in found.items():
         assert entry.about, name
         assert (environments.LISTS / f"{entry.environment}.txt").exists(), name
+
+
+def test_every_round_has_texts_of_its_own_of_about_the_same_lengths() -> None:
+    lists = texts(SIZES, 2)
+    for name in ("queries", "passages", "chunks", "lone", "length 16", "callers 2"):
+        first, second = lists[of_round(name, 0)], lists[of_round(name, 1)]
+        assert not {*first} & {*second}
+        assert not {*first} & {*lists[name]}
+        counts = zip(workloads.token_counts(first), workloads.token_counts(second), strict=True)
+        assert all(abs(one - other) <= LONGEST_WORD for one, other in counts)
