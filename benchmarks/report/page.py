@@ -127,12 +127,10 @@ def _losses(found: Sequence[comparisons.Loss]) -> str:
 
 def other_machines(shown: Path) -> str:
     """Links to everything else there is in the folder of results."""
-    found = {
-        path.parent.name if path.parent != RESULTS else path.stem: path
-        for path in sorted(RESULTS.glob("**/*.md"))
-        if path.parent != shown.resolve() and path.name not in ("adapters.md", "notes.md")
-    }
-    lines = [f"- [{name}]({_link(path)})" for name, path in found.items() if path.name != "gpu.md"]
+    single = list(RESULTS.glob("*.md"))
+    whole = [path for path in RESULTS.glob("*/results.md") if path.parent != shown.resolve()]
+    found = {path.stem: path for path in single} | {path.parent.name: path for path in whole}
+    lines = [f"- [{name}]({_link(found[name])})" for name in sorted(found)]
     return "\n".join([*lines, "- GPUs: [docs/gpu.md](gpu.md)"])
 
 
