@@ -23,7 +23,8 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 class Query:
     """A pass for queries on a thread, a caller's or an engine's own, from now until `end`."""
 
-    def __init__(self, way: Preemption, *, is_own: bool = False) -> None:
+    def __init__(self, way: Preemption, *, is_own: bool = False, may_move: bool = True) -> None:
+        self._may_move = may_move
         self.thread_id: int | None = None
         self._begun, self._may_end = threading.Event(), threading.Event()
         run = self._run_on_own if is_own else self._run
@@ -38,7 +39,7 @@ class Query:
     def _run_on_own(self, way: Preemption) -> None:
         self.thread_id = threading.get_native_id()
         for _ in range(2):  # a batch that was split: the second pass is of the same
-            way.begin_query()
+            way.begin_query(may_move=self._may_move)
         self._wait()
         way.end_query()
         way.end_query()  # nothing is left to end
@@ -160,9 +161,12 @@ def test_a_query_that_was_waited_for_begins_there(
     assert way._free == []
 
 
-def test_the_thread_of_a_caller_is_left_where_it_is(moves: list[tuple[int, set[int]]]) -> None:
+@pytest.mark.parametrize("of_several", [False, True])
+def test_the_thread_of_a_caller_or_a_team_is_left_where_it_is(
+    moves: list[tuple[int, set[int]]], of_several: bool
+) -> None:
     way = Preemption()
-    query = Query(way)
+    query = Query(way, is_own=of_several, may_move=False)
     with ingesting(way, yield_to_queries):
         wait_until(way, 1)
         query.end()

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import fastapi
 import starlette
 import uvicorn
+from counted_calls import counted_calls
 from fastapi import FastAPI
 from serving import connected, fake_app, listening, post_bytes, read_answer
 
@@ -25,37 +21,19 @@ OURS = str(Path(millpond.__file__).parent)
 MOST_CALLS, MOST_OF_OTHERS = 270, 70
 
 
-@contextmanager
-def counted() -> Iterator[Counter[str]]:
-    """Calls of functions on this thread, by file: ours, and those of the server's libraries."""
-    calls: Counter[str] = Counter()
-
-    def note(frame: FrameType, event: str, _: Any) -> None:
-        file = frame.f_code.co_filename
-        if event == "call" and file.startswith((OURS, *OF_THE_SERVER)):
-            calls[file] += 1
-
-    before = sys.getprofile()
-    sys.setprofile(note)
-    try:
-        yield calls
-    finally:
-        sys.setprofile(before)
-
-
 def test_a_request_costs_the_event_loop_few_calls() -> None:
-    async def run(app: FastAPI) -> Counter[str]:
+    async def run(app: FastAPI) -> Counter[tuple[str, str]]:
         async with listening(app) as port, connected(port) as (reader, writer):
             for _ in range(2):  # the first finds out what later ones know
                 writer.write(post_bytes(BODY))
                 assert (await read_answer(reader))[0] == 200
-            with counted() as calls:
+            with counted_calls(OURS, *OF_THE_SERVER) as calls:
                 writer.write(post_bytes(BODY))
                 assert (await read_answer(reader))[0] == 200
         return calls
 
     with fake_app() as app:
         calls = asyncio.run(run(app))
-    of_others = {file: calls[file] for file in calls if not file.startswith(OURS)}
+    of_others = {call: calls[call] for call in calls if not call[0].startswith(OURS)}
     assert 100 < calls.total() <= MOST_CALLS, calls.most_common()
     assert sum(of_others.values()) <= MOST_OF_OTHERS, of_others

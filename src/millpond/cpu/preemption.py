@@ -85,11 +85,15 @@ class Preemption:
         finally:
             self._end(query)
 
-    def begin_query(self) -> None:
-        """A pass for queries begins on this thread, an engine's own, which may be moved. It lasts
-        until `end_query`; passes in between are of the same."""
+    def begin_query(self, *, may_move: bool) -> None:
+        """A pass for queries begins on this thread, an engine's own. It lasts until `end_query`;
+        passes in between are of the same.
+
+        One that takes a single thread `may_move`: threads of a team that is made meanwhile would be
+        kept to its processor for good.
+        """
         if here.query is None:
-            here.query = _Query(threading.get_native_id() if CAN_MOVE else None)
+            here.query = _Query(threading.get_native_id() if may_move and CAN_MOVE else None)
             self._begin(here.query)
 
     def end_query(self) -> None:

@@ -59,6 +59,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any] | None:
 def _unit(module: str) -> torch.jit.CompilationUnit | None:
     """The functions of a module, or None where they cannot be compiled."""
     try:
+        # As `run` does it: these names are private, and it fails here where they are gone.
         torch._C._set_graph_executor_optimize(torch._C._get_graph_executor_optimize())
         source = "".join(inspect.getsource(each) for each in _functions(sys.modules[module]))
         return torch.jit.CompilationUnit(source)

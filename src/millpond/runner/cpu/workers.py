@@ -174,7 +174,7 @@ class CpuWorkers:
             self._in_use += count
         try:
             if queries:
-                with self._ahead_of_bulk(), limited_threads(count):
+                with self._ahead_of_bulk(count), limited_threads(count):
                     yield count
             else:
                 here.yields_to, here.not_before_s = self._preemption, 0.0
@@ -185,15 +185,15 @@ class CpuWorkers:
             with self._lock:
                 self._in_use -= count
 
-    def _ahead_of_bulk(self) -> AbstractContextManager[None]:
-        """A pass for queries; on an engine's own thread until `delivered`.
+    def _ahead_of_bulk(self, threads: int) -> AbstractContextManager[None]:
+        """A pass for queries on that number of threads; an engine's own thread's until `delivered`.
 
         Before that its callers would wait for the passes of ingestion that go on then: for the
         interpreter, and for a processor.
         """
         if not this_thread.is_uninterrupted:
             return self._preemption.query()
-        self._preemption.begin_query()
+        self._preemption.begin_query(may_move=threads == 1)
         return nullcontext()
 
     def delivered(self) -> None:
