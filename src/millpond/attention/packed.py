@@ -10,6 +10,7 @@ It knows which rows belong together and nothing of texts, requests or batches.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -67,6 +68,7 @@ class PackedSequences:
     masks: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
     causal_masks: Masks = field(default_factory=dict, repr=False)
     blocks: dict[int, list[tuple[int, PackedSequences]]] = field(default_factory=dict, repr=False)
+    divided: dict[int, Any] = field(default_factory=dict, repr=False)
 
     @functools.cached_property
     def total(self) -> int:
@@ -104,6 +106,10 @@ class PackedSequences:
             starts[firsts].tolist(), counts.tolist(), lengths[firsts].tolist(), strict=True
         )
         return cls(tuple(groups), int(lengths.max()), boundaries, deterministic)
+
+    def among(self, groups: Iterable[tuple[int, int, int]]) -> PackedSequences:
+        """Some of these groups, or parts of them, on their own."""
+        return replace(self, groups=tuple(groups), blocks={}, divided={})
 
     def in_blocks(self, rows: int) -> list[tuple[int, PackedSequences]]:
         """Neighbours of `rows` rows together at most, or a sequence that is longer: the first row
@@ -246,9 +252,11 @@ def _blocks(sequences: PackedSequences, rows: int) -> list[tuple[int, PackedSequ
                 groups.append((start - first, fits, length))
                 start, count, taken = start + fits * length, count - fits, taken + fits * length
             if count:  # the block is full
-                found.append((first, replace(sequences, groups=tuple(groups), blocks={})))
+                found.append(
+                    (first, replace(sequences, groups=tuple(groups), blocks={}, divided={}))
+                )
                 groups, first, taken = [], start, 0
-    return [*found, (first, replace(sequences, groups=tuple(groups), blocks={}))]
+    return [*found, (first, sequences.among(groups))]
 
 
 def end_to_end(parts: list[Tensor], total: int) -> Tensor:

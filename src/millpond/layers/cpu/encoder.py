@@ -19,7 +19,8 @@ from ...cpu.preemption import may_yield
 from ...cpu.row_buckets import whole_rows
 from ..parts import leaves
 from . import encoder_functions
-from .encoder_layer import FusedForward, FusedLayer, attend_in_groups
+from .attention import CompiledAttention, attend_in_groups
+from .encoder_layer import FusedForward, FusedLayer
 from .linear import Product, norm_options
 
 __all__ = ["FusedEncoder"]
@@ -81,12 +82,19 @@ class FusedEncoder:
 
         `types` are those of the tokens, the first one for all where they are left out.
         """
-        if self._stack is not None and (len(ids) <= SHORT_ROWS or not may_yield()):
+        if self._is_one_call(sequences) and (len(ids) <= SHORT_ROWS or not may_yield()):
             return self._in_one_call(ids, positions, types, sequences, None)
         rows = self._embed(ids, positions, types)
         for layer in self.layers:
             rows = layer.packed(rows, sequences)
         return rows
+
+    def _is_one_call(self, sequences: PackedSequences) -> bool:
+        """Whether all layers may be: TorchScript calls no kernel of ours."""
+        attend = self.layers[0].attend
+        if isinstance(attend, CompiledAttention) and attend.kernel_for(sequences) is not None:
+            return False
+        return self._stack is not None
 
     def _in_one_call(
         self,
@@ -126,7 +134,7 @@ class FusedEncoder:
         if len(ids) < ROWS_A_FIRST * wanted:
             return None
         places = pad(starts, (0, wanted - texts))
-        if self._stack is not None and not may_yield():
+        if self._is_one_call(sequences) and not may_yield():
             return self._in_one_call(ids, positions, types, sequences, places)[:texts]
         rows = self._embed(ids, positions, types)
         for layer in self.layers[:-1]:
@@ -152,7 +160,7 @@ def _stacked(layers: Sequence[FusedLayer]) -> _Stack | None:
     if len(whole) < len(products) or len(kinds) != 1:
         return None
     ((attend, head_size, scaling),) = kinds
-    if attend is not attend_in_groups:
+    if attend is not attend_in_groups and not isinstance(attend, CompiledAttention):
         return None
     norms: list[Any] = [each for one in layers for each in (one.norm, one.last_norm)]
     weights = [product.packed[0] for product in whole]

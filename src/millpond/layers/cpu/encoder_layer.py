@@ -29,20 +29,25 @@ from ...cpu.row_buckets import block_rows
 from ..parts import BERT, DISTILBERT, is_encoder_layer, linear_of
 from ..replace import PROBE_ROWS, first_equal, probe_rows
 from . import encoder_functions
+from .attention import (
+    Attend,
+    attend_firsts,
+    attend_in_groups,
+    compiled_attention,
+    load_kernel,
+)
 from .int8.attention import has_tile_attention, tile_attention
 from .int8.linear import Int8Linear
 from .int8.product import Int8Norm
 from .int8.smoothquant import Inputs, in_int8
 from .linear import NormOptions, PrepackedLinear, Product, norm_options, prepacked
 
-__all__ = ["FusedForward", "FusedLayer", "attend_in_groups", "fuse_layers"]
+__all__ = ["FusedForward", "FusedLayer", "fuse_layers"]
 
 INT8_TOLERANCE = 8e-2
-
-Attend = Callable[[Tensor, PackedSequences, int, float], Tensor]
-"""Of query, key and value `[n, 3 × heads × size]`, the sequences, the size and the scaling, to
-`[n, heads × size]`: zeros for rows that belong to no sequence."""
-
+# Shorter texts are queries most of all, whose layers are one call where torch's kernel attends.
+# From here on a kernel of ours saves more than a call for each layer costs.
+COMPILED_FROM = 48
 
 AfterAttention = tuple[list[Tensor], list[Tensor | None], list[Tensor | None], list[float]]
 """What `encoder_functions.after_attention` takes of a layer."""
@@ -115,9 +120,7 @@ class FusedLayer:
     def attend_firsts(self, joined: Tensor, sequences: PackedSequences, places: Tensor) -> Tensor:
         """What `attend` gives at these places, and any numbers after those of first tokens."""
         given = joined, sequences, self.head_size, self.scaling
-        if self.attend is attend_in_groups:
-            return _attend_firsts(*given, len(places))
-        return self.attend(*given).index_select(0, places)
+        return attend_firsts(self.attend, *given, places)
 
     def with_attention(
         self, attend: Callable[[Tensor, Tensor, Tensor], Tensor], rows: Tensor
@@ -142,36 +145,6 @@ class FusedLayer:
 
 def _together(blocks: Sequence[Tensor]) -> Tensor:
     return blocks[0] if len(blocks) == 1 else torch.cat(list(blocks))
-
-
-def attend_in_groups(
-    joined: Tensor, sequences: PackedSequences, size: int, scaling: float
-) -> Tensor:
-    """Attention within each sequence, those of one length at a time, by torch."""
-    groups, masks = _groups(joined, sequences)
-    attended: Tensor = scripted.run(
-        encoder_functions.attend_in_groups, joined, groups, masks, size, scaling, 0
-    )
-    return attended
-
-
-def _attend_firsts(
-    joined: Tensor, sequences: PackedSequences, size: int, scaling: float, rows: int
-) -> Tensor:
-    """Of the first token of each sequence: `[rows, heads × size]`, zeros after them."""
-    groups, masks = _groups(joined, sequences)
-    attended: Tensor = scripted.run(
-        encoder_functions.attend_firsts, joined, groups, masks, size, scaling, rows
-    )
-    return attended
-
-
-def _groups(
-    joined: Tensor, sequences: PackedSequences
-) -> tuple[list[tuple[int, int, int]], list[Tensor]]:
-    """Groups of sequences, and what hides the keys beyond the length of each."""
-    groups, keys = list(sequences.groups), sequences.key_lengths(joined)
-    return groups, scripted.run(encoder_functions.masks_of_groups, joined, groups, keys)
 
 
 @torch.no_grad()
@@ -306,13 +279,20 @@ def _prepacked(
             raise ValueError(f"{part} cannot be prepacked")
         found[part] = packed
     found["up"].post_op = "gelu"
-    yield FusedForward.of(found, parts, attention, norm_options, attend_in_groups)
+    dtype, size = parts["query"].weight.dtype, attention.attention_head_size
+    attend = compiled_attention(dtype, size, COMPILED_FROM) or attend_in_groups
+    yield FusedForward.of(found, parts, attention, norm_options, attend)
 
 
 def _in_int8(parts: Mapping[str, Any], attention: Any, inputs: Inputs) -> Iterator[FusedForward]:
     found = {part: in_int8(one, inputs[parts[part]]) for part, one in _linears(parts).items()}
-    tiled = has_tile_attention(parts["query"].weight.dtype, attention.attention_head_size)
-    attend = tile_attention if tiled else attend_in_groups
+    dtype, size = parts["query"].weight.dtype, attention.attention_head_size
+    attend: Attend = attend_in_groups
+    if has_tile_attention(dtype, size):
+        attend = tile_attention
+    elif compiled := compiled_attention(dtype, size, 1):
+        load_kernel()  # Numba is imported anyway
+        attend = compiled
     yield FusedForward.of(found, parts, attention, Int8Norm.of, attend)
 
 

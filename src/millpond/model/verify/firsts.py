@@ -17,6 +17,7 @@ from ...attention.packed import PackedSequences
 from ...cpu.openmp import threads_for_check
 from ...cpu.row_buckets import whole_rows
 from ...errors import first_line
+from ...layers.cpu.attention import without_loading_kernels
 from ...layers.cpu.encoder import FusedEncoder
 from ...layers.cpu.encoder_layer import FusedLayer
 from ...layers.cpu.linear import has_invariant_products
@@ -44,7 +45,7 @@ def verify_firsts(transformer: Transformer, head: Pooler) -> None:
         return
     layer, width, dtype = encoder.layers[-1], transformer.width, transformer.dtype
     most = transformer.max_positions or max(LONG_LENGTHS)
-    with threads_for_check(transformer.model, sum(LENGTHS)):
+    with without_loading_kernels(), threads_for_check(transformer.model, sum(LENGTHS)):
         rows = probe_rows(sum(LENGTHS), width, dtype=dtype)
         joined = probe_rows(max(LONG_LENGTHS), 3 * width, dtype=dtype)
         try:

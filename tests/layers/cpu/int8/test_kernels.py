@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from millpond.attention.packed import PackedSequences
-from millpond.layers.cpu.int8.attention import tile_attention
 from millpond.layers.cpu.int8.product import Int8Product
 
-kernels = pytest.importorskip("millpond.layers.cpu.int8.kernels", reason="Numba is not installed")
+kernels = pytest.importorskip("millpond.layers.cpu.kernels", reason="Numba is not installed")
 
 Array = npt.NDArray[Any]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -113,59 +111,3 @@ def test_products_in_tiles_are_exact(rows: int, columns: int, outputs: int) -> N
     assert product.packed.ndim == 3
     found = product.of(torch.from_numpy(quantized).float())
     assert np.array_equal(found.numpy(), quantized @ weight.T)
-
-
-def expected_attention(joined: Tensor, lengths: list[int], size: int, scaling: float) -> Tensor:
-    found = []
-    for rows in torch.split(joined[: sum(lengths)].double(), lengths):
-        parts = rows.view(len(rows), 3, -1, size).permute(1, 2, 0, 3)
-        query, key, value = parts.unsqueeze(1).unbind()
-        attended = functional.scaled_dot_product_attention(query, key, value, scale=scaling)
-        found.append(attended[0].transpose(0, 1).reshape(len(rows), -1))
-    return torch.cat(found)
-
-
-@needs_tiles
-@pytest.mark.parametrize("size", [32, 64, 96])
-@pytest.mark.parametrize("spread", [0.1, 1.5, 8.0])  # the largest scores are beyond 2 ** 60
-def test_attention_is_that_of_each_sequence(size: int, spread: float) -> None:
-    lengths = [5, 1, 33, 64, 64, 70, 31, 2, 200]
-    total = sum(lengths)
-    joined = (spread * random(total + 7, 3 * 2 * size)).bfloat16()
-    sequences = PackedSequences.of(np.array(lengths))
-    found = tile_attention(joined, sequences, size, size**-0.5)
-    expected = expected_attention(joined, lengths, size, size**-0.5)
-    assert (found[:total].double() - expected).norm() <= 4e-3 * expected.norm()
-    assert not found[total:].any()
-
-
-@needs_tiles
-@pytest.mark.parametrize("shift", [100.0, -100.0])
-def test_scores_far_from_zero_are_told_apart(shift: float) -> None:
-    joined = random(40, 96)
-    joined[:, 0] = 16  # of every query
-    joined[:, 32] = shift  # of every key: all scores of a row move by as much
-    joined = joined.bfloat16()
-    found = tile_attention(joined, PackedSequences.of(np.array([40])), 32, 1.0)
-    expected = expected_attention(joined, [40], 32, 1.0)
-    assert found.isfinite().all()
-    assert (found.double() - expected).norm() <= 8e-3 * expected.norm()
-
-
-@needs_tiles
-def test_a_sequence_has_the_same_bits_in_any_company() -> None:
-    joined = random(70, 3 * 64).bfloat16()
-    alone = tile_attention(joined, PackedSequences.of(np.array([70])), 32, 0.2)
-    others = 5 * random(333, 3 * 64, seed=1).bfloat16()
-    both = PackedSequences.of(np.array([300, 33, 70]))
-    in_company = tile_attention(torch.cat([others, joined]), both, 32, 0.2)
-    assert torch.equal(in_company[-70:], alone)
-
-
-@needs_tiles
-def test_a_row_that_is_not_finite_spoils_its_sequence_alone() -> None:
-    joined = random(40, 96).bfloat16()
-    joined[3, 40] = float("nan")
-    found = tile_attention(joined, PackedSequences.of(np.array([10, 30])), 32, 0.2)
-    assert found[:10].isnan().any()
-    assert found[10:].isfinite().all()

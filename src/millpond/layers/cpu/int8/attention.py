@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ....attention.packed import PackedSequences
 from ....cpu.preemption import yield_to_queries
-from .compiled import as_array, kernels
+from ..compiled import as_array, kernels
 
 __all__ = ["has_tile_attention", "tile_attention"]
 

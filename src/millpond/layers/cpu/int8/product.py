@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ....cpu.preemption import yield_to_queries
 from ....errors import InvalidOption
-from .compiled import as_array, kernels
+from ..compiled import as_array, kernels
 
 __all__ = ["QMAX", "SMALLEST", "Int8Norm", "Int8Product", "check_int8"]
 

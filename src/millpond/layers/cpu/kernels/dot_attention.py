@@ -1,0 +1,200 @@
+"""Attention of whole sequences in bfloat16, by a processor's dot products.
+
+torch's kernel does a quarter of what such a processor can, in heads of 32 and 64 elements. Here 32
+queries at a time are multiplied with all keys of their sequence, and their scores are used while
+they are in the cache.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .compiling import c_function, inline, use_widest_vectors
+from .dot_products import DOT_ROWS, interleave, multiply_pairs, transpose, weigh_pairs
+from .numbers import ONE
+from .softmax import LOG2_E, put_weights
+from .tiles import ROWS_AT_ONCE
+
+__all__ = ["AttentionArguments", "attend_by_dot_products", "room_bytes"]
+
+
+class AttentionArguments(NamedTuple):
+    """What `attend_by_dot_products` reads, as int64 one after the other; `…_at` are addresses."""
+
+    joined_at: int
+    """Query, key and value, bfloat16 `[rows, 3 × heads × size]`."""
+    rows: int
+    heads: int
+    size: int
+    """Elements of a head, a multiple of 32."""
+    scaling: int
+    """What scores are multiplied by, the bits of a float64."""
+    starts_at: int
+    """Of each sequence: its first row in `joined`, int64."""
+    lengths_at: int
+    places_at: int
+    """Its first row in `out`, int64."""
+    sequences: int
+    longest: int
+    queries: int
+    """Tokens of each sequence that attend, the first ones."""
+    out_at: int
+    """Bfloat16 `[…, heads × size]`."""
+    room_at: int
+    """`room_bytes` for each thread, from a cache line on."""
+    room_bytes: int
+    next_head: int = 0
+    """Counts the heads of all sequences that a thread has taken."""
+    next_thread: int = 0
+
+
+COUNT = len(AttentionArguments._fields)
+JOINED, ROWS, HEADS, SIZE, SCALING, STARTS, LENGTHS, PLACES = range(8)
+SEQUENCES, LONGEST, QUERIES, OUT, ROOM, ROOM_BYTES, NEXT_HEAD, NEXT_THREAD = range(8, COUNT)
+
+# Rows that are a power of two apart would share few lines of the cache.
+MORE_SCORES, MORE_WEIGHTS = 16, 32
+
+
+def room_bytes(longest: int, size: int) -> int:
+    """What a thread needs for sequences of that length at most and heads of that size."""
+    keys = -(-longest // ROWS_AT_ONCE) * ROWS_AT_ONCE
+    rows = 4 * (keys + MORE_SCORES) + 2 * (keys + MORE_WEIGHTS)
+    return ROWS_AT_ONCE * rows + 4 * keys * size
+
+
+@intrinsic
+def _address(context: Any, number: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), generate
+
+
+@inline
+def _array(address: Any, shape: Any, kind: Any) -> Any:
+    return numba.carray(_address(address), shape, kind)
+
+
+@intrinsic
+def _next(context: Any, counters: Any, place: Any) -> Any:
+    """What a counter was, which is one more for the thread that asks next."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        at = builder.gep(array.data, [arguments[1]])
+        return builder.atomic_rmw("add", at, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(counters, types.int64), generate
+
+
+@inline
+def _put_keys(pairs: Any, start: Any, length: Any, step: Any, half: Any, keys: Any) -> None:
+    """Keys as panels `[keys / 16, size / 32, 16 pairs of numbers, 16 keys]`, to a whole 32."""
+    for key in range(0, (length + 31) // 32 * 32, 16):
+        first = min(key, length - 1)
+        for pair in range(0, half, 16):
+            at, panel = start + step * first + pair, half * key + 16 * pair
+            transpose(pairs, at, step, length - first, keys, panel)
+
+
+@inline
+def _put_values(pairs: Any, start: Any, length: Any, step: Any, half: Any, values: Any) -> None:
+    """Values as panels `[keys / 32, size / 16, 16 pairs of keys, 16 numbers]`, to a whole 32."""
+    for pair in range((length + 31) // 32 * 16):
+        first = start + step * min(2 * pair, length - 1)
+        second = start + step * min(2 * pair + 1, length - 1)
+        panel = 32 * half * (pair // 16) + 16 * (pair % 16)
+        for column in range(0, half, 16):
+            interleave(pairs, first + column, second + column, values, panel + 32 * column)
+
+
+@inline
+def _attend_head(
+    pairs: Any,
+    place: Any,
+    head: Any,
+    shape: Any,
+    to_power: Any,
+    room: Any,
+    out: Any,
+) -> None:
+    """One head of one sequence.
+
+    `place` is its first row, length, queries and first row in `out`; `shape` the words of 32 bits
+    of a row's queries, as many as of its keys and of its values, and of those a head's.
+    """
+    start, length, queries, out_row = place
+    width, half = shape
+    scores, weights, weight_pairs, keys, values, shares = room
+    step, tiles, blocks = 3 * width, half // 16, (length + 31) // 32
+    query = step * start + half * head
+    _put_keys(pairs, query + width, length, step, half, keys)
+    _put_values(pairs, query + 2 * width, length, step, half, values)
+    for row in range(0, queries, ROWS_AT_ONCE):
+        count = min(ROWS_AT_ONCE, queries - row)
+        for i in range(0, count, DOT_ROWS):
+            left = (query + step * (row + i), step, count - i)
+            for block in range(blocks):
+                panels = (32 * half * block, 32 * half * block + 16 * half)
+                at = i * scores.shape[1] + 32 * block
+                multiply_pairs(pairs, left, keys, panels, (tiles, 256), scores, at)
+        put_weights(scores, count, length, to_power, weights, shares)
+        for i in range(count):
+            shares[i] = ONE / shares[i]
+        for i in range(0, count, DOT_ROWS):
+            left = (i * weight_pairs.shape[1], weight_pairs.shape[1], count - i)
+            for column in range(tiles):
+                panels = (512 * column, 512 * column + 256)
+                at = 2 * (width * (out_row + row + i) + half * head + 16 * column)
+                steps = (blocks, 512 * tiles)
+                places = (at, 2 * width)
+                weigh_pairs(weight_pairs, left, values, panels, steps, shares, i, out, places)
+
+
+def _attend(address: Any) -> None:
+    """Attention of sequences to themselves, by as many threads as call this with an address of
+    `AttentionArguments`. Each takes heads until there are none left.
+
+    A row's bits depend on its sequence alone.
+    """
+    use_widest_vectors()
+    given = numba.carray(address, COUNT, np.int64)
+    heads, size, keys = given[HEADS], given[SIZE], (given[LONGEST] + 31) // 32 * 32
+    width = heads * size // 2
+    pairs = _array(given[JOINED], given[ROWS] * 3 * width, np.uint32)
+    out = _array(given[OUT], 1, np.uint16)
+    to_power = np.float32(given[SCALING : SCALING + 1].view(np.float64)[0]) * LOG2_E
+    starts = _array(given[STARTS], given[SEQUENCES], np.int64)
+    lengths = _array(given[LENGTHS], given[SEQUENCES], np.int64)
+    places = _array(given[PLACES], given[SEQUENCES], np.int64)
+    at = given[ROOM] + given[ROOM_BYTES] * _next(given, NEXT_THREAD)
+    scores = _array(at, (ROWS_AT_ONCE, keys + MORE_SCORES), np.float32)
+    at += 4 * ROWS_AT_ONCE * (keys + MORE_SCORES)
+    weights = _array(at, (ROWS_AT_ONCE, keys + MORE_WEIGHTS), np.uint16)
+    weight_pairs = _array(at, (ROWS_AT_ONCE, (keys + MORE_WEIGHTS) // 2), np.uint32)
+    at += 2 * ROWS_AT_ONCE * (keys + MORE_WEIGHTS)
+    panels = _array(at, keys * size, np.uint32)
+    shares = np.empty(ROWS_AT_ONCE, np.float32)
+    room = scores, weights, weight_pairs, panels[: keys * size // 2], panels[keys * size // 2 :]
+    number = _next(given, NEXT_HEAD)
+    while number < heads * starts.size:
+        s, head = number // heads, number % heads
+        place = starts[s], lengths[s], min(lengths[s], given[QUERIES]), places[s]
+        _attend_head(pairs, place, head, (width, size // 2), to_power, (*room, shares), out)
+        number = _next(given, NEXT_HEAD)
+
+
+@cache
+def attend_by_dot_products() -> int:
+    """The address of a function that takes that of `AttentionArguments`."""
+    address: int = c_function(_attend).address
+    return address
