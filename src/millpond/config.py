@@ -149,7 +149,9 @@ class EngineConfig:
         "and this process may use four processors or more.",
     )
     warmup: bool = option(
-        False, "On CUDA, prepare for queries while loading, not at the first of each size."
+        False,
+        "Prepare while loading, not at the first call that needs it: for queries of each size on "
+        "CUDA, for long texts on a CPU.",
     )
     batch_invariant: bool = option(
         False,

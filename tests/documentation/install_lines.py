@@ -58,7 +58,7 @@ MODULES = {
 EXTRAS = {
     "chroma": "millpond.integrations.chroma",
     "cli": "millpond.cli.embed",
-    "int8": "numba",
+    "cpu": "numba",
     "lancedb": "millpond.integrations.lancedb",
     "milvus": "langchain_milvus",
     "multi-vector": "scipy.cluster.hierarchy",

@@ -16,7 +16,7 @@ from ...errors import InvalidOption
 __all__ = ["as_array", "kernels"]
 
 NOT_INSTALLED = (
-    "dtype='int8' needs Numba, which compiles its kernels: pip install \"millpond[int8]\" "
+    "dtype='int8' needs Numba, which compiles its kernels: pip install \"millpond[cpu]\" "
     "({reason}); or leave dtype at 'auto'"
 )
 

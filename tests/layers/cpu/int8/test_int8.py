@@ -160,7 +160,7 @@ def test_without_numba_the_error_says_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "millpond.layers.cpu.kernels", None)
     monkeypatch.delattr("millpond.layers.cpu.kernels", raising=False)
     compiled_kernels.cache_clear()
-    with pytest.raises(InvalidOption, match=r'pip install "millpond\[int8\]"'):
+    with pytest.raises(InvalidOption, match=r'pip install "millpond\[cpu\]"'):
         quantize_linears(layers(torch.float32))
 
 
