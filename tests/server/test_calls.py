@@ -1,8 +1,10 @@
-"""What a request with one short text costs the event loop in Python: calls of functions."""
+"""What a request with one short text costs the event loop in Python: calls of functions, and cycles
+for the garbage collector."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import Counter
 from pathlib import Path
 
@@ -37,3 +39,24 @@ def test_a_request_costs_the_event_loop_few_calls() -> None:
     of_others = {call: calls[call] for call in calls if not call[0].startswith(OURS)}
     assert 100 < calls.total() <= MOST_CALLS, calls.most_common()
     assert sum(of_others.values()) <= MOST_OF_OTHERS, of_others
+
+
+def test_a_request_leaves_nothing_for_the_garbage_collector() -> None:
+    requests = 20
+
+    async def run(app: FastAPI) -> int:
+        async with listening(app) as port, connected(port) as (reader, writer):
+            for turn in range(requests + 2):
+                if turn == 2:
+                    gc.collect()
+                    gc.disable()
+                writer.write(post_bytes(BODY))
+                assert (await read_answer(reader))[0] == 200
+            return gc.collect()
+
+    with fake_app() as app:
+        try:
+            found = asyncio.run(run(app))
+        finally:
+            gc.enable()
+    assert found < requests

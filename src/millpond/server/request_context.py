@@ -50,6 +50,10 @@ class RequestContext:
         scope[_SCOPE_KEY] = context
         return context
 
+    def end(self) -> None:
+        """Leave the scope, as the two would keep each other until a garbage collection."""
+        del self.scope[_SCOPE_KEY]
+
     @staticmethod
     def of(scope: Scope) -> RequestContext:
         """That of the request with this scope."""

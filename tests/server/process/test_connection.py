@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import struct
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
-from fakes import FakeRunner, held_engine
+from fakes import PATIENCE_S, FakeRunner, held_engine
 from fastapi import FastAPI
 from serving import connected, fake_app, listening, post_bytes, read_answer
 
@@ -256,6 +258,34 @@ def test_a_client_that_hangs_up_is_told_from_one_that_half_closes(
         engine.embed("last")
     assert b"HTTP/1.1 200 OK" in answer
     assert runner.ran == ["first", "stays", "last"]
+
+
+def test_a_connection_that_is_reset_cancels_a_request_with_another_behind_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    runner = FakeRunner(max_batch_tokens=1)
+
+    async def ask(app: FastAPI) -> None:
+        async with listening(app) as port:
+            async with connected(port) as (_, writer):
+                writer.write(post_bytes(b'{"input": "gone"}') + post_bytes(b'{"input": "behind"}'))
+                while engine.stats().waiting_interactive_tokens < 1:
+                    await asyncio.sleep(0)
+                reset = struct.pack("ii", 1, 0)  # at once, without the end of what was sent
+                sock = writer.get_extra_info("socket")
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+            while engine.stats().cancelled_texts == 0:
+                await asyncio.sleep(0.001)
+
+    with held_engine(runner) as engine:
+        app = create_app([ServedModel.of(engine)])
+        engine.submit("first")
+        runner.wait_for_batches(1)
+        asyncio.run(asyncio.wait_for(ask(app), PATIENCE_S))
+        runner.let()
+        engine.embed("last")
+    assert runner.ran == ["first", "last"]
+    assert not [one for one in caplog.records if one.levelname == "ERROR"]
 
 
 def test_a_large_body_is_told_to_the_application_in_few_parts() -> None:

@@ -55,6 +55,7 @@ class AccessLogMiddleware:
         finally:
             self._metrics.in_progress.dec()
             self._record(context)
+            context.end()
 
     def _record(self, context: RequestContext) -> None:
         self._metrics.answered(context)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
@@ -49,6 +50,7 @@ class HttpConnection(HttpToolsProtocol):
         self._stalled_bytes = 0  # received since it did
         self._replay: bytes | None = None  # headers with an upgrade, without it
         self._refused = False
+        self._is_lost = False
         self._watched: tuple[RequestResponseCycle, Callable[[], object]] | None = None
 
     # Callbacks of the transport.
@@ -61,6 +63,7 @@ class HttpConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
+        self._is_lost = True
         self._tell_of_disconnect()
 
     def data_received(self, data: bytes) -> None:
@@ -109,7 +112,8 @@ class HttpConnection(HttpToolsProtocol):
             self._replay = self._head_without_upgrade()
         else:
             super().on_headers_complete()
-            self.scope[ON_DISCONNECT] = partial(self._watch, self.cycle)  # type: ignore[literal-required]
+            cycle = weakref.ref(self.cycle)  # whose scope this is
+            self.scope[ON_DISCONNECT] = partial(self._watch, cycle)  # type: ignore[literal-required]
 
     def on_body(self, body: bytes) -> None:
         """The application is woken for large parts, as it contends with the engine's threads."""
@@ -174,9 +178,12 @@ class HttpConnection(HttpToolsProtocol):
 
     # Disconnects.
 
-    def _watch(self, cycle: RequestResponseCycle, give_up: Callable[[], object] | None) -> None:
+    def _watch(
+        self, running: weakref.ref[RequestResponseCycle], give_up: Callable[[], object] | None
+    ) -> None:
         """Have `give_up` called once the client of a request is gone, as `ON_DISCONNECT` says."""
-        self._watched = None if give_up is None else (cycle, give_up)
+        cycle = running()
+        self._watched = None if give_up is None or cycle is None else (cycle, give_up)
         if give_up is not None:
             self.flow.resume_reading()  # or the end of the connection would not be read
             self._tell_of_disconnect()
@@ -184,6 +191,7 @@ class HttpConnection(HttpToolsProtocol):
     def _tell_of_disconnect(self) -> None:
         if self._watched is not None:
             cycle, give_up = self._watched
+            cycle.disconnected |= self._is_lost  # uvicorn's own concerns the last request alone
             if cycle.disconnected:
                 give_up()
 
