@@ -355,8 +355,10 @@ class TextTokenizer:
         rows.reverse()
         while rows:
             row = rows.pop()
-            if not isinstance(row, array) or not 0 < len(row) < limit:
-                row = array("i", ends.fit(ids_of(row), limit, side) or self._source.empty_ids)
+            if not isinstance(row, array):
+                row = array("i", ids_of(row))
+            if not 0 < len(row) < limit:
+                row = ends.fit(row, limit, side) or array("i", self._source.empty_ids)
             joined += row
             if rows and len(rows) % ROWS_BETWEEN_PAUSES == 0:
                 this_thread_pauses()

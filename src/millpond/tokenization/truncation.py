@@ -5,9 +5,10 @@ It knows ids, a limit and a side, and what stands at the ends of every text.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ __all__ = [
 
 Side = Literal["end", "start"]
 Truncate = Literal["end", "start", "error"]
+Ids = TypeVar("Ids", list[int], "array[int]")
 
 
 @dataclass(frozen=True)
@@ -39,24 +41,29 @@ class SpecialTokens:
     sentence-transformers does with the end of a chat template. Otherwise it is kept where it is.
     """
 
-    def fit(self, ids: list[int], limit: int, side: Side) -> list[int]:
+    def fit(self, ids: Ids, limit: int, side: Side) -> Ids:
         """At most `limit` of the ids."""
         if self.restored and len(ids) >= limit:
             kept = ids[:limit] if side == "end" else ids[len(ids) - limit :]
-            suffix = self.suffix[max(0, len(self.suffix) - limit) :]
+            suffix = _like(ids, self.suffix[max(0, len(self.suffix) - limit) :])
             return kept[: limit - len(suffix)] + suffix
         return ids if len(ids) <= limit else self._cut(ids, limit, side)
 
-    def _cut(self, ids: list[int], limit: int, side: Side) -> list[int]:
+    def _cut(self, ids: Ids, limit: int, side: Side) -> Ids:
         if side == "end":
             suffix = len(self.suffix)
-            tail = suffix if suffix and ids[-suffix:] == self.suffix else 0
+            tail = suffix if suffix and ids[-suffix:] == _like(ids, self.suffix) else 0
             head = limit - tail
         else:
             prefix = len(self.prefix)
-            head = prefix if ids[:prefix] == self.prefix else 0
+            head = prefix if ids[:prefix] == _like(ids, self.prefix) else 0
             tail = limit - head
         return ids[:head] + ids[len(ids) - tail :]
+
+
+def _like(ids: Ids, others: list[int]) -> Ids:
+    """Others in a sequence of the same kind."""
+    return others if isinstance(ids, list) else array("i", others)
 
 
 def special_tokens_of(source: TokenizerBackend) -> SpecialTokens:
