@@ -20,6 +20,23 @@ gpu = pytest.mark.gpu
 
 
 @dataclass
+class PaysAfter:
+    """Plain runs of a bucket after which capturing pays."""
+
+    after: int
+    waits_for_launches: bool = False
+    runs: int = 0
+
+    def run(self, work: Callable[[], Tensor]) -> Tensor:
+        self.runs += 1
+        return work()
+
+    @property
+    def capture_pays(self) -> bool:
+        return self.runs >= self.after
+
+
+@dataclass
 class Replay:
     """Work done again into the tensor it gave first, as a graph does it."""
 
@@ -65,6 +82,45 @@ def test_a_bucket_is_recorded_when_it_comes_back_and_replayed_from_then_on() -> 
     assert graph.replays == 4, "once to be verified and then at each of three calls"
     run(forwards, LARGE, integers)
     assert len(forwards) == 1
+
+
+def test_a_bucket_is_captured_when_its_plain_runs_say_so() -> None:
+    capture, integers = Capture(), torch.arange(64)
+    forwards = CudaGraphs(doubled, capture, plain_runs=partial(PaysAfter, 3))
+    counts = []
+    for round in range(5):
+        integers += round
+        assert run(forwards, SMALL, integers) == doubled(SMALL, integers).tolist()
+        counts.append(len(capture.captured))
+    assert counts == [0, 0, 1, 1, 1]
+    assert capture.captured[0].replays == 3
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_larger_graph_is_at_hand_where_launches_take_longer_than_padding(waits: bool) -> None:
+    forwards = CudaGraphs(doubled, Capture(), plain_runs=partial(PaysAfter, 2, waits))
+    large, integers = Bucket(1024, 64, 256), torch.arange(64)
+    wanted = Bucket(512, 8, 128)
+    assert forwards.at_hand(wanted) == wanted, "nothing is captured"
+    for bucket in (large, large, Bucket(2048, 64, 256), Bucket(2048, 64, 256)):
+        forwards.run(bucket, integers, 1)
+    assert forwards.at_hand(wanted) == (large if waits else wanted)
+    assert forwards.at_hand(large) == large
+    for other in (Bucket(448, 8, 128), Bucket(512, 512, 128), Bucket(512, 8, 512)):
+        assert forwards.at_hand(other) == other, "there is no room, or too much"
+
+
+def test_what_the_first_replay_gave_is_looked_at_when_the_bucket_comes_again() -> None:
+    capture, integers = Capture(wrong=True), torch.arange(64)
+    forwards = CudaGraphs(doubled, capture)
+    for _ in range(2):
+        run(forwards, SMALL, integers)
+    assert forwards.reason_against is None, "no thread has waited for it"
+    run(forwards, LARGE, integers)
+    assert forwards.reason_against is None
+    assert run(forwards, SMALL, integers) == doubled(SMALL, integers).tolist()
+    assert forwards.reason_against is not None
+    assert capture.captured[0].replays == 1
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ forward pass of the bucket reads them there. It never waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from ...model.pooling_model import PooledRows, PoolingModel
 from .buckets import Bucket, bucket_for, query_buckets
 from .graphs import Agree, AnyBucket, Capture, CudaGraphs, Share, cuda_graph_capture
 from .pinned_buffers import PinnedBuffers
+from .plain_runs import AtOnce, PlainRuns
 from .prefix_buckets import PrefixBucket, prefix_bucket_for
 
 __all__ = ["BucketedForward", "bucketed_forwards", "forward_bucket", "is_bucketed"]
@@ -60,8 +61,9 @@ class BucketRun(NamedTuple):
 class BucketedForward:
     """Runs texts of one pipeline; `invariant_rows` makes them batch-invariant.
 
-    With a `cache` it also runs texts that continue from cached prefixes. What is captured runs on
-    the `share` of the device, where there is one, while that is on. Batches beyond
+    With a `cache` it also runs texts that continue from cached prefixes. What is captured, when
+    `plain_runs` of its bucket say so, runs on the `share` of the device, where there is one, while
+    that is on. Batches beyond
     `most_tokens`, or beyond `MOST_RECORDED_ROWS` that are not fixed, run plainly, in memory of
     their own. So graphs take no more than some thousand rows do.
     """
@@ -78,6 +80,7 @@ class BucketedForward:
         cache: KVCache | None = None,
         agree: Agree | None = None,
         share: Share | None = None,
+        plain_runs: Callable[[], PlainRuns] = AtOnce,
     ) -> None:
         self._pipeline = pipeline
         self._cache = cache
@@ -95,13 +98,17 @@ class BucketedForward:
         if cache is not None:
             integers += 2 * MOST_RECORDED_KEYS
         self._integers = torch.zeros(integers, dtype=torch.int64, device=device)
-        self._graphs = CudaGraphs(self._forward, capture, agree=agree, share=share)
+        self._graphs = CudaGraphs(
+            self._forward, capture, agree=agree, share=share, plain_runs=plain_runs
+        )
 
     def run(
         self, ids: npt.NDArray[np.integer], lengths: IntArray, prompt_lengths: IntArray
     ) -> BucketRun:
         """Start the forward pass of texts end to end, longest first."""
         bucket = bucket_for(len(ids), len(lengths), int(lengths[0]), **self._sizes)
+        if self._invariant_rows is None:
+            bucket = self._graphs.at_hand(bucket)
         count = sum(bucket.sizes)
         staging = self._buffers.take(count, torch.int64)
         pad_id = self._pipeline.tokenizer.pad_id

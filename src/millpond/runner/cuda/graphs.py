@@ -2,8 +2,8 @@
 
 Python needs longer to launch the kernels of a small batch than the device to run them. A graph
 launches all of them in one call, on the very tensors it was captured with. A bucket is captured
-when it comes back, and what was captured is compared with the plain run before it is trusted;
-a model that cannot be captured runs plainly.
+when it comes back, at once or when that pays, and what was captured is compared with the plain run
+before it is trusted; a model that cannot be captured runs plainly.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from ...errors import first_line, summary
 from .buckets import Bucket
+from .plain_runs import AtOnce, PlainRuns
 from .prefix_buckets import PrefixBucket
 
 __all__ = [
@@ -38,6 +40,9 @@ logger = logging.getLogger("millpond")
 
 
 MOST_GRAPHS = 96
+
+
+MOST_TIMES_ROWS = 2  # of a batch, where a larger bucket spares it launches
 
 
 PAUSE = 256  # runs without capture, after the device was full
@@ -70,6 +75,34 @@ class Share(Protocol):
 
     def capture(self, work: Callable[[], Tensor]) -> Captured:
         """Capture work for that part."""
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A graph, the tensor that a replay fills, and what its first replay showed."""
+
+    graph: CapturedGraph
+    vectors: Tensor
+    close: Tensor | None
+    """Whether it gave what the plain run had given, bool on the device; None once that is known.
+
+    No thread waits for it: it is looked at when the bucket is needed again.
+    """
+
+    @classmethod
+    def tried(cls, captured: Captured, expected: Tensor) -> _Kept:
+        graph, vectors = captured
+        graph.replay()
+        found = vectors[: len(expected)]
+        close = torch.isclose(found, expected, RELATIVE, ABSOLUTE, equal_nan=True).all()
+        return cls(graph, vectors, close)
+
+    def is_close(self) -> bool:
+        """Whether it may be used, the first time waited for."""
+        is_close = self.close is None or bool(self.close)
+        if is_close:
+            self.close = None
+        return is_close
 
 
 Agree = Callable[[bool], bool]
@@ -138,20 +171,23 @@ class CudaGraphs:
         most_graphs: int = MOST_GRAPHS,
         agree: Agree | None = None,
         share: Share | None = None,
+        plain_runs: Callable[[], PlainRuns] = AtOnce,
     ) -> None:
         """With processes that replay together, `agree` lets none capture what another cannot.
 
         While a `share` is on, what was captured is captured for it too, and replayed there.
+        `plain_runs` say of a bucket when it is to be captured; processes must come to the same.
         """
         self._forward = forward
         self._capture = capture
         self._most_graphs = most_graphs
         self._agree = agree or bool
         self._share = share
-        self._seen: set[AnyBucket] = set()
-        self._graphs: OrderedDict[AnyBucket, Captured] = OrderedDict()
+        self._plain_runs = plain_runs
+        self._seen: dict[AnyBucket, PlainRuns] = {}
+        self._graphs: OrderedDict[AnyBucket, _Kept] = OrderedDict()
         # Of those, what was captured for the share too, or None where it cannot be.
-        self._shared: dict[AnyBucket, Captured | None] = {}
+        self._shared: dict[AnyBucket, _Kept | None] = {}
         self._pause = 0  # runs until capture is tried again
         self.reason_against: str | None = None
         """Why the model is not captured, once that is known."""
@@ -160,61 +196,106 @@ class CudaGraphs:
         """Graphs kept."""
         return len(self._graphs)
 
+    def at_hand(self, bucket: Bucket) -> Bucket:
+        """The bucket, or a larger one that is captured where it is not, if the device would wait
+        for its launches longer than it takes for rows of padding."""
+        if bucket in self._graphs:
+            return bucket
+        larger = [
+            other
+            for other in self._graphs
+            if isinstance(other, Bucket)
+            and bucket.rows <= other.rows <= MOST_TIMES_ROWS * bucket.rows
+            and bucket.texts <= other.texts
+            and bucket.longest <= other.longest
+            and other in self._seen
+            and self._seen[other].waits_for_launches
+        ]
+        return min(larger, default=bucket)
+
     def run(self, bucket: AnyBucket, integers: Tensor, texts: int) -> Tensor:
         """The vectors of a bucket, of which the first `texts` mean something.
 
         A later call may overwrite them.
         """
-        found = self._graphs.get(bucket)
-        if found is not None:
+        kept = self._graphs.get(bucket)
+        if kept is not None and self._is_trusted(kept):
             self._graphs.move_to_end(bucket)
-            is_shared = self._share is not None and self._share.is_on
-            if is_shared and (shared := self._shared.get(bucket)) is not None:
-                found = shared
-            graph, vectors = found
-            graph.replay()
-            if is_shared and bucket not in self._shared:
-                self._shared[bucket] = self._for_share(bucket, integers, vectors[:texts])
-            return vectors
-        plain = self._forward(bucket, integers)
-        if self._pause:
-            self._pause -= 1
-        elif self.reason_against is None and bucket in self._seen:
+            return self._replayed(bucket, kept, integers, texts)
+        if self._pause or self.reason_against is not None:
+            self._pause = max(0, self._pause - 1)
+            return self._forward(bucket, integers)
+        runs = self._seen.get(bucket)
+        if runs is None:
+            runs = self._seen[bucket] = self._plain_runs()
+        plain = runs.run(lambda: self._forward(bucket, integers))
+        if runs.capture_pays:
             self._keep(bucket, integers, plain[:texts])
-        else:
-            self._seen.add(bucket)
         return plain
 
+    def _is_trusted(self, kept: _Kept) -> bool:
+        """Whether a graph gives what the plain run gives; one that does not is the last."""
+        if kept.close is None:
+            return True
+        close = self._attempt(kept.is_close)
+        if close is None:
+            return False
+        if not self._agree(close):
+            self._disable("a replay gave other vectors than the run it was captured from")
+            return False
+        return True
+
+    def _replayed(self, bucket: AnyBucket, kept: _Kept, integers: Tensor, texts: int) -> Tensor:
+        """What a replay gives, for the share's part of the device while that is on."""
+        is_shared = self._share is not None and self._share.is_on
+        if is_shared and (shared := self._trusted_for_share(bucket)) is not None:
+            kept = shared
+        kept.graph.replay()
+        if is_shared and bucket not in self._shared:
+            expected = kept.vectors[:texts]
+            self._shared[bucket] = self._for_share(bucket, integers, expected)
+        return kept.vectors
+
+    def _trusted_for_share(self, bucket: AnyBucket) -> _Kept | None:
+        shared = self._shared.get(bucket)
+        if shared is None:
+            return None
+        try:
+            if shared.is_close():
+                return shared
+            reason = "a replay gave other vectors"
+        except Exception as error:
+            reason = first_line(error)
+        self._refuse_for_share(bucket, reason)
+        self._shared[bucket] = None
+        return None
+
     def _keep(self, bucket: AnyBucket, integers: Tensor, expected: Tensor) -> None:
-        """Capture a bucket and verify it on the batch that was just run."""
+        """Capture a bucket, to be verified on the batch that was just run."""
         made = self._attempt(lambda: self._capture(lambda: self._forward(bucket, integers)))
         if made is None:
             return
-        graph, vectors = made
-        close = self._attempt(lambda: _replays(graph, vectors, expected))
-        if close is None:
+        kept = self._attempt(lambda: _Kept.tried(made, expected))
+        if kept is None:
             return
-        if not self._agree(close):
-            self._disable("a replay gave other vectors than the run it was captured from")
-            return
-        self._graphs[bucket] = (graph, vectors)
+        self._graphs[bucket] = kept
         if len(self._graphs) > self._most_graphs:
             oldest, _ = self._graphs.popitem(last=False)
-            self._seen.discard(oldest)
+            self._seen.pop(oldest, None)
             self._shared.pop(oldest, None)
 
-    def _for_share(self, bucket: AnyBucket, integers: Tensor, expected: Tensor) -> Captured | None:
+    def _for_share(self, bucket: AnyBucket, integers: Tensor, expected: Tensor) -> _Kept | None:
         """The same for the share; None where it cannot be captured there."""
         assert self._share is not None
         try:
-            graph, vectors = self._share.capture(lambda: self._forward(bucket, integers))
-            if _replays(graph, vectors, expected):
-                return graph, vectors
-            reason = "a replay gave other vectors"
+            made = self._share.capture(lambda: self._forward(bucket, integers))
+            return _Kept.tried(made, expected)
         except Exception as error:  # no memory, perhaps; the whole device serves as well
-            reason = first_line(error)
+            self._refuse_for_share(bucket, first_line(error))
+            return None
+
+    def _refuse_for_share(self, bucket: AnyBucket, reason: str) -> None:
         logger.debug("%s is not captured for a part of the device: %s", bucket, reason)
-        return None
 
     def _attempt(self, work: Callable[[], Any]) -> Any:
         """What some work gives; None where it raises, here or in a process that does the same."""
@@ -250,9 +331,3 @@ class CudaGraphs:
 
     def __repr__(self) -> str:
         return f"CudaGraphs(graphs={len(self)}, seen={len(self._seen)})"
-
-
-def _replays(graph: CapturedGraph, vectors: Tensor, expected: Tensor) -> bool:
-    """Whether a replay gives what was computed, up to rounding."""
-    graph.replay()
-    return torch.allclose(vectors[: len(expected)], expected, RELATIVE, ABSOLUTE, equal_nan=True)

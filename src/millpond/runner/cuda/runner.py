@@ -49,6 +49,7 @@ from .memory_profile import tokens_that_fit
 from .own_stream import OwnStream
 from .partial_stream import multiprocessors_for_bulk
 from .pinned_buffers import PinnedBuffers
+from .plain_runs import TimedRuns
 from .stream_forwards import StreamForwards, current
 
 __all__ = ["CudaModelRunner"]
@@ -121,10 +122,12 @@ class CudaModelRunner(TorchModelRunner):
             agree=agree,
         )
         self._share = None if batch_invariant or agree is not None else self._share_of_bulk()
-        self._bulk = self._queries = forwards(stream=stream, share=self._share)
         if agree is None:
+            self._bulk = forwards(stream=stream, share=self._share, plain_runs=TimedRuns)
             self._queries = forwards(stream=OwnStream(device, priority=-1))
             self._queries.stream.wait_stream(stream.stream)  # weights are put into memory there
+        else:
+            self._bulk = self._queries = forwards(stream=stream)
 
     def _share_of_bulk(self) -> BulkShare | None:
         """What bulk batches have beside queries; None where the device is not shared out."""
