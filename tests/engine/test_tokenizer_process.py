@@ -8,7 +8,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def process(tokenizer: TokenizerToSend) -> Iterator[TokenizerProcess]:
 
 def started(*tokenizers: TokenizerToSend) -> TokenizerProcess:
     """A process whose child has said that it is ready, or has ended."""
-    (made,) = TokenizerProcess.several(tokenizers, "on", to_feed=0)
+    (made,) = TokenizerProcess.several(tokenizers, "on", devices=["cpu"])
     made.start()
     wait_for(made)
     return made
@@ -163,7 +163,7 @@ def test_where_it_cannot_be_had_this_process_goes_on(
         tokenizer.reader = lambda: fails_to_load
         expected = "the checkpoint is gone"
     with nothing_left_behind(), caplog.at_level(logging.WARNING, "millpond"):
-        (process,) = TokenizerProcess.several([tokenizer], "on", to_feed=0)
+        (process,) = TokenizerProcess.several([tokenizer], "on", devices=["cpu"])
         process.start()
         if what == "no checkpoint":
             wait_for(process)
@@ -177,7 +177,7 @@ def test_where_it_cannot_be_had_this_process_goes_on(
 def test_it_is_not_waited_for(tokenizer: TokenizerToSend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer_process, "PROGRAM", "child_that_never_is_ready")
     with nothing_left_behind():
-        (process,) = TokenizerProcess.several([tokenizer], "on", to_feed=0)
+        (process,) = TokenizerProcess.several([tokenizer], "on", devices=["cpu"])
         process.start()
         pid = process.pid
         assert pid is not None
@@ -193,22 +193,27 @@ def test_it_is_not_waited_for(tokenizer: TokenizerToSend, monkeypatch: pytest.Mo
 def test_by_itself_they_feed_others_where_processors_are_many(
     tokenizer: TokenizerToSend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def made(asked: Any, *, processors: int, to_feed: int) -> int:
+    def made(asked: Any, *, processors: int, devices: Sequence[str]) -> list[bool]:
+        """Of each whether it rests beside queries."""
         monkeypatch.setattr(tokenizer_process, "host_processors", lambda: processors)
-        return len(TokenizerProcess.several([tokenizer], asked, to_feed=to_feed))
+        found = TokenizerProcess.several([tokenizer], asked, devices=devices)
+        return [each.rests_beside_queries for each in found]
 
-    assert made("auto", processors=3, to_feed=1) == 0
-    assert made("auto", processors=4, to_feed=1) == 1
-    assert made("auto", processors=16, to_feed=1) == 2
-    assert made("auto", processors=16, to_feed=4) == 4
-    assert made("auto", processors=64, to_feed=0) == 0
-    assert made("on", processors=1, to_feed=0) == 1
-    assert made("on", processors=64, to_feed=2) == 4
-    assert made("off", processors=64, to_feed=1) == 0
+    gpus = [f"cuda:{number}" for number in range(4)]
+    assert made("auto", processors=3, devices=gpus[:1]) == []
+    assert made("auto", processors=4, devices=gpus[:1]) == [False]
+    assert made("auto", processors=8, devices=gpus[:1]) == [False, False]
+    assert made("auto", processors=64, devices=gpus[:1]) == [False, False, True, True]
+    assert made("auto", processors=16, devices=gpus) == [False] * 4
+    assert made("auto", processors=64, devices=["cpu", "cpu"]) == [False] * 4
+    assert made("auto", processors=64, devices=["cpu"]) == []
+    assert made("on", processors=1, devices=["cpu"]) == [False]
+    assert made("on", processors=64, devices=gpus[:2]) == [False] * 4 + [True] * 4
+    assert made("off", processors=64, devices=gpus) == []
     unknown = FakeTokenizer(FakeRunner())
-    assert TokenizerProcess.several([tokenizer, unknown], "on", to_feed=1) == []
+    assert TokenizerProcess.several([tokenizer, unknown], "on", devices=gpus) == []
     monkeypatch.setattr(tokenizer_process, "can_start_children", lambda: False)
-    assert made("on", processors=64, to_feed=1) == 0
+    assert made("on", processors=64, devices=gpus) == []
 
 
 def test_an_engine_tokenises_ingestion_there_and_queries_here(

@@ -150,9 +150,10 @@ class ModelInstance:
         # Where an interrupt keeps the instance from its engine, no other code would stop it.
         close = partial(core.close, drain=True, wait=False)
         weakref.finalize(self, core.background.add, close).atexit = False
-        is_fed = len(runners) > 1 or any("cuda" in runner.device_name for runner in runners)
         self._tokenizer_processes = TokenizerProcess.several(
-            self._tokenizers, config.tokenizer_process, to_feed=len(runners) if is_fed else 0
+            self._tokenizers,
+            config.tokenizer_process,
+            devices=[runner.device_name for runner in runners],
         )
         core.start(() if cause is not None else make_threads(core, self._tokenizer_processes))
         return core

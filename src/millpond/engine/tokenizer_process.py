@@ -35,6 +35,9 @@ READY, ENCODED, RAISED = 1, 2, 3
 PROGRAM = "millpond.engine.tokenizer_child"
 FEWEST_CHARACTERS = 2048  # of a call that is worth the way there and back
 PROCESSORS_EACH = 4  # of which one may be a child's
+OF_A_GPU = 4  # a small model reads as many tokens as those make
+OF_A_GPU_BESIDE_QUERIES = 2  # more threads would keep the interpreter from queries
+OF_A_REPLICA = 2  # on a CPU
 
 logger = logging.getLogger("millpond")
 
@@ -43,9 +46,14 @@ class TokenizerProcess:
     """A child and its tokenizers. One thread uses and closes it, which no interrupt comes to."""
 
     def __init__(
-        self, tokenizers: Sequence[Tokenizer], readers: Sequence[Callable[[], Callable[[], Any]]]
+        self,
+        tokenizers: Sequence[Tokenizer],
+        readers: Sequence[Callable[[], Callable[[], Any]]],
+        *,
+        rests_beside_queries: bool = False,
     ) -> None:
         """`readers` give what makes tokenizers that encode the same; it pickles."""
+        self.rests_beside_queries = rests_beside_queries
         self._readers = tuple(readers)
         self._tokenizers = tuple(tokenizers)
         self._child: ChildProcess | None = None
@@ -55,22 +63,29 @@ class TokenizerProcess:
 
     @classmethod
     def several(
-        cls, tokenizers: Sequence[Tokenizer], asked: TokenizerOption, *, to_feed: int
+        cls, tokenizers: Sequence[Tokenizer], asked: TokenizerOption, *, devices: Sequence[str]
     ) -> list[TokenizerProcess]:
         """None where it is not to be, or where one of the tokenizers cannot be made again.
 
-        By itself there are some for GPUs or processes `to_feed`, two for each where there are
-        processors enough: while one tokenises, the texts of the other are handed over.
+        By itself there are some for each of the devices, as far as there are processors for them,
+        and none for a single CPU. While one tokenises, the texts of another are handed over.
         """
-        if asked == "off" or (asked == "auto" and not to_feed) or not can_start_children():
+        on_gpus = any("cuda" in device for device in devices)
+        is_fed = on_gpus or len(devices) > 1
+        if asked == "off" or (asked == "auto" and not is_fed) or not can_start_children():
             return []
         readers = [getattr(tokenizer, "reader", None) for tokenizer in tokenizers]
         if None in readers:
             return []
-        count = min(host_processors() // PROCESSORS_EACH, 2 * to_feed)
+        most = (OF_A_GPU if on_gpus else OF_A_REPLICA) * len(devices) if is_fed else 1
+        steady = OF_A_GPU_BESIDE_QUERIES * len(devices) if on_gpus else most
+        count = min(host_processors() // PROCESSORS_EACH, most)
         if asked == "on":
             count = max(count, 1)
-        return [cls(tokenizers, [each for each in readers if each]) for _ in range(count)]
+        makes = [each for each in readers if each]
+        return [
+            cls(tokenizers, makes, rests_beside_queries=number >= steady) for number in range(count)
+        ]
 
     @property
     def pid(self) -> int | None:

@@ -42,6 +42,7 @@ __all__ = ["Claim", "Scheduler"]
 
 STARVATION_LIMIT = 4.0
 QUERY_MEMORY_S = 5.0  # how long after a query bulk batches stay short
+QUERIES_NEAR_S = 0.2  # how long after a query others are about to come
 # Shorter ones are mostly overhead, and would make the speed they are cut by look ever lower.
 MIN_SHORT_BATCH_TOKENS = 64
 MIN_SHARE_TOKENS = 64  # fewer are not worth dividing
@@ -142,6 +143,10 @@ class Scheduler:
         if not request.dead:
             self.queues[request.priority].ready(request, chunk, now_s)
             self._note_ready(request, now_s)
+
+    def has_queries_near(self, now_s: float) -> bool:
+        """Whether queries come in."""
+        return now_s - self._last_query_s < QUERIES_NEAR_S
 
     def refuse(self, request: Request, errors: Mapping[int, InvalidInput]) -> None:
         """Texts that were claimed cannot be accepted after all: they have errors."""

@@ -13,13 +13,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from ...errors import MillpondError
-from ...locks import Gate, this_thread_pauses
+from ...locks import this_thread_pauses
 from ...scheduler.request import Priority, Request
 from ...scheduler.request_future import this_thread
 from ...scheduler.scheduler import Claim
 from ..inputs import InputProcessor, Tokenized
 from ..tokenizer_process import TokenizerProcess
 from .core import EngineCore
+from .wakes import TokenizerWait
 from .worker import Worker
 
 __all__ = ["make_threads"]
@@ -34,13 +35,14 @@ def make_threads(
         f"batch-{number}": partial(_run_batches, core, worker)
         for number, worker in enumerate(core.pool.workers)
     }
-    gate = core.wakes.tokenizer_gate(Priority.INTERACTIVE)
+    wait = core.wakes.tokenizer_wait(Priority.INTERACTIVE)
     roles["tokenize-interactive"] = partial(
-        _tokenize, core, Priority.INTERACTIVE, gate, core.inputs
+        _tokenize, core, Priority.INTERACTIVE, wait, core.inputs
     )
     for number, process in enumerate(processes or [None]):
-        gate = core.wakes.tokenizer_gate(Priority.BULK)
-        roles[f"tokenize-bulk-{number}"] = partial(_tokenize_bulk, core, gate, process)
+        rests = process is not None and process.rests_beside_queries
+        wait = core.wakes.tokenizer_wait(Priority.BULK, rests_beside_queries=rests)
+        roles[f"tokenize-bulk-{number}"] = partial(_tokenize_bulk, core, wait, process)
     roles["background"] = partial(_run_background, core)
     return [
         threading.Thread(target=_guarded, args=(core, work), name=f"millpond-{role}", daemon=True)
@@ -66,36 +68,42 @@ def _run_batches(core: EngineCore, worker: Worker) -> None:
     core.end_worker()
 
 
-def _tokenize_bulk(core: EngineCore, gate: Gate, process: TokenizerProcess | None) -> None:
+def _tokenize_bulk(core: EngineCore, wait: TokenizerWait, process: TokenizerProcess | None) -> None:
     this_thread_pauses.call = core.wakes.pause_for_queries
     if process is None:
-        _tokenize(core, Priority.BULK, gate, core.inputs)
+        _tokenize(core, Priority.BULK, wait, core.inputs)
         return
     try:
         process.start()
-        _tokenize(core, Priority.BULK, gate, core.inputs.calling(process.call))
+        _tokenize(core, Priority.BULK, wait, core.inputs.calling(process.call))
     finally:
         process.close()
 
 
-def _tokenize(core: EngineCore, priority: Priority, gate: Gate, inputs: InputProcessor) -> None:
-    while claims := _next_to_tokenize(core, priority, gate):
+def _tokenize(
+    core: EngineCore, priority: Priority, wait: TokenizerWait, inputs: InputProcessor
+) -> None:
+    while claims := _next_to_tokenize(core, priority, wait):
         _tokenize_claimed(core, claims, inputs.tokenize_all(claims))
         del claims  # they would keep their requests while this thread waits
 
 
-def _next_to_tokenize(core: EngineCore, priority: Priority, gate: Gate) -> Sequence[Claim]:
+def _next_to_tokenize(core: EngineCore, priority: Priority, wait: TokenizerWait) -> Sequence[Claim]:
     """Texts to tokenise, waited for; none when there will be no more."""
     while True:
         with core.lock:
-            ended = core.pending.update(core.clock())
-            claims = core.scheduler.next_to_tokenize(priority)
+            now_s = core.clock()
+            ended = core.pending.update(now_s)
+            may_claim = core.wakes.may_tokenize(wait, now_s)
+            claims = core.scheduler.next_to_tokenize(priority) if may_claim else ()
             is_over = core.wake()
+            if not claims:
+                wait.found_none()
         core.end(ended)
         del ended
         if claims or is_over:
             return claims
-        gate.wait()
+        wait.wait()
 
 
 def _tokenize_claimed(

@@ -12,10 +12,45 @@ from .background import BackgroundTasks
 from .pending import PendingRequests
 from .worker import WorkerPool
 
-__all__ = ["Wakes"]
+__all__ = ["TokenizerWait", "Wakes"]
 
 PAUSE_S = 0.0002
 MOST_ARRIVALS = 32  # looked through at every call; then the background thread takes them in
+
+
+class TokenizerWait:
+    """Where a thread that tokenises waits for texts, and what others know of it."""
+
+    def __init__(self, *, rests_beside_queries: bool = False) -> None:
+        self.rests_beside_queries = rests_beside_queries
+        self._gate = Gate()
+        self._is_idle = False  # it waits
+        self._is_woken = False  # of an idle one: a thread has woken it
+
+    def look(self) -> None:
+        """Under the lock: it looks for texts."""
+        self._is_idle = self._is_woken = False
+
+    def found_none(self) -> None:
+        """Under the lock: it is going to wait."""
+        self._is_idle = True
+
+    def wait(self) -> None:
+        """Without the lock: wait to be woken."""
+        self._gate.wait()
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether it waits and no thread has woken it."""
+        return self._is_idle and not self._is_woken
+
+    def wake(self) -> None:
+        """Let it look, now or when it would wait."""
+        self._gate.open()  # first: a caller may be interrupted here, and it must not sleep on
+        self._is_woken = True
+
+    def __repr__(self) -> str:
+        return f"TokenizerWait(asleep={self.is_asleep})"
 
 
 class Wakes:
@@ -32,14 +67,29 @@ class Wakes:
         self._pending = pending
         self._pool = pool
         self._background = background
-        self._tokenizers: dict[Priority, list[Gate]] = {priority: [] for priority in Priority}
+        self._tokenizers: dict[Priority, list[TokenizerWait]] = {each: [] for each in Priority}
+        self._has_queries_near = False  # when a thread looked for texts last
         self._query_ended = Gate()
 
-    def tokenizer_gate(self, priority: Priority) -> Gate:
-        """Before the threads start: where one that tokenises texts of a priority waits for them."""
-        gate = Gate()
-        self._tokenizers[priority].append(gate)
-        return gate
+    def tokenizer_wait(
+        self, priority: Priority, *, rests_beside_queries: bool = False
+    ) -> TokenizerWait:
+        """Before the threads start: where one that tokenises texts of a priority waits for them.
+
+        One that rests beside queries leaves the interpreter to others while those come in.
+        """
+        found = TokenizerWait(rests_beside_queries=rests_beside_queries)
+        self._tokenizers[priority].append(found)
+        return found
+
+    def may_tokenize(self, each: TokenizerWait, now_s: float) -> bool:
+        """A thread looks for texts: whether it may have any."""
+        each.look()
+        self._has_queries_near = self._scheduler.has_queries_near(now_s)
+        return not self._rests(each)
+
+    def _rests(self, each: TokenizerWait) -> bool:
+        return each.rests_beside_queries and self._has_queries_near
 
     def arrived(self, request: Request, *, is_tokenized: bool) -> None:
         """Wake those that are to take a request further."""
@@ -47,7 +97,7 @@ class Wakes:
             is_query = request.priority is Priority.INTERACTIVE
             self._pool.wake_one(queries=is_query, bulk=not is_query)
         else:
-            self._wake_tokenizers(request.priority)
+            self._wake_tokenizer(request.priority)
         is_late = self._background.is_late_for(request.deadline_s)
         if is_late or len(self._pending.arrivals) > MOST_ARRIVALS:
             self._background.wake()
@@ -62,17 +112,21 @@ class Wakes:
         elif workers and (queries or bulk):
             self._pool.wake_one(queries=queries, bulk=bulk)
         for priority in self._scheduler.to_tokenize():
-            self._wake_tokenizers(priority)
+            self._wake_tokenizer(priority)
 
-    def _wake_tokenizers(self, priority: Priority) -> None:
-        for gate in self._tokenizers[priority]:
-            gate.open()
+    def _wake_tokenizer(self, priority: Priority) -> None:
+        """Wake one; having claimed its texts, it has the next one woken."""
+        for each in self._tokenizers[priority]:
+            if each.is_asleep and not self._rests(each):
+                each.wake()
+                return
 
     def all(self) -> None:
         """Wake all threads, to look again or to end."""
         self._pool.wake_all()
-        for priority in Priority:
-            self._wake_tokenizers(priority)
+        for waits in self._tokenizers.values():
+            for each in waits:
+                each.wake()
         self._background.wake()
 
     def ended(self, request: Request) -> None:
