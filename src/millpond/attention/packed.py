@@ -22,6 +22,14 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from ..cpu.preemption import yield_to_queries
 from .causal_tiles import Masks, attend_in_tiles
+from .compiled import (
+    LEAST_LENGTH,
+    Kernel,
+    Places,
+    attend_compiled,
+    can_be_compiled,
+    load_kernel,
+)
 from .varlen import attend_varlen, in_float8
 
 __all__ = [
@@ -68,7 +76,7 @@ class PackedSequences:
     masks: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
     causal_masks: Masks = field(default_factory=dict, repr=False)
     blocks: dict[int, list[tuple[int, PackedSequences]]] = field(default_factory=dict, repr=False)
-    divided: dict[int, Any] = field(default_factory=dict, repr=False)
+    divided: dict[int, Divided] = field(default_factory=dict, repr=False)
 
     @functools.cached_property
     def total(self) -> int:
@@ -110,6 +118,16 @@ class PackedSequences:
     def among(self, groups: Iterable[tuple[int, int, int]]) -> PackedSequences:
         """Some of these groups, or parts of them, on their own."""
         return replace(self, groups=tuple(groups), blocks={}, divided={})
+
+    def divided_at(self, length: int) -> Divided:
+        """Those that are shorter, and the others; made once a batch."""
+        if length not in self.divided:
+            starts, lengths = self.places
+            numbers = np.flatnonzero(lengths >= length)
+            groups = [group for group in self.groups if group[2] < length]
+            short = self.among(groups) if groups else None
+            self.divided[length] = Divided(short, starts[numbers], lengths[numbers], numbers)
+        return self.divided[length]
 
     def in_blocks(self, rows: int) -> list[tuple[int, PackedSequences]]:
         """Neighbours of `rows` rows together at most, or a sequence that is longer: the first row
@@ -163,6 +181,16 @@ class PackedSequences:
         return missing, self.masks[place]
 
 
+class Divided(NamedTuple):
+    """Sequences that are shorter than some length, and of the others where they are; int64."""
+
+    short: PackedSequences | None
+    starts: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    numbers: npt.NDArray[np.int64]
+    """Which of all sequences they are."""
+
+
 class Sequences(Protocol):
     """What stands in a packed row, and how its sequences attend."""
 
@@ -209,6 +237,46 @@ def _grouped(
     sequences: PackedSequences,
     options: AttentionOptions,
 ) -> Tensor:
+    kernel = _compiled_kernel(query, key, value, sequences, options)
+    if kernel is None:
+        parts = _by_torch(query, key, value, sequences, options)
+        return end_to_end(parts, query.shape[1])
+    short, starts, lengths, _ = sequences.divided_at(LEAST_LENGTH)
+    out = query.new_empty(query.shape[1], query.shape[0], value.shape[2])
+    out[sequences.total :] = 0
+    if short is not None:
+        parts = _by_torch(query, key, value, short, options)
+        for (start, count, length), rows in zip(short.groups, parts, strict=True):
+            out[start : start + count * length] = rows
+    places = Places(starts, lengths, starts)
+    scaling, window, *_ = options
+    attend_compiled(kernel, query, key, value, out, places, scaling=scaling, window=window)
+    return out
+
+
+def _compiled_kernel(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sequences: PackedSequences,
+    options: AttentionOptions,
+) -> Kernel | None:
+    """The kernel of ours, if one of them attends by it."""
+    sizes = {rows.shape[2] for rows in (query, key, value)}
+    if options.causal or len(sizes) > 1 or sequences.longest < LEAST_LENGTH:
+        return None
+    is_fit = query.device.type == "cpu" and can_be_compiled(query.dtype, query.shape[2])
+    return load_kernel() if is_fit else None
+
+
+def _by_torch(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sequences: PackedSequences,
+    options: AttentionOptions,
+) -> list[Tensor]:
+    """Of each group its rows, `[sequences × length, heads, size]`."""
     parts = []
     scaling, window, causal, *_ = options
     for start, count, length in sequences.groups:
@@ -238,7 +306,7 @@ def _grouped(
                 enable_gqa=query.shape[0] != key.shape[0],
             )
         parts.append(attended.transpose(1, 2).flatten(0, 1))
-    return end_to_end(parts, query.shape[1])
+    return parts
 
 
 def _blocks(sequences: PackedSequences, rows: int) -> list[tuple[int, PackedSequences]]:

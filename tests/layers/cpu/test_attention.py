@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,19 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from millpond.attention import compiled
 from millpond.attention.packed import PackedSequences
 from millpond.cpu.openmp import limited_threads
-from millpond.layers.cpu import attention
 from millpond.layers.cpu.attention import (
     CompiledAttention,
     attend_firsts,
     attend_in_groups,
-    compiled_attention,
-    without_loading_kernels,
 )
 from millpond.layers.cpu.int8.attention import tile_attention
 
-kernels = pytest.importorskip("millpond.layers.cpu.kernels", reason="Numba is not installed")
+kernels = pytest.importorskip("millpond.cpu.kernels", reason="Numba is not installed")
 
 Attend = Callable[[Tensor, PackedSequences, int, float], Tensor]
 
@@ -108,7 +103,7 @@ def test_what_is_not_a_number_stays_in_its_sequence(attend: Attend) -> None:
 @needs_dot_products
 @pytest.mark.parametrize("threads", [2, 3])
 def test_several_threads_give_the_same_bits(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "LEAST_OPERATIONS", 0)
+    monkeypatch.setattr(compiled, "LEAST_OPERATIONS", 0)
     joined, sequences = random(700, 3 * 128).bfloat16(), PackedSequences.of(np.array([300, 400]))
     with limited_threads(1):
         expected = CompiledAttention(1)(joined, sequences, 32, 0.2)
@@ -127,99 +122,3 @@ def test_first_tokens_alone_have_the_same_bits(attend: Attend) -> None:
     found = attend_firsts(attend, *given, places)
     assert found.shape == (len(places), 64)
     assert torch.equal(found[: len(lengths)], attend(*given)[starts])
-
-
-@pytest.fixture
-def unread(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """As in a process in which no text needed the kernel yet."""
-    found: list[Any] = []
-    monkeypatch.setattr(attention, "_found", found)
-    return found
-
-
-@needs_dot_products
-def test_the_kernel_is_read_by_the_first_text_that_is_long(unread: list[Any]) -> None:
-    attend = CompiledAttention(48)
-
-    def run(length: int) -> Tensor:
-        joined = random(length, 96).bfloat16()
-        return attend(joined, PackedSequences.of(np.array([length])), 32, 0.2)
-
-    run(47)
-    assert not unread
-    with without_loading_kernels():
-        by_torch = run(60)
-    assert not unread
-    by_ours = run(60)
-    assert len(unread) == 1
-    with without_loading_kernels():  # it is read already
-        assert torch.equal(run(60), by_ours)
-    assert not torch.equal(by_torch, by_ours)
-
-
-@needs_dot_products
-def test_threads_that_need_it_at_once_read_it_once(
-    unread: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reads, begun = [], threading.Barrier(4)
-
-    def read() -> None:
-        reads.append(threading.get_ident())
-
-    def need() -> None:
-        begun.wait(10)
-        attention.load_kernel()
-
-    monkeypatch.setattr(attention, "_read", read)
-    threads = [threading.Thread(target=need) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
-    assert len(reads) == 1
-
-
-@needs_dot_products
-@pytest.mark.parametrize(
-    ("kernel", "reason"),
-    [
-        (lambda address, threads: None, "off by"),
-        (lambda address, threads: 1 / 0, "division by zero"),
-    ],
-)
-def test_a_kernel_that_fails_is_not_used(
-    kernel: Any,
-    reason: str,
-    unread: list[Any],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    monkeypatch.setattr(attention, "_with_threads", lambda entry: kernel)
-    monkeypatch.setattr(torch.Tensor, "new_empty", torch.Tensor.new_zeros)
-    joined, sequences = random(60, 96).bfloat16(), PackedSequences.of(np.array([60]))
-    with caplog.at_level(logging.WARNING, "millpond"):
-        found = CompiledAttention(48)(joined, sequences, 32, 0.2)
-    assert torch.equal(found, attend_in_groups(joined, sequences, 32, 0.2))
-    (message,) = caplog.messages
-    assert "torch's kernel alone" in message
-    assert reason in message
-
-
-def test_it_is_for_bfloat16_and_processors_that_multiply_pairs(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    processor = {"_is_avx512_bf16_supported": True, "_is_amx_tile_supported": False}
-
-    def chosen(dtype: torch.dtype = torch.bfloat16, size: int = 32, **changed: bool) -> bool:
-        for name, value in {**processor, **changed}.items():
-            monkeypatch.setattr(torch.cpu, name, lambda value=value: value, raising=False)
-        return compiled_attention(dtype, size, 48) is not None
-
-    assert chosen()
-    assert chosen(size=64)
-    assert not chosen(torch.float32)
-    assert not chosen(size=80)
-    assert not chosen(_is_avx512_bf16_supported=False)
-    assert not chosen(_is_amx_tile_supported=True)  # torch's kernel makes use of those
-    monkeypatch.setattr(attention, "find_spec", lambda name: None)
-    assert not chosen()

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ...attention.compiled import LEAST_LENGTH, load_kernel
 from ...attention.implementations import attention_function
 from ...attention.packed import PackedSequences
 from ...cpu import scripted
@@ -34,7 +35,6 @@ from .attention import (
     attend_firsts,
     attend_in_groups,
     compiled_attention,
-    load_kernel,
 )
 from .int8.attention import has_tile_attention, tile_attention
 from .int8.linear import Int8Linear
@@ -45,9 +45,6 @@ from .linear import NormOptions, PrepackedLinear, Product, norm_options, prepack
 __all__ = ["FusedForward", "FusedLayer", "fuse_layers"]
 
 INT8_TOLERANCE = 8e-2
-# Shorter texts are queries most of all, whose layers are one call where torch's kernel attends.
-# From here on a kernel of ours saves more than a call for each layer costs.
-COMPILED_FROM = 48
 
 AfterAttention = tuple[list[Tensor], list[Tensor | None], list[Tensor | None], list[float]]
 """What `encoder_functions.after_attention` takes of a layer."""
@@ -280,7 +277,7 @@ def _prepacked(
         found[part] = packed
     found["up"].post_op = "gelu"
     dtype, size = parts["query"].weight.dtype, attention.attention_head_size
-    attend = compiled_attention(dtype, size, COMPILED_FROM) or attend_in_groups
+    attend = compiled_attention(dtype, size, LEAST_LENGTH) or attend_in_groups
     yield FusedForward.of(found, parts, attention, norm_options, attend)
 
 

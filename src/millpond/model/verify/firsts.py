@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ...attention.compiled import without_loading_kernels
 from ...attention.packed import PackedSequences
 from ...cpu.openmp import threads_for_check
 from ...cpu.row_buckets import whole_rows
 from ...errors import first_line
-from ...layers.cpu.attention import without_loading_kernels
 from ...layers.cpu.encoder import FusedEncoder
 from ...layers.cpu.encoder_layer import FusedLayer
 from ...layers.cpu.linear import has_invariant_products

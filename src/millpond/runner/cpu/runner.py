@@ -12,16 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ...attention.compiled import load_kernel, without_loading_kernels
 from ...config import EngineConfig
 from ...cpu.openmp import limited_threads, may_use_several
 from ...cpu.row_buckets import FEW_ROWS, FEWEST_ROWS, whole_rows
-from ...layers.cpu.attention import (
-    load_kernel,
-    uses_compiled_attention,
-    without_loading_kernels,
-)
 from ...model.pooling_model import PoolingModel
 from ...model.transformer import Transformer
 from ...outputs import Rows
@@ -45,7 +41,10 @@ class CpuModelRunner(TorchModelRunner):
         self, models: Sequence[PoolingModel], *, max_batch_tokens: int, **options: Any
     ) -> None:
         super().__init__(models, max_batch_tokens=max_batch_tokens, **options)
-        self._workers = CpuWorkers.for_models(self._modules(), max_batch_tokens=max_batch_tokens)
+        encoders = [model.encoder for model in models]
+        modules = [encoder.model for encoder in encoders if isinstance(encoder, Transformer)]
+        self._workers = CpuWorkers.for_models(modules, max_batch_tokens=max_batch_tokens)
+        self._wants_kernel = False  # which checks at load do without
         self.limits = Limits(
             max_batch_tokens=max_batch_tokens,
             min_batch_tokens=CPU_MIN_BATCH_TOKENS,
@@ -54,10 +53,6 @@ class CpuModelRunner(TorchModelRunner):
         )
         self.fewest_rows = FEWEST_ROWS
         self._fewest_texts = max(model.fewest_texts(self._thread_counts) for model in models)
-
-    def _modules(self) -> Sequence[nn.Module]:
-        encoders = [model.encoder for model in self.models]
-        return [encoder.model for encoder in encoders if isinstance(encoder, Transformer)]
 
     @property
     def _thread_counts(self) -> Sequence[int]:
@@ -79,8 +74,10 @@ class CpuModelRunner(TorchModelRunner):
         return wanted_batch_tokens(models, config, most), KVCacheConfig.of(models, budget)
 
     def _check_routes(self) -> Sequence[bool]:
-        with without_loading_kernels():
-            return self._checked_routes()
+        with without_loading_kernels() as left_out:
+            found = self._checked_routes()
+        self._wants_kernel = left_out.kernel
+        return found
 
     def _checked_routes(self) -> Sequence[bool]:
         if all(model.may_have_few_rows(self._thread_counts) for model in self.models):
@@ -101,7 +98,7 @@ class CpuModelRunner(TorchModelRunner):
 
     def warm_up(self, *, most_texts: int) -> None:
         """With several texts, read what only long ones need."""
-        if most_texts > 1 and any(map(uses_compiled_attention, self._modules())):
+        if most_texts > 1 and self._wants_kernel:
             load_kernel()
 
     def _padded_rows(self, texts: int, width: int) -> int:

@@ -18,8 +18,8 @@ from transformers import BertConfig, BertModel
 
 from millpond import Engine, InvalidOption
 from millpond.attention.packed import PackedSequences
+from millpond.cpu.compiled import kernels as compiled_kernels
 from millpond.cpu.row_buckets import FEWEST_ROWS
-from millpond.layers.cpu.compiled import kernels as compiled_kernels
 from millpond.layers.cpu.encoder import FusedEncoder
 from millpond.layers.cpu.encoder_layer import fuse_layers
 from millpond.layers.cpu.int8 import linear, product
@@ -157,8 +157,8 @@ def test_a_processor_without_int8_products_is_told_so(monkeypatch: pytest.Monkey
 
 
 def test_without_numba_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "millpond.layers.cpu.kernels", None)
-    monkeypatch.delattr("millpond.layers.cpu.kernels", raising=False)
+    monkeypatch.setitem(sys.modules, "millpond.cpu.kernels", None)
+    monkeypatch.delattr("millpond.cpu.kernels", raising=False)
     compiled_kernels.cache_clear()
     with pytest.raises(InvalidOption, match=r'pip install "millpond\[cpu\]"'):
         quantize_linears(layers(torch.float32))

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from millpond.layers.cpu.int8.product import Int8Product
 
-kernels = pytest.importorskip("millpond.layers.cpu.kernels", reason="Numba is not installed")
+kernels = pytest.importorskip("millpond.cpu.kernels", reason="Numba is not installed")
 
 Array = npt.NDArray[Any]
 DTYPES = [torch.float32, torch.bfloat16]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ....attention.packed import PackedSequences
+from ....cpu.compiled import as_array, kernels
 from ....cpu.preemption import yield_to_queries
-from ..compiled import as_array, kernels
 
 __all__ = ["has_tile_attention", "tile_attention"]
 

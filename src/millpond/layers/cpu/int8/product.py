@@ -20,9 +20,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from ....cpu.compiled import as_array, kernels
 from ....cpu.preemption import yield_to_queries
 from ....errors import InvalidOption
-from ..compiled import as_array, kernels
 
 __all__ = ["QMAX", "SMALLEST", "Int8Norm", "Int8Product", "check_int8"]
 

@@ -20,34 +20,48 @@ from numba.extending import intrinsic
 from .compiling import c_function, inline, use_widest_vectors
 from .dot_products import DOT_ROWS, interleave, multiply_pairs, transpose, weigh_pairs
 from .numbers import ONE
-from .softmax import LOG2_E, put_weights
+from .softmax import LOG2_E, LOWEST, put_weights
 from .tiles import ROWS_AT_ONCE
 
 __all__ = ["AttentionArguments", "attend_by_dot_products", "room_bytes"]
 
 
 class AttentionArguments(NamedTuple):
-    """What `attend_by_dot_products` reads, as int64 one after the other; `…_at` are addresses."""
+    """What `attend_by_dot_products` reads, as int64 one after the other.
 
-    joined_at: int
-    """Query, key and value, bfloat16 `[rows, 3 × heads × size]`."""
-    rows: int
+    `…_at` are addresses. Queries, keys and values are bfloat16, those of a head in a run; a step is
+    how many words of 32 bits the next row or head is away.
+    """
+
+    query_at: int
+    query_row_step: int
+    query_head_step: int
+    key_at: int
+    key_row_step: int
+    key_head_step: int
+    value_at: int
+    value_row_step: int
+    value_head_step: int
     heads: int
+    heads_a_key: int
+    """Neighbours that share keys and values."""
     size: int
     """Elements of a head, a multiple of 32."""
     scaling: int
     """What scores are multiplied by, the bits of a float64."""
+    window: int
+    """A token sees those that are fewer positions away."""
     starts_at: int
-    """Of each sequence: its first row in `joined`, int64."""
+    """Of each sequence: its first row, int64."""
     lengths_at: int
     places_at: int
-    """Its first row in `out`, int64."""
+    """Its first row in what comes of it, int64."""
     sequences: int
     longest: int
     queries: int
     """Tokens of each sequence that attend, the first ones."""
     out_at: int
-    """Bfloat16 `[…, heads × size]`."""
+    """Bfloat16 `[…, heads, size]`."""
     room_at: int
     """`room_bytes` for each thread, from a cache line on."""
     room_bytes: int
@@ -57,8 +71,9 @@ class AttentionArguments(NamedTuple):
 
 
 COUNT = len(AttentionArguments._fields)
-JOINED, ROWS, HEADS, SIZE, SCALING, STARTS, LENGTHS, PLACES = range(8)
-SEQUENCES, LONGEST, QUERIES, OUT, ROOM, ROOM_BYTES, NEXT_HEAD, NEXT_THREAD = range(8, COUNT)
+QUERY, KEY, VALUE = 0, 3, 6
+HEADS, HEADS_A_KEY, SIZE, SCALING, WINDOW, STARTS, LENGTHS, PLACES = range(9, 17)
+SEQUENCES, LONGEST, QUERIES, OUT, ROOM, ROOM_BYTES, NEXT_HEAD, NEXT_THREAD = range(17, COUNT)
 
 # Rows that are a power of two apart would share few lines of the cache.
 MORE_SCORES, MORE_WEIGHTS = 16, 32
@@ -97,8 +112,9 @@ def _next(context: Any, counters: Any, place: Any) -> Any:
 
 
 @inline
-def _put_keys(pairs: Any, start: Any, length: Any, step: Any, half: Any, keys: Any) -> None:
+def _put_keys(rows: Any, length: Any, half: Any, keys: Any) -> None:
     """Keys as panels `[keys / 16, size / 32, 16 pairs of numbers, 16 keys]`, to a whole 32."""
+    pairs, start, step = rows
     for key in range(0, (length + 31) // 32 * 32, 16):
         first = min(key, length - 1)
         for pair in range(0, half, 16):
@@ -107,8 +123,9 @@ def _put_keys(pairs: Any, start: Any, length: Any, step: Any, half: Any, keys: A
 
 
 @inline
-def _put_values(pairs: Any, start: Any, length: Any, step: Any, half: Any, values: Any) -> None:
+def _put_values(rows: Any, length: Any, half: Any, values: Any) -> None:
     """Values as panels `[keys / 32, size / 16, 16 pairs of keys, 16 numbers]`, to a whole 32."""
+    pairs, start, step = rows
     for pair in range((length + 31) // 32 * 16):
         first = start + step * min(2 * pair, length - 1)
         second = start + step * min(2 * pair + 1, length - 1)
@@ -118,46 +135,67 @@ def _put_values(pairs: Any, start: Any, length: Any, step: Any, half: Any, value
 
 
 @inline
-def _attend_head(
-    pairs: Any,
-    place: Any,
-    head: Any,
-    shape: Any,
-    to_power: Any,
-    room: Any,
-    out: Any,
-) -> None:
-    """One head of one sequence.
+def _hide(scores: Any, count: Any, columns: Any, place: Any, length: Any, window: Any) -> None:
+    """Of the keys from the first one on, those that a query does not see; `place` is the first
+    query's and the first key's."""
+    query, key = place
+    for i in range(count):
+        first = max(0, query + i - window + 1 - key)
+        stop = min(length, query + i + window) - key
+        for j in range(first):
+            scores[i, j] = LOWEST
+        for j in range(stop, columns):
+            scores[i, j] = LOWEST
 
-    `place` is its first row, length, queries and first row in `out`; `shape` the words of 32 bits
-    of a row's queries, as many as of its keys and of its values, and of those a head's.
+
+@inline
+def _attend_head(
+    rows: Any, place: Any, half: Any, window: Any, to_power: Any, room: Any, out: Any
+) -> None:
+    """One head of one sequence, of size twice `half`.
+
+    `rows` are the memory of queries, keys and values, where they begin and how far they are apart;
+    `place` is the sequence's length, how many queries it has, and where in `out` the first goes and
+    how far they are apart there, in numbers.
     """
-    start, length, queries, out_row = place
-    width, half = shape
+    (pairs, query, query_step), keys_at, values_at = rows
+    length, queries, out_at, out_step = place
     scores, weights, weight_pairs, keys, values, shares = room
-    step, tiles, blocks = 3 * width, half // 16, (length + 31) // 32
-    query = step * start + half * head
-    _put_keys(pairs, query + width, length, step, half, keys)
-    _put_values(pairs, query + 2 * width, length, step, half, values)
+    tiles = half // 16
+    _put_keys(keys_at, length, half, keys)
+    _put_values(values_at, length, half, values)
     for row in range(0, queries, ROWS_AT_ONCE):
         count = min(ROWS_AT_ONCE, queries - row)
+        first = max(0, row - window + 1) // 32
+        blocks = (min(length, row + count + window - 1) + 31) // 32 - first
         for i in range(0, count, DOT_ROWS):
-            left = (query + step * (row + i), step, count - i)
+            left = (query + query_step * (row + i), query_step, count - i)
             for block in range(blocks):
-                panels = (32 * half * block, 32 * half * block + 16 * half)
+                panel = 32 * half * (first + block)
                 at = i * scores.shape[1] + 32 * block
-                multiply_pairs(pairs, left, keys, panels, (tiles, 256), scores, at)
-        put_weights(scores, count, length, to_power, weights, shares)
+                halves = (panel, panel + 16 * half)
+                multiply_pairs(pairs, left, keys, halves, (tiles, 256), scores, at)
+        columns = 32 * blocks
+        _hide(scores, count, columns, (row, 32 * first), length, window)
+        put_weights(scores, count, columns, to_power, weights, shares)
         for i in range(count):
             shares[i] = ONE / shares[i]
         for i in range(0, count, DOT_ROWS):
             left = (i * weight_pairs.shape[1], weight_pairs.shape[1], count - i)
             for column in range(tiles):
-                panels = (512 * column, 512 * column + 256)
-                at = 2 * (width * (out_row + row + i) + half * head + 16 * column)
+                panel = 32 * half * first + 512 * column
                 steps = (blocks, 512 * tiles)
-                places = (at, 2 * width)
-                weigh_pairs(weight_pairs, left, values, panels, steps, shares, i, out, places)
+                places = (out_at + out_step * (row + i) + 32 * column, out_step)
+                halves = (panel, panel + 256)
+                weigh_pairs(weight_pairs, left, values, halves, steps, shares, i, out, places)
+
+
+@inline
+def _rows_of(given: Any, which: Any, row: Any, head: Any) -> Any:
+    """The memory of queries, keys or values of a head, its row's place there, and the step."""
+    step = given[which + 1]
+    memory = _array(given[which], 1, np.uint32)
+    return memory, step * row + given[which + 2] * head, step
 
 
 def _attend(address: Any) -> None:
@@ -169,8 +207,6 @@ def _attend(address: Any) -> None:
     use_widest_vectors()
     given = numba.carray(address, COUNT, np.int64)
     heads, size, keys = given[HEADS], given[SIZE], (given[LONGEST] + 31) // 32 * 32
-    width = heads * size // 2
-    pairs = _array(given[JOINED], given[ROWS] * 3 * width, np.uint32)
     out = _array(given[OUT], 1, np.uint16)
     to_power = np.float32(given[SCALING : SCALING + 1].view(np.float64)[0]) * LOG2_E
     starts = _array(given[STARTS], given[SEQUENCES], np.int64)
@@ -188,8 +224,15 @@ def _attend(address: Any) -> None:
     number = _next(given, NEXT_HEAD)
     while number < heads * starts.size:
         s, head = number // heads, number % heads
-        place = starts[s], lengths[s], min(lengths[s], given[QUERIES]), places[s]
-        _attend_head(pairs, place, head, (width, size // 2), to_power, (*room, shares), out)
+        key_head = head // given[HEADS_A_KEY]
+        rows = (
+            _rows_of(given, QUERY, starts[s], head),
+            _rows_of(given, KEY, starts[s], key_head),
+            _rows_of(given, VALUE, starts[s], key_head),
+        )
+        queries, width = min(lengths[s], given[QUERIES]), heads * size
+        place = lengths[s], queries, width * places[s] + size * head, width
+        _attend_head(rows, place, size // 2, given[WINDOW], to_power, (*room, shares), out)
         number = _next(given, NEXT_HEAD)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from .compiling import inline
 from .numbers import ONE, ROUNDING, bits_of
 
-__all__ = ["LOG2_E", "put_weights"]
+__all__ = ["LOG2_E", "LOWEST", "put_weights"]
 
 # 2 to the power of -1/2 to 1/2 as 1 + x (E1 + x (E2 + x E3)).
 E1, E2, E3 = np.array([0.6931472, 0.2402265, 0.0558282], np.float32)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ...errors import InvalidOption
+from ..errors import InvalidOption
 
 __all__ = ["as_array", "kernels"]
 
