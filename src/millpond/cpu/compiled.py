@@ -11,23 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..errors import InvalidOption
-
 __all__ = ["as_array", "kernels"]
-
-NOT_INSTALLED = (
-    "dtype='int8' needs Numba, which compiles its kernels: pip install \"millpond[cpu]\" "
-    "({reason}); or leave dtype at 'auto'"
-)
 
 
 @cache
 def kernels() -> ModuleType:
-    """The module `kernels`. Raises `InvalidOption` without Numba."""
-    try:
-        return importlib.import_module(".kernels", __package__)
-    except ImportError as error:  # Numba, which takes a while to import
-        raise InvalidOption(NOT_INSTALLED.format(reason=error)) from error
+    """The package `kernels`, and with it Numba. Raises `ImportError` without one that works."""
+    return importlib.import_module(".kernels", __package__)
 
 
 def as_array(rows: Tensor) -> npt.NDArray[Any]:

@@ -30,6 +30,10 @@ QMAX = 127
 """The largest quantised value."""
 ZERO = 128  # values of tokens are shifted by it for torch's product, which wants them unsigned
 SMALLEST = 1e-30  # instead of the largest number of an output that is all zeros
+NOT_INSTALLED = (
+    "dtype='int8' needs Numba, which compiles its kernels: pip install \"millpond[cpu]\" "
+    "({reason}); or leave dtype at 'auto'"
+)
 NOT_HERE = (
     "dtype='int8' needs a CPU with VNNI or AMX instructions (x86) and a torch that uses them; "
     "choose another dtype, or leave it at 'auto'"
@@ -178,7 +182,10 @@ def _operators() -> Any:
 
 def check_int8() -> None:
     """Raise `InvalidOption`, saying what to do, where layers cannot run in int8."""
-    kernels()
+    try:
+        kernels()
+    except ImportError as error:
+        raise InvalidOption(NOT_INSTALLED.format(reason=error)) from error
     if not _is_exact():
         raise InvalidOption(NOT_HERE)
 
