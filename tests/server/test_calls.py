@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import fastapi
+import pytest
 import starlette
 import uvicorn
 from counted_calls import counted_calls
@@ -41,7 +42,16 @@ def test_a_request_costs_the_event_loop_few_calls() -> None:
     assert sum(of_others.values()) <= MOST_OF_OTHERS, of_others
 
 
-def test_a_request_leaves_nothing_for_the_garbage_collector() -> None:
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (BODY, 200),
+        (b"{", 400),
+        (b'{"input": ["a", 1]}', 400),
+        (b'{"input": "a", "model": "b"}', 404),
+    ],
+)
+def test_a_request_leaves_nothing_for_the_garbage_collector(body: bytes, status: int) -> None:
     requests = 20
 
     async def run(app: FastAPI) -> int:
@@ -50,8 +60,8 @@ def test_a_request_leaves_nothing_for_the_garbage_collector() -> None:
                 if turn == 2:
                     gc.collect()
                     gc.disable()
-                writer.write(post_bytes(BODY))
-                assert (await read_answer(reader))[0] == 200
+                writer.write(post_bytes(body))
+                assert (await read_answer(reader))[0] == status
             return gc.collect()
 
     with fake_app() as app:

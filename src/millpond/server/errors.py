@@ -152,7 +152,8 @@ class _ErrorResponse(Response):
     def __init__(self, error: ApiError, body: Mapping[str, Any]) -> None:
         # It escapes lone surrogates, which a client may send.
         super().__init__(json.dumps(body), error.status_code, dict(error.headers or {}))
-        self._error = error
+        # Its traceback would lead back here, and keep the request until a garbage collection.
+        self._error = error.with_traceback(None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"

@@ -79,7 +79,8 @@ async def ask(
             result = await result_or_disconnect(call, request.scope, request.receive)
         result.raise_for_errors()
     except (InvalidInput, TextFailed) as error:
-        raise ApiError.of(error, field) from error
+        # Its traceback would lead to the result, which has the error.
+        raise ApiError.of(error, field) from error.with_traceback(None)
     if tracing is not None:
         tracing.engine_call(submitted_ns, result.timings)
     return _answer(request, result)

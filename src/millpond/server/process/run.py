@@ -37,7 +37,7 @@ __all__ = ["DrainingServer", "ModelPlan", "run"]
 
 logger = logging.getLogger("millpond.server")
 
-OBJECTS_PER_COLLECTION = 50_000  # of several hundred requests in progress, and a few MB
+OBJECTS_PER_COLLECTION = 10_000  # of seventy requests in progress, and a few MB
 LAST_RESPONSES_S = 5.0  # for clients to read their responses, after the drain time
 
 
