@@ -320,9 +320,7 @@ def _blocks(sequences: PackedSequences, rows: int) -> list[tuple[int, PackedSequ
                 groups.append((start - first, fits, length))
                 start, count, taken = start + fits * length, count - fits, taken + fits * length
             if count:  # the block is full
-                found.append(
-                    (first, replace(sequences, groups=tuple(groups), blocks={}, divided={}))
-                )
+                found.append((first, sequences.among(groups)))
                 groups, first, taken = [], start, 0
     return [*found, (first, sequences.among(groups))]
 

@@ -70,10 +70,18 @@ class AttentionArguments(NamedTuple):
     next_thread: int = 0
 
 
+def _places(*names: str) -> list[int]:
+    return [AttentionArguments._fields.index(name) for name in names]
+
+
 COUNT = len(AttentionArguments._fields)
-QUERY, KEY, VALUE = 0, 3, 6
-HEADS, HEADS_A_KEY, SIZE, SCALING, WINDOW, STARTS, LENGTHS, PLACES = range(9, 17)
-SEQUENCES, LONGEST, QUERIES, OUT, ROOM, ROOM_BYTES, NEXT_HEAD, NEXT_THREAD = range(17, COUNT)
+QUERY, KEY, VALUE, OUT, ROOM = _places("query_at", "key_at", "value_at", "out_at", "room_at")
+STARTS, LENGTHS, PLACES = _places("starts_at", "lengths_at", "places_at")
+HEADS, HEADS_A_KEY, SIZE, SCALING, WINDOW = _places(
+    "heads", "heads_a_key", "size", "scaling", "window"
+)
+SEQUENCES, LONGEST, QUERIES = _places("sequences", "longest", "queries")
+ROOM_BYTES, NEXT_HEAD, NEXT_THREAD = _places("room_bytes", "next_head", "next_thread")
 
 # Rows that are a power of two apart would share few lines of the cache.
 MORE_SCORES, MORE_WEIGHTS = 16, 32
