@@ -20,6 +20,7 @@ from support.processor import own_processor
 TESTS = (
     "tests/runner/test_batch_invariance.py",
     "tests/behaviour/models/test_fidelity.py",
+    "tests/behaviour/models/test_long_texts_on_a_cpu.py",
     "tests/behaviour/models/test_prefixes_of_decoders.py",
     "tests/behaviour/test_same_bits.py",
     "tests/behaviour/kinds/test_sparse.py",
